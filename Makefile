@@ -1,0 +1,43 @@
+# make demo   environment, requirements, then a stitch of two shipped networks on the embedded digits
+# make test   the tests; those that need real data sets are skipped where these are absent
+# make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
+#
+# VENV=path reuses an environment, PYTHON=python3.12 chooses the interpreter of a new one.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
+
+.PHONY: demo test check lint format
+
+demo: $(VENV)/.demo-ready
+	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv
+
+test: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: $(VENV)/.dev-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/shellcheck --external-sources --source-path=container .ci/run container/*.sh
+
+format: $(VENV)/.dev-ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.demo-ready: requirements.txt requirements-plots.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-plots.txt
+	touch $@
+
+$(VENV)/.dev-ready: requirements.txt requirements-plots.txt requirements-dev.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,1 @@
+"""Model stitching and representation comparison; the scripts beside this package are its users."""

@@ -1,0 +1,26 @@
+"""Where the real data are, and which tests may run without them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needs = {"data": "DATASET_ROOT_PYTORCH", "reference": "REFERENCE_DIR"}
+    for item in items:
+        for marker, variable in needs.items():
+            if item.get_closest_marker(marker) and not os.environ.get(variable):
+                item.add_marker(pytest.mark.skip(reason=f"{variable} is not set"))
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference weights and numbers; use with the marker `reference`."""
+    return Path(os.environ["REFERENCE_DIR"])
+
+
+@pytest.fixture(scope="session")
+def numbers(reference: Path) -> dict:
+    return json.loads((reference / "numbers.json").read_text())
