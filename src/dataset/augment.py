@@ -1,0 +1,63 @@
+"""Random changes of training images, whole batches at a time; every image draws its own.
+
+Each function takes images (n, channels, height, width) in 0..255, uint8, and a CPU generator: the same seed
+gives the same images on every device.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def flip_and_crop(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
+    """Mirror left to right with probability 1/2, then crop at random from `padding` pixels of zeros all around."""
+    n, _, height, width = images.shape
+    top = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
+    left = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
+    mirrored = torch.rand((n, 1), generator=generator) < 0.5
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    pixels = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(n, 1, -1)
+    padded = F.pad(images, (padding,) * 4).flatten(2)
+    index = pixels.to(images.device).expand(-1, padded.shape[1], -1)
+    return padded.gather(2, index).view(images.shape)
+
+
+def affine(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate up to 5 degrees, scale by 0.9 to 1.1, shear up to 5 degrees; edges repeat outwards; float result."""
+    n = len(images)
+    angle, shear = (_uniform(n, -5.0, 5.0, generator) * math.pi / 180 for _ in range(2))
+    scale = _uniform(n, 0.9, 1.1, generator)
+    cos, sin, tan = angle.cos(), angle.sin(), shear.tan()
+    # output pixel -> input pixel, so the inverse of the scale; the shear acts before the rotation
+    matrix = torch.stack([cos, cos * tan - sin, sin, sin * tan + cos], 1).view(n, 2, 2) / scale.view(n, 1, 1)
+    return _sample(images, matrix, torch.zeros(n, 2))
+
+
+def rotate_and_crop(images: Tensor, generator: torch.Generator, *, size: int = 224) -> Tensor:
+    """Rotate up to 10 degrees around the centre and crop `size` x `size` at random; float result."""
+    n, _, height, width = images.shape
+    angle = _uniform(n, -10.0, 10.0, generator) * math.pi / 180
+    top = torch.randint(0, height - size + 1, (n,), generator=generator)
+    left = torch.randint(0, width - size + 1, (n,), generator=generator)
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
+    # the crop's centre, in the coordinates -1..1 of the rotated image
+    centre = torch.stack([(2 * left + size) / width - 1, (2 * top + size) / height - 1], 1)
+    shrink = torch.tensor([size / width, size / height])
+    offset = (rotation @ centre[:, :, None]).squeeze(2)
+    return _sample(images, rotation * shrink, offset, size=size)
+
+
+def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=generator) * (high - low) + low
+
+
+def _sample(images: Tensor, matrix: Tensor, offset: Tensor, *, size: int | None = None) -> Tensor:
+    n, channels, height, width = images.shape
+    theta = torch.cat([matrix, offset[:, :, None]], 2).to(images.device)
+    shape = [n, channels, size or height, size or width]
+    grid = F.affine_grid(theta, shape, align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,30 @@
+"""What is known about a data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from src.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSpec:
+    """One data set: what its images and labels are, and who reads and augments them.
+
+    `mean` and `std` normalise pixels scaled to 0..1, a value a channel. `read` gets the data root (None for an
+    embedded set) and whether the training images are wanted, and returns what `Split` needs of it.
+    """
+
+    name: str
+    folder: str
+    channels: int
+    classes: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    task: Task
+    root: str | None
+    read: Callable
+    augment: Callable[[Tensor, Generator], Tensor]
+    in_memory: bool = True

@@ -1,0 +1,69 @@
+"""What logits mean: exactly one label an image, or any number of them."""
+
+from abc import ABC, abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Task(ABC):
+    """How logits (images, classes) become losses, probabilities and predictions.
+
+    Targets are labels as the data set gives them, or probabilities of the shape of the logits (soft targets).
+    """
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss an image (and a label, for multi-label tasks), in nats; a scalar."""
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probability of each class, (images, classes)."""
+
+    @abstractmethod
+    def predictions(self, logits: Tensor) -> Tensor:
+        """Decisions in the form of the labels."""
+
+    @abstractmethod
+    def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
+        """Cross-entropy to given probabilities, averaged over images AND classes, in nats; a scalar."""
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Which decisions are right: booleans in the shape of the labels; their mean is the accuracy."""
+        return self.predictions(logits) == labels
+
+
+class SingleLabel(Task):
+    """One class an image: softmax, labels (images,) of class indices."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1)
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1)
+
+    def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
+        return F.cross_entropy(logits, probabilities) / logits.shape[1]
+
+
+class MultiLabel(Task):
+    """Independent yes/no attributes: sigmoid, labels (images, attributes) of 0.0 and 1.0, threshold 0.5."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def predictions(self, logits: Tensor) -> Tensor:
+        return (logits > 0).to(logits.dtype)
+
+    def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
+        return self.loss(logits, probabilities)
+
+
+SINGLE_LABEL = SingleLabel()
+MULTI_LABEL = MultiLabel()
