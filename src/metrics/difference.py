@@ -1,0 +1,89 @@
+"""Mean squared difference of two activations of one shape."""
+
+import torch
+from torch import Tensor
+
+from src.metrics.linalg import float64_device, live_features
+from src.metrics.moments import PIECE
+from src.metrics.rows import paired
+
+
+class Differences:
+    """Sum of squared differences of x and y: (rows, d), and mean and spread of each feature, in one float64 pass.
+
+    n: rows. total: the sum of squared differences. mean: (2, d) and squares: (2, d), centred sums of squares, of x
+    and y, merged batch by batch as in `PairedMoments`.
+    """
+
+    def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
+        self.device = float64_device(device)
+        self.n = 0
+        self.total = 0.0
+        self.mean, self.squares = (torch.zeros(2, d, dtype=torch.float64, device=self.device) for _ in range(2))
+
+    @torch.no_grad()
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add rows. Raise ValueError where the shapes differ or a value is not finite."""
+        if x.shape != y.shape:
+            raise ValueError(f"a difference needs equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
+        rows = max(1, PIECE // max(1, x.shape[1]))
+        for piece_x, piece_y in zip(x.split(rows), y.split(rows), strict=True):
+            if len(piece_x):
+                self._add(piece_x.to(self.device, torch.float64), piece_y.to(self.device, torch.float64))
+        if not self.total < float("inf"):
+            raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
+
+    def _add(self, x: Tensor, y: Tensor) -> None:
+        self.total += float((x - y).square().sum())
+        rows = len(x)
+        for index, side in enumerate((x, y)):
+            mean = side.mean(0)
+            delta = mean - self.mean[index]
+            self.squares[index] += (side - mean).square().sum(0) + delta.square() * (self.n * rows / (self.n + rows))
+            self.mean[index] += delta * (rows / (self.n + rows))
+        self.n += rows
+
+    def live(self) -> tuple[Tensor, Tensor]:
+        """Tell for each side which features vary at all: (d,) and (d,) boolean."""
+        live = live_features(self.squares, self.mean, self.n)
+        return live[0], live[1]
+
+
+def l2(x: Tensor, y: Tensor) -> float:
+    """Return the mean squared difference of x and y: (images, features), over all elements.
+
+    In [0, inf), in squared units of the activations; 0: equal. No invariance. Raise ValueError for unequal shapes.
+    """
+    return l2_of(differences_of(x, y))
+
+
+def l2_relative(x: Tensor, y: Tensor) -> float:
+    """Return the squared difference of x and y: (images, features) relative to the spread of y about its mean.
+
+    sum |x - y|^2 / sum |y - mean(y)|^2, the mean taken of each feature over images. In [0, inf); 0: equal; 1: x
+    predicts y no better than a constant does. No invariance, not symmetric; this is 1 - R2 of the identity map.
+    Raise ValueError for unequal shapes or a constant y.
+    """
+    return l2_relative_of(differences_of(x, y))
+
+
+def differences_of(x: Tensor, y: Tensor) -> Differences:
+    """Return the differences of x and y: (images, features)."""
+    x, y = paired(x.detach(), y.detach(), least=1)
+    differences = Differences(x.shape[1], x.device)
+    differences.update(x, y)
+    return differences
+
+
+def l2_of(differences: Differences) -> float:
+    """Return the mean squared difference."""
+    if differences.n == 0:
+        raise ValueError("no activations were seen: the data set is empty")
+    return differences.total / (differences.n * differences.mean.shape[1])
+
+
+def l2_relative_of(differences: Differences) -> float:
+    """Return the squared difference relative to the spread of y."""
+    if not differences.live()[1].any():
+        raise ValueError("the second representation is constant: its spread cannot be a unit")
+    return differences.total / float(differences.squares[1].sum())

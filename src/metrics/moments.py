@@ -1,0 +1,209 @@
+"""Means and sums of products of two paired activations, gathered in one pass, and the affine maps that follow."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.metrics.linalg import float64_device, live_features, unit_spectrum
+
+# Rows are converted to float64 in pieces of about this many numbers, so that a piece stays in the processor's cache.
+PIECE = 1 << 19
+
+
+def channels_last_rows(x: Tensor) -> Tensor:
+    """Make every position of every image a row: (n, c, h, w) -> (n * h * w, c); (n, c) stays as it is.
+
+    The result may be a transposed view: its channels, not its rows, are then contiguous, which is the cheaper copy.
+    """
+    if x.dim() == 2:
+        return x
+    if x.dim() != 4:
+        raise ValueError(f"expected (n, c, h, w) or (n, c), got shape {tuple(x.shape)}")
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return x.transpose(0, 1).reshape(x.shape[1], -1).T
+
+
+def flat_rows(x: Tensor) -> Tensor:
+    """Make every image a row: (n, c, h, w) -> (n, c * h * w); (n, c) stays as it is."""
+    if x.dim() < 2:
+        raise ValueError(f"expected (n, c, h, w) or (n, c), got shape {tuple(x.shape)}")
+    return x.flatten(1)
+
+
+class PairedMoments:
+    """Row count, means and centred sums of products of x: (rows, dx) and y: (rows, dy), in float64.
+
+    Batches are centred about their own mean and then merged (Chan, Golub and LeVeque 1983), so nothing
+    cancels, however large the means. Memory is O((dx + dy)^2), whatever the number of rows. The products are float64:
+    float32 sums of products lose every direction weaker than about 3e-4 of the strongest.
+
+    n: rows seen. mean_x: (dx,), mean_y: (dy,). xx: (dx, dx), xy: (dx, dy), yy: (dy, dy), centred, not divided by n.
+    """
+
+    def __init__(self, dx: int, dy: int, device: torch.device | str = "cpu") -> None:
+        self.device = float64_device(device)
+        self.n = 0
+        self.mean_x, self.mean_y = self._zeros(dx), self._zeros(dy)
+        self.xx, self.xy, self.yy = self._zeros(dx, dx), self._zeros(dx, dy), self._zeros(dy, dy)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.float64, device=self.device)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add rows. Raise ValueError where rows or features do not fit, or a value is not finite."""
+        expected = len(self.mean_x), len(self.mean_y)
+        if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or (x.shape[1], y.shape[1]) != expected:
+            raise ValueError(
+                f"expected x (rows, {expected[0]}) and y (rows, {expected[1]}) with equally many rows, "
+                f"got {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+        if len(x) == 0:
+            return
+        rows = max(512, PIECE // max(1, sum(expected)))
+        for piece_x, piece_y in zip(x.split(rows), y.split(rows), strict=True):
+            self._add(piece_x, piece_y)
+        if not torch.isfinite(self.xx.trace() + self.yy.trace()):
+            raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
+
+    def _add(self, x: Tensor, y: Tensor) -> None:
+        x, mean_x = _centred(x, self.device)
+        y, mean_y = _centred(y, self.device)
+        self.xx.addmm_(x.T, x)
+        self.xy.addmm_(x.T, y)
+        self.yy.addmm_(y.T, y)
+        self._shift(len(x), mean_x, mean_y)
+
+    def _shift(self, rows: int, mean_x: Tensor, mean_y: Tensor) -> None:
+        """Account for the distance between the means of the rows so far and of `rows` new ones."""
+        delta_x, delta_y = mean_x - self.mean_x, mean_y - self.mean_y
+        weight = self.n * rows / (self.n + rows)
+        if weight:
+            self.xx.addr_(delta_x, delta_x, alpha=weight)
+            self.xy.addr_(delta_x, delta_y, alpha=weight)
+            self.yy.addr_(delta_y, delta_y, alpha=weight)
+        self.n += rows
+        self.mean_x += delta_x * (rows / self.n)
+        self.mean_y += delta_y * (rows / self.n)
+
+    def live(self) -> tuple[Tensor, Tensor]:
+        """Tell for each side which features vary at all: (dx,) and (dy,) boolean."""
+        return (
+            live_features(self.xx.diagonal(), self.mean_x, self.n),
+            live_features(self.yy.diagonal(), self.mean_y, self.n),
+        )
+
+    def merge(self, other: "PairedMoments") -> None:
+        """Add the rows that another accumulator has seen."""
+        if other.xy.shape != self.xy.shape:
+            raise ValueError(f"cannot merge moments of sizes {tuple(other.xy.shape)} into {tuple(self.xy.shape)}")
+        if other.n == 0:
+            return
+        self.xx += other.xx.to(self.device)
+        self.xy += other.xy.to(self.device)
+        self.yy += other.yy.to(self.device)
+        self._shift(other.n, other.mean_x.to(self.device), other.mean_y.to(self.device))
+
+
+def _centred(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    exact = rows.to(device=device, dtype=torch.float64)
+    mean = exact.mean(0)
+    # A caller's float64 tensor comes back from .to() as itself: never change it.
+    return (exact - mean if exact is rows else exact.sub_(mean)), mean
+
+
+class Affine(NamedTuple):
+    """y = x w^T + b with w: (dy, dx) and b: (dy,), float64."""
+
+    w: Tensor
+    b: Tensor
+
+
+def _through_means(w: Tensor, moments: PairedMoments) -> Affine:
+    return Affine(w, moments.mean_y - w @ moments.mean_x)
+
+
+def _require_rows(moments: PairedMoments) -> None:
+    if moments.n == 0:
+        raise ValueError("no activations were seen: the data set is empty")
+
+
+def least_squares(moments: PairedMoments, ridge: float = 0.0) -> Affine:
+    """Fit y ~ x w^T + b by least squares; where several w do equally well, take the one of smallest norm.
+
+    `ridge` is added to the mean squared error as ridge * |w|^2 and does not touch b. Channels of x without variance
+    get weight 0. Weights are exact whatever the scale of each channel; a direction of x weaker than 3e-7 of the
+    strongest (channels at unit variance) counts as absent.
+    """
+    _require_rows(moments)
+    if ridge < 0:
+        raise ValueError(f"ridge {ridge} is negative")
+    w = moments.xy.new_zeros(moments.xy.T.shape)
+    gram = moments.xx
+    if ridge:
+        gram = gram + ridge * moments.n * torch.diag(moments.live()[0].to(gram))
+    values, vectors, null, scale, live = unit_spectrum(gram, moments.mean_x, moments.n)
+    scale = scale[:, None]
+    solution = vectors @ ((vectors.T @ (moments.xy[live] / scale)) / values[:, None]) / scale
+    if null.shape[1]:
+        # Directions that x does not have: scaled features made the solution small in their own units, not in x's.
+        absent = torch.linalg.qr(null / scale)[0]
+        solution = solution - absent @ (absent.T @ solution)
+    w[:, live] = solution.T
+    return _through_means(w, moments)
+
+
+def procrustes(moments: PairedMoments) -> Affine:
+    """Fit y - mean ~ (x - mean) w^T with an orthogonal w: orthonormal columns where dy >= dx, else orthonormal rows.
+
+    w maximises the inner product of the mapped x and y: for dy >= dx that is the least-squares optimum; for dy < dx it
+    is the optimum for y with dx - dy zero columns appended (Schönemann 1966; the shorter side padded).
+    """
+    _require_rows(moments)
+    return _through_means(orthogonal_factor(moments.xy.T), moments)
+
+
+def orthogonal_factor(matrix: Tensor) -> Tensor:
+    """Return the matrix with orthonormal rows or columns nearest to `matrix`, of its shape: U V^T of its U S V^T."""
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ vt
+
+
+def reduced_rank(matrix: Affine | Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factor the best rank-r approximation of a matrix (out, in) into left: (out, r) and right: (r, in).
+
+    Truncated singular value decomposition (Eckart and Young 1936), the singular values shared evenly by both factors.
+    """
+    matrix = matrix.w if isinstance(matrix, Affine) else matrix
+    limit = min(matrix.shape)
+    if not 1 <= rank <= limit:
+        raise ValueError(f"rank {rank} does not fit a {tuple(matrix.shape)} matrix; use --low-rank 1 to {limit}")
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * vt[:rank]
+
+
+def correlation(moments: PairedMoments) -> Tensor:
+    """Correlate every channel of y with every channel of x: (dy, dx) in [-1, 1]; exactly 0 where one does not vary."""
+    _require_rows(moments)
+    live_x, live_y = moments.live()
+    result = moments.xy.T / moments.yy.diagonal().sqrt()[:, None] / moments.xx.diagonal().sqrt()
+    both = live_y[:, None] & live_x
+    return torch.where(both, result.clamp(-1, 1), result.new_zeros(()))
+
+
+def r_squared(moments: PairedMoments, affine: Affine) -> float:
+    """Return the share of the variance of y that x w^T + b explains, all channels of y pooled.
+
+    1: every row exact; 0: no better than the mean of y; negative: worse. Raise ValueError where y does not vary.
+    """
+    _require_rows(moments)
+    if not moments.live()[1].any():
+        raise ValueError("R2 is undefined: the activations to explain are constant")
+    w, b = affine.w.to(moments.xy), affine.b.to(moments.xy)
+    total = moments.yy.trace()
+    explained = 2 * (w * moments.xy.T).sum() - ((w @ moments.xx) * w).sum()
+    offset = moments.mean_y - w @ moments.mean_x - b
+    return float((explained - moments.n * offset.square().sum()) / total)
