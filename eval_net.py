@@ -1,0 +1,51 @@
+"""Evaluate a trained network on ground truth labels."""
+
+import argparse
+from pathlib import Path
+
+from src import checkpoints, cli
+from src.config import choose_device
+from src.dataset import load_split
+from src.evaluation import evaluate
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(
+        "eval_net",
+        "Loss and accuracy of a trained network.",
+        "model_weights/Tiny10/Digits/in0-gn0/440.pt\nelsewhere/weights.pt -m tiny10 -d cifar10",
+    )
+    parser.add_argument("model_path", type=Path, metavar="WEIGHTS", help="weight file")
+    cli.add_model_names(parser, "-m", "--model")
+    cli.add_dataset_option(parser)
+    cli.add_split_options(parser)
+    cli.add_worker_option(parser)
+    cli.add_run_options(parser)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Evaluate, print and write; returns the result."""
+    device = choose_device(args.device)
+    checkpoint = checkpoints.load(args.model_path, model=args.model, dataset=args.dataset)
+    seeds = f"in{checkpoint.init_seed}-gn{checkpoint.gradient_seed}-" if checkpoint.init_seed is not None else ""
+    name = f"eval_net-{checkpoint.model}-{checkpoint.dataset}-{seeds}{args.model_path.stem}"
+    with cli.result_path(args, name) as path:
+        split = load_split(checkpoint.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
+        network = checkpoint.network.to(device)
+        scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
+        print(f"{checkpoint.model} on {checkpoint.dataset}, {args.dataset_type}, {len(split)} images")
+        print(f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}")
+        result = {"model": checkpoint.model, "dataset": checkpoint.dataset, "images": len(split), **scores}
+        cli.write_result(args, path, result)
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with cli.one_line_errors(debug=args.debug):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""List the layers of an architecture."""
+
+import argparse
+import math
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from src import cli
+from src.cut import heads, layer_names
+from src.dataset import DATASETS
+from src.models import build_model, folder_name
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(
+        "layer_info",
+        "List the layers of an architecture; one can cut and stitch at each of them.",
+        "resnet20_w3\nlenet -d mnist",
+    )
+    parser.add_argument("model", type=cli.model_name, help="architecture, such as tiny10 or resnet20_w3")
+    cli.add_dataset_option(parser, default="cifar10")
+    cli.add_run_options(parser)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> pd.DataFrame:
+    """Print and write the table of layers; returns it, a row a layer."""
+    spec = DATASETS[args.dataset]
+    network = build_model(args.model, channels=spec.channels, classes=spec.classes, size=spec.size)
+    with cli.result_path(args, f"layer_info-{args.model}-{args.dataset}") as path:
+        layers = describe_layers(network, torch.zeros(1, spec.channels, spec.size, spec.size))
+        print(f"{folder_name(args.model)} on {args.dataset}: images {spec.channels} x {spec.size} x {spec.size}")
+        print(layers.to_string(index=False, justify="left"))
+        print("stitch: channels, one map for all positions; features, one for all features; -, no layer to stitch at")
+        cli.write_result(args, path, {"layers": layers})
+    return layers
+
+
+def describe_layers(network: nn.Module, images: Tensor) -> pd.DataFrame:
+    """Index, name, kind, output shape (without the batch), parameters and way to stitch of each layer that runs."""
+    names = layer_names(network)
+    network.eval()
+    with torch.no_grad():
+        outputs = heads(network, names)(images)
+    rows = []
+    for index, (name, output) in enumerate(zip(names, outputs, strict=True)):
+        module = network.get_submodule(name)
+        shape = tuple(output.shape[1:])
+        rows.append(
+            {
+                "index": index,
+                "layer": name or "(all)",
+                "kind": type(module).__name__,
+                "output": " x ".join(map(str, shape)),
+                "numbers": math.prod(shape),
+                "parameters": sum(parameter.numel() for parameter in module.parameters()),
+                "stitch": {1: "features", 3: "channels"}.get(len(shape), "-") if name else "-",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with cli.one_line_errors(debug=args.debug):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

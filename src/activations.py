@@ -1,0 +1,33 @@
+"""One pass over images that feeds the activations of two networks to whoever accumulates them."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.dataset import Split
+from src.progress import bar
+
+BATCH_SIZE = 256
+
+# images -> output of a layer, (n, *shape)
+Head = nn.Module | Callable[[Tensor], Tensor]
+
+
+@torch.inference_mode()
+def feed(
+    heads: Sequence[Head],
+    split: Split,
+    consume: Callable[..., None],
+    *,
+    batch_size: int = BATCH_SIZE,
+    title: str = "",
+) -> None:
+    """Call consume(activation of the first head, of the second, ...) for each batch of the split, in its order.
+
+    All heads see the same batch, so rows of the activations always belong to the same image.
+    """
+    with bar(len(split), title, unit="image") as progress:
+        for images, _ in split.batches(batch_size):
+            consume(*(head(images) for head in heads))
+            progress.update(len(images))

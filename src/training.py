@@ -1,0 +1,196 @@
+"""The one training loop, for whole networks and for stitch layers."""
+
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from src.dataset import Split
+from src.files import atomic_write
+from src.progress import bar
+
+State = dict[str, Tensor]
+# (images, labels) -> (the loss to minimise, which decisions were right)
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": lambda parameters, lr, weight_decay: torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay),
+    "sgd": lambda parameters, lr, weight_decay: torch.optim.SGD(
+        parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train: epochs, images a batch, optimizer, learning rate and weight decay."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"{self.epochs} epochs; give 0 or more with --epochs")
+        if self.batch_size < 1:
+            raise ValueError(f"batch size {self.batch_size}; give 1 or more with --batch-size")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"learning rate {self.lr}; give a positive number with --lr")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(f"weight decay {self.weight_decay}; give 0 or more with --weight-decay")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose from {', '.join(sorted(OPTIMIZERS))}")
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0: a tenth after one third of them, a hundredth after two."""
+        thirds_passed = (3 * epoch >= self.epochs) + (3 * epoch >= 2 * self.epochs)
+        return self.lr * 0.1**thirds_passed
+
+
+@dataclass(slots=True)
+class History:
+    """What happened in training: a row an epoch, and copies of the trained state by iteration."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    snapshots: dict[int, State] = field(default_factory=dict)
+
+
+def fit(
+    trained: nn.Module,
+    split: Split,
+    objective: Objective,
+    *,
+    recipe: Recipe,
+    seed: int,
+    validate: Callable[[], dict[str, float]],
+    snapshot_every: int = 0,
+    after_step: Callable[[int], None] | None = None,
+    after_epoch: Callable[[History], None] | None = None,
+    resume_file: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    max_steps: int | None = None,
+    title: str = "training",
+) -> History:
+    """Train the parameters of `trained` that ask for gradients; return the history.
+
+    `seed` decides the order of the images and their augmentation. `validate` gives `loss` and `acc` after each epoch.
+    The history keeps a copy of the trained state at iteration 0 and at each multiple of `snapshot_every`
+    (0: no copies). With `resume_file` the state is kept there after each epoch, and training goes on from there if
+    the file exists: the result equals, bit for bit on one CPU, that of an uninterrupted run. `identity` says
+    what run the file belongs to. `max_steps` bounds the iterations of an epoch. Raises ValueError where
+    fewer images than one batch are left, where the file is another run's, and FloatingPointError for a loss that is
+    not finite.
+    """
+    steps = len(split) // recipe.batch_size
+    if steps == 0:
+        raise ValueError(f"batch size {recipe.batch_size} exceeds the {len(split)} training images; lower --batch-size")
+    steps = min(steps, max_steps or steps)
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    run = _Run(trained, optimizer, Generator().manual_seed(seed), Generator().manual_seed(seed + 1))
+    if resume_file and resume_file.is_file():
+        run.load(resume_file, identity or {})
+    elif snapshot_every:
+        run.take_snapshot(0)
+    with bar(recipe.epochs * steps, title, unit="batch", initial=len(run.history.epochs) * steps) as progress:
+        for epoch in range(len(run.history.epochs), recipe.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(epoch)
+
+            def step_done(step: int, epoch: int = epoch) -> None:
+                iteration = epoch * steps + step
+                if snapshot_every and iteration % snapshot_every == 0:
+                    run.take_snapshot(iteration)
+                if after_step:
+                    after_step(iteration)
+                progress.update()
+
+            row = _train_epoch(run, split, objective, recipe.batch_size, steps, epoch, step_done)
+            row |= {f"val_{key}": value for key, value in _renamed(validate()).items()}
+            run.history.epochs.append(row)
+            progress.set_postfix({key: f"{value:.4f}" for key, value in row.items()})
+            if resume_file:
+                run.save(resume_file, identity or {})
+            if after_epoch:
+                after_epoch(run.history)
+    return run.history
+
+
+def _renamed(scores: dict[str, float]) -> dict[str, float]:
+    return {"loss": scores["loss"], "accuracy": scores["acc"]}
+
+
+def _train_epoch(
+    run: "_Run",
+    split: Split,
+    objective: Objective,
+    batch_size: int,
+    steps: int,
+    epoch: int,
+    step_done: Callable[[int], None],
+) -> dict[str, float]:
+    run.trained.train()
+    total = torch.zeros(2, dtype=torch.float64)
+    batches = split.batches(batch_size, order=run.order, augment=run.augment, drop_last=True)
+    for step, (images, labels) in zip(range(1, steps + 1), batches, strict=False):
+        loss, correct = objective(images, labels)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in epoch {epoch + 1}, step {step} of {steps}; lower the rate with --lr"
+            )
+        run.optimizer.zero_grad()
+        loss.backward()
+        run.optimizer.step()
+        total += torch.stack([loss.detach(), correct.float().mean()]).double().cpu()
+        step_done(step)
+    mean_loss, accuracy = (total / steps).tolist()  # batches are of one size, so this is the mean over images
+    return {"train_loss": mean_loss, "train_accuracy": accuracy}
+
+
+@dataclass(slots=True)
+class _Run:
+    """Everything that changes during training, so everything that a resumed run needs."""
+
+    trained: nn.Module
+    optimizer: torch.optim.Optimizer
+    order: Generator
+    augment: Generator
+    history: History = field(default_factory=History)
+
+    def take_snapshot(self, iteration: int) -> None:
+        state = self.trained.state_dict()
+        self.history.snapshots[iteration] = {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def save(self, path: Path, identity: dict[str, Any]) -> None:
+        record = {
+            "identity": identity,
+            "trained": self.trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.get_state(),
+            "augment": self.augment.get_state(),
+            "history": asdict(self.history),
+        }
+        with atomic_write(path) as file:
+            torch.save(record, file)
+
+    def load(self, path: Path, identity: dict[str, Any]) -> None:
+        try:
+            record = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"cannot resume from {path}: {str(error).splitlines()[0]}") from None
+        for key in sorted(record["identity"].keys() | identity.keys()):
+            before, now = record["identity"].get(key), identity.get(key)
+            if before != now:
+                raise ValueError(f"cannot resume {path}: it was started with {key} {before}, not {now}")
+        self.trained.load_state_dict(record["trained"])
+        self.optimizer.load_state_dict(record["optimizer"])
+        self.order.set_state(record["order"])
+        self.augment.set_state(record["augment"])
+        self.history = History(**record["history"])

@@ -1,0 +1,164 @@
+"""Train a network on a data set."""
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from src import checkpoints, cli
+from src.config import choose_device
+from src.dataset import DATASETS, Split, load_split
+from src.evaluation import evaluate
+from src.files import atomic_write
+from src.models import build_model
+from src.training import OPTIMIZERS, History, Recipe, fit
+
+LOG_COLUMNS: tuple[str, ...] = ("train_accuracy", "train_loss", "val_accuracy", "val_loss")
+RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(
+        "train_model",
+        "Train a network; its weights land at <out>/<Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt.",
+        "-m tiny10 -d cifar10\n-m lenet -d mnist -e 12 -i 1 -g 1 --resume",
+    )
+    parser.add_argument("-m", "--model", type=cli.model_name, default="tiny10", help="architecture (tiny10)")
+    cli.add_dataset_option(parser, default="cifar10")
+    parser.add_argument("-i", "--init-noise", type=cli.natural, default=0, metavar="SEED", help="seed of weights (0)")
+    parser.add_argument(
+        "-g", "--gradient-noise", type=cli.natural, default=0, metavar="SEED", help="seed of batches, augmentation (0)"
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument("-e", "--epochs", type=cli.positive, default=300, metavar="N", help="(300)")
+    group.add_argument("-b", "--batch-size", type=cli.positive, default=128, metavar="N", help="images a batch (128)")
+    group.add_argument(
+        "-lr", "--lr", type=cli.positive_float, default=0.1, help="learning rate, x0.1 after 1/3 and 2/3 (0.1)"
+    )
+    group.add_argument("-wd", "--weight-decay", type=cli.natural_float, default=1e-4, help="(1e-4)")
+    group.add_argument("-opt", "--optimizer", choices=sorted(OPTIMIZERS), default="sgd", help="(sgd, Nesterov)")
+    group.add_argument(
+        "-s", "--save-frequency", type=cli.positive, default=10000, metavar="N", help="iterations between saves (10000)"
+    )
+    group.add_argument("--resume", action="store_true", help="go on with the same command's interrupted run")
+    cli.add_worker_option(group)
+    cli.add_run_options(parser, out_dir="snapshots")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Train, and return where the weights are with their scores and the training log."""
+    device = choose_device(args.device)
+    folder = checkpoints.weight_folder(args.out_dir, args.model, args.dataset, args.init_noise, args.gradient_noise)
+    resume_file = folder / "resume.pt"
+    refuse_existing(folder, resume_file, resume=args.resume, overwrite=args.overwrite)
+    recipe = Recipe(args.epochs, args.batch_size, args.optimizer, args.lr, args.weight_decay)
+    train, val = (load_split(args.dataset, s, device=device, num_workers=args.num_workers) for s in ("train", "val"))
+    network = initial_network(args.model, args.dataset, args.init_noise)
+    network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    name = f"train_model-{folder.parts[-3]}-{folder.parts[-2]}-{folder.parts[-1]}"
+    with cli.result_path(args, name, out_dir=Path("results")) as result_path:
+        history = train_network(network, train, val, args, recipe, folder, resume_file)
+        iteration = args.epochs * (len(train) // args.batch_size)
+        weights = save_weights(network, args, folder, iteration)
+        resume_file.unlink(missing_ok=True)
+        scores = evaluate(network, val)
+        print(f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}")
+        print(f"weights: {weights}")
+        result = {"weights": str(weights), "iteration": iteration, "val": scores, "log": history.epochs}
+        cli.write_result(args, result_path, result)
+    return result
+
+
+def refuse_existing(folder: Path, resume_file: Path, *, resume: bool, overwrite: bool) -> None:
+    if resume or not folder.is_dir():
+        return
+    if any(folder.glob("*.pt")) and not overwrite:
+        remedy = "--resume goes on, --overwrite starts anew" if resume_file.exists() else "give --overwrite or -o"
+        raise FileExistsError(f"{folder} holds a training already; {remedy}")
+    resume_file.unlink(missing_ok=True)
+
+
+def initial_network(model: str, dataset: str, seed: int) -> nn.Module:
+    """A network whose initial weights depend on the seed alone; torch's global generator is left as it was."""
+    spec = DATASETS[dataset]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(model, channels=spec.channels, classes=spec.classes, size=spec.size)
+
+
+def train_network(
+    network: nn.Module,
+    train: Split,
+    val: Split,
+    args: argparse.Namespace,
+    recipe: Recipe,
+    folder: Path,
+    resume_file: Path,
+) -> History:
+    task = train.spec.task
+
+    def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = network(images)
+        return task.loss(logits, labels), task.correct(logits, labels)
+
+    def save_at(iteration: int) -> None:
+        if iteration % args.save_frequency == 0:
+            save_weights(network, args, folder, iteration)
+
+    return fit(
+        network,
+        train,
+        objective,
+        recipe=recipe,
+        seed=args.gradient_noise,
+        validate=lambda: evaluate(network, val),
+        after_step=save_at,
+        after_epoch=lambda history: write_log(folder / "training_log.csv", history),
+        resume_file=resume_file,
+        identity=identity(args),
+        title=f"{folder.parts[-3]} on {folder.parts[-2]}",
+    )
+
+
+def identity(args: argparse.Namespace) -> dict:
+    """The arguments that decide the weights: a resumed run must agree in them."""
+    return {name: getattr(args, name) for name in ("model", "dataset", "init_noise", "gradient_noise", *RECIPE)}
+
+
+def save_weights(network: nn.Module, args: argparse.Namespace, folder: Path, iteration: int) -> Path:
+    path = folder / f"{iteration}.pt"
+    checkpoints.save(
+        path,
+        network,
+        model=args.model,
+        dataset=args.dataset,
+        init_seed=args.init_noise,
+        gradient_seed=args.gradient_noise,
+        iteration=iteration,
+        recipe={name: getattr(args, name) for name in RECIPE},
+    )
+    return path
+
+
+def write_log(path: Path, history: History) -> None:
+    """Rewrite training_log.csv, a row an epoch: whatever happens, the file holds whole rows only."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, LOG_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history.epochs)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with cli.one_line_errors(debug=args.debug):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
