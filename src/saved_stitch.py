@@ -1,0 +1,100 @@
+"""A result file of a stitch -> the two networks, cut, and the stitch between them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src import checkpoints, results
+from src.checkpoints import Checkpoint
+from src.stitching import Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
+
+STITCH_TYPES = ("before", "after", "ps_inv")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedStitch:
+    """A stitch of a result file between its two networks, on the CPU, in eval mode."""
+
+    front: Checkpoint
+    end: Checkpoint
+    front_layer: str
+    end_layer: str
+    pair: Pair
+    stitch: StitchLayer
+
+    @property
+    def name(self) -> str:
+        layers = f"{self.front_layer or 'output'} -> {self.end_layer or 'output'}"
+        return f"{self.front.model} -> {self.end.model}, {layers}"
+
+    @property
+    def dataset(self) -> str:
+        return self.front.dataset
+
+    @property
+    def weight_files(self) -> dict[str, Path]:
+        return {"front": self.front.path, "end": self.end.path}
+
+    @property
+    def network(self) -> StitchedNetwork:
+        stitched = self.pair.stitched(self.stitch)
+        stitched.eval()
+        return stitched
+
+
+def load_stitch(path: Path, stitch_type: str, *, front: Path | None = None, end: Path | None = None) -> SavedStitch:
+    """Read a stitch that stitch_nets.py, or its published ancestor, wrote.
+
+    `front` and `end` are where the weight files are now, if they have moved. Relative paths in the file are looked
+    for beside it, in the folders above it, and in the working folder. Raises FileNotFoundError for a missing file
+    and ValueError for a file that is no stitch, lacks the type, or was made with other weights.
+    """
+    content = results.read(path)
+    params, maps = (content.get(key) if isinstance(content, dict) else None for key in ("params", "trans_m"))
+    if not isinstance(params, dict) or not isinstance(maps, dict):
+        raise ValueError(f"{path} is no result of stitch_nets.py")
+    known = content.get("weights") or {"front": {}, "end": {}}
+    networks = {}
+    for role, moved in (("front", front), ("end", end)):
+        file = moved or _find(Path(params[f"{role}_model"]), path, role)
+        networks[role] = checkpoints.load(file, model=known[role].get("model"), dataset=params.get("dataset"))
+        if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
+            raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
+    pair = cut_pair(
+        networks["front"].network,
+        networks["end"].network,
+        params["front_layer"],
+        params["end_layer"],
+        networks["front"].sample,
+        flatten=params.get("flatten", False),
+        resize=params.get("resize", False),
+    )
+    arrays = _map_of_type(content, maps, stitch_type, path)
+    stitch = from_arrays(arrays, pair.geometry)
+    return SavedStitch(
+        **networks, front_layer=params["front_layer"], end_layer=params["end_layer"], pair=pair, stitch=stitch
+    )
+
+
+def _map_of_type(content: dict[str, Any], maps: dict[str, Any], stitch_type: str, path: Path) -> dict[str, Any]:
+    arrays = maps.get(stitch_type)
+    if not isinstance(arrays, dict) or not {"w", "b"} <= arrays.keys():
+        there = ", ".join(name for name in STITCH_TYPES if name in maps) or "none"
+        raise ValueError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
+    if stitch_type == "before" and "format" not in content:
+        # the published scripts kept a view: on a CPU their `before` is what training made of it
+        initial = (content.get("trans_history") or {}).get(0)
+        if initial and "transform.weight" in initial:
+            return {"w": initial["transform.weight"].detach().numpy(), "b": initial["transform.bias"].detach().numpy()}
+    return arrays
+
+
+def _find(wanted: Path, result: Path, role: str) -> Path:
+    if wanted.is_absolute():
+        places = [wanted]
+    else:
+        places = [folder / wanted for folder in (*result.resolve().parents, Path.cwd())]
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"the {role} network of {result} is not at {wanted}; say where it is: --{role}-model PATH")

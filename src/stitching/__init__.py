@@ -1,0 +1,27 @@
+"""Sewing two networks together."""
+
+from src.stitching.geometry import Geometry
+from src.stitching.inits import INITS
+from src.stitching.layer import MaskedStitch, StitchLayer, build_stitch, from_arrays
+from src.stitching.masks import MASKS
+from src.stitching.network import Pair, StitchedNetwork, cut_pair
+from src.stitching.objective import StitchObjective
+from src.stitching.options import check_options, check_sizes
+from src.stitching.targets import TARGETS
+
+__all__ = [
+    "INITS",
+    "MASKS",
+    "TARGETS",
+    "Geometry",
+    "MaskedStitch",
+    "Pair",
+    "StitchLayer",
+    "StitchObjective",
+    "StitchedNetwork",
+    "build_stitch",
+    "check_options",
+    "check_sizes",
+    "cut_pair",
+    "from_arrays",
+]
