@@ -131,7 +131,10 @@ def initial_stitch(pair: Pair, train: Split, args: argparse.Namespace) -> Stitch
         moments = paired_moments(pair, train, title="moments on train")
     affine = INITS[args.init].build(pair.geometry, generator, moments)
     mask = None if args.mask == "identity" else MASKS[args.mask].build(pair.geometry, generator, moments)
-    return build_stitch(affine, pair.geometry, mask=mask, rank=args.low_rank, orthogonal=args.orthogonal)
+    stitch = build_stitch(affine, pair.geometry, mask=mask, rank=args.low_rank, orthogonal=args.orthogonal)
+    if not stitch.matrix().any():
+        cli.notice(f"warning: --mask {args.mask} keeps no weight of --init {args.init}; all weights start at zero")
+    return stitch
 
 
 def paired_moments(pair: Pair, split: Split, *, title: str) -> PairedMoments:
@@ -168,7 +171,7 @@ def train_stitch(
         recipe=recipe,
         seed=args.seed,
         validate=lambda: evaluate(stitched, val),
-        snapshot_every=args.save_frequency * args.epochs,
+        snapshot_every=args.save_frequency * max(1, args.epochs),
         resume_file=resume_file,
         identity={key: value for key, value in cli.parameters(args).items() if key not in IRRELEVANT},
         max_steps=DEBUG_STEPS if args.debug else None,

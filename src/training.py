@@ -89,7 +89,7 @@ def fit(
     not finite.
     """
     steps = len(split) // recipe.batch_size
-    if steps == 0:
+    if steps == 0 and recipe.epochs:
         raise ValueError(f"batch size {recipe.batch_size} exceeds the {len(split)} training images; lower --batch-size")
     steps = min(steps, max_steps or steps)
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.toy import toy as toy
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = {"data": "DATASET_ROOT_PYTORCH", "reference": "REFERENCE_DIR"}

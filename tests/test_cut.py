@@ -1,0 +1,203 @@
+"""Cut networks equal whole ones with the layer's output replaced, and compute no more than that needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from src.cut import head, heads, layer_names, tail
+from src.models import build_model
+
+CASES = {"lenet": (1, 32), "dense": (1, 32), "tiny10": (3, 32), "nbn_tiny10": (3, 32), "resnet20_w1": (3, 32)}
+CASES |= {"inceptionv1": (3, 64), "inceptionv1_bn": (3, 64)}
+
+
+def network_and_images(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    channels, size = CASES[name]
+    network = build_model(name, channels=channels, classes=10, size=size).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as if trained: statistics that leave nothing as it was
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    return network, torch.randn(2, channels, size, size)
+
+
+@contextmanager
+def last_call(network: nn.Module, layer: str, images: Tensor, replacement: Tensor) -> Iterator[list[Tensor]]:
+    """The plain way: hook a layer and replace what its last call returns."""
+    total, calls, seen = count_calls(network, layer, images), 0, []
+
+    def hook(module, inputs, output):
+        nonlocal calls
+        calls += 1
+        if calls == total:
+            seen.append(output.clone())
+            return replacement
+
+    handle = network.get_submodule(layer).register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def count_calls(network: nn.Module, layer: str, images: Tensor) -> int:
+    calls = []
+    handle = network.get_submodule(layer).register_forward_hook(lambda *_: calls.append(1))
+    network(images)
+    handle.remove()
+    return len(calls)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_head_and_tail_equal_hooks_at_every_layer(name: str) -> None:
+    network, images = network_and_images(name)
+    layers = layer_names(network)
+    outputs = heads(network, layers)(images)
+    for layer, output in zip(layers, outputs, strict=True):
+        if "inception" in name and not layer.startswith(("mixed4a", "conv2d", "maxpool", "logits", "mixed5b")):
+            continue  # the other blocks are lines of the same table
+        replacement = output * 0.5 + 0.1
+        with last_call(network, layer, images, replacement) as seen:
+            expected = network(images)
+        assert_close(output, seen[0], rtol=1e-5, atol=1e-6)
+        assert_close(tail(network, layer)(replacement, images), expected, rtol=1e-5, atol=1e-6)
+        assert_close(head(network, layer)(images), seen[0], rtol=1e-5, atol=1e-6)
+
+
+def test_heads_and_tails_of_untouched_outputs_give_the_whole_network() -> None:
+    network, images = network_and_images("resnet20_w1")
+    for layer in ("layer2.0.relu", "layer2.0.bn1", "layer3.0.downsample", "layer1.1", "avgpool", ""):
+        assert_close(tail(network, layer)(head(network, layer)(images), images), network(images), rtol=0, atol=0)
+
+
+def test_the_tail_of_tiny10_runs_no_convolution_before_the_cut() -> None:
+    network, images = network_and_images("tiny10")
+    ran: list[str] = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    activation = head(network, "bn5")(images)
+    assert ran == ["conv1", "conv2", "conv3", "conv4", "conv5"]
+    ran.clear()
+    tail(network, "bn5")(activation, images)
+    assert ran == ["conv6", "conv7", "conv8"]
+
+
+def test_the_tail_of_inceptionv1_runs_no_convolution_before_the_cut() -> None:
+    network, _ = network_and_images("inceptionv1")
+    convolutions = [n for n, m in tail(network, "mixed4a").named_modules() if isinstance(m, nn.Conv2d)]
+    later = ("mixed4b", "mixed4c", "mixed4d", "mixed4e", "mixed5")
+    assert convolutions and all(name.startswith(later) for name in convolutions)
+
+
+def test_a_skip_connection_around_the_cut_is_computed_from_the_images() -> None:
+    network, images = network_and_images("resnet20_w1")
+    part = tail(network, "layer2.1.bn2")
+    activation = head(network, "layer2.1.bn2")(images)
+    assert not torch.equal(part(activation, images), part(activation, images.flip(0)))
+    assert "layer2.1.conv2" not in dict(part.named_modules())
+    assert "layer1.0.conv1" in dict(part.named_modules())
+
+
+def test_gradients_pass_the_tail_to_the_activation_only() -> None:
+    network, images = network_and_images("resnet20_w1")
+    network.requires_grad_(False)
+    activation = head(network, "layer2.0.add")(images).requires_grad_()
+    tail(network, "layer2.0.add")(activation, images).sum().backward()
+    assert activation.grad is not None and activation.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+class InPlace(nn.Module):
+    """Overwrites the output of its BatchNorm, and adds into a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.more, self.fc = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn(self.conv(images)))
+        y = self.more(x)
+        y += x
+        return self.fc(self.relu(y).mean((2, 3)))
+
+
+class Untraceable(InPlace):
+    """Decides by the values of its input, which no tracer can follow."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.sum() > 0 else images + 0.0)
+
+
+class SideEffect(InPlace):
+    """Calls an in-place operation for its effect alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.bn(self.conv(images))
+        self.relu(x)
+        return self.fc(self.more(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [InPlace, Untraceable, SideEffect])
+def test_in_place_operations_do_not_reach_the_layer_before_them(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network, images = kind().eval(), torch.randn(2, 3, 8, 8)
+    before_relu = network.bn(network.conv(images)).detach()  # type: ignore[operator]
+    assert before_relu.min() < 0
+    bn, relu = heads(network, ["bn", "relu"])(images)
+    assert_close(bn, before_relu)
+    assert relu.min() >= 0
+    assert_close(head(network, "bn")(images), before_relu)
+    part, activation = tail(network, "bn"), before_relu.clone()
+    assert_close(part(activation, images), network(images))
+    assert_close(part(activation, images), network(images))  # and the caller's tensor was not overwritten
+    assert torch.equal(activation, before_relu)
+
+
+@torch.no_grad()
+def test_hooks_are_gone_and_heads_stop_early_where_tracing_fails() -> None:
+    network, images = Untraceable().eval(), torch.randn(2, 3, 8, 8)
+    ran: list[int] = []
+    network.fc.register_forward_hook(lambda *_: ran.append(1))
+    part = head(network, "conv")
+    part(images)
+    part(images)
+    assert len(ran) == 1  # the first pass counts the calls of the layer, the second ends at its last
+    assert_close(tail(network, "relu")(network.relu(torch.zeros(2, 4, 6, 6)), images), network.fc(torch.zeros(2, 4)))
+    assert not network.conv._forward_hooks and not network.relu._forward_hooks
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    network, images = network_and_images("tiny10")
+    before, names = network(images), [name for name, _ in network.named_modules()]
+    head(network, "bn3"), tail(network, "bn3")
+    assert [name for name, _ in network.named_modules()] == names
+    assert torch.equal(network(images), before)
+
+
+def test_an_unknown_layer_is_refused_with_the_closest_names() -> None:
+    network, _ = network_and_images("resnet20_w1")
+    with pytest.raises(ValueError, match=r"no layer 'layer2.0.bn3'; close: .*layer2\.0\.bn"):
+        head(network, "layer2.0.bn3")
+
+
+def test_a_layer_that_never_runs_is_refused() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(2, 2), nn.Sigmoid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    assert layer_names(Idle()) == ["", "used"]
+    for cut in (head, tail):
+        with pytest.raises(ValueError, match="'idle' does not run"):
+            cut(Idle(), "idle")

@@ -1,0 +1,256 @@
+"""stitch_nets.py as users run it: every option alone and together, on files, and what it wrote."""
+
+import itertools
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.testing import assert_close
+
+import eval_stitch
+import stitch_nets
+from src import results
+from src.dataset import load_split
+from src.saved_stitch import load_stitch
+from src.stitching import INITS, MASKS
+
+WEIGHTS = Path(__file__).parent.parent / "model_weights" / "Tiny10" / "Digits"
+KINDS = {"full": [], "low-rank": ["--low-rank", "2"], "orthogonal": ["--orthogonal"], "flatten": ["--flatten"]}
+MATRIX = list(itertools.product(INITS, MASKS, KINDS))
+
+
+def stitch(front: str, end: str, front_layer: str, end_layer: str, *options: str) -> dict:
+    """Run the script and open what it wrote."""
+    stitch_nets.main([front, end, front_layer, end_layer, "--run-name", "r", "--overwrite", *options])
+    return results.read(Path("results/r") / f"{front_layer}-{end_layer}.pkl")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a refused command prints."""
+    with pytest.raises(SystemExit) as stop:
+        stitch_nets.main(list(arguments))
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+def is_allowed(init: str, mask: str, kind: str) -> bool:
+    restricted = kind in ("low-rank", "orthogonal")
+    return not (restricted and mask != "identity") and not (kind == "orthogonal" and init == "ones-zeros")
+
+
+@pytest.mark.parametrize(("init", "mask", "kind"), MATRIX)
+def test_every_combination_trains_and_reads_back(init, mask, kind, toy, monkeypatch, capsys) -> None:
+    end = "b3.pt" if INITS[init].needs_square else "b5.pt"
+    arguments = ["a3.pt", end, "bn1", "bn1", "-i", init, "-m", mask, *KINDS[kind], "-e", "1", "-b", "16", "--seed", "3"]
+    if not is_allowed(init, mask, kind):
+        assert "excludes" in refused(capsys, *arguments)
+        assert not list(toy.rglob("*.pkl"))
+        return
+    kept = []
+    original = stitch_nets.all_maps
+    monkeypatch.setattr(stitch_nets, "all_maps", lambda *a: kept.append(a) or original(*a))
+    result = stitch(*arguments)
+    pair, trained, _, val = kept[0]
+    first, last = result["trans_m"]["before"]["w"], result["trans_m"]["after"]["w"]
+    # a mask that keeps nothing of the init leaves zeros, which a ReLU behind them never lets go
+    assert not np.array_equal(first, last) or ("keeps no weight" in capsys.readouterr().err and not first.any())
+    images, _ = next(val.batches(len(val)))
+    path = toy / "results/r/bn1-bn1.pkl"
+    with torch.no_grad():
+        expected = pair.stitched(trained)(images)
+        assert_close(load_stitch(path, "after").network(images), expected, atol=1e-6, rtol=1e-6)
+    for kind_of_map, key in (("before", "before"), ("after", "trans")):
+        eval_stitch.main([str(path), kind_of_map, "--run-name", "e", "--overwrite"])
+        again = results.read(toy / f"results/e/eval_stitch-bn1-bn1-{kind_of_map}.pkl")
+        assert again["acc"] == result["model_results"][key]["acc"]
+        assert abs(again["loss"] - result["model_results"][key]["loss"]) < 1e-6
+
+
+def test_networks_stay_bit_identical_and_only_the_stitch_learns(toy, monkeypatch) -> None:
+    before, kept = {}, []
+    original = stitch_nets.train_stitch
+
+    def spy(pair, stitch, *rest):
+        for part in (pair.front_head, pair.end_tail):
+            before.update({id(part): {k: v.clone() for k, v in part.state_dict().items()}})
+        history = original(pair, stitch, *rest)
+        kept.extend([pair, stitch])
+        return history
+
+    monkeypatch.setattr(stitch_nets, "train_stitch", spy)
+    stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "3", "-b", "16", "--target-type", "soft_12", "--cka-reg", "0.1")
+    pair, trained = kept
+    for part in (pair.front_head, pair.end_tail):
+        after = part.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before[id(part)].items())
+        assert all(parameter.grad is None for parameter in part.parameters())
+    assert all(parameter.grad is not None for parameter in trained.parameters())
+
+
+def test_the_result_has_the_published_keys_and_opens_without_the_project(toy) -> None:
+    result = stitch("a3.pt", "b5.pt", "bn1", "bn1", "-i", "ps_inv", "-e", "2", "-b", "16", "-s", "2")
+    assert {"params", "trans_fit", "trans_history", "trans_m", "model_results", "hits", "m2_sim", "git"} <= set(result)
+    assert {"cka", "cka_frank", "cka_ps_inv", "l2", "l2_frank", "l2_ps_inv", "runner_code", "format"} <= set(result)
+    maps = result["trans_m"]
+    assert set(maps) == {"before", "after", "diff", "ps_inv", "ps_frank", "mask"}
+    assert all(value["w"].shape == (5, 3, 1, 1) and value["b"].shape == (5,) for value in maps.values())
+    assert_close(maps["diff"]["w"], maps["after"]["w"] - maps["before"]["w"])
+    assert_close(maps["ps_frank"]["b"], maps["ps_inv"]["b"] - maps["after"]["b"])
+    assert list(result["trans_history"]) == [0, 4]  # 3 batches an epoch; every 2 x 2 epochs
+    assert_close(result["trans_history"][0]["transform.weight"][:, :, None, None], maps["before"]["w"])
+    assert isinstance(result["trans_fit"], pd.DataFrame) and result["trans_fit"].shape == (2, 4)
+    assert set(result["model_results"]) >= {"front", "end", "trans", "ps_inv"}
+    assert result["l2"] is None  # 3 and 5 channels
+    for counts in result["hits"].values():
+        assert sum(counts.values()) == 48
+    hits = result["hits"]["m2_frank"]
+    assert (hits["rr"] + hits["rw"]) / 48 == result["model_results"]["end"]["acc"]
+    code = "import pickle, sys; print(sorted(pickle.load(open(sys.argv[1], 'rb')))); print('src' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, "results/r/bn1-bn1.pkl"], capture_output=True, text=True, check=True
+    )
+    assert "trans_m" in done.stdout and done.stdout.endswith("False\n")
+
+
+def test_equal_commands_give_equal_results(toy) -> None:
+    options = ("-i", "ps_inv", "-e", "2", "-b", "16")
+    first, second = (stitch("a3.pt", "b5.pt", "bn1", "bn1", *options) for _ in range(2))
+    other = stitch("a3.pt", "b5.pt", "bn1", "bn1", *options, "--seed", "1")
+    for provenance in ("git", "runner_code"):
+        first.pop(provenance), second.pop(provenance)
+    assert pickle.dumps(first) == pickle.dumps(second)
+    assert not np.array_equal(first["trans_m"]["after"]["w"], other["trans_m"]["after"]["w"])
+
+
+def test_features_flatten_and_resize_geometries(toy) -> None:
+    result = stitch("a3.pt", "b5.pt", "fc1", "fc1", "-i", "ps_inv", "-e", "1", "-b", "16")
+    assert result["trans_m"]["after"]["w"].shape == (5, 3)
+    result = stitch("a3.pt", "b5.pt", "pool", "fc1", "--flatten", "-e", "1", "-b", "16")
+    assert result["trans_m"]["after"]["w"].shape == (5, 12)
+    result = stitch("a3.pt", "b5.pt", "pool", "conv2", "--resize", "-e", "1", "-b", "16", "-i", "ps_inv")
+    assert result["trans_m"]["after"]["w"].shape == (5, 3, 1, 1)
+
+
+def test_a_perfect_stitch_is_found_exactly(toy) -> None:
+    result = stitch("a3.pt", "a3.pt", "bn1", "bn1", "-i", "ps_inv", "-e", "0")
+    scores = result["model_results"]
+    assert_close(result["trans_m"]["before"]["w"][:, :, 0, 0], np.eye(3, dtype="float32"), atol=1e-5, rtol=0)
+    assert scores["trans"]["acc"] == scores["end"]["acc"] and abs(scores["trans"]["loss"] - scores["end"]["loss"]) < 1e-5
+    assert result["m2_sim"]["after"]["same_class_out"] == 1 and result["hits"]["m2_frank"]["rw"] == 0
+    assert abs(result["cka_frank"] - 1) < 1e-6 and result["l2_frank"] < 1e-9 and result["l2"] == 0
+
+
+def test_training_lowers_the_loss_and_penalties_act(toy) -> None:
+    def trained(*options: str) -> dict:
+        return stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "12", "-b", "16", "-lr", "0.03", *options)
+
+    plain = trained()
+    assert plain["trans_fit"]["train_loss"].iloc[-1] < plain["trans_fit"]["train_loss"].iloc[0]
+    sparse, less_similar = trained("--l1", "20"), trained("--cka-reg", "5")
+    assert np.abs(sparse["trans_m"]["after"]["w"]).mean() < np.abs(plain["trans_m"]["after"]["w"]).mean() / 2
+    assert less_similar["cka_frank"] < plain["cka_frank"]
+    soft = trained("--target-type", "soft_2", "--temperature", "3")
+    assert not np.array_equal(soft["trans_m"]["after"]["w"], plain["trans_m"]["after"]["w"])
+    decayed = trained("-wd", "1", "--optimizer", "sgd")
+    assert np.abs(decayed["trans_m"]["after"]["w"]).mean() < np.abs(plain["trans_m"]["after"]["w"]).mean()
+
+
+def test_debug_runs_a_few_batches_and_says_so(toy) -> None:
+    result = stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "1", "-b", "4", "-s", "1", "--debug")
+    assert result["params"]["debug"] is True
+    assert max(result["trans_history"]) == stitch_nets.DEBUG_STEPS < 48 // 4
+
+
+def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch) -> None:
+    command = ("a3.pt", "b5.pt", "bn1", "bn1", "-i", "ps_inv", "-e", "4", "-b", "16")
+    whole = stitch(*command)
+    calls = []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **options)
+
+    evaluate = stitch_nets.evaluate
+    monkeypatch.setattr(stitch_nets, "evaluate", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        stitch_nets.main([*command, "--run-name", "s"])
+    assert stop.value.code == 130 and not Path("results/s/bn1-bn1.pkl").exists()
+    monkeypatch.setattr(stitch_nets, "evaluate", evaluate)
+    stitch_nets.main([*command, "--run-name", "s", "--resume"])
+    resumed = results.read(Path("results/s/bn1-bn1.pkl"))
+    assert [path.name for path in Path("results/s").iterdir()] == ["bn1-bn1.pkl"]
+    for name in ("trans_fit", "trans_history", "trans_m", "model_results"):
+        assert pickle.dumps(whole[name]) == pickle.dumps(resumed[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a3.pt", "b5.pt", "bn1", "bn2"], "Toy has no layer 'bn2'; close: bn1"),
+        (["a3.pt", "b5.pt", "bn1", "pool"], r"(3, 8, 8).*(5, 2, 2).*--flatten"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "-i", "eye"], "--init eye needs equal sizes"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "-r", "4"], "rank 4 exceeds 3"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "-r", "0"], "'0' is not a whole number above 0"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "--temperature", "0"], "'0' is not a number above 0"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "--temperature", "2"], "true labels have no temperature"),
+        (["a3.pt", "no.pt", "bn1", "bn1"], "no weight file no.pt"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "-b", "100"], "batch size 100 exceeds the 48 training images"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "--device", "cuda:7"], "cuda:7"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "-d", "mnist"], "a3.pt is for the dataset toy, not mnist"),
+        (["a3.pt", str(WEIGHTS / "in0-gn0/440.pt"), "bn1", "bn1"], "a3.pt for toy.*440.pt for digits"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "-lr", "1e30", "--optimizer", "sgd", "-b", "16"], "the loss is .* in epoch"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, toy, capsys) -> None:
+    import re
+
+    error = refused(capsys, *arguments)
+    pattern = message if "*" in message and "(" not in message else re.escape(message).replace(r"\.\*", ".*")
+    assert re.search(pattern, error), error
+    assert not list(toy.rglob("*.pkl"))
+
+
+def test_an_existing_result_is_refused_before_any_work(toy, capsys, monkeypatch) -> None:
+    stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "0")
+    capsys.readouterr()
+    content = Path("results/r/bn1-bn1.pkl").read_bytes()
+    monkeypatch.setattr(stitch_nets, "load_split", lambda *a, **k: pytest.fail("work was done"))
+    error = refused(capsys, "a3.pt", "b5.pt", "bn1", "bn1", "--run-name", "r")
+    assert "exists already; give --overwrite" in error
+    assert Path("results/r/bn1-bn1.pkl").read_bytes() == content
+
+
+def test_the_demo_networks_stitch(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    front, end = (str(WEIGHTS / seeds / "440.pt") for seeds in ("in0-gn0", "in1-gn1"))
+    result = stitch(front, end, "bn3", "bn3", "-i", "ps_inv", "-e", "1")
+    assert result["model_results"]["end"]["acc"] >= 0.97 and result["model_results"]["trans"]["acc"] >= 0.97
+    assert result["params"]["dataset"] is None and result["weights"]["front"]["dataset"] == "digits"
+    assert "ps_inv" in capsys.readouterr().out
+    assert len(load_split("digits", "val")) == sum(result["hits"]["m2_frank"].values())
+
+
+@pytest.mark.data
+@pytest.mark.reference
+def test_the_reference_pair_on_cifar10(reference, numbers, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = [str(reference / f"model_weights/Tiny10/CIFAR10/{seeds}/110000.pt") for seeds in ("in0-gn0", "in10-gn10")]
+    result = stitch(*weights, "bn3", "bn3", "-d", "cifar10", "-i", "ps_inv", "-e", "0")
+    published = numbers["stitch bn3 bn3, in0 -> in10"]
+    scores = result["model_results"]
+    assert abs(scores["ps_inv"]["acc"] - published["type ps_inv (fitted on val)"]["acc"]) < 2e-4
+    assert abs(scores["ps_inv"]["loss"] - published["type ps_inv (fitted on val)"]["loss"]) < 1e-4
+    train_fit = published["least squares fitted on train without augmentation"]["acc"]
+    assert abs(scores["before"]["acc"] - train_fit) < 2e-4 and scores["trans"] == scores["before"]
+    agreement = published["agreement of model 1 and model 2"]
+    for key in ("crossentropy", "same_class_out", "rel_acc"):
+        assert abs(result["m2_sim"]["m1"][key] - agreement[key]) < 2e-4, key
