@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "model_weights/Tiny10/Digits/in0-gn0/440.pt\nelsewhere/weights.pt -m tiny10 -d cifar10",
     )
     parser.add_argument("model_path", type=Path, metavar="WEIGHTS", help="weight file")
-    cli.add_model_names(parser, "-m", "--model")
+    cli.add_model_option(parser, "-m", "--model")
     cli.add_dataset_option(parser)
     cli.add_split_options(parser)
     cli.add_worker_option(parser)

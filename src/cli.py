@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +15,7 @@ import torch
 from src import checkpoints, results
 from src.checkpoints import Checkpoint
 from src.dataset import DATASETS, SPLITS
+from src.metrics import METRICS, Comparison, Health
 from src.models import canonical_name
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -43,17 +46,17 @@ def add_run_options(parser: argparse.ArgumentParser, *, out_dir: str = "results"
     group.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
-def add_model_names(parser: argparse.ArgumentParser, *flags: str) -> None:
-    """Options that name an architecture where neither a weight file nor its path does."""
-    for flag in flags:
-        parser.add_argument(flag, type=model_name, metavar="MODEL", help="architecture, if the weight file has none")
+def add_model_option(parser: argparse.ArgumentParser, *flags: str) -> None:
+    """An option that names an architecture where neither a weight file nor its path does."""
+    parser.add_argument(*flags, type=model_name, metavar="MODEL", help="architecture, if the weight file has none")
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     """Two weight files, and options that name their architectures where the files do not."""
     parser.add_argument("front_model", type=Path, metavar="front_weights", help="weight file of the first network")
     parser.add_argument("end_model", type=Path, metavar="end_weights", help="weight file of the second network")
-    add_model_names(parser, "--model1", "--model2")
+    add_model_option(parser, "--model1")
+    add_model_option(parser, "--model2")
 
 
 def add_stitch_arguments(parser: argparse.ArgumentParser, stitch_types: Sequence[str]) -> None:
@@ -64,6 +67,43 @@ def add_stitch_arguments(parser: argparse.ArgumentParser, stitch_types: Sequence
     )
     parser.add_argument("--front-model", type=Path, metavar="PATH", help="weights of the first network, if moved")
     parser.add_argument("--end-model", type=Path, metavar="PATH", help="weights of the second network, if moved")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """The measures to compute and how they look at activations."""
+    parser.add_argument("methods", nargs="+", choices=sorted(METRICS), metavar="method", help=", ".join(METRICS))
+    group = parser.add_argument_group("comparison")
+    group.add_argument(
+        "--view", choices=("images", "channels"), help="rows: images, or positions of channels (each method's usual)"
+    )
+    group.add_argument(
+        "-g", "--group-at", type=positive, metavar="N", help="average over groups of N images (exact over all)"
+    )
+
+
+def comparison_report(comparison: Comparison) -> tuple[str, dict[str, Any]]:
+    """Text for stdout, a line a measure and what stands behind it, and the same for the result file."""
+    values, health = comparison.result(), comparison.health()
+    lines = [f"{'method':14} {'view':9} {'value':>12}"]
+    for name, value in values.items():
+        lines.append(f"{name:14} {comparison.views[name]:9} {METRICS[name].number(value):12.6f}")
+    for view in health.values():
+        lines += _health_lines(view)
+    records = {view: asdict(record) for view, record in health.items()}
+    return "\n".join(lines), {"values": values, "views": dict(comparison.views), "health": records}
+
+
+def _health_lines(health: Health) -> list[str]:
+    facts = [f"{health.images} images", f"features {health.features[0]} and {health.features[1]}"]
+    if health.rank:
+        facts.append(f"rank {'at least ' * health.rank_is_bound}{health.rank[0]} and {health.rank[1]}")
+    facts.append(f"dead channels {health.dead_channels[0]} and {health.dead_channels[1]}")
+    if health.cka_bias is not None:
+        facts.append(f"biased - debiased CKA {health.cka_bias:.4f}")
+    return [
+        textwrap.fill(f"{health.view}: {', '.join(facts)}", 80, subsequent_indent="  "),
+        *(textwrap.fill(f"warning: {warning}", 80, subsequent_indent="  ") for warning in health.warnings),
+    ]
 
 
 def load_pair(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint]:

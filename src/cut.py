@@ -40,24 +40,30 @@ def heads(model: nn.Module, layers: Sequence[str]) -> nn.Module:
     return _assemble(model, graph)
 
 
-def tail(model: nn.Module, layer: str) -> nn.Module:
-    """The module (output of `layer`, images) -> logits.
+def tail(model: nn.Module, layer: str, until: str = "") -> nn.Module:
+    """The module (output of `layer`, images) -> logits, or -> output of the later layer `until`.
 
     Only what the given output does not determine is computed from the images: where no skip connection leads
-    around the layer, nothing of the network before it runs. Raises ValueError like `head`.
+    around the layer, nothing of the network before it runs. Raises ValueError like `head`, and where `until` does
+    not depend on `layer`.
     """
-    check_layers(model, [layer])
+    check_layers(model, [layer, until])
     trace = _trace(model)
     if trace is None:
-        return _HookedTail(model, layer)
+        return _HookedTail(model, layer, until)
     graph, outputs = trace
-    node = _find(outputs, layer)
+    node, last = _find(outputs, layer), _find(outputs, until)
     with graph.inserting_before(next(iter(graph.nodes))):
         activation = graph.placeholder("activation")
+    _output_node(graph).args = (last,)
     node.replace_all_uses_with(activation)
     if _overwrites(model, graph):
-        _copy_of(graph, activation)
-    return _assemble(model, graph)
+        for kept in (activation, last):
+            _copy_of(graph, kept)
+    module = _assemble(model, graph)
+    if not next(iter(module.graph.nodes)).users:
+        raise ValueError(f"the layer {until!r} does not depend on {layer!r}; name one that comes after it")
+    return module
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -202,24 +208,31 @@ class _HookedHeads(nn.Module):
 class _HookedTail(nn.Module):
     """Tail of a network that cannot be traced: the whole network runs, the layer's last output is exchanged."""
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
+    def __init__(self, model: nn.Module, layer: str, until: str) -> None:
         super().__init__()
         self.model = model
         self.layer = layer
+        self.until = until
         self.calls: int | None = None
 
     def forward(self, activation: Tensor, images: Tensor) -> Tensor:
         if self.calls is None:
             self.calls = self._count(images)
-        count = 0
+        count, result = 0, None
 
         def exchange(_: str, output: Tensor) -> Tensor | None:
             nonlocal count
             count += 1
             return activation.clone() if count == self.calls else None
 
-        with _hooks(self.model, [self.layer], exchange):
-            return self.model(images)
+        def capture(_: str, output: Tensor) -> None:
+            nonlocal result
+            result = output.clone()
+
+        with _hooks(self.model, [self.layer], exchange), _hooks(self.model, [self.until], capture):
+            self.model(images)
+        assert result is not None
+        return result
 
     @torch.no_grad()
     def _count(self, images: Tensor) -> int:

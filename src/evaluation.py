@@ -1,12 +1,12 @@
 """How well networks do their task, and how far two of them agree; every mean is over images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from src.activations import feed
+from src.activations import Head, feed
 from src.dataset import Split
 from src.metrics import Comparison
 from src.progress import bar
@@ -101,18 +101,41 @@ def similarity(
 
     `l2` is None for activations of different shapes; what is undefined, as the CKA of a constant, is NaN.
     """
-    geometry = pair.geometry
-    shape = geometry.front_shape if stitch is None else geometry.end_shape
-    names = ["cka", "l2"] if shape == geometry.end_shape else ["cka"]
-    comparison = Comparison(names, n_images=len(split), shape_x=shape, shape_y=geometry.end_shape, device=split.device)
 
     def front(images: Tensor) -> Tensor:
         activation = pair.front_head(images)
         return activation if stitch is None else stitch(activation)
 
-    feed((front, pair.end_head), split, comparison.update, batch_size=batch_size, title="comparing")
+    geometry = pair.geometry
+    shapes = geometry.front_shape if stitch is None else geometry.end_shape, geometry.end_shape
+    names = ["cka", "l2"] if shapes[0] == shapes[1] else ["cka"]
+    comparison = compare((front, pair.end_head), shapes, split, names, batch_size=batch_size)
     try:
         values = comparison.result()
     except ValueError:
         values = dict.fromkeys(names, float("nan"))
     return {"cka": values["cka"], "l2": values.get("l2")}
+
+
+def compare(
+    heads: tuple[Head, Head],
+    shapes: tuple[Sequence[int], Sequence[int]],
+    split: Split,
+    names: Sequence[str],
+    *,
+    view: str | None = None,
+    group: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Comparison:
+    """Show one pass over a split to a comparison by the named metrics; `shapes` are those of one image's outputs."""
+    comparison = Comparison(
+        names,
+        view,
+        n_images=len(split),
+        shape_x=shapes[0],
+        shape_y=shapes[1],
+        group=group,
+        device=split.device,
+    )
+    feed(heads, split, comparison.update, batch_size=batch_size, title="comparing")
+    return comparison

@@ -76,6 +76,18 @@ def test_heads_and_tails_of_untouched_outputs_give_the_whole_network() -> None:
         assert_close(tail(network, layer)(head(network, layer)(images), images), network(images), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("until", ["relu2", "bn5", "fc", "layer2.1.relu", "layer3.0.bn1"])
+def test_a_tail_until_a_later_layer_gives_its_output(until: str) -> None:
+    name, layer = ("resnet20_w1", "layer2.0.bn1") if "layer" in until else ("tiny10", "bn2")
+    network, images = network_and_images(name)
+    activation = head(network, layer)(images)
+    assert_close(tail(network, layer, until)(activation, images), head(network, until)(images), rtol=0, atol=0)
+    changed = tail(network, layer, until)(activation + 1, images)
+    assert not torch.equal(changed, head(network, until)(images))
+    with pytest.raises(ValueError, match="does not depend"):
+        tail(network, until, layer)
+
+
 def test_the_tail_of_tiny10_runs_no_convolution_before_the_cut() -> None:
     network, images = network_and_images("tiny10")
     ran: list[str] = []
@@ -159,6 +171,7 @@ def test_in_place_operations_do_not_reach_the_layer_before_them(kind: type[nn.Mo
     assert_close(part(activation, images), network(images))
     assert_close(part(activation, images), network(images))  # and the caller's tensor was not overwritten
     assert torch.equal(activation, before_relu)
+    assert_close(tail(network, "conv", "bn")(head(network, "conv")(images), images), before_relu)
 
 
 @torch.no_grad()
@@ -177,7 +190,8 @@ def test_hooks_are_gone_and_heads_stop_early_where_tracing_fails() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     network, images = network_and_images("tiny10")
     before, names = network(images), [name for name, _ in network.named_modules()]
-    head(network, "bn3"), tail(network, "bn3")
+    for cut in (head, tail):
+        cut(network, "bn3")
     assert [name for name, _ in network.named_modules()] == names
     assert torch.equal(network(images), before)
 

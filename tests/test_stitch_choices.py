@@ -127,7 +127,7 @@ ON |= {"temperature": 2.0}
 @pytest.mark.parametrize("line", EXCLUDED, ids=lambda line: f"{line[0]}-{line[1]}")
 def test_every_excluded_pair_is_refused_and_each_half_is_fine(line) -> None:
     first, second, reason = line
-    halves = [{option[0]: option[1]} if isinstance(option, tuple) else {option: ON[option]} for option in (first, second)]
+    halves = [dict([option]) if isinstance(option, tuple) else {option: ON[option]} for option in (first, second)]
     defaults = {"target_type": "soft_2", "init": "random"}
     with pytest.raises(ValueError, match=f"excludes.*{reason}"):
         check_options(defaults | halves[0] | halves[1])

@@ -1,0 +1,66 @@
+"""Compare the stitched representation of a result file with the end network's own."""
+
+import argparse
+from typing import Any
+
+import torch
+
+from src import cli
+from src.config import choose_device
+from src.dataset import load_split
+from src.evaluation import compare
+from src.saved_stitch import STITCH_TYPES, load_stitch
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(
+        "compare_frank_m2",
+        "How similar the stitched activation is to the end network's, at the stitched layer or a later one.",
+        "results/run1/bn3-bn3.pkl after cka\nresults/run1/bn3-bn3.pkl ps_inv cka l2 -l bn7",
+    )
+    cli.add_stitch_arguments(parser, STITCH_TYPES)
+    cli.add_method_arguments(parser)
+    parser.add_argument("-l", "--layer", help="layer of the end network to compare at (the stitched one)")
+    cli.add_split_options(parser)
+    cli.add_worker_option(parser)
+    cli.add_run_options(parser)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare, print and write; returns the result."""
+    device = choose_device(args.device)
+    saved = load_stitch(args.pickle_path, args.stitch_type, front=args.front_model, end=args.end_model)
+    for role, file in saved.weight_files.items():
+        cli.notice(f"{role}: {file}")
+    layer = saved.end_layer if args.layer is None else args.layer
+    stitched, end = (part.to(device) for part in saved.heads(layer))
+    with torch.no_grad():
+        shape = tuple(end(saved.end.sample.to(device)).shape[1:])
+    name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
+    with cli.result_path(args, name if args.layer is None else f"{name}-{layer or 'output'}") as path:
+        split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
+        comparison = compare(
+            (stitched, end),
+            (shape, shape),
+            split,
+            args.methods,
+            view=args.view,
+            group=args.group_at,
+            batch_size=args.batch_size,
+        )
+        text, result = cli.comparison_report(comparison)
+        print(f"{saved.name}, {args.stitch_type}, at {layer or 'output'}, on {saved.dataset}, {args.dataset_type}")
+        print(text)
+        cli.write_result(args, path, result)
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with cli.one_line_errors(debug=args.debug):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""compare_nets.py, compare_frank_m2.py, eval_net.py and layer_info.py as users run them."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import compare_frank_m2
+import compare_nets
+import eval_net
+import eval_stitch
+import layer_info
+import stitch_nets
+from src import checkpoints, results
+from src.cut import head
+from src.dataset import load_split
+from src.metrics import METRICS
+
+DIGITS = [
+    str(Path(__file__).parent.parent / f"model_weights/Tiny10/Digits/{seeds}/440.pt")
+    for seeds in ("in0-gn0", "in1-gn1")
+]
+
+
+def written(pattern: str) -> dict:
+    (path,) = Path("results").rglob(pattern)
+    return results.read(path)
+
+
+def activation(weights: str, layer: str, split: str) -> np.ndarray:
+    network = checkpoints.load(weights).network
+    with torch.no_grad():
+        parts = [head(network, layer)(images) for images, _ in load_split("digits", split).batches(100)]
+    return torch.cat(parts).numpy().astype(np.float64)
+
+
+def test_compare_nets_matches_a_plain_computation(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    compare_nets.main([*DIGITS, "bn3", "bn3", "digits", "cka", "l2"])
+    result = written("compare_nets-bn3-bn3.pkl")
+    x, y = (activation(weights, "bn3", "val").reshape(359, -1) for weights in DIGITS)
+    assert abs(result["values"]["l2"] - ((x - y) ** 2).mean()) < 1e-6
+    centre = np.eye(359) - 1 / 359
+    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    assert abs(result["values"]["cka"] - (k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum())) < 1e-6
+    printed = capsys.readouterr().out
+    assert f"{result['values']['cka']:.6f}" in printed and "biased - debiased CKA" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert result["health"]["images"]["images"] == 359
+
+
+def test_every_method_runs_alone_and_all_together(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [*DIGITS, "fc", "fc", "digits"]
+    compare_nets.main([*options, *METRICS, "-t", "train", "--run-name", "all"])
+    together = results.read(Path("results/all/compare_nets-fc-fc.pkl"))["values"]
+    for name in METRICS:
+        compare_nets.main([*options, name, "-t", "train", "-b", "77", "--run-name", name])
+        alone = results.read(Path(f"results/{name}/compare_nets-fc-fc.pkl"))["values"][name]
+        assert METRICS[name].number(alone) == pytest.approx(METRICS[name].number(together[name]), abs=1e-6)
+
+
+def test_views_and_groups(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [*DIGITS, "bn5", "bn5", "digits"]
+    compare_nets.main([*options, "cca", "cka", "--view", "channels", "--run-name", "c"])
+    assert set(results.read(Path("results/c/compare_nets-bn5-bn5.pkl"))["views"].values()) == {"channels"}
+    compare_nets.main([*options, "cka", "-g", "120", "--run-name", "g"])
+    assert "mean over groups" in " ".join(capsys.readouterr().out.split())
+    x, y = (activation(weights, "bn5", "val").reshape(359, -1) for weights in DIGITS)
+    expected = [
+        METRICS["cka"].of_rows(torch.tensor(x[a:b]), torch.tensor(y[a:b]))
+        for a, b in ((0, 120), (120, 240), (240, 359))
+    ]
+    grouped = results.read(Path("results/g/compare_nets-bn5-bn5.pkl"))["values"]["cka"]
+    assert grouped == pytest.approx(np.average(expected, weights=[120, 120, 119]), abs=1e-5)
+
+
+def test_refusals_are_one_line(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
+        ([*DIGITS, "bn5", "bn5", "digits", "cca"], "cca of 2592 features needs at least 2594 images.*--view channels"),
+        ([*DIGITS, "bn5", "bn6", "digits", "l2"], "l2"),
+        ([*DIGITS, "bn5", "bn5", "mnist", "cka"], "is for the dataset digits, not mnist"),
+        ([*DIGITS, "bn5", "bn5", "digits", "cosine"], "invalid choice: 'cosine'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            compare_nets.main(arguments)
+        captured = capsys.readouterr()
+        assert stop.value.code == 2 and captured.err.count("\n") == 1, captured.err
+        assert re.search(message, captured.err), captured.err
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_compare_frank_m2_agrees_with_the_stitch_result(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stitch_nets.main([*DIGITS, "bn3", "bn3", "-i", "ps_inv", "-e", "1", "--run-name", "s"])
+    path = Path("results/s/bn3-bn3.pkl")
+    stitched = results.read(path)
+    for kind, key in (("before", "before"), ("after", "frank"), ("ps_inv", "ps_inv")):
+        compare_frank_m2.main([str(path), kind, "cka", "l2", "--run-name", kind])
+        values = results.read(Path(f"results/{kind}/compare_frank_m2-bn3-bn3-{kind}.pkl"))["values"]
+        assert values["cka"] == pytest.approx(stitched[f"cka_{key}"], abs=1e-6)
+        assert values["l2"] == pytest.approx(stitched[f"l2_{key}"], rel=1e-5)
+    compare_frank_m2.main([str(path), "after", "l2", "-l", "fc"])
+    later = written("compare_frank_m2-bn3-bn3-after-fc.pkl")["values"]["l2"]
+    assert later > 0
+    with pytest.raises(SystemExit):
+        compare_frank_m2.main([str(path), "after", "l2", "-l", "bn1"])
+
+
+def test_layer_info_lists_what_runs(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    layer_info.main(["nbntiny10"])
+    layer_info.main(["resnet20_w2", "-d", "cifar100"])
+    table = written("layer_info-resnet20_w2-cifar100.pkl")["layers"].set_index("layer")
+    assert isinstance(table, pd.DataFrame)
+    assert table.loc["layer2.0.add", "output"] == "64 x 16 x 16" and table.loc["layer2.0.add", "stitch"] == "channels"
+    assert table.loc["fc", "output"] == "100" and table.loc["fc", "parameters"] == 128 * 100 + 100
+    assert "layer3.2.relu" in capsys.readouterr().out
+
+
+def test_eval_net_on_shipped_digits(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for weights in DIGITS:
+        eval_net.main([weights])
+    (first, _) = sorted(Path("results").rglob("eval_net-*.pkl"))
+    result = results.read(first)
+    assert result["acc"] >= 0.97 and result["images"] == 359 and "accuracy 99" in capsys.readouterr().out
+    plain = tmp_path / "plain.pt"
+    torch.save(checkpoints.load(DIGITS[0]).network.state_dict(), plain)
+    with pytest.raises(SystemExit):
+        eval_net.main([str(plain)])
+    assert "does not say its model" in capsys.readouterr().err
+    eval_net.main([str(plain), "-m", "tiny10", "-d", "digits", "--run-name", "p"])
+
+
+def test_moved_and_changed_weights(tmp_path, monkeypatch, capsys, toy) -> None:
+    stitch_nets.main(["a3.pt", "b5.pt", "bn1", "bn1", "-e", "1", "-b", "16", "--run-name", "s"])
+    Path("a3.pt").rename("moved.pt")
+    for arguments, code in (([], 2), (["--front-model", "moved.pt"], None), (["--front-model", "b3.pt"], 2)):
+        try:
+            eval_stitch.main(["results/s/bn1-bn1.pkl", "after", *arguments])
+        except SystemExit as stop:
+            assert stop.code == code and capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+        else:
+            assert code is None
+
+
+@pytest.mark.data
+@pytest.mark.reference
+class TestReference:
+    """Numbers that the published scripts gave; their float32 sums made each CKA a little too large (see README)."""
+
+    def test_eval_net(self, reference, numbers, tmp_path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for seeds, expected in numbers["eval_net Tiny10/CIFAR10"].items():
+            eval_net.main([str(reference / f"model_weights/Tiny10/CIFAR10/{seeds}/110000.pt"), "--run-name", seeds])
+            result = results.read(Path(f"results/{seeds}/eval_net-tiny10-cifar10-{seeds}-110000.pkl"))
+            assert abs(result["acc"] - expected["acc"]) < 1e-4 and abs(result["loss"] - expected["loss"]) < 1e-4
+
+    def test_eval_stitch(self, reference, numbers, tmp_path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        published = numbers["stitch bn3 bn3, in0 -> in10"]
+        for kind, key in (("after", "published_bn3-bn3.pkl, type after"), ("ps_inv", "type ps_inv (fitted on val)")):
+            eval_stitch.main([str(reference / "published_bn3-bn3.pkl"), kind, "--run-name", kind])
+            result = results.read(Path(f"results/{kind}/eval_stitch-published_bn3-bn3-{kind}.pkl"))
+            assert abs(result["acc"] - published[key]["acc"]) < 1e-4
+            assert abs(result["loss"] - published[key]["loss"]) < 1e-4
+
+    def test_compare_nets_and_the_float32_error_of_the_published_cka(self, reference, numbers, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        weights = [str(reference / f"model_weights/Tiny10/CIFAR10/in{i}-gn{i}/110000.pt") for i in (0, 10)]
+        compare_nets.main([*weights, "bn5", "bn5", "cifar10", "cka", "l2", "--run-name", "c"])
+        values = results.read(Path("results/c/compare_nets-bn5-bn5.pkl"))["values"]
+        published = json.loads((reference / "numbers.json").read_text())
+        published = published["compare_nets Tiny10 in0 in10, val, all 10000 images"]["bn5"]
+        assert values["l2"] == pytest.approx(published["l2"], abs=1e-5)
+        # float64 truth, by two other formulas: 0.8372354
+        assert values["cka"] == pytest.approx(0.8372354, abs=1e-6)
+        assert published["cka"] - values["cka"] == pytest.approx(0.00248, abs=1e-4)
