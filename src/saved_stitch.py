@@ -9,6 +9,7 @@ from torch import nn
 from src import checkpoints, results
 from src.checkpoints import Checkpoint
 from src.cut import head, tail
+from src.frozen import freeze
 from src.stitching import Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
 
 STITCH_TYPES = ("before", "after", "ps_inv")
@@ -47,8 +48,8 @@ class SavedStitch:
     def heads(self, layer: str | None) -> tuple[nn.Module, nn.Module]:
         """Images -> the stitched network's output, and the end network's own, at the stitched or a later layer."""
         layer = self.end_layer if layer is None else layer
-        part = tail(self.end.network, self.end_layer, layer)
-        return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), head(self.end.network, layer)
+        part = freeze(tail(self.end.network, self.end_layer, layer))
+        return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), freeze(head(self.end.network, layer))
 
 
 def load_stitch(path: Path, stitch_type: str, *, front: Path | None = None, end: Path | None = None) -> SavedStitch:

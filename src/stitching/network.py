@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from src.cut import head, tail
+from src.frozen import freeze
 from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
 
@@ -42,9 +43,10 @@ def cut_pair(
 
     Raises ValueError for unknown layers and for layers whose outputs cannot be stitched.
     """
-    for network in (front, end):
-        network.eval().requires_grad_(False)
-    parts = [cut(network, layer) for network, layer in ((front, front_layer), (end, end_layer)) for cut in (head, tail)]
+    cuts = (
+        (network, layer, cut) for network, layer in ((front, front_layer), (end, end_layer)) for cut in (head, tail)
+    )
+    parts = [freeze(cut(network, layer)) for network, layer, cut in cuts]
     with torch.no_grad():
         front_shape, end_shape = (tuple(part(sample).shape[1:]) for part in (parts[0], parts[2]))
     return Pair(*parts, geometry=Geometry(front_shape, end_shape, flatten=flatten, resize=resize))

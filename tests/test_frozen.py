@@ -1,0 +1,52 @@
+"""Frozen networks give what they gave, with fewer operations, and leave their donors as they were."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from src.cut import head, heads, tail
+from src.frozen import freeze
+from src.models import build_model
+
+
+def trained(name: str, size: int = 32) -> nn.Module:
+    torch.manual_seed(0)
+    network = build_model(name, channels=3, classes=10, size=size).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.weight, module.bias):
+                nn.init.normal_(tensor, 0.5, 0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return network
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("tiny10", "bn3"), ("tiny10", "conv3"), ("resnet20_w1", "layer2.0.add"), ("inceptionv1_bn", "mixed4a")],
+)
+@torch.no_grad()
+def test_folding_changes_nothing_but_the_work(name: str, layer: str) -> None:
+    network, images = trained(name), torch.randn(2, 3, 32, 32)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    front, end = head(network, layer), tail(network, layer)
+    activation = front(images)
+    logits = end(activation, images)
+    assert_close(freeze(front)(images), activation, rtol=1e-4, atol=1e-4 * float(activation.abs().max()))
+    assert_close(freeze(end)(activation, images), logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+    left = [m for part in (front, end) for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+    # a BatchNorm behind the cut has no convolution to be folded into
+    assert len(left) == (1 if layer.startswith("conv") else 0)
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in state.items())
+
+
+def test_an_activation_that_is_asked_for_is_not_folded_away() -> None:
+    network, images = trained("tiny10"), torch.randn(2, 3, 32, 32)
+    convolution, norm = heads(network, ["conv2", "bn2"])(images)
+    both = freeze(heads(network, ["conv2", "bn2"]))
+    assert_close(both(images), (convolution, norm), rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_parts_need_no_gradient_and_stay_in_eval_mode() -> None:
+    part = freeze(head(trained("tiny10"), "bn3"))
+    assert not part.training and not any(parameter.requires_grad for parameter in part.parameters())
