@@ -1,8 +1,9 @@
 """A weight file <-> a network, its architecture, its data set and its seeds."""
 
 import hashlib
-import pickle
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.dataset import DATASETS, DatasetSpec, canonical_dataset
-from src.files import atomic_write
+from src.files import parse_tensors, write_tensors
 from src.models import build_model, canonical_name, folder_name
 
 FORMAT = 1
@@ -71,10 +72,14 @@ def save(
         "gradient_seed": gradient_seed,
         "iteration": iteration,
         "recipe": recipe,
-        "state_dict": {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
+        "state_dict": {name: _plain(value) for name, value in network.state_dict().items()},
     }
-    with atomic_write(path) as file:
-        torch.save(record, file)
+    write_tensors(path, record)
+
+
+def _plain(value: Tensor) -> Tensor:
+    # a copy, since contiguous() keeps the odd strides that channels last gives to a single channel
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def load(path: Path | str, *, model: str | None = None, dataset: str | None = None) -> Checkpoint:
@@ -85,42 +90,41 @@ def load(path: Path | str, *, model: str | None = None, dataset: str | None = No
     Raises FileNotFoundError, or ValueError with one line on what is wrong or missing.
     """
     path = Path(path)
-    record = _read(path)
-    if "state_dict" in record:
-        known = {key: record.get(key) for key in _METADATA}
-        state = record["state_dict"]
-    else:
-        known, state = _facts_from_path(path), record
-    model = _agree(path, "model", known.pop("model"), model and canonical_name(model))
-    dataset = _agree(path, "dataset", known.pop("dataset"), dataset and canonical_dataset(dataset))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file {path}")
+    content = path.read_bytes()
+    known, state = _parse(path, content)
+    model = _agree(path, "model", known.pop("model"), model, canonical_name)
+    dataset = _agree(path, "dataset", known.pop("dataset"), dataset, canonical_dataset)
     spec = DATASETS[dataset]
     network = build_model(model, channels=spec.channels, classes=spec.classes, size=spec.size)
     _fill(network, state, f"{path} does not fit {model} on {dataset}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(network.eval(), model, dataset, path, sha256=digest, **known)
+    return Checkpoint(network.eval(), model, dataset, path, sha256=hashlib.sha256(content).hexdigest(), **known)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no weight file {path}")
+def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a weight file says of itself (or its path for it), None for what is unsaid; and its state dict."""
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is no weight file, or a damaged one: {reason}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds no state dict")
-    return dict(record)
+        record = parse_tensors(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is no weight file, or a damaged one: {error}") from None
+    state = record.get("state_dict", record) if isinstance(record, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    if state is record or "format" not in record:
+        return _facts_from_path(path), dict(state)
+    if record["format"] != FORMAT:
+        raise ValueError(f"{path} has the format {record['format']}, and this version reads {FORMAT}")
+    return {key: record.get(key) for key in _METADATA}, state
 
 
 def _facts_from_path(path: Path) -> dict[str, Any]:
     """What <Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt tells; None for each part that tells nothing."""
     facts: dict[str, Any] = dict.fromkeys(("model", "dataset", "init_seed", "gradient_seed"))
-    facts["iteration"] = int(path.stem) if path.stem.isdigit() else None
-    # the seeds' folder may be missing, so every folder of the path is asked, the nearest first
-    for folder in path.resolve().parts[-2::-1][:3]:
+    facts["iteration"] = int(path.stem) if path.stem.isdecimal() else None
+    # the seeds' folder may be missing, so every folder of the path is asked, the nearest first; links are not followed,
+    # since where they lead need not be named after a network
+    for folder in Path(os.path.abspath(path)).parts[-2::-1][:3]:
         if seeds := _SEEDS.fullmatch(folder):
             facts["init_seed"], facts["gradient_seed"] = (int(seed) for seed in seeds.groups())
         for key, canonical in (("model", canonical_name), ("dataset", canonical_dataset)):
@@ -131,7 +135,14 @@ def _facts_from_path(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _agree(path: Path, what: str, found: str | None, given: str | None) -> str:
+def _agree(path: Path, what: str, found: Any, given: str | None, canonical: Callable[[str], str]) -> str:
+    """The canonical name of the model or data set that a weight file and the user, or one of them, name."""
+    if found is not None:
+        try:
+            found = canonical(found)
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(f"{path} is for the {what} {found!r}, which is unknown here") from None
+    given = given and canonical(given)
     if found and given and found != given:
         raise ValueError(f"{path} is for the {what} {found}, not {given}")
     if not (found or given):
@@ -143,16 +154,19 @@ def _agree(path: Path, what: str, found: str | None, given: str | None) -> str:
 
 def _fill(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
     """Load a state dict; refuse another architecture's, other shapes or kinds, and values that are not finite."""
-    expected = network.state_dict()
-    for name in expected.keys() & state.keys():
-        if state[name].shape != expected[name].shape:
-            shapes = f"{tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
-            raise ValueError(f"{complaint}: {name} has the shape {shapes}")
-        if state[name].is_floating_point() != expected[name].is_floating_point():
-            raise ValueError(f"{complaint}: {name} is {state[name].dtype}, expected {expected[name].dtype}")
-        if not state[name].isfinite().all():
+    for name, wanted in network.state_dict().items():
+        if name not in state:
+            continue  # the network itself says below whether it can do without
+        value = state[name]
+        if value.shape != wanted.shape:
+            raise ValueError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_complex() or value.is_floating_point() != wanted.is_floating_point():
+            raise ValueError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
+        if not value.isfinite().all():
             raise ValueError(f"{complaint}: {name} holds values that are not finite")
     missing, unexpected = network.load_state_dict(state, strict=False)
     for names, what in ((missing, "missing"), (unexpected, "unexpected")):
         if names:
-            raise ValueError(f"{complaint}: {names[0]} is {what}" + f" and {len(names) - 1} more" * (len(names) > 1))
+            more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{complaint}: {names[0]} is {what}{more}")

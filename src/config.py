@@ -1,7 +1,7 @@
 """Where the data sets are and which device computes."""
 
 import os
-from io import StringIO
+import re
 from pathlib import Path
 
 import torch
@@ -17,19 +17,21 @@ def data_root(kind: str, config_file: Path = CONFIG_FILE) -> Path:
     Raises ValueError where neither names a folder.
     """
     variable = f"DATASET_ROOT_{kind.upper()}"
-    value = os.environ.get(variable) or _read(config_file).get(kind)
+    value = os.environ.get(variable, "").strip() or (_read(config_file).get(kind) or "").strip()
     if not value:
         raise ValueError(f"no folder for the {kind} data sets; set {kind} in {config_file} or {variable}")
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # ~somebody, whom this machine does not know
+        raise ValueError(f"no home folder for {value}; mend {kind} in {config_file} or {variable}") from None
 
 
 def _read(config_file: Path) -> dict[str, str | None]:
-    if not config_file.is_file():
-        return {}
-    lines = config_file.read_text(encoding="utf-8").splitlines()
-    # the section header is no dotenv syntax
-    assignments = [line for line in lines if not line.lstrip().startswith("[")]
-    return dotenv_values(stream=StringIO("\n".join(assignments)))
+    try:
+        # the section header is to dotenv a variable without a value; editors may have put a mark before it
+        return dotenv_values(config_file, encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{config_file} is no UTF-8 text") from None
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -38,14 +40,12 @@ def choose_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
-    if device.type not in ("cpu", "cuda", "mps"):
+    match = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name, re.ASCII)
+    if not match:
         raise ValueError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    # before torch.device sees the number: it takes cuda:256 for cuda:0
+    if name.startswith("cuda") and int(match[1] or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} asked for, but {torch.cuda.device_count()} GPUs found; try --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' asked for, but there is none; try --device cpu")
-    return device
+    return torch.device(name)

@@ -1,11 +1,18 @@
 """Files that are either whole or absent: write beside the target, then rename."""
 
+import fcntl
+import glob
+import io
 import os
-import socket
+import re
+import secrets
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import torch
 
 
 @contextmanager
@@ -17,15 +24,37 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    temporary = None
     try:
-        with temporary.open("wb") as file:
+        temporary, file = _open_temporary(path)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _publish(temporary, path, overwrite=overwrite)
+            _publish(temporary, path, overwrite=overwrite)
+    except OSError as error:
+        # users know their file, not our temporary one; a full disk names no file at all
+        if error.errno is None or error.filename not in (None, str(temporary or "")):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, locked for as long as it is open: the lock tells writers from their leftovers."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            file = temporary.open("xb")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        with suppress(OSError):  # a file system without locks: no one will remove anything there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # remove_leftovers of another process came between open and lock
 
 
 def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
@@ -41,27 +70,44 @@ def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
             if path.exists():
                 raise FileExistsError(f"{path} exists already; give --overwrite or another --run-name") from None
             temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
+    with suppress(OSError):  # some file systems cannot do it, and the file is in its place already
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files that killed writers of `path` on this machine left behind."""
-    host = socket.gethostname()
-    for leftover in path.parent.glob(f".{path.name}.{host}-*.tmp"):
-        pid = leftover.name[: -len(".tmp")].rpartition("-")[2]
-        if pid.isdigit() and not _is_running(int(pid)):
+    """Delete the temporary files that killed writers of `path` left behind."""
+    for leftover in path.parent.glob(glob.escape(f".{path.name}.") + "*.tmp"):
+        with suppress(OSError), leftover.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
             leftover.unlink(missing_ok=True)
 
 
-def _is_running(pid: int) -> bool:
+def write_tensors(path: Path, record: dict[str, Any]) -> None:
+    """Write tensors and built-in values with torch.save, atomically; raises OSError where that fails."""
+    content = io.BytesIO()
+    torch.save(record, content)  # not straight into the file: a full disk would come out as a RuntimeError of torch
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
+
+
+def parse_tensors(content: bytes) -> Any:
+    """What a file of torch.save holds, on the CPU, without running anything in it; ValueError if it is damaged."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other protocols, which the error below refuses anyway
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or cut file can make torch raise anything at all
+        raise ValueError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    """Torch's reason in a line, without its advice to load the file unsafely."""
+    if asked := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it asks for {asked[1]}, which no such file needs"
+    if isinstance(error, RuntimeError) and str(error):
+        return str(error).splitlines()[0]
+    return "it is cut, or torch did not write it"

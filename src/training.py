@@ -1,7 +1,6 @@
 """The one training loop, for whole networks and for stitch layers."""
 
 import math
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from src.dataset import Split
-from src.files import atomic_write
+from src.files import parse_tensors, write_tensors
 from src.progress import bar
 
 State = dict[str, Tensor]
@@ -84,9 +83,10 @@ def fit(
     The history keeps a copy of the trained state at iteration 0 and at each multiple of `snapshot_every`
     (0: no copies). With `resume_file` the state is kept there after each epoch, and training goes on from there if
     the file exists: the result equals, bit for bit on one CPU, that of an uninterrupted run. `identity` says
-    what run the file belongs to. `max_steps` bounds the iterations of an epoch. Raises ValueError where
-    fewer images than one batch are left, where the file is another run's, and FloatingPointError for a loss that is
-    not finite.
+    what run the file belongs to. `max_steps` bounds the iterations of an epoch. `after_epoch` is also called when
+    training goes on, since the interruption may have come before it. Raises ValueError where fewer images than one
+    batch are left, where the file is another run's, and FloatingPointError for a loss that is not finite: the resume
+    file is then that of the last epoch without one.
     """
     steps = len(split) // recipe.batch_size
     if steps == 0 and recipe.epochs:
@@ -97,6 +97,8 @@ def fit(
     run = _Run(trained, optimizer, Generator().manual_seed(seed), Generator().manual_seed(seed + 1))
     if resume_file and resume_file.is_file():
         run.load(resume_file, identity or {})
+        if after_epoch and run.history.epochs:
+            after_epoch(run.history)
     elif snapshot_every:
         run.take_snapshot(0)
     with bar(recipe.epochs * steps, title, unit="batch", initial=len(run.history.epochs) * steps) as progress:
@@ -114,6 +116,11 @@ def fit(
 
             row = _train_epoch(run, split, objective, recipe.batch_size, steps, epoch, step_done)
             row |= {f"val_{key}": value for key, value in _renamed(validate()).items()}
+            if not math.isfinite(row["val_loss"]):  # the last step's damage, which no training loss has shown
+                raise FloatingPointError(
+                    f"the validation loss is {row['val_loss']} after epoch {epoch + 1}, step {steps} of {steps}; "
+                    "lower the rate with --lr"
+                )
             run.history.epochs.append(row)
             progress.set_postfix({key: f"{value:.4f}" for key, value in row.items()})
             if resume_file:
@@ -177,20 +184,25 @@ class _Run:
             "augment": self.augment.get_state(),
             "history": asdict(self.history),
         }
-        with atomic_write(path) as file:
-            torch.save(record, file)
+        write_tensors(path, record)
 
     def load(self, path: Path, identity: dict[str, Any]) -> None:
+        broken = f"cannot resume from {path}: {{}}; without that file training starts anew"
         try:
-            record = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"cannot resume from {path}: {str(error).splitlines()[0]}") from None
+            record = parse_tensors(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(broken.format(error)) from None
+        if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
+            raise ValueError(broken.format("it is no state of a training"))
         for key in sorted(record["identity"].keys() | identity.keys()):
             before, now = record["identity"].get(key), identity.get(key)
             if before != now:
-                raise ValueError(f"cannot resume {path}: it was started with {key} {before}, not {now}")
-        self.trained.load_state_dict(record["trained"])
-        self.optimizer.load_state_dict(record["optimizer"])
-        self.order.set_state(record["order"])
-        self.augment.set_state(record["augment"])
-        self.history = History(**record["history"])
+                raise ValueError(f"cannot resume from {path}: it was started with {key} {before}, not {now}")
+        try:
+            self.trained.load_state_dict(record["trained"])
+            self.optimizer.load_state_dict(record["optimizer"])
+            self.order.set_state(record["order"])
+            self.augment.set_state(record["augment"])
+            self.history = History(**record["history"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(broken.format(f"it does not fit this training ({type(error).__name__})")) from None

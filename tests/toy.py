@@ -31,8 +31,8 @@ class Toy(nn.Module):
         return self.fc2(torch.tanh(self.fc1(self.flatten(self.pool(x)))))
 
 
-def read_toy(root: None, train: bool) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(int(train))
+def read_toy(root: None, split: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(int(split == "train"))
     labels = torch.arange(IMAGES) % CLASSES
     noise = torch.randint(0, 160, (IMAGES, 1, SIZE, SIZE), generator=generator)
     for image, label in zip(noise, labels, strict=True):  # each class brightens its own quarter

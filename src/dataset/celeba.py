@@ -1,57 +1,94 @@
 """CelebA's lists: the official text files, or the published scripts' train.csv and test.csv."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 ATTRIBUTES = 40
-TRAIN, TEST = 0, 2  # partitions of the official list; the published scripts evaluate on the test images
-_LISTS = ("list_attr_celeba.txt", "list_eval_partition.txt")
+# as in the published scripts `val` is the official test set, so the official validation set is `valid`
+_PARTITIONS = {"train": 0, "valid": 1, "val": 2}
+_CSV = {"train": "train.csv", "valid": "valid.csv", "val": "test.csv"}
+_LIST_FOLDERS = ("", "Anno", "Eval")  # beside the images, or as in the official download
+_IMAGE_FOLDERS = ("img_align_celeba", "Img/img_align_celeba", "img_align_celeba/img_align_celeba", "img", "Img", "")
 
 
-def read_celeba(root: Path, train: bool) -> tuple[list[Path], Tensor]:
+def read_celeba(root: Path, split: str) -> tuple[list[Path], Tensor]:
     """Image files of a split and their attributes (images, 40), 0.0 or 1.0.
 
-    `root` holds `img_align_celeba/` with the official lists, or with `train.csv` and `test.csv` (a column `img`
-    and 40 columns of -1 and 1). Raises FileNotFoundError for whatever is missing, ValueError for lists that do
-    not fit.
+    `root` holds the images and either the official lists or `train.csv` and `test.csv` (a column `img` and 40
+    columns of -1 and 1). Raises FileNotFoundError for whatever is missing, ValueError for lists that do not fit.
     """
-    attributes = _published(root, train) if (root / "train.csv").is_file() else _official(root, train)
+    published = any((root / name).is_file() for name in _CSV.values())
+    attributes = _read_published(root, split) if published else _read_official(root, split)
     if attributes.shape[1] != ATTRIBUTES:
         raise ValueError(f"the CelebA lists in {root} give {attributes.shape[1]} attributes instead of {ATTRIBUTES}")
-    folder = root / "img_align_celeba"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the CelebA images are missing: no folder {folder}")
-    files = [folder / Path(name).name for name in attributes.index]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} images of the CelebA list are missing, the first is {missing[0]}")
-    return files, torch.from_numpy((attributes.to_numpy() > 0).astype("float32"))
+    attributes = attributes.apply(pd.to_numeric, errors="coerce")
+    names = [str(name) for name in attributes.index]
+    right = attributes.isin([-1, 0, 1]).to_numpy().all(axis=1)
+    if not right.all():
+        wrong = names[int(right.argmin())]
+        raise ValueError(f"an attribute of {wrong} is neither 1 nor -1 in the CelebA lists in {root}")
+    return _find_images(root, names), torch.from_numpy((attributes.to_numpy() > 0).astype("float32"))
 
 
-def _official(root: Path, train: bool) -> pd.DataFrame:
-    for name in _LISTS:
-        if not (root / name).is_file():
-            raise FileNotFoundError(
-                f"no {name} in {root}; point celeba in config/default.env or DATASET_ROOT_CELEBA to the folder "
-                "with CelebA's lists and img_align_celeba/"
-            )
-    attributes = pd.read_csv(root / _LISTS[0], sep=r"\s+", skiprows=1)
-    partition = pd.read_csv(root / _LISTS[1], sep=r"\s+", names=["img", "part"])
-    chosen = pd.Index(partition["img"][partition["part"] == (TRAIN if train else TEST)])
+def _read_official(root: Path, split: str) -> pd.DataFrame:
+    attribute_file, partition_file = (
+        _find_list(root, name) for name in ("list_attr_celeba.txt", "list_eval_partition.txt")
+    )
+    with attribute_file.open(encoding="utf-8") as lines:
+        next(lines, "")  # the number of images
+        names = next(lines, "").split()
+    attributes = _table(attribute_file, sep=r"\s+", skiprows=2, names=["img", *names]).set_index("img")
+    partition = _table(partition_file, sep=r"\s+", names=["img", "part"])
+    chosen = pd.Index(partition["img"][partition["part"] == _PARTITIONS[split]])
     unknown = chosen[~chosen.isin(attributes.index)]
     if len(unknown):
-        raise ValueError(f"{len(unknown)} images of {root / _LISTS[1]} have no attributes, the first is {unknown[0]}")
+        raise ValueError(f"{len(unknown)} images of {partition_file} have no attributes, the first is {unknown[0]}")
     return attributes.loc[chosen]
 
 
-def _published(root: Path, train: bool) -> pd.DataFrame:
-    file = root / ("train.csv" if train else "test.csv")
+def _find_list(root: Path, name: str) -> Path:
+    for folder in _LIST_FOLDERS:
+        if (root / folder / name).is_file():
+            return root / folder / name
+    raise FileNotFoundError(
+        f"no {name} in {root}; point celeba in config/default.env or DATASET_ROOT_CELEBA to the folder with CelebA's "
+        "lists and img_align_celeba/, or try the embedded set: -d digits"
+    )
+
+
+def _read_published(root: Path, split: str) -> pd.DataFrame:
+    file = root / _CSV[split]
     if not file.is_file():
-        raise FileNotFoundError(f"no {file.name} in {root}, though there is a train.csv")
-    table = pd.read_csv(file)
+        raise FileNotFoundError(f"no {file.name} in {root}, which has other lists of the published scripts")
+    table = _table(file)
     if "img" not in table.columns:
         raise ValueError(f"{file} has no column img")
     return table.set_index("img").filter(regex=r"^(?!Unnamed)")
+
+
+def _table(file: Path, **options: Any) -> pd.DataFrame:
+    try:
+        return pd.read_csv(file, dtype={"img": str}, **options)
+    except ValueError as error:  # pandas' own errors are ValueErrors too, and name no file
+        raise ValueError(f"{file} is no list of CelebA images: {error}") from None
+
+
+def _find_images(root: Path, names: list[str]) -> list[Path]:
+    """The file of each name; a name may have folders, right ones or such as were right elsewhere."""
+    folders = [folder for folder in (os.path.join(root, name) for name in _IMAGE_FOLDERS) if os.path.isdir(folder)]
+    files, missing = [], []
+    for name in names:
+        places = [os.path.join(root, name), *(os.path.join(folder, os.path.basename(name)) for folder in folders)]
+        file = next(filter(os.path.isfile, places), None)
+        (missing if file is None else files).append(Path(file or name))
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} images of the CelebA list are missing, the first is {missing[0]}; "
+            f"they belong in {root / _IMAGE_FOLDERS[0]}"
+        )
+    return files

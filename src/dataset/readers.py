@@ -1,6 +1,11 @@
 """Whole data sets as one tensor of bytes: torchvision's small sets, and the embedded digits."""
 
+import contextlib
 import gzip
+import http.client
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +16,18 @@ import torchvision
 from torch import Tensor
 
 DIGITS_FILE = Path(__file__).with_name("digits.csv.gz")
+PATIENCE = 30  # seconds without a byte until a download has failed
 Arrays = tuple[Tensor, Tensor]
 
 
-def read_torchvision(kind: str, root: Path, train: bool, *, pad: int = 0) -> Arrays:
+def read_torchvision(kind: str, root: Path, split: str, *, pad: int = 0) -> Arrays:
     """Images (n, channels, height, width) uint8 and labels (n,) int64 of one of torchvision's sets.
 
     A set that is not below `root` is downloaded. `pad` adds rows and columns of zeros on all sides.
-    Raises FileNotFoundError, with the remedies, where it is neither there nor to be had.
+    Raises FileNotFoundError, with the remedies, where it is neither there nor to be had, and ValueError for files
+    that are cut.
     """
-    dataset = _open_torchvision(kind, root, train)
+    dataset = _open_torchvision(kind, root, split == "train")
     images = torch.as_tensor(np.asarray(dataset.data))
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     return F.pad(images, (pad,) * 4).contiguous(), torch.as_tensor(dataset.targets)
@@ -30,30 +37,54 @@ def _open_torchvision(kind: str, root: Path, train: bool) -> Any:
     reader = getattr(torchvision.datasets, kind)
     try:
         return reader(root, train=train)
-    except RuntimeError:  # torchvision's way to say that the files are absent or damaged
-        pass
-    existed = root.is_dir()
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if "not found" not in str(error):  # torchvision looks at the names of MNIST's files, not at what is in them
+            raise ValueError(
+                f"the files of {kind} in {root} are damaged ({_first_line(error)}); remove {root / kind}, and they "
+                "are downloaded again"
+            ) from None
     try:
-        return reader(root, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        _remove_empty_folders(root, kind, keep_root=existed)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with _no_empty_folders_left(root, kind), _on_stderr(), _patience(PATIENCE):
+            return reader(root, train=train, download=True)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise FileNotFoundError(
-            f"no {kind} in {root} and its download failed ({reason}); point pytorch in config/default.env or "
-            "DATASET_ROOT_PYTORCH to a folder that has it, or try the embedded set: -d digits"
+            f"no {kind} in {root} and its download failed ({_first_line(error)}); point pytorch in "
+            "config/default.env or DATASET_ROOT_PYTORCH to a folder that has it, or try the embedded set: -d digits"
         ) from None
 
 
-def _remove_empty_folders(root: Path, kind: str, *, keep_root: bool) -> None:
-    """Take back the folders that a failed download made."""
-    for folder in (root / kind / "raw", root / kind, *(() if keep_root else (root,))):
-        try:
-            folder.rmdir()
-        except OSError:  # absent, or something is in it
-            continue
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
 
 
-def read_digits(train: bool) -> Arrays:
+@contextlib.contextmanager
+def _no_empty_folders_left(root: Path, kind: str) -> Iterator[None]:
+    """Take back the folders that a failed download made, unless something is in them."""
+    made = [folder for folder in (root / kind / "raw", root / kind, root, *root.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _on_stderr() -> contextlib.AbstractContextManager:
+    return contextlib.redirect_stdout(sys.stderr)  # stdout is for results
+
+
+@contextlib.contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Torchvision sets no limit, and would wait for ever on a network that swallows what it is sent."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def read_digits(split: str) -> Arrays:
     """The 1,797 handwritten 8x8 digits of the UCI repository, (n, 1, 32, 32): every fifth image is for validation.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
@@ -61,7 +92,7 @@ def read_digits(train: bool) -> Arrays:
     with gzip.open(DIGITS_FILE, "rt") as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float32))
     held_out = torch.arange(len(table)) % 5 == 4
-    table = table[~held_out if train else held_out]
+    table = table[~held_out if split == "train" else held_out]
     images = table[:, :64].view(-1, 1, 8, 8) * (255 / 16)  # 17 grey levels, 0 to 16
     images = F.interpolate(images, scale_factor=4, mode="bilinear", align_corners=False)
     return images.round().to(torch.uint8), table[:, 64].long()

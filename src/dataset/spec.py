@@ -7,13 +7,15 @@ from torch import Generator, Tensor
 
 from src.task import Task
 
+SPLITS = ("train", "val")  # what every data set has
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
     """One data set: what its images and labels are, and who reads and augments them.
 
     `mean` and `std` normalise pixels scaled to 0..1, a value a channel. `read` gets the data root (None for an
-    embedded set) and whether the training images are wanted, and returns what `Split` needs of it.
+    embedded set) and the name of one of `splits`, and returns what `Split` needs of it.
     """
 
     name: str
@@ -28,3 +30,4 @@ class DatasetSpec:
     read: Callable
     augment: Callable[[Tensor, Generator], Tensor]
     in_memory: bool = True
+    splits: tuple[str, ...] = SPLITS

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
 from src.dataset.spec import DatasetSpec
@@ -44,7 +44,8 @@ class Split(ABC):
         """
         index = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
         stop = len(self) - len(self) % batch_size if drop_last else len(self)
-        for images, labels in self._read(index[:stop].split(batch_size)):
+        # split makes one empty batch of nothing
+        for images, labels in self._read(index[:stop].split(batch_size) if stop else ()):
             images = self._crop(images) if augment is None else self.spec.augment(images, augment)
             yield self._normalise(images), labels
 
@@ -89,26 +90,49 @@ class FolderSplit(Split):
         device: torch.device | str,
         num_workers: int | None,
     ) -> None:
-        super().__init__(spec, labels, torch.device(device))
+        super().__init__(spec, labels.to(device), torch.device(device))
         self.files = files
-        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.num_workers = min(8, _usable_cores()) if num_workers is None else num_workers
 
     def _read(self, indices: tuple[Tensor, ...]) -> Iterator[Batch]:
         loader = DataLoader(
             _Decoder(self.files),
-            batch_sampler=[index.tolist() for index in indices],
+            batch_size=None,  # an item of the decoder is a batch
+            sampler=[index.tolist() for index in indices],
             num_workers=min(self.num_workers, len(indices)),
             pin_memory=self.device.type == "cuda",
+            generator=Generator(),  # its own, so that torch's global one is left as it was
         )
-        for index, images in zip(indices, loader, strict=True):
-            yield images.to(self.device, non_blocking=True), self.labels[index].to(self.device)
+        for index, images in zip(indices, _batches_of(loader), strict=True):
+            yield images.to(self.device, non_blocking=True), self.labels[index.to(self.device)]
 
     def _crop(self, images: Tensor) -> Tensor:
         return v2.functional.center_crop(images, [self.spec.size] * 2)
 
 
-class _Decoder(torch.utils.data.Dataset):
-    """Files -> uint8 images (3, 256, 256): RGB, shorter side 256, centre."""
+def _usable_cores() -> int:
+    """Cores that this process may use: in a container, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _batches_of(loader: DataLoader) -> Iterator[Tensor]:
+    try:
+        for images in loader:
+            if isinstance(images, ValueError):
+                raise images
+            yield images
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # a worker was killed: no memory, or no shared memory in a container
+        reason = str(error).splitlines()[0]
+        raise OSError(f"a process that decodes images died ({reason}); lower --num-workers or --batch-size") from None
+
+
+class _Decoder(Dataset):
+    """Indices of files -> one uint8 batch (n, 3, 256, 256): RGB, shorter side 256, centre.
+
+    Returns a ValueError for an image that cannot be read: raised in a worker, it would arrive with a traceback in it.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -117,10 +141,16 @@ class _Decoder(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Tensor:
-        file = self.files[index]
+    def __getitem__(self, indices: list[int]) -> Tensor | ValueError:
         try:
-            image = torchvision.io.decode_image(str(file), mode=torchvision.io.ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise ValueError(f"cannot read the image {file}: {str(error).splitlines()[0]}") from None
-        return self.resize(image)
+            return torch.stack([self._decode(self.files[index]) for index in indices])
+        except ValueError as error:
+            return error
+
+    def _decode(self, file: Path) -> Tensor:
+        try:
+            image = pil_loader(file)  # RGB
+        except Exception as error:  # of many kinds, by format and damage
+            reason = "it is no image" if "cannot identify" in str(error) else getattr(error, "strerror", None) or error
+            raise ValueError(f"cannot read the image {file}: {reason}") from None
+        return self.resize(v2.functional.pil_to_tensor(image))

@@ -9,11 +9,9 @@ from src import config
 from src.dataset import augment
 from src.dataset.celeba import read_celeba
 from src.dataset.readers import read_digits, read_torchvision
-from src.dataset.spec import DatasetSpec
+from src.dataset.spec import SPLITS, DatasetSpec
 from src.dataset.split import FolderSplit, MemorySplit, Split
 from src.task import MULTI_LABEL, SINGLE_LABEL
-
-SPLITS = ("train", "val")
 
 
 def _torchvision(name: str, kind: str, **facts) -> DatasetSpec:
@@ -42,7 +40,7 @@ DATASETS: dict[str, DatasetSpec] = {
             std=(0.3241,),
             task=SINGLE_LABEL,
             root=None,
-            read=lambda root, train: read_digits(train),
+            read=lambda root, split: read_digits(split),
             augment=augment.affine,
         ),
         _torchvision("mnist", "MNIST", channels=1, classes=10, mean=(0.1307,), std=(0.3081,), augment=augment.affine),
@@ -64,6 +62,7 @@ DATASETS: dict[str, DatasetSpec] = {
             read=read_celeba,
             augment=augment.rotate_and_crop,
             in_memory=False,
+            splits=(*SPLITS, "valid"),
         ),
     )
 }
@@ -88,20 +87,20 @@ def load_split(
     device: torch.device | str = "cpu",
     num_workers: int | None = None,
 ) -> Split:
-    """Open the `train` or `val` images of a data set.
+    """Open the `train` or `val` images of a data set, or its `valid` ones where it has such (CelebA).
 
     `root` overrides the configured folder. In-memory sets live on `device`; `num_workers` processes decode the
     images of the others (None: one a core, at most 8). Raises ValueError for unknown names and
     FileNotFoundError, with the remedy, for data that are not there.
     """
     spec = DATASETS[canonical_dataset(name)]
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
+    if split not in spec.splits:
+        raise ValueError(f"{spec.name} has no split {split!r}; choose from {', '.join(spec.splits)}")
     if spec.root and root is None:
         root = config.data_root(spec.root)
-    images, labels = spec.read(root, split == "train")
+    images, labels = spec.read(root, split)
     if len(labels) == 0:
-        raise ValueError(f"the {split} split of {name} in {root} is empty")
+        raise ValueError(f"the {split} split of {spec.name} in {root} is empty")
     if spec.in_memory:
         return MemorySplit(spec, images.to(device), labels.to(device))
     return FolderSplit(spec, images, labels, device=device, num_workers=num_workers)
