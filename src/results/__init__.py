@@ -1,60 +1,24 @@
 """Result files: safe reading, atomic writing, and where each number came from.
 
-A result is a pickle of built-in containers, numpy arrays and pandas frames. Pickles can run code when they are
-opened; `read` opens them with an unpickler that knows only the handful of names that results are made of.
+A result is a pickle of built-in containers, numpy arrays and pandas frames, so that it opens anywhere. Pickles can run
+code when they are opened; `read` opens them without running anything (see `reader`).
 """
 
-import io
 import pickle
 import shlex
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
+import pandas as pd
 
 from src.files import atomic_write
+from src.results.reader import parse
 
 FORMAT = 1
-
-_BUILTINS = {"builtins": {"slice", "set", "frozenset", "complex", "bytearray"}, "collections": {"OrderedDict"}}
-_NUMPY = {"_core.multiarray": {"_reconstruct", "scalar"}, "_core.numeric": {"_frombuffer"}, "": {"ndarray", "dtype"}}
-_PANDAS = {
-    "pandas": {"DataFrame", "Series", "Index", "RangeIndex", "StringDtype"},
-    "pandas.arrays": {"StringArray"},
-    "pandas.core.frame": {"DataFrame"},
-    "pandas.core.series": {"Series"},
-    "pandas.core.indexes.base": {"_new_Index", "Index"},
-    "pandas.core.indexes.range": {"RangeIndex"},
-    "pandas.core.indexes.numeric": {"Int64Index", "Float64Index"},
-    "pandas.core.internals.managers": {"BlockManager", "SingleBlockManager"},
-    "pandas.core.internals.blocks": {"new_block"},
-    "pandas.core.arrays.string_": {"StringArray", "StringDtype"},
-    "pandas._libs.internals": {"_unpickle_block"},
-    "pandas._libs.arrays": {"__pyx_unpickle_NDArrayBacked"},
-}
-_TORCH = {"torch._utils": {"_rebuild_tensor_v2", "_rebuild_parameter"}, "torch.storage": {"_load_from_bytes"}}
-_ALLOWED = _BUILTINS | _PANDAS | _TORCH
-for _root in ("numpy", "numpy.core", "numpy._core"):
-    for _module, _names in _NUMPY.items():
-        suffix = _module.removeprefix("_core.")
-        _ALLOWED[f"{_root}.{suffix}" if suffix else _root] = _names
-
-
-class _SafeUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no result contains")
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage
-        return super().find_class(module, name)
-
-
-def _load_storage(content: bytes) -> Any:
-    """Stands in for torch's own function of this place, which would unpickle anything."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def read(path: Path | str) -> Any:
@@ -65,18 +29,42 @@ def read(path: Path | str) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no result file {path}")
-    content = path.read_bytes()
     try:
-        return _SafeUnpickler(io.BytesIO(content)).load()
-    except Exception as error:  # a hostile or cut file can make the unpickler raise anything at all
+        result = parse(path.read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # a hostile or cut file can raise anything at all
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # words of the file may be in it: no more of them than a line, and nothing that a terminal would obey
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:200])
         raise ValueError(f"cannot read {path} as a result: {reason}") from None
+    written_as = result.get("format", FORMAT) if isinstance(result, dict) else FORMAT
+    if not isinstance(written_as, int) or written_as != FORMAT:
+        raise ValueError(f"{path} has another format than {FORMAT}, the one that this version reads")
+    return result
 
 
 def write(path: Path, result: dict[str, Any], *, overwrite: bool) -> None:
     """Write a result atomically; raises FileExistsError where it exists and `overwrite` is false."""
     with atomic_write(path, overwrite=overwrite) as file:
-        pickle.dump({"format": FORMAT, **result}, file, protocol=4)
+        pickle.dump(_portable(result | {"format": FORMAT}), file, protocol=4)
+
+
+def _portable(value: Any) -> Any:
+    """The same with frames whose texts are plain objects: pandas' own kinds of text vary with its version."""
+    if isinstance(value, dict):
+        return {key: _portable(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_portable(part) for part in value)
+    if not isinstance(value, pd.DataFrame):
+        return value
+    texts = [name for name, kind in value.dtypes.items() if isinstance(kind, pd.StringDtype)]
+    frame = value.astype(dict.fromkeys(texts, object))
+    for axis in ("index", "columns"):
+        labels = getattr(frame, axis)
+        if isinstance(labels.dtype, pd.StringDtype):
+            setattr(frame, axis, labels.astype(object))
+    return frame
 
 
 def run_folder(out_dir: Path, run_name: str | None) -> Path:
@@ -112,3 +100,59 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+SETTINGS = (
+    *("front_model", "end_model", "front_layer", "end_layer", "init", "mask", "low_rank", "orthogonal", "flatten"),
+    *("target_type", "epochs", "seed"),
+)
+# our name -> the published key, or its ending
+STAGES = {"front": "front", "end": "end", "before": "before", "after": "trans", "ps_inv": "ps_inv"}
+ENDINGS = {"": "_frank", "_ps_inv": "_ps_inv"}
+
+
+def table(folder: Path | str) -> pd.DataFrame:
+    """A row for each result of stitch_nets.py below a folder, in the order of their paths.
+
+    Columns: run (the folder of the file), dataset, SETTINGS as in `params`, accuracy_<stage> (0 to 1) for the STAGES,
+    relative_accuracy (of after, to the end network's), agreement (share of equal decisions of after and end), cka and
+    l2 of after and the end network, the same for <...>_ps_inv, and path. What a file lacks is missing in its row.
+    Other results are passed over; files that cannot be read are listed in one warning. Raises FileNotFoundError where
+    there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    rows, unreadable = [], []
+    for path in sorted(folder.rglob("*.pkl")):
+        try:
+            result = read(path)
+            if isinstance(result, dict) and {"params", "trans_m", "model_results"} <= result.keys():
+                rows.append(_row(result, path))
+        except (ValueError, OSError) as error:
+            unreadable.append(str(error))
+        except (AttributeError, TypeError):
+            unreadable.append(f"{path} is no result of stitch_nets.py, though it has its keys")
+    if unreadable:
+        warnings.warn(f"{len(unreadable)} files left out: " + "; ".join(unreadable), stacklevel=2)
+    return pd.DataFrame(rows, columns=list(_row({}, Path())))
+
+
+def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    params, scores, similar = (result.get(key) or {} for key in ("params", "model_results", "m2_sim"))
+    after, ps_inv = (similar.get(name) or {} for name in ("after", "ps_inv"))
+    dataset = params.get("dataset") or (result.get("weights") or {}).get("front", {}).get("dataset")
+    numbers = {
+        **{f"accuracy_{stage}": (scores.get(key) or {}).get("acc") for stage, key in STAGES.items()},
+        "relative_accuracy": after.get("rel_acc"),
+        "agreement": after.get("same_class_out"),
+        "agreement_ps_inv": ps_inv.get("same_class_out"),
+        **{f"{name}{ours}": result.get(f"{name}{key}") for ours, key in ENDINGS.items() for name in ("cka", "l2")},
+    }
+    return {
+        "run": path.parent.name,
+        "dataset": dataset,
+        **{name: params.get(name) for name in SETTINGS},
+        **{name: float("nan" if value is None else value) for name, value in numbers.items()},
+        "path": str(path),
+    }
