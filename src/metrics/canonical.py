@@ -66,7 +66,7 @@ def svcca(x: Tensor, y: Tensor) -> float:
     """Compare x: (images, dx) and y: (images, dy) by mean CCA of the principal directions with 99% of the variance.
 
     In [0, 1]. Invariant to rotation, reflection, one common scale and translation. Raise ValueError where a side is
-    constant or images are too few for the directions that remain.
+    constant or the directions that remain on both sides together are more than images - 2.
     Source: Raghu et al. 2017, "SVCCA: Singular Vector Canonical Correlation Analysis", section 2.
     """
     x, y = paired(x.detach(), y.detach())
@@ -74,8 +74,8 @@ def svcca(x: Tensor, y: Tensor) -> float:
     for rows, name in ((x, "first"), (y, "second")):
         u, s, vt = torch.linalg.svd(unit(rows.double(), name), full_matrices=False)
         kept = _principal(s.square())
-        require_images(len(x), kept, "svcca")
         sides.append((u[:, :kept], s[:kept, None] * vt[:kept]))
+    _require_free(len(x), sides[0][0].shape[1], sides[1][0].shape[1])
     return mean_cca_of(Bases(sides[0][0].T @ sides[1][0], sides[0][1]))
 
 
@@ -114,8 +114,13 @@ def svcca_of_moments(moments: PairedMoments) -> float:
     """Return svcca from sums of products."""
     require_varying(*moments.live())
     whiten_x, whiten_y = _principal_whitening(moments.xx), _principal_whitening(moments.yy)
-    require_images(moments.n, max(whiten_x.shape[1], whiten_y.shape[1]), "svcca")
+    _require_free(moments.n, whiten_x.shape[1], whiten_y.shape[1])
     return mean_cca_of(Bases(whiten_x.T @ moments.xy @ whiten_y, whiten_x.T @ moments.xx))
+
+
+def _require_free(n: int, kept_x: int, kept_y: int) -> None:
+    # Where both sides' directions together outnumber images, some correlations are 1 whatever the data.
+    require_images(n, kept_x + kept_y, "svcca (principal directions of both sides together)")
 
 
 def _principal_whitening(gram: Tensor) -> Tensor:

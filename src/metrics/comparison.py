@@ -49,11 +49,9 @@ class Comparison:
         self.metrics = [_metric(name) for name in dict.fromkeys(names)]
         self.shapes = tuple(shape_x), tuple(shape_y)
         self.n_images, self.group, self.seen = n_images, group, 0
-        # Where an image has a single position, channels and images are the same rows.
-        single = all(math.prod(shape[1:]) == 1 for shape in self.shapes)
-        self.views = {metric.name: "images" if single else metric.view(view) for metric in self.metrics}
+        self.views = {metric.name: view_of(metric, view, *self.shapes) for metric in self.metrics}
         for metric in self.metrics:
-            _check(metric, self.views[metric.name], n_images, *self.shapes)
+            check_metric(metric, self.views[metric.name], n_images, *self.shapes)
         self._values: dict[str, Any] | None = None
         self._biases: dict[str, float | None] = {}
         self._build(device)
@@ -176,7 +174,15 @@ def _moment_entries(dx: int, dy: int) -> int:
     return dx * dx + dx * dy + dy * dy
 
 
-def _check(metric: Metric, view: str, n: int, shape_x: tuple[int, ...], shape_y: tuple[int, ...]) -> None:
+def view_of(metric: Metric, asked: str | None, shape_x: tuple[int, ...], shape_y: tuple[int, ...]) -> str:
+    """Return the view of a metric for activations of these shapes, given the one asked for, if any."""
+    # Where an image has a single position, channels and images are the same rows.
+    single = math.prod(shape_x[1:]) == math.prod(shape_y[1:]) == 1
+    return "images" if single else metric.view(asked)
+
+
+def check_metric(metric: Metric, view: str, n: int, shape_x: tuple[int, ...], shape_y: tuple[int, ...]) -> None:
+    """Raise ValueError for a metric that these shapes, or so few images, do not allow."""
     if metric.same_shape and shape_x != shape_y:
         raise ValueError(f"{metric.name} needs activations of one shape, got {shape_x} and {shape_y}")
     if view == "channels" and shape_x[1:] != shape_y[1:]:

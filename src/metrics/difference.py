@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.linalg import float64_device, live_features
-from src.metrics.moments import PIECE
-from src.metrics.rows import paired
+from src.metrics.rows import float64_pieces, paired
 
 
 class Differences:
@@ -26,10 +25,10 @@ class Differences:
         """Add rows. Raise ValueError where the shapes differ or a value is not finite."""
         if x.shape != y.shape:
             raise ValueError(f"a difference needs equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
-        rows = max(1, PIECE // max(1, x.shape[1]))
-        for piece_x, piece_y in zip(x.split(rows), y.split(rows), strict=True):
-            if len(piece_x):
-                self._add(piece_x.to(self.device, torch.float64), piece_y.to(self.device, torch.float64))
+        if len(x) == 0:
+            return
+        for piece_x, piece_y in zip(float64_pieces(x, self.device), float64_pieces(y, self.device), strict=True):
+            self._add(piece_x, piece_y)
         if not self.total < float("inf"):
             raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
@@ -39,7 +38,7 @@ class Differences:
         for index, side in enumerate((x, y)):
             mean = side.mean(0)
             delta = mean - self.mean[index]
-            self.squares[index] += (side - mean).square().sum(0) + delta.square() * (self.n * rows / (self.n + rows))
+            self.squares[index] += side.sub_(mean).square_().sum(0) + delta.square() * (self.n * rows / (self.n + rows))
             self.mean[index] += delta * (rows / (self.n + rows))
         self.n += rows
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from src.metrics.linalg import float64_device, require_varying
-from src.metrics.moments import PIECE, PairedMoments
+from src.metrics.moments import PairedMoments
+from src.metrics.rows import float64_pieces, piece_rows
 
-# Side of one block of a Gram matrix. Large enough for full speed of the matrix product, 16 MB in float32.
-BLOCK = 2048
+# Side of one block of a Gram matrix: the matrix product runs at full speed, and little is done below the diagonal.
+BLOCK = 512
 # Rows that are summed in float32 before float64 takes over, on the feature side.
 RUN = 4096
 
@@ -38,7 +39,11 @@ def upper_blocks(n: int, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
 
 def row_energies(x: Tensor) -> Tensor:
     """Return the squared length of every row in float64: (n, d) -> (n,)."""
-    return torch.cat([piece.double().square().sum(1) for piece in x.split(256)])
+    energies, start = torch.empty(len(x), dtype=torch.float64, device=x.device), 0
+    for piece in float64_pieces(x, x.device):
+        energies[start : start + len(piece)] = piece.square_().sum(1)
+        start += len(piece)
+    return energies
 
 
 class BlockProduct:
@@ -122,7 +127,7 @@ class Energies:
     @torch.no_grad()
     def update(self, x: Tensor, y: Tensor) -> None:
         """Add rows x: (rows, dx), y: (rows, dy)."""
-        rows = max(512, PIECE // max(1, x.shape[1] + y.shape[1]))
+        rows = piece_rows(x.shape[1] + y.shape[1])
         for piece_x, piece_y in zip(x.split(rows), y.split(rows), strict=True):
             self._add(piece_x.to(self.device, torch.float64), piece_y.to(self.device, torch.float64))
 

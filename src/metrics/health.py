@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from src.metrics.gram import BLOCK
 from src.metrics.linalg import rank_floor, unit_spectrum
 from src.metrics.moments import PairedMoments
 from src.metrics.registry import METRICS
@@ -76,7 +77,7 @@ def _offset(mean: Tensor, squares: Tensor, n: int) -> float:
 
 def _rank(rows: Tensor) -> int:
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for part in rows.split(RANK_FEATURES, dim=1):
+    for part in rows.split(BLOCK, dim=1):
         part = part.double() - part.double().mean(0)
         size = part.norm(dim=0)
         part = part / torch.where(size > 0, size, torch.ones_like(size))

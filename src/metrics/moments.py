@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.linalg import float64_device, live_features, unit_spectrum
-
-# Rows are converted to float64 in pieces of about this many numbers, so that a piece stays in the processor's cache.
-PIECE = 1 << 19
+from src.metrics.rows import piece_rows
 
 
 def channels_last_rows(x: Tensor) -> Tensor:
@@ -62,7 +60,7 @@ class PairedMoments:
             )
         if len(x) == 0:
             return
-        rows = max(512, PIECE // max(1, sum(expected)))
+        rows = max(512, piece_rows(sum(expected)))
         for piece_x, piece_y in zip(x.split(rows), y.split(rows), strict=True):
             self._add(piece_x, piece_y)
         if not torch.isfinite(self.xx.trace() + self.yy.trace()):

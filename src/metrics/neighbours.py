@@ -127,8 +127,8 @@ def mutual_knn_centred(x: Tensor, y: Tensor, k: int = 10) -> float:
     if not all(bool((energy > 0).any()) for energy in energies):
         raise ValueError("neighbours are undefined: a representation is constant")
     shared = 0
-    for start in range(0, n, BLOCK // 4):
-        rows = slice(start, min(start + BLOCK // 4, n))
+    for start in range(0, n, BLOCK):
+        rows = slice(start, min(start + BLOCK, n))
         near_x, near_y = _nearest(x, energies[0], rows, k), _nearest(y, energies[1], rows, k)
         shared += int((near_x[:, :, None] == near_y[:, None, :]).sum())
     return shared / (n * k)

@@ -42,7 +42,8 @@ class Metric:
 
     views: how activations may become rows, the usual way first: "images" (n, c * h * w), "channels" (n * h * w, c).
     needs: what is gathered in the pass over the data: "moments" of the rows, "gram" sums, all the "features" of all
-    images, or the "difference" of elements. of_gathered: that -> value. of_rows: (x, y) -> value, plain matrices.
+    images, or the "difference" of elements (the same in either view).
+    of_gathered: that -> value. of_rows: two plain matrices -> value.
     front, end: transformations of the one side, or of the other, that leave the value as it is.
     outnumbered: whose features the rows must outnumber: "front", "both" or "".
     identical: the value for two equal representations. summary: the key of the one number, where a value is a dict.

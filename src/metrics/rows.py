@@ -1,7 +1,27 @@
-"""What the plain functions of two matrices share: checks, and bringing both to zero mean and about unit scale."""
+"""What metrics of rows share: checks, bringing both sides to zero mean and unit scale, and float64 in pieces."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+# Rows become float64 in pieces of about this many numbers: 4 MB, which stays in the processor's cache.
+PIECE = 1 << 19
+
+
+def piece_rows(features: int) -> int:
+    """Return how many rows of so many features make a piece."""
+    return max(1, PIECE // max(1, features))
+
+
+def float64_pieces(x: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Yield the rows of x: (n, d) as float64, a piece at a time, in one reused buffer that the caller may overwrite.
+
+    One buffer, because freeing and allocating large pieces in turn makes the C library's heap grow past 1 GB.
+    """
+    buffer = torch.empty(min(len(x), piece_rows(x.shape[1])), x.shape[1], dtype=torch.float64, device=device)
+    for rows in x.split(piece_rows(x.shape[1])):
+        yield buffer[: len(rows)].copy_(rows)
 
 
 def paired(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:

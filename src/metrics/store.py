@@ -1,14 +1,10 @@
 """Flattened activations of both sides, kept whole for the metrics that compare images with images."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from src.metrics.linalg import float64_device, live_features
-
-# Rows that one float64 intermediate may hold at a time: 256 rows of 14400 features are 30 MB.
-ROWS = 256
+from src.metrics.rows import float64_pieces
 
 
 class FeatureStore:
@@ -49,7 +45,7 @@ class FeatureStore:
         into = slice(self.filled, self.filled + len(x))
         for buffer, mean, rows in ((self.x, self.mean_x, x), (self.y, self.mean_y, y)):
             buffer[into] = rows
-            total = _over_pieces(rows.to(self.device), lambda piece: piece)
+            total = _column_sums(rows, self.device)
             if not torch.isfinite(total.sum()):
                 raise ValueError("activations hold NaN or infinite values")
             mean += total / self.n
@@ -87,8 +83,8 @@ def _zeros(d: int, device: torch.device) -> Tensor:
 def _centre(buffer: Tensor, mean: Tensor) -> Tensor:
     buffer.sub_(mean.float())
     # The float32 mean is off by up to 6e-8 of itself; what is left over is small enough to subtract exactly.
-    buffer.sub_((_over_pieces(buffer, lambda piece: piece) / len(buffer)).float())
-    squares = _over_pieces(buffer, Tensor.square)
+    buffer.sub_((_column_sums(buffer, buffer.device) / len(buffer)).float())
+    squares = _column_sums(buffer, buffer.device, power=2)
     rms = float((squares.sum() / buffer.numel()).sqrt()) if buffer.numel() else 0.0
     if rms > 0:
         # Products of products of float32 overflow beyond 1e9. A power of two rounds nothing.
@@ -96,5 +92,8 @@ def _centre(buffer: Tensor, mean: Tensor) -> Tensor:
     return squares
 
 
-def _over_pieces(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.stack([function(piece.double()).sum(0) for piece in rows.split(ROWS)]).sum(0)
+def _column_sums(rows: Tensor, device: torch.device, power: int = 1) -> Tensor:
+    total = _zeros(rows.shape[1], device)
+    for piece in float64_pieces(rows, device):
+        total += (piece.square_() if power == 2 else piece).sum(0)
+    return total

@@ -1,0 +1,91 @@
+"""CKA and l2 of many channel maps of the same activation to another, from one pass.
+
+A stitch maps the channels of x alike at every position, so the products that linear CKA needs of a mapped x follow from
+those of x itself: (x M)^T y = M^T (x^T y) and (x M)^T (x M) = M^T (x^T x) M. The long sums over images are done once,
+whatever the number of maps.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from src.metrics.moments import Affine, PairedMoments
+from src.metrics.store import FeatureStore
+
+BLOCK = 2048  # columns of x in a block of products
+RUN = 4096  # images that are summed in float32 before float64 takes over
+
+
+class MappedSimilarity:
+    """Feed paired activations to `update`, then ask how similar maps of x are to y.
+
+    x: (n, c, h, w) or (n, c), y likewise; a map is w: (out, c), b: (out,). `moments` are the paired moments of their
+    channels: rows are positions. n_images: how many will come in all; memory is that of their activations.
+    """
+
+    def __init__(
+        self, *, n_images: int, shape_x: Sequence[int], shape_y: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.channels = shape_x[0]
+        self.positions = tuple(shape_x[1:]), tuple(shape_y[1:])
+        sizes = [torch.Size(shape).numel() for shape in (shape_x, shape_y)]
+        self.store = FeatureStore(n_images, *sizes, device=device)
+        self.moments = PairedMoments(shape_x[0], shape_y[0], device)
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add a batch of activations of the same images."""
+        x, y = (values.movedim(1, -1).contiguous() for values in (x, y))  # a position's channels side by side
+        self.store.update(x.flatten(1), y.flatten(1))
+        self.moments.update(x.flatten(0, -2), y.flatten(0, -2))
+
+    def cka(self, weights: Sequence[Tensor]) -> list[float]:
+        """Biased linear CKA of each mapped x with y, 0 to 1; NaN where one of them is constant."""
+        x, y = self.store.centred_rows()
+        weights = [w.to(x) for w in weights]
+        with_y, own = [0.0] * len(weights), [0.0] * len(weights)
+        blocks = list(self._blocks(x))
+        for index, first in enumerate(blocks):
+            for columns in y.split(BLOCK, 1):
+                product = _product(x[:, first], columns).view(-1, self.channels, columns.shape[1])
+                for i, w in enumerate(weights):
+                    with_y[i] += _squares(w @ product)
+            for second in blocks[index:]:
+                product = _product(x[:, first], x[:, second]).view(-1, self.channels, second.stop - second.start)
+                for i, w in enumerate(weights):
+                    mapped = (w @ product).reshape(-1, self.channels) @ w.T
+                    own[i] += (1 if first == second else 2) * _squares(mapped)
+        end = sum(
+            (1 if i == j else 2) * _squares(_product(a, b))
+            for i, a in enumerate(y.split(BLOCK, 1))
+            for j, b in enumerate(y.split(BLOCK, 1))
+            if i <= j
+        )
+        scales = [(self_product * end) ** 0.5 for self_product in own]
+        return [cross / scale if scale else float("nan") for cross, scale in zip(with_y, scales, strict=True)]
+
+    def l2(self, affine: Affine) -> float:
+        """Mean squared difference of the mapped x and y."""
+        moments = self.moments
+        w, b = (value.to(moments.xx) for value in affine)
+        squares = (w @ moments.xx * w).sum() - 2 * (w * moments.xy.T).sum() + moments.yy.trace()
+        offset = w @ moments.mean_x + b - moments.mean_y
+        return float((squares / moments.n + offset @ offset) / len(moments.mean_y))
+
+    def _blocks(self, x: Tensor) -> Iterator[slice]:
+        """Columns of whole positions."""
+        step = max(1, BLOCK // self.channels) * self.channels
+        for start in range(0, x.shape[1], step):
+            yield slice(start, min(start + step, x.shape[1]))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b over images: runs of them in float32, their sum in float64, back in the precision of a."""
+    total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64 if len(a) > RUN else a.dtype, device=a.device)
+    for rows_a, rows_b in zip(a.split(RUN), b.split(RUN), strict=True):
+        total += rows_a.T @ rows_b
+    return total.to(a.dtype)
+
+
+def _squares(block: Tensor) -> float:
+    return float(block.square().sum(-1).sum(dtype=torch.float64))

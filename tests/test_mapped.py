@@ -1,0 +1,41 @@
+"""Similarities of mapped activations equal those of the activations mapped one by one."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from src.metrics.cka import linear_cka
+from src.metrics.mapped import MappedSimilarity
+from src.metrics.moments import Affine
+
+
+@pytest.mark.parametrize(("shape_x", "shape_y"), [((3, 4, 4), (5, 4, 4)), ((3, 2, 2), (5, 2, 2)), ((4,), (3,))])
+def test_cka_and_l2_of_maps_equal_those_of_mapped_activations(shape_x, shape_y) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(30, *shape, generator=generator) + 2 for shape in (shape_x, shape_y))
+    similarity = MappedSimilarity(n_images=30, shape_x=shape_x, shape_y=shape_y)
+    for part_x, part_y in zip(x.split(7), y.split(7), strict=True):
+        similarity.update(part_x, part_y)
+    maps = [
+        Affine(torch.randn(shape_y[0], shape_x[0], generator=generator), torch.randn(shape_y[0], generator=generator))
+        for _ in range(3)
+    ]
+    mapped = [(torch.einsum("oc,nc...->no...", w, x).movedim(1, -1) + b).movedim(-1, 1) for w, b in maps]
+    expected = [float(linear_cka(values.flatten(1).double(), y.flatten(1).double())) for values in mapped]
+    assert_close(similarity.cka([affine.w for affine in maps]), expected, atol=1e-5, rtol=1e-5)
+    for affine, values in zip(maps, mapped, strict=True):
+        assert abs(similarity.l2(affine) - float((values - y).square().mean())) < 1e-4
+
+
+def test_blocks_do_not_matter_and_a_constant_has_no_cka(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(20, 3, 4, 4, generator=generator), torch.randn(20, 2, 4, 4, generator=generator)
+    values = []
+    for block in (2048, 7):
+        monkeypatch.setattr("src.metrics.mapped.BLOCK", block)
+        monkeypatch.setattr("src.metrics.mapped.RUN", 6 if block == 7 else 4096)
+        similarity = MappedSimilarity(n_images=20, shape_x=(3, 4, 4), shape_y=(2, 4, 4))
+        similarity.update(x, y)
+        values.append(similarity.cka([torch.eye(3), torch.zeros(2, 3)]))
+    assert_close(values[0][0], values[1][0])
+    assert values[0][1] != values[0][1]

@@ -1,0 +1,217 @@
+"""Metrics written a second time, from the papers' matrix formulas in float64, and checked against published numbers."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from scipy.spatial.distance import cdist
+
+from src.metrics import METRICS, Comparison
+from src.metrics.neighbours import rbf_cka
+
+RANK_CUT = 1e-9
+
+
+def centred(x):
+    x = np.asarray(x, dtype=np.float64)
+    return x - x.mean(0)
+
+
+def orthonormal(x, cut=RANK_CUT):
+    """Basis of the columns, dead ones dropped, each column at norm 1 first."""
+    c = centred(x)
+    c = c[:, np.ptp(np.asarray(x, dtype=np.float64), axis=0) > 0]
+    u, s, _ = np.linalg.svd(c / np.linalg.norm(c, axis=0), full_matrices=False)
+    return u[:, s > cut * s[0]]
+
+
+def hsic_cka(k, other):
+    h = np.eye(len(k)) - 1 / len(k)
+
+    def hsic(a, b):
+        return np.sum((h @ a @ h) * b)
+
+    return hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other))
+
+
+def cka(x, y):
+    return hsic_cka(centred(x) @ centred(x).T, centred(y) @ centred(y).T)
+
+
+def cka_debiased(x, y):
+    n = len(x)
+    one = np.ones(n)
+
+    def hsic(a, b):
+        a, b = a - np.diag(np.diag(a)), b - np.diag(np.diag(b))
+        whole = one @ a @ one * (one @ b @ one) / ((n - 1) * (n - 2))
+        return np.trace(a @ b) + whole - 2 / (n - 2) * (one @ a @ b @ one)
+
+    k, other = centred(x) @ centred(x).T, centred(y) @ centred(y).T
+    return hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other))
+
+
+def cka_rbf(x, y, threshold=0.5):
+    def kernel(z):
+        distances = cdist(centred(z), centred(z), "sqeuclidean")
+        return np.exp(-distances / (2 * threshold**2 * np.median(distances)))
+
+    return hsic_cka(kernel(x), kernel(y))
+
+
+def canonical(x, y):
+    """Canonical correlations as cosines of the angles between the two column spaces."""
+    return np.cos(scipy.linalg.subspace_angles(orthonormal(x), orthonormal(y)))
+
+
+def cca(x, y):
+    return np.mean(canonical(x, y) ** 2)
+
+
+def cca_mean(x, y):
+    return np.mean(canonical(x, y))
+
+
+def svcca(x, y):
+    def principal(z):
+        u, s, _ = np.linalg.svd(centred(z), full_matrices=False)
+        kept = np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.99 - 1e-12) + 1
+        return u[:, :kept]
+
+    return np.mean(np.cos(scipy.linalg.subspace_angles(principal(x), principal(y))))
+
+
+def pwcca(x, y):
+    bx, by = orthonormal(x), orthonormal(y)
+    # Canonical variates as eigenvectors of the product of both projections.
+    values, vectors = np.linalg.eigh(bx.T @ by @ by.T @ bx)
+    kept = slice(-min(bx.shape[1], by.shape[1]), None)
+    weights = np.abs((bx @ vectors[:, kept]).T @ centred(x)).sum(1)
+    return np.sum(weights * np.sqrt(np.clip(values[kept], 0, None))) / weights.sum()
+
+
+def l2(x, y):
+    return np.mean((np.asarray(x, np.float64) - np.asarray(y, np.float64)) ** 2)
+
+
+def l2_relative(x, y):
+    return l2(x, y) / np.mean(centred(y) ** 2)
+
+
+def lr(x, y):
+    q = orthonormal(x)
+    return np.linalg.norm(q.T @ centred(y)) ** 2 / np.linalg.norm(centred(y)) ** 2
+
+
+def ps_inv(x, y):
+    scale = np.where(np.ptp(np.asarray(x, np.float64), axis=0) > 0, 1.0, 0.0)
+    w = np.linalg.lstsq(centred(x) * scale, centred(y), rcond=RANK_CUT)[0].T
+    return {"w": w, "b": np.asarray(y, np.float64).mean(0) - w @ np.asarray(x, np.float64).mean(0), "r2": lr(x, y)}
+
+
+def procrustes(x, y):
+    wide = max(x.shape[1], y.shape[1])
+    a, b = (np.pad(centred(z), ((0, 0), (0, wide - z.shape[1]))) for z in (x, y))
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    q, _ = scipy.linalg.orthogonal_procrustes(a, b)
+    return np.linalg.norm(a @ q - b) ** 2
+
+
+def corr(x, y):
+    live_x, live_y = (np.ptp(np.asarray(z, np.float64), axis=0) > 0 for z in (x, y))
+    matrix = np.zeros((y.shape[1], x.shape[1]))
+    both = np.corrcoef(np.asarray(y, np.float64)[:, live_y].T, np.asarray(x, np.float64)[:, live_x].T)
+    matrix[np.ix_(live_y, live_x)] = both[: live_y.sum(), live_y.sum() :]
+    return {"matrix": matrix, "mean_best": matrix[live_y][:, live_x].max(1).mean()}
+
+
+def mutual_knn(x, y, k=10):
+    def nearest(z):
+        distances = cdist(centred(z), centred(z))
+        np.fill_diagonal(distances, np.inf)
+        return [set(row) for row in np.argsort(distances, axis=1)[:, :k]]
+
+    return np.mean([len(a & b) / k for a, b in zip(nearest(x), nearest(y), strict=True)])
+
+
+ORACLES = {
+    "cka": cka,
+    "cka_debiased": cka_debiased,
+    "cka_rbf": cka_rbf,
+    "cca": cca,
+    "cca_mean": cca_mean,
+    "svcca": svcca,
+    "pwcca": pwcca,
+    "l2": l2,
+    "l2_relative": l2_relative,
+    "lr": lr,
+    "ps_inv": ps_inv,
+    "procrustes": procrustes,
+    "corr": corr,
+    "mutual_knn": mutual_knn,
+}
+
+
+def kornblith_pair():
+    state = np.random.RandomState(1337)
+    x = state.randn(100, 10)
+    return x, state.randn(100, 10) + x
+
+
+KNOWN = {"cka": 0.55761, "cka_debiased": 0.51346, "cka_rbf": 0.65483, "cca": 0.54540}
+
+
+def test_every_metric_has_an_oracle():
+    assert set(ORACLES) == set(METRICS)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_published_numbers(name, dtype):
+    x, y = (torch.tensor(side, dtype=dtype) for side in kornblith_pair())
+    assert float(METRICS[name].of_rows(x, y)) == pytest.approx(KNOWN[name], abs=6e-6)
+    assert ORACLES[name](*kornblith_pair()) == pytest.approx(KNOWN[name], abs=6e-6)
+    comparison = Comparison([name], n_images=100, shape_x=(10,), shape_y=(10,))
+    comparison.update(x[:33], y[:33])
+    comparison.update(x[33:], y[33:])
+    assert comparison.result()[name] == pytest.approx(KNOWN[name], abs=6e-6)
+
+
+@pytest.mark.reference
+def test_numbers_file_agrees():
+    known = json.loads((Path(os.environ["REFERENCE_DIR"]) / "numbers.json").read_text())["known answers for metrics"]
+    expected = [known["linear cka"], known["debiased linear cka"], known["rbf cka, threshold 0.5"]]
+    assert expected + [known["R2_CCA, centred"]] == [KNOWN[n] for n in ("cka", "cka_debiased", "cka_rbf", "cca")]
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_oracles_agree_on_ordinary_data(name):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(300, 7, generator=generator, dtype=torch.float64)
+    y = x @ torch.randn(7, 7 if METRICS[name].same_shape else 4, generator=generator, dtype=torch.float64)
+    y = y + torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    value, truth = METRICS[name].of_rows(x, y), ORACLES[name](x.numpy(), y.numpy())
+    if METRICS[name].summary:
+        for key, expected in truth.items():
+            np.testing.assert_allclose(value[key], expected, atol=1e-10)
+    assert METRICS[name].number(value) == pytest.approx(METRICS[name].number(truth), abs=1e-10)
+
+
+def test_rbf_bandwidth_follows_threshold():
+    x, y = (torch.tensor(side) for side in kornblith_pair())
+    for threshold in (0.2, 1.0):
+        expected = cka_rbf(*kornblith_pair(), threshold)
+        assert rbf_cka(x, y, threshold) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ckatorch_agrees():
+    """The public package ckatorch 1.0.3 (a development requirement) gives the same CKA in float64."""
+    ckatorch = pytest.importorskip("ckatorch.core")
+    x, y = (torch.tensor(side) for side in kornblith_pair())
+    for unbiased, name in ((False, "cka"), (True, "cka_debiased")):
+        theirs = float(ckatorch.cka_base(x, y, kernel="linear", unbiased=unbiased))
+        assert float(METRICS[name].of_rows(x, y)) == pytest.approx(theirs, abs=1e-10)
