@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from src import cli
+from src import arguments, cli, report
 from src.config import choose_device
 from src.dataset import load_split
 from src.evaluation import compare
@@ -13,17 +13,17 @@ from src.saved_stitch import STITCH_TYPES, load_stitch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.parser(
+    parser = arguments.parser(
         "compare_frank_m2",
-        "How similar the stitched activation is to the end network's, at the stitched layer or a later one.",
+        "Compare a stitched activation with the end network's own, at the stitched layer or a later one.",
         "results/run1/bn3-bn3.pkl after cka\nresults/run1/bn3-bn3.pkl ps_inv cka l2 -l bn7",
     )
-    cli.add_stitch_arguments(parser, STITCH_TYPES)
-    cli.add_method_arguments(parser)
-    parser.add_argument("-l", "--layer", help="layer of the end network to compare at (the stitched one)")
-    cli.add_split_options(parser)
-    cli.add_worker_option(parser)
-    cli.add_run_options(parser)
+    arguments.add_stitch_arguments(parser, STITCH_TYPES)
+    arguments.add_method_argument(parser)
+    group = arguments.add_comparison_options(parser)
+    group.add_argument("-l", "--layer", help="layer of the end network to compare at (default: the stitched one)")
+    arguments.add_split_options(parser)
+    arguments.add_run_options(parser)
     return parser.parse_args(argv)
 
 
@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             batch_size=args.batch_size,
         )
         text, result = cli.comparison_report(comparison)
-        print(f"{saved.name}, {args.stitch_type}, at {layer or 'output'}, on {saved.dataset}, {args.dataset_type}")
-        print(text)
-        cli.write_result(args, path, result)
+        where = f"{args.stitch_type}, at {layer or 'output'}, on {saved.dataset}, {args.dataset_type}"
+        cli.publish(args, path, result, report.fill(f"{saved.name}, {where}") + f"\n{text}")
     return result
 
 

@@ -1,61 +1,174 @@
-"""Compare the activations of two trained networks on the same images."""
+"""Compare the activations of two trained networks on the same images: two layers, or every pair of many."""
 
 import argparse
+import sys
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
-from src import cli
+from src import arguments, cli, plots, report
+from src.checkpoints import Checkpoint
 from src.config import choose_device
 from src.cut import head
-from src.dataset import DATASETS, load_split
+from src.dataset import DATASETS, Split, load_split
 from src.evaluation import compare
+from src.layer_grid import ALL, Grid, choose_layers, compare_layers, layer_label
+from src.metrics import METRICS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.parser(
+    parser = arguments.parser(
         "compare_nets",
-        "How similar two networks are at two layers: any number of measures from one pass over the images.",
+        "Compare two networks at two layers, or at every pair of many, by measures of how similar activations are.",
         "model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn5 bn5 digits cka l2\n"
-        "a.pt b.pt bn3 bn7 cifar10 cca svcca --view channels -t train",
+        "a.pt b.pt bn1,bn3,bn7 all cifar10 cka --plot",
     )
-    cli.add_pair_arguments(parser)
-    parser.add_argument("front_layer", metavar="layer1", help="layer of the first network")
-    parser.add_argument("end_layer", metavar="layer2", help="layer of the second network")
-    parser.add_argument("dataset", choices=sorted(DATASETS), help="data set of the images")
-    cli.add_method_arguments(parser)
-    cli.add_split_options(parser)
-    cli.add_worker_option(parser)
-    cli.add_run_options(parser)
-    return parser.parse_args(argv)
+    arguments.add_pair_arguments(parser)
+    several = "layer, several with commas between, or all"
+    parser.add_argument("front_layer", metavar="layer1", help=f"{several}, of the first network")
+    parser.add_argument("end_layer", metavar="layer2", help=f"{several}, of the second network")
+    parser.add_argument("dataset", choices=sorted(DATASETS), metavar="dataset", help=", ".join(sorted(DATASETS)))
+    arguments.add_method_argument(parser)
+    add_options(parser)
+    options, words = options_first(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(words, options)
+    args.front_layer = args.front_layer if args.layers1 is None else args.layers1
+    args.end_layer = args.end_layer if args.layers2 is None else args.layers2
+    return args
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    group = arguments.add_comparison_options(parser)
+    for number in "12":
+        group.add_argument(
+            f"--layers{number}",
+            metavar="LAYERS",
+            help=f"the same as layer{number}, which may be left out if both are given so (default: layer{number})",
+        )
+    group.add_argument(
+        "--memory",
+        type=arguments.positive_float,
+        default=4.0,
+        metavar="GB",
+        help="many layers: activations held at once; what exceeds it takes more passes over the images",
+    )
+    arguments.add_pair_options(parser)
+    arguments.add_split_options(parser)
+    arguments.add_run_options(parser, plot="each method's layer x layer heatmap, or bars for one pair")
+
+
+def options_first(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options among the words, and the other words, with the layers that options name in their usual place."""
+    parser = arguments.Parser(prog="compare_nets.py", add_help=False)
+    add_options(parser)
+    options, rest = parser.parse_known_args(words)
+    if options.layers1 and options.layers2 and rest[2:] and rest[2] in DATASETS:
+        rest[2:2] = options.layers1, options.layers2
+    return options, rest
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare, print and write; returns the result."""
+    """Compare, print, draw and write; returns the result."""
+    if args.plot:
+        plots.require_matplotlib()
     device = choose_device(args.device)
     front, end = cli.load_pair(args)
-    heads = head(front.network, args.front_layer).to(device), head(end.network, args.end_layer).to(device)
-    with torch.no_grad():
-        shapes = [tuple(part(front.sample.to(device)).shape[1:]) for part in heads]
-    layers = f"{args.front_layer or 'output'}-{args.end_layer or 'output'}"
-    with cli.result_path(args, f"compare_nets-{layers}") as path:
+    layers = choose_layers(front.network, args.front_layer), choose_layers(end.network, args.end_layer)
+    single = ALL not in (args.front_layer, args.end_layer) and len(layers[0]) == len(layers[1]) == 1
+    names = args.front_layer, args.end_layer
+    with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
         split = load_split(args.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
-        comparison = compare(
-            heads,
-            (shapes[0], shapes[1]),
-            split,
-            args.methods,
-            view=args.view,
-            group=args.group_at,
-            batch_size=args.batch_size,
-        )
-        text, result = cli.comparison_report(comparison)
-        print(
-            f"{front.model} {args.front_layer} and {end.model} {args.end_layer} on {args.dataset}, {args.dataset_type}"
-        )
-        print(text)
-        cli.write_result(args, path, result)
+        work = compare_pair if single else compare_many
+        text, result = work(args, (front, end), layers, split)
+        networks = {"networks": [cli.describe(checkpoint) for checkpoint in (front, end)]}
+        cli.publish(args, path, networks | result, text, draw=plots.draw_pair if single else plots.draw_grid)
     return result
+
+
+def short_name(text: str, layers: list[str]) -> str:
+    """What stands for a choice of layers in the name of the result file."""
+    if text == ALL:
+        return ALL
+    return layer_label(layers[0]) if len(layers) == 1 else f"{layers[0]}..{layers[-1]}"
+
+
+def compare_pair(
+    args: argparse.Namespace, pair: tuple[Checkpoint, Checkpoint], layers: tuple[list[str], list[str]], split: Split
+) -> tuple[str, dict[str, Any]]:
+    """Text and result for one layer of each network."""
+    (layer1,), (layer2,) = layers
+    heads = tuple(head(net.network, layer).to(split.device) for net, layer in zip(pair, (layer1, layer2), strict=True))
+    with torch.no_grad():
+        shapes = [tuple(part(pair[0].sample.to(split.device)).shape[1:]) for part in heads]
+    comparison = compare(
+        (heads[0], heads[1]),
+        (shapes[0], shapes[1]),
+        split,
+        args.methods,
+        view=args.view,
+        group=args.group_at,
+        batch_size=args.batch_size,
+    )
+    text, result = cli.comparison_report(comparison)
+    labels = layer_label(layer1), layer_label(layer2)
+    rows = [(name, *labels, METRICS[name].number(value)) for name, value in result["values"].items()]
+    frame = pd.DataFrame(rows, columns=["method", "layer1", "layer2", "value"])
+    title = f"{pair[0].model} {labels[0]} and {pair[1].model} {labels[1]} on {args.dataset}, {args.dataset_type}"
+    return f"{report.fill(title)}\n{text}", result | {"frame": frame}
+
+
+def compare_many(
+    args: argparse.Namespace, pair: tuple[Checkpoint, Checkpoint], layers: tuple[list[str], list[str]], split: Split
+) -> tuple[str, dict[str, Any]]:
+    """Text and result for every pair of many layers."""
+    grid = compare_layers(
+        (pair[0].network, pair[1].network),
+        layers,
+        pair[0].sample,
+        split,
+        args.methods,
+        view=args.view,
+        group=args.group_at,
+        batch_size=args.batch_size,
+        memory=1e9 * args.memory,
+        tell=cli.notice,
+    )
+    title = f"{pair[0].model} (rows) and {pair[1].model} (columns) on {args.dataset}, {args.dataset_type}"
+    parts = [report.fill(title), *(grid_text(grid, name) for name in grid.tables), *doubts_text(grid)]
+    result = {"frame": grid.frame(), "layers1": grid.layers1, "layers2": grid.layers2}
+    return "\n".join(parts), result | {"refused": grid.refused, "warnings": grid.warnings}
+
+
+def grid_text(grid: Grid, name: str) -> str:
+    """A metric's matrix, and how often a layer is most similar to the layer of its own name."""
+    table = grid.tables[name]
+    lines = [f"\n{name}: {METRICS[name].meaning}", report.matrix_text(table, grid.layers1, grid.layers2)]
+    if grid.layers1 == grid.layers2 and not np.isnan(table).any():
+        best = table.argmax(1) if METRICS[name].identical == 1 else table.argmin(1)
+        hits = int((best == np.arange(len(table))).sum())
+        lines.append(f"{hits} of {len(table)} layers are most similar to their namesake")
+    return "\n".join(lines)
+
+
+def doubts_text(grid: Grid) -> list[str]:
+    """One line for each method about pairs without a value, and one for each kind of warning."""
+    lines = []
+    for name, rows in grid.refused.groupby("method", sort=False):
+        first = rows.iloc[0]
+        lines.append(
+            f"{name}: no value for {len(rows)} of {grid.tables[str(name)].size} pairs; "
+            f"{first['layer1']} and {first['layer2']}: {first['reason']}"
+        )
+    if len(grid.warnings):
+        first = grid.warnings.iloc[0]
+        pairs = len(grid.warnings[["layer1", "layer2"]].drop_duplicates())
+        lines.append(
+            f"warnings for {pairs} pairs (all in the result); {first['layer1']} and {first['layer2']}: "
+            f"{first['warning']}"
+        )
+    return [report.fill(line) for line in lines]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,24 +3,23 @@
 import argparse
 from pathlib import Path
 
-from src import checkpoints, cli
+from src import arguments, checkpoints, cli
 from src.config import choose_device
 from src.dataset import load_split
 from src.evaluation import evaluate
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.parser(
+    parser = arguments.parser(
         "eval_net",
-        "Loss and accuracy of a trained network.",
+        "Measure the loss and the accuracy of a trained network.",
         "model_weights/Tiny10/Digits/in0-gn0/440.pt\nelsewhere/weights.pt -m tiny10 -d cifar10",
     )
-    parser.add_argument("model_path", type=Path, metavar="WEIGHTS", help="weight file")
-    cli.add_model_option(parser, "-m", "--model")
-    cli.add_dataset_option(parser)
-    cli.add_split_options(parser)
-    cli.add_worker_option(parser)
-    cli.add_run_options(parser)
+    parser.add_argument("model_path", type=Path, metavar="weights", help="weight file")
+    group = arguments.add_split_options(parser)
+    arguments.add_model_option(group, "-m", "--model")
+    arguments.add_dataset_option(group)
+    arguments.add_run_options(parser)
     return parser.parse_args(argv)
 
 
@@ -34,10 +33,12 @@ def run(args: argparse.Namespace) -> dict:
         split = load_split(checkpoint.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
         network = checkpoint.network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
-        print(f"{checkpoint.model} on {checkpoint.dataset}, {args.dataset_type}, {len(split)} images")
-        print(f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}")
+        text = (
+            f"{checkpoint.model} on {checkpoint.dataset}, {args.dataset_type}, {len(split)} images\n"
+            f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
+        )
         result = {"model": checkpoint.model, "dataset": checkpoint.dataset, "images": len(split), **scores}
-        cli.write_result(args, path, result)
+        cli.publish(args, path, result, text)
     return result
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from src import cli
+from src import arguments, cli, report
 from src.config import choose_device
 from src.dataset import load_split
 from src.evaluation import evaluate
@@ -11,15 +11,14 @@ from src.saved_stitch import STITCH_TYPES, load_stitch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.parser(
+    parser = arguments.parser(
         "eval_stitch",
-        "Loss and accuracy of a stitched network that stitch_nets.py, or its published ancestor, wrote.",
-        "results/run1/bn3-bn3.pkl after",
+        "Measure the loss and the accuracy of a stitched network of a result file.",
+        "results/run1/bn3-bn3.pkl after\nresults/run1/bn3-bn3.pkl ps_inv -t train",
     )
-    cli.add_stitch_arguments(parser, STITCH_TYPES)
-    cli.add_split_options(parser)
-    cli.add_worker_option(parser)
-    cli.add_run_options(parser)
+    arguments.add_stitch_arguments(parser, STITCH_TYPES)
+    arguments.add_split_options(parser)
+    arguments.add_run_options(parser)
     return parser.parse_args(argv)
 
 
@@ -33,10 +32,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
         network = saved.network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
-        print(f"{saved.name}, {args.stitch_type}, on {saved.dataset}, {args.dataset_type}, {len(split)} images")
-        print(f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}")
+        text = report.fill(
+            f"{saved.name}, {args.stitch_type}, on {saved.dataset}, {args.dataset_type}, {len(split)} images"
+        )
+        text += f"\naccuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
         result = {"stitch": str(args.pickle_path), "type": args.stitch_type, "images": len(split), **scores}
-        cli.write_result(args, path, result)
+        cli.publish(args, path, result, text)
     return result
 
 

@@ -7,21 +7,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from src import cli
+from src import arguments, cli, report
 from src.cut import heads, layer_names
 from src.dataset import DATASETS
 from src.models import build_model, folder_name
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.parser(
+    parser = arguments.parser(
         "layer_info",
-        "List the layers of an architecture; one can cut and stitch at each of them.",
+        "List the layers of an architecture, at each of which one can cut and stitch.",
         "resnet20_w3\nlenet -d mnist",
     )
-    parser.add_argument("model", type=cli.model_name, help="architecture, such as tiny10 or resnet20_w3")
-    cli.add_dataset_option(parser, default="cifar10")
-    cli.add_run_options(parser)
+    parser.add_argument("model", type=arguments.model_name, help=f"architecture: {arguments.models_help()}")
+    arguments.add_dataset_option(parser.add_argument_group("images"), default="cifar10")
+    arguments.add_run_options(parser)
     return parser.parse_args(argv)
 
 
@@ -31,10 +31,8 @@ def run(args: argparse.Namespace) -> pd.DataFrame:
     network = build_model(args.model, channels=spec.channels, classes=spec.classes, size=spec.size)
     with cli.result_path(args, f"layer_info-{args.model}-{args.dataset}") as path:
         layers = describe_layers(network, torch.zeros(1, spec.channels, spec.size, spec.size))
-        print(f"{folder_name(args.model)} on {args.dataset}: images {spec.channels} x {spec.size} x {spec.size}")
-        print(layers.to_string(index=False, justify="left"))
-        print("stitch: channels, one map for all positions; features, one for all features; -, no layer to stitch at")
-        cli.write_result(args, path, {"layers": layers})
+        title = f"{folder_name(args.model)} on {args.dataset}: images {spec.channels} x {spec.size} x {spec.size}"
+        cli.publish(args, path, {"layers": layers}, f"{title}\n{layers_text(layers)}")
     return layers
 
 
@@ -60,6 +58,23 @@ def describe_layers(network: nn.Module, images: Tensor) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def layers_text(layers: pd.DataFrame) -> str:
+    """The table in 80 columns: layer names are whole, kinds are cut where the names leave too little room."""
+    rows = [
+        {
+            "": row["index"],
+            "layer": row["layer"],
+            "kind": row["kind"],
+            "output": row["output"].replace(" ", ""),
+            "params": row["parameters"],
+            "by": row["stitch"][0],
+        }
+        for row in layers.to_dict("records")
+    ]
+    legend = "by: how a stitch maps: c, channels alike at all positions; f, all features; -, no stitch here"
+    return f"{report.columns_text(rows, right=('', 'params'), squeeze='kind')}\n{report.fill(legend)}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from src import checkpoints, cli
+from src import arguments, checkpoints, cli
 from src.config import choose_device
 from src.dataset import DATASETS, Split, load_split
 from src.evaluation import evaluate
@@ -21,32 +21,52 @@ RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.parser(
+    parser = arguments.parser(
         "train_model",
         "Train a network; its weights land at <out>/<Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt.",
         "-m tiny10 -d cifar10\n-m lenet -d mnist -e 12 -i 1 -g 1 --resume",
     )
-    parser.add_argument("-m", "--model", type=cli.model_name, default="tiny10", help="architecture (tiny10)")
-    cli.add_dataset_option(parser, default="cifar10")
-    parser.add_argument("-i", "--init-noise", type=cli.natural, default=0, metavar="SEED", help="seed of weights (0)")
-    parser.add_argument(
-        "-g", "--gradient-noise", type=cli.natural, default=0, metavar="SEED", help="seed of batches, augmentation (0)"
-    )
-    group = parser.add_argument_group("training")
-    group.add_argument("-e", "--epochs", type=cli.positive, default=300, metavar="N", help="(300)")
-    group.add_argument("-b", "--batch-size", type=cli.positive, default=128, metavar="N", help="images a batch (128)")
+    group = parser.add_argument_group("network and images")
+    names = arguments.models_help()
+    group.add_argument("-m", "--model", type=arguments.model_name, default="tiny10", metavar="MODEL", help=names)
+    arguments.add_dataset_option(group, default="cifar10")
+    arguments.add_worker_option(group)
+    add_training_options(parser.add_argument_group("training"))
+    arguments.add_run_options(parser, out_dir="snapshots")
+    return parser.parse_args(argv)
+
+
+def add_training_options(group: argparse._ArgumentGroup) -> None:
+    natural, positive, positive_float = arguments.natural, arguments.positive, arguments.positive_float
+    group.add_argument("-i", "--init-noise", type=natural, default=0, metavar="SEED", help="seed of the first weights")
     group.add_argument(
-        "-lr", "--lr", type=cli.positive_float, default=0.1, help="learning rate, x0.1 after 1/3 and 2/3 (0.1)"
+        "-g",
+        "--gradient-noise",
+        type=natural,
+        default=0,
+        metavar="SEED",
+        help="seed of the order of images and of augmentation",
     )
-    group.add_argument("-wd", "--weight-decay", type=cli.natural_float, default=1e-4, help="(1e-4)")
-    group.add_argument("-opt", "--optimizer", choices=sorted(OPTIMIZERS), default="sgd", help="(sgd, Nesterov)")
+    group.add_argument("-e", "--epochs", type=positive, default=300, metavar="N", help="passes over the images")
+    group.add_argument("-b", "--batch-size", type=positive, default=128, metavar="N", help="images a batch")
     group.add_argument(
-        "-s", "--save-frequency", type=cli.positive, default=10000, metavar="N", help="iterations between saves (10000)"
+        "-lr",
+        "--lr",
+        type=positive_float,
+        default=0.1,
+        metavar="RATE",
+        help="learning rate, x0.1 at one third and at two thirds of the epochs",
+    )
+    group.add_argument(
+        "-wd", "--weight-decay", type=arguments.natural_float, default=1e-4, metavar="X", help="pull towards 0"
+    )
+    group.add_argument(
+        "-opt", "--optimizer", choices=sorted(OPTIMIZERS), default="sgd", help="sgd is Nesterov's, momentum 0.9"
+    )
+    group.add_argument(
+        "-s", "--save-frequency", type=positive, default=10000, metavar="N", help="iterations between saved weights"
     )
     group.add_argument("--resume", action="store_true", help="go on with the same command's interrupted run")
-    cli.add_worker_option(group)
-    cli.add_run_options(parser, out_dir="snapshots")
-    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -66,10 +86,9 @@ def run(args: argparse.Namespace) -> dict:
         weights = save_weights(network, args, folder, iteration)
         resume_file.unlink(missing_ok=True)
         scores = evaluate(network, val)
-        print(f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}")
-        print(f"weights: {weights}")
+        text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {weights}"
         result = {"weights": str(weights), "iteration": iteration, "val": scores, "log": history.epochs}
-        cli.write_result(args, result_path, result)
+        cli.publish(args, result_path, result, text)
     return result
 
 

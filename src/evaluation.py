@@ -1,6 +1,8 @@
 """How well networks do their task, and how far two of them agree; every mean is over images."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,12 +10,15 @@ from torch import Tensor, nn
 
 from src.activations import Head, feed
 from src.dataset import Split
-from src.metrics import Comparison
+from src.metrics import Comparison, PairedMoments
+from src.metrics.mapped import MappedSimilarity
+from src.metrics.moments import Affine
 from src.progress import bar
-from src.stitching import Pair, StitchLayer
+from src.stitching import Geometry, Pair, StitchLayer
 from src.task import Task
 
 BATCH_SIZE = 256  # small enough for a processor's cache
+STORE_BYTES = 4_000_000_000  # activations that may be kept at once
 
 
 @torch.inference_mode()
@@ -74,47 +79,91 @@ def agreement(logits: Tensor, target: Tensor, labels: Tensor, task: Task) -> dic
     }
 
 
-def compare_stitches(
+def stitched_logits(
     pair: Pair, stitches: Mapping[str, StitchLayer], split: Split, *, batch_size: int = BATCH_SIZE
-) -> tuple[dict[str, Tensor], dict[str, dict[str, float | None]]]:
-    """Logits of both networks and of each stitch between them, and each stitch's similarity to the end network.
-
-    The logits are keyed `front`, `end` and by the names of the stitches; so are the similarities, the front network's
-    own (before any stitch) among them: `cka` and `l2` between that activation and the end network's.
-    """
+) -> dict[str, Tensor]:
+    """Logits of both networks, `front` and `end`, and of each stitch between them by its name, from one pass."""
 
     def logits(images: Tensor) -> dict[str, Tensor]:
         front, end = pair.front_head(images), pair.end_head(images)
         result = {"front": pair.front_tail(front, images), "end": pair.end_tail(end, images)}
         return result | {name: pair.end_tail(stitch(front), images) for name, stitch in stitches.items()}
 
-    similarities = {"front": similarity(pair, None, split, batch_size=batch_size)}
-    for name, stitch in stitches.items():
-        similarities[name] = similarity(pair, stitch, split, batch_size=batch_size)
-    return collect_logits(logits, split, batch_size=batch_size, title="evaluating"), similarities
+    return collect_logits(logits, split, batch_size=batch_size, title="evaluating")
 
 
-def similarity(
-    pair: Pair, stitch: StitchLayer | None, split: Split, *, batch_size: int = BATCH_SIZE
-) -> dict[str, float | None]:
-    """Biased linear CKA and mean squared difference of the (stitched) front activation and the end network's own.
+@dataclass(slots=True)
+class PairView:
+    """What one pass over a split tells of a pair's activations: paired moments and, where it pays, all of them.
 
-    `l2` is None for activations of different shapes; what is undefined, as the CKA of a constant, is NaN.
+    `shared` serves the similarity of every stitch that maps channels; it is None where activations are flattened or
+    resized, or too large to be kept, and each similarity then takes a pass of its own.
     """
 
-    def front(images: Tensor) -> Tensor:
-        activation = pair.front_head(images)
-        return activation if stitch is None else stitch(activation)
+    pair: Pair
+    split: Split
+    moments: PairedMoments
+    shared: MappedSimilarity | None = None
 
+    def similarities(self, stitches: Mapping[str, StitchLayer]) -> dict[str, dict[str, float | None]]:
+        """`cka` (biased, linear) and `l2` (mean squared difference) to the end network's activation.
+
+        For each stitch by its name, and for the front network's own activation, `front`. `l2` is None for
+        activations of different shapes; what is undefined, as the CKA of a constant, is NaN.
+        """
+        if self.shared is None:
+            return {name: self._single(stitch) for name, stitch in {"front": None, **stitches}.items()}
+        geometry = self.pair.geometry
+        unchanged = Affine(torch.eye(geometry.inputs), torch.zeros(geometry.inputs))
+        maps = {"front": unchanged}
+        maps |= {name: Affine(stitch.matrix().detach(), stitch.bias.detach()) for name, stitch in stitches.items()}
+        ckas = self.shared.cka([affine.w for affine in maps.values()])
+        l2 = {name: self.shared.l2(a) if len(a.b) == geometry.outputs else None for name, a in maps.items()}
+        return {name: {"cka": cka, "l2": l2[name]} for name, cka in zip(maps, ckas, strict=True)}
+
+    def _single(self, stitch: StitchLayer | None) -> dict[str, float | None]:
+        def front(images: Tensor) -> Tensor:
+            activation = self.pair.front_head(images)
+            return activation if stitch is None else stitch(activation)
+
+        geometry = self.pair.geometry
+        shapes = geometry.front_shape if stitch is None else geometry.end_shape, geometry.end_shape
+        names = ["cka", "l2"] if shapes[0] == shapes[1] else ["cka"]
+        group = max(2, STORE_BYTES // (4 * sum(math.prod(shape) for shape in shapes)))
+        comparison = compare(
+            (front, self.pair.end_head), shapes, self.split, names, group=group if group < len(self.split) else None
+        )
+        try:
+            values = comparison.result()
+        except ValueError:
+            values = dict.fromkeys(names, float("nan"))
+        return {"cka": values["cka"], "l2": values.get("l2")}
+
+
+def view_pair(pair: Pair, split: Split, *, keep: bool, title: str) -> PairView:
+    """Run one pass over a split; `keep` asks for what similarities need, besides the paired moments."""
     geometry = pair.geometry
-    shapes = geometry.front_shape if stitch is None else geometry.end_shape, geometry.end_shape
-    names = ["cka", "l2"] if shapes[0] == shapes[1] else ["cka"]
-    comparison = compare((front, pair.end_head), shapes, split, names, batch_size=batch_size)
-    try:
-        values = comparison.result()
-    except ValueError:
-        values = dict.fromkeys(names, float("nan"))
-    return {"cka": values["cka"], "l2": values.get("l2")}
+    if keep and _sharing_pays(geometry, len(split)):
+        shared = MappedSimilarity(
+            n_images=len(split), shape_x=geometry.front_shape, shape_y=geometry.end_shape, device=split.device
+        )
+        feed((pair.front_head, pair.end_head), split, shared.update, title=title)
+        return PairView(pair, split, shared.moments, shared)
+    moments = PairedMoments(geometry.inputs, geometry.outputs, split.device)
+
+    def add(front: Tensor, end: Tensor) -> None:
+        moments.update(geometry.front_rows(front), geometry.end_rows(end))
+
+    feed((pair.front_head, pair.end_head), split, add, title=title)
+    return PairView(pair, split, moments)
+
+
+def _sharing_pays(geometry: Geometry, images: int) -> bool:
+    """Whether products of features are no dearer than a Gram matrix for each stitch, and activations fit."""
+    if geometry.is_flat or geometry.front_shape[1:] != geometry.end_shape[1:]:
+        return False
+    features = [math.prod(shape) for shape in (geometry.front_shape, geometry.end_shape)]
+    return max(features) <= 2 * images + 10_000 and 4 * images * sum(features) <= STORE_BYTES
 
 
 def compare(

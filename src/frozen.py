@@ -1,8 +1,10 @@
 """Networks that no longer learn, made fast: BatchNorm folded into convolutions, channels last in memory."""
 
+import copy
+
 import torch
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -26,12 +28,20 @@ def _fold_batchnorms(part: fx.GraphModule) -> None:
         convolution, norm = _module(part, before), _module(part, node)
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             name = f"{before.target}_folded".replace(".", "_")
-            part.add_module(name, fuse_conv_bn_eval(convolution, norm))
+            part.add_module(name, _folded(convolution, norm))
             before.target = name
             node.replace_all_uses_with(before)
             part.graph.erase_node(node)
     part.delete_all_unused_submodules()
     part.recompile()
+
+
+def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)  # pyright: ignore
+    folded = copy.copy(convolution)  # stride, padding and so on; the original keeps its own parameters
+    folded._parameters = {"weight": weight, "bias": bias}
+    return folded.requires_grad_(False)
 
 
 def _module(part: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -11,7 +11,11 @@ REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SCRIPTS = ("train_model", "stitch_nets", "layer_info", "compare_nets", "compare_frank_m2", "eval_net", "eval_stitch")
 COMMANDS = re.findall(r"^python (\w+)\.py (.*)$", README, re.MULTILINE)
-SHORTER = {"train_model": ["-e", "1", "--overwrite"], "stitch_nets": ["-e", "1", "--overwrite"]}
+SHORTER = {
+    "compare_nets": ["--run-name", "c", "--overwrite"],
+    "train_model": ["-e", "1", "--overwrite"],
+    "stitch_nets": ["-e", "1", "--overwrite"],
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

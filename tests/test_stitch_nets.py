@@ -54,10 +54,10 @@ def test_every_combination_trains_and_reads_back(init, mask, kind, toy, monkeypa
         assert not list(toy.rglob("*.pkl"))
         return
     kept = []
-    original = stitch_nets.all_maps
-    monkeypatch.setattr(stitch_nets, "all_maps", lambda *a: kept.append(a) or original(*a))
+    original = stitch_nets.train_stitch
+    monkeypatch.setattr(stitch_nets, "train_stitch", lambda *a: kept.append(a) or original(*a))
     result = stitch(*arguments)
-    pair, trained, _, val = kept[0]
+    pair, trained, _, val, *_ = kept[0]
     first, last = result["trans_m"]["before"]["w"], result["trans_m"]["after"]["w"]
     # a mask that keeps nothing of the init leaves zeros, which a ReLU behind them never lets go
     assert not np.array_equal(first, last) or ("keeps no weight" in capsys.readouterr().err and not first.any())

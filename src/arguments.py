@@ -1,0 +1,208 @@
+"""What the scripts' parsers share: groups of options, their types, and help that fits 80 columns."""
+
+import argparse
+import contextlib
+import math
+import shlex
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from src.dataset import DATASETS, SPLITS
+from src.metrics import METRICS
+from src.models import canonical_name, model_names
+
+WIDTH = 80
+
+
+def parser(script: str, purpose: str, examples: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with examples, one a line, and whose errors are one line."""
+    commands = [_folded(f"python {script}.py {line}") for line in examples.strip().splitlines()]
+    return Parser(
+        prog=f"{script}.py",
+        description=textwrap.fill(purpose, WIDTH),
+        epilog="examples:\n" + "\n".join(commands),
+        formatter_class=_Formatter,
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of at most 80 columns in which every option with a value names its default."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=min(WIDTH, shutil.get_terminal_size().columns) - 1)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """The names of an option and then its value, once: older Pythons repeat the value after each name."""
+        text = super()._format_action_invocation(action)
+        if not action.option_strings or action.nargs == 0:
+            return text
+        value = text.split(action.option_strings[-1], 1)[1]
+        return ", ".join(action.option_strings) + value
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        unsaid = action.option_strings and action.nargs != 0 and "default:" not in text
+        return f"{text} (default: %(default)s)".strip() if unsaid else text
+
+
+def _folded(command: str) -> str:
+    """A command that can be copied as it is, folded before 80 columns."""
+    lines = ["  "]
+    for word in shlex.split(command):
+        if len(lines[-1]) + len(shlex.quote(word)) > WIDTH - 3:
+            lines[-1] += "\\"
+            lines.append("      ")
+        lines[-1] += f"{shlex.quote(word)} "
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def add_run_options(parser: argparse.ArgumentParser, *, out_dir: str = "results", plot: str = "") -> None:
+    """Options of every script: where the result goes, what is printed, which device computes.
+
+    `plot` says what --plot draws; without it there is no such option.
+    """
+    group = parser.add_argument_group("run and result")
+    group.add_argument("--run-name", metavar="NAME", help="subfolder for the result (default: local date and time)")
+    group.add_argument("-o", "--out-dir", type=Path, default=Path(out_dir), metavar="DIR", help="folder of all runs")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing result")
+    if plot:
+        group.add_argument("--plot", action="store_true", help=f"draw {plot}, in a PNG beside the result")
+    group.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
+    group.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def add_model_option(parser: argparse._ActionsContainer, *flags: str, whose: str = "") -> None:
+    """An option that names an architecture where neither a weight file nor its path does."""
+    parser.add_argument(
+        *flags, type=model_name, metavar="MODEL", help=f"architecture{whose} (default: what the weight file says)"
+    )
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """Two weight files."""
+    parser.add_argument("front_model", type=Path, metavar="front_weights", help="weight file of the first network")
+    parser.add_argument("end_model", type=Path, metavar="end_weights", help="weight file of the second network")
+
+
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name the architectures of two weight files where the files do not."""
+    group = parser.add_argument_group("networks")
+    add_model_option(group, "--model1", whose=" of the first")
+    add_model_option(group, "--model2", whose=" of the second")
+
+
+def add_stitch_arguments(parser: argparse.ArgumentParser, stitch_types: Sequence[str]) -> None:
+    """A result file with the type of stitch in it, and options for weight files that have moved since."""
+    parser.add_argument("pickle_path", type=Path, metavar="result", help="result file of stitch_nets.py")
+    parser.add_argument(
+        "stitch_type",
+        choices=stitch_types,
+        metavar="stitch_type",
+        help="before or after training, or ps_inv: least squares on the validation images",
+    )
+    group = parser.add_argument_group("networks")
+    for flag, which in (("--front-model", "first"), ("--end-model", "second")):
+        group.add_argument(
+            flag, type=Path, metavar="PATH", help=f"weights of the {which} network (default: what the result says)"
+        )
+
+
+def add_method_argument(parser: argparse.ArgumentParser) -> None:
+    """The measures to compute."""
+    parser.add_argument("methods", nargs="+", choices=sorted(METRICS), metavar="method", help=", ".join(METRICS))
+
+
+def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How measures look at activations; returns the group."""
+    group = parser.add_argument_group("comparison")
+    group.add_argument(
+        "--view",
+        choices=("images", "channels"),
+        help="a row is an image, or a position of channels (default: each method's usual)",
+    )
+    group.add_argument(
+        "-g", "--group-at", type=positive, metavar="N", help="average over groups of N images (default: all at once)"
+    )
+    return group
+
+
+def add_split_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Which images are used, in batches of how many; returns the group."""
+    group = parser.add_argument_group("images")
+    group.add_argument("-t", "--dataset-type", choices=SPLITS, default="val", help="split to use")
+    group.add_argument("-b", "--batch-size", type=positive, default=256, metavar="N", help="images a batch")
+    add_worker_option(group)
+    return group
+
+
+def add_worker_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--num-workers",
+        type=natural,
+        metavar="N",
+        help="processes that decode image files (default: one a core, at most 8)",
+    )
+
+
+def add_dataset_option(parser: argparse._ActionsContainer, *, default: str | None = None) -> None:
+    shown = default or "the one the network was trained on"
+    parser.add_argument(
+        "-d", "--dataset", choices=sorted(DATASETS), default=default, help=f"data set (default: {shown})"
+    )
+
+
+def models_help() -> str:
+    """The names of all architectures, for the help of an argument that takes one."""
+    return ", ".join(model_names())
+
+
+def model_name(text: str) -> str:
+    """argparse type: a model's name in its canonical spelling."""
+    try:
+        return canonical_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    """argparse type: 1, 2, 3 ..."""
+    return _bounded(text, int, "a whole number above 0", lambda value: value > 0)
+
+
+def natural(text: str) -> int:
+    """argparse type: 0, 1, 2 ..."""
+    return _bounded(text, int, "a whole number, 0 or more", lambda value: value >= 0)
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    return _bounded(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
+
+
+def natural_float(text: str) -> float:
+    """argparse type: a finite number, 0 or more."""
+    return _bounded(text, float, "a number, 0 or more", lambda value: 0 <= value < float("inf"))
+
+
+def finite_float(text: str) -> float:
+    """argparse type: any finite number."""
+    return _bounded(text, float, "a finite number", math.isfinite)
+
+
+def _bounded(text: str, kind: Callable[[str], Any], wanted: str, accepts: Callable[[Any], bool]) -> Any:
+    with contextlib.suppress(ValueError):
+        value = kind(text)
+        if accepts(value):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")

@@ -1,0 +1,7 @@
+"""Pictures of results: PNG files, drawn by matplotlib, which is imported only where something is drawn."""
+
+from src.plots.layers import draw_grid, draw_pair
+from src.plots.stitch import draw_stitch
+from src.plots.style import require_matplotlib
+
+__all__ = ["draw_grid", "draw_pair", "draw_stitch", "require_matplotlib"]

@@ -1,0 +1,158 @@
+"""Pictures of comparisons: a heatmap over the layers of two networks for each metric, or bars for one pair."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from src.metrics import METRICS, Metric
+from src.plots.style import BLUE, INK, LIGHT, NORMAL, ORANGE, SMALL, finish, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+ANNOTATED = 12  # cells a side; values in more of them could not be read
+SIDE_BY_SIDE = 2
+MANY = 30  # layers; heatmaps of more are wide enough alone
+
+
+def draw_grid(result: dict[str, Any], path: Path) -> None:
+    """Draw the heatmaps of every pair of layers, from a result of compare_nets.py, into a PNG file."""
+    save(grid_figure(result), path)
+
+
+def draw_pair(result: dict[str, Any], path: Path) -> None:
+    """Draw the values of one pair of layers, from a result of compare_nets.py, into a PNG file."""
+    save(pair_figure(result), path)
+
+
+def grid_figure(result: dict[str, Any]) -> Figure:
+    layers1, layers2 = result["layers1"], result["layers2"]
+    tables = {
+        name: part.pivot(index="layer1", columns="layer2", values="value").loc[layers1, layers2].to_numpy(float)
+        for name, part in result["frame"].groupby("method", sort=False)
+    }
+    across = 1 if max(len(layers1), len(layers2)) > MANY else min(SIDE_BY_SIDE, len(tables))
+    down = math.ceil(len(tables) / across)
+    # Annotated cells must hold five characters; others still have to keep their labels apart.
+    cell = 0.5 if max(len(layers1), len(layers2)) <= ANNOTATED else 0.17
+    label = 0.075 * max(map(len, (*layers1, *layers2)))
+    width = max(3.4, cell * len(layers2) + label + 1.3)
+    height = max(2.6, cell * len(layers1) + label + 0.7)
+    figure = new_figure(across * width, down * height + 0.3, _title(result))
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    names = [_network_name(network) for network in result["networks"]]
+    for axes, (name, table) in zip(panels, tables.items(), strict=False):
+        _draw_heatmap(figure, axes, METRICS[str(name)], table, layers1, layers2)
+        finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
+        axes.tick_params(labelsize=SMALL if cell > 0.3 else 7)
+    for axes in panels[len(tables) :]:
+        axes.remove()
+    return figure
+
+
+def _network_name(network: dict[str, Any]) -> str:
+    seeds = f" in{network['init_seed']}-gn{network['gradient_seed']}" if network["init_seed"] is not None else ""
+    return f"{network['model']}{seeds}"
+
+
+def _title(result: dict[str, Any]) -> str:
+    names = [_network_name(network) for network in result["networks"]]
+    params = result["params"]
+    return f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
+
+
+def _draw_heatmap(
+    figure: Figure, axes: Axes, metric: Metric, table: np.ndarray, layers1: list[str], layers2: list[str]
+) -> None:
+    from matplotlib import colormaps
+
+    low, high = _range(metric, table)
+    alike = metric.identical == 1
+    colours = colormaps["cividis" if alike else "cividis_r"].with_extremes(bad=LIGHT)
+    image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_xticks(range(len(layers2)), layers2, rotation=90 if max(map(len, layers2)) > 4 else 0)
+    axes.set_yticks(range(len(layers1)), layers1)
+    axes.tick_params(length=0)
+    framed = max(table.shape) <= ANNOTATED
+    if framed:
+        _write_values(axes, image, table, alike)
+    notes = ["framed: most similar in its row"] * framed + ["grey: no value"] * bool(np.isnan(table).any())
+    finish(axes, title=f"{metric.name}   ({'; '.join(notes)})" if notes else metric.name)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02)
+    bar.set_label(metric.meaning, fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
+
+
+def _write_values(axes: Axes, image: AxesImage, table: np.ndarray, alike: bool) -> None:
+    """Write each value into its cell and put a frame around the most similar of each row."""
+    from matplotlib.patches import Rectangle
+
+    for i, row in enumerate(table):
+        if np.isnan(row).all():
+            continue
+        best = int(np.nanargmax(row) if alike else np.nanargmin(row))
+        frames = (("white", 4), (INK, 2)) if np.isfinite(row).sum() > 1 else ()
+        for colour, width in frames:  # a dark frame alone would be lost on dark cells
+            corner = (best - 0.46, i - 0.46)
+            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width))
+        for j in np.flatnonzero(~np.isnan(row)):
+            red, green, blue, _ = image.cmap(image.norm(row[j]))
+            dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.48
+            axes.text(
+                int(j), i, _short(row[j]), ha="center", va="center", fontsize=SMALL, color="white" if dark else INK
+            )
+
+
+def _range(metric: Metric, table: np.ndarray) -> tuple[float, float]:
+    """Ends of the colour scale: from equal representations as far as the values go, in tenths where these are bounded.
+
+    An end at the metric's own bounds would leave most colours unused.
+    """
+    known = table[np.isfinite(table)]
+    if not known.size:
+        return 0.0, 1.0
+    low, high = min(float(known.min()), metric.identical), max(float(known.max()), metric.identical)
+    if math.isfinite(metric.range[1]):
+        low, high = math.floor(10 * low) / 10, math.ceil(10 * high) / 10
+    return (low, high) if high > low else (low, low + 1)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0e}".replace("e+0", "e")
+
+
+def pair_figure(result: dict[str, Any]) -> Figure:
+    frame: pd.DataFrame = result["frame"]
+    rows = frame.to_dict("records")
+    names = [
+        f"{_network_name(network)} {layer}"
+        for network, layer in zip(result["networks"], (rows[0]["layer1"], rows[0]["layer2"]), strict=True)
+    ]
+    params = result["params"]
+    title = f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
+    figure = new_figure(7.5, 0.95 + 0.62 * len(rows), title)
+    for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows, strict=True):
+        _draw_bar(axes, METRICS[row["method"]], row["value"])
+    finish(axes, x="dotted: value of equal representations")
+    return figure
+
+
+def _draw_bar(axes: Axes, metric: Metric, value: float) -> None:
+    """One metric on its own axis, with a line where equal representations would be."""
+    high = metric.range[1] if math.isfinite(metric.range[1]) else max(1e-12, 1.25 * value)
+    low = min(0.0, value)
+    axes.barh([0], [value], color=BLUE, height=0.55)
+    axes.axvline(metric.identical, color=ORANGE, linewidth=2.5, linestyle=":", clip_on=False)
+    finish(axes)
+    axes.set_yticks([0], [metric.name], fontsize=NORMAL)
+    axes.set_xlim(low, high)
+    axes.set_ylim(-0.5, 0.5)
+    axes.text(1.02, 0.5, f"{value:.4g}", va="center", fontsize=NORMAL, color=INK, transform=axes.transAxes)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,168 @@
+"""The picture of a stitch: its matrices, their singular values, the learning curve, and what still works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from src.plots.style import (
+    COLOURS,
+    GREY,
+    INK,
+    MARKERS,
+    NORMAL,
+    SMALL,
+    empty,
+    finish,
+    legend,
+    new_figure,
+    save,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+MAPS = ("before", "after", "ps_inv")
+# Smaller side of a matrix: beyond it, singular values take minutes.
+MAX_SIDE = 4096
+# Singular values below this share of the largest are rounding of float32.
+RANK_FLOOR = 1e-6
+# The shared colour scale ends at this quantile of |w|: a single large weight would make all others white.
+SHOWN = 0.998
+
+
+def draw_stitch(result: dict[str, Any], path: Path) -> None:
+    """Draw a stitch result, as stitch_nets.py writes it, into a PNG file."""
+    save(stitch_figure(result), path)
+
+
+def stitch_figure(result: dict[str, Any]) -> Figure:
+    figure = new_figure(9.6, 6.6, _title(result))
+    parts = figure.subfigures(2, 1, height_ratios=[1, 0.95], hspace=0.02)
+    top, bottom = parts  # pyright: ignore[reportGeneralTypeIssues]
+    matrices = {name: _matrix(result["trans_m"][name]["w"]) for name in MAPS}
+    _draw_matrices(top, matrices, result)
+    grid = bottom.add_gridspec(2, 3, hspace=0.05, wspace=0.04)
+    _draw_singular_values(bottom.add_subplot(grid[:, 0]), matrices)
+    loss = bottom.add_subplot(grid[0, 1])
+    accuracy = bottom.add_subplot(grid[1, 1], sharex=loss)
+    _draw_curves(loss, accuracy, result)
+    bottom.align_ylabels([loss, accuracy])
+    _draw_accuracies(bottom.add_subplot(grid[:, 2]), result)
+    return figure
+
+
+def _matrix(w: np.ndarray) -> np.ndarray:
+    """(out, in, 1, 1) or (out, in) -> (out, in)."""
+    return np.asarray(w, dtype=np.float64).reshape(w.shape[:2])
+
+
+def _title(result: dict[str, Any]) -> str:
+    params = result["params"]
+    ends = []
+    for role in ("front", "end"):
+        facts = result.get("weights", {}).get(role, {})
+        seeds = f" in{facts['init_seed']}-gn{facts['gradient_seed']}" if facts.get("init_seed") is not None else ""
+        ends.append(f"{facts.get('model', role)}{seeds}, {params[f'{role}_layer'] or 'output'}")
+    dataset = params.get("dataset") or result.get("weights", {}).get("front", {}).get("dataset", "")
+    return f"{ends[0]} \N{RIGHTWARDS ARROW} {ends[1]}   ({dataset})"
+
+
+def _draw_matrices(figure: SubFigure, matrices: dict[str, np.ndarray], result: dict[str, Any]) -> None:
+    panels = figure.subplots(1, len(matrices))
+    sizes = np.concatenate([np.abs(matrix).ravel() for matrix in matrices.values()])
+    limit = float(np.quantile(sizes, SHOWN)) or float(sizes.max()) or 1.0
+    unit = "channel" if next(iter(result["trans_m"].values()))["w"].ndim == 4 else "feature"
+    epochs = len(result["trans_fit"])
+    titles = {
+        "before": f"before: init {result['params']['init']}",
+        "after": f"after: {epochs} epoch{'s' * (epochs != 1)}",
+        "ps_inv": "ps_inv: least squares",
+    }
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        tall = max(matrix.shape) > 3 * min(matrix.shape)
+        image = axes.imshow(
+            matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto" if tall else "equal", interpolation="nearest"
+        )
+        finish(axes, title=titles[name], x=f"front {unit}", y=f"end {unit}" if name == "before" else "")
+        whole_numbers(axes.xaxis, axes.yaxis)
+    bar = figure.colorbar(image, ax=panels, extend="both" if sizes.max() > limit else "neither", aspect=16, pad=0.015)
+    bar.set_label("weight (end units per front unit)", fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
+
+
+def _draw_singular_values(axes: Axes, matrices: dict[str, np.ndarray]) -> None:
+    shape = next(iter(matrices.values())).shape
+    finish(axes, title="singular values", x="index", y="end units per front unit", grid="both")
+    if min(shape) > MAX_SIDE:
+        empty(axes, f"left out: the matrix is {shape[0]} x {shape[1]}")
+        return
+    lowest, highest = np.inf, 0.0
+    for name, matrix in matrices.items():
+        values = np.linalg.svd(matrix, compute_uv=False)
+        kept = values[values > RANK_FLOOR * values[0]]
+        label = name if len(kept) == min(shape) else f"{name}, rank {len(kept)}"
+        marker = MARKERS[name] if len(values) <= 64 else ""
+        numbers = np.arange(1, len(kept) + 1)
+        size = {"before": 6.5, "after": 2.5}.get(name, 4.5)  # so that equal values show all three
+        (line,) = axes.plot(
+            numbers, kept, color=COLOURS[name], marker=marker, markersize=size, linewidth=1, label=label
+        )
+        if name != "after":
+            line.set_markerfacecolor("none")
+        lowest, highest = min(lowest, kept.min(initial=np.inf)), max(highest, kept.max(initial=0))
+    if highest > 30 * lowest:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    whole_numbers(axes.xaxis)
+    legend(axes)
+
+
+def _draw_curves(loss: Axes, accuracy: Axes, result: dict[str, Any]) -> None:
+    fit, scores = result["trans_fit"], result["model_results"]
+    epochs = np.arange(1, len(fit) + 1)
+    target = result["params"].get("target_type", "hard")
+    trained_on = "train" if target == "hard" else f"train ({target})"
+    for axes, key, score, unit in ((loss, "loss", "loss", 1), (accuracy, "accuracy", "acc", 100)):
+        marker = "." if len(fit) < 25 else ""
+        style = {"marker": marker, "linewidth": 1.3}
+        axes.plot(epochs, unit * fit[f"train_{key}"], color=GREY, linestyle="--", label=trained_on, **style)
+        # before training there is a score on the validation images, but none on those of training
+        val = [scores["before"][score], *fit[f"val_{key}"]]
+        axes.plot(np.arange(len(fit) + 1), unit * np.array(val), color=INK, label="val", **style)
+        for place, name, stage in ((0, "before", "before"), (len(fit), "after", "trans")):
+            axes.plot(
+                place,
+                unit * scores[stage][score],
+                color=COLOURS[name],
+                marker=MARKERS[name],
+                markersize=7.5 if name == "before" else 5,
+                linestyle="",
+                label=name,
+                zorder=3,
+                clip_on=False,
+            )
+    finish(loss, y="loss (nats)", grid="both")
+    loss.set_title("learning curve", fontsize=NORMAL, color=INK, pad=20)
+    finish(accuracy, x="epoch", y="accuracy (%)", grid="both")
+    loss.tick_params(labelbottom=False)
+    last = max(1, len(fit))
+    accuracy.set_xlim(-0.03 * last, 1.03 * last)
+    whole_numbers(accuracy.xaxis)
+    legend(loss, ncols=4, columnspacing=0.8, loc="lower center", bbox_to_anchor=(0.5, 1.0), handletextpad=0.4)
+
+
+def _draw_accuracies(axes: Axes, result: dict[str, Any]) -> None:
+    keys = {"front": "front", "end": "end", "before": "before", "after": "trans", "ps_inv": "ps_inv"}
+    values = [100 * result["model_results"][key]["acc"] for key in keys.values()]
+    bars = axes.bar(list(keys), values, color=[COLOURS[name] for name in keys], width=0.72)
+    axes.bar_label(bars, [f"{value:.1f}" for value in values], fontsize=SMALL, color=INK, padding=2)
+    finish(axes, title="accuracy on val", y="accuracy (%)", grid="y")
+    axes.set_ylim(0, 112)
+    axes.set_yticks(range(0, 101, 20))
+    axes.grid(False, axis="x")

@@ -1,0 +1,128 @@
+"""What the scripts print: tables of text in 80 columns, or one JSON document."""
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+WIDTH = 80
+SMALL = 256  # numbers; larger arrays are left out of JSON
+LONG_LABEL = 8  # characters; columns with longer labels get numbers and a legend
+_ABSENT = object()
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """A record of built-ins, arrays and frames as one JSON document, numbers in full precision.
+
+    Frames become lists of rows; arrays of more than `SMALL` numbers are left out, and with them what held nothing
+    else; NaN and infinity, which JSON does not know, become null.
+    """
+    plain = _plain(record)
+    return json.dumps({} if plain is _ABSENT else plain, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pd.DataFrame):
+        return _plain(value.to_dict(orient="records"))
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist()) if value.size <= SMALL else _ABSENT
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        items = {str(key): _plain(item) for key, item in value.items()}
+        kept = {key: item for key, item in items.items() if item is not _ABSENT}
+        return kept if kept or not items else _ABSENT
+    if isinstance(value, list | tuple):
+        kept = [item for item in map(_plain, value) if item is not _ABSENT]
+        return kept if kept or not value else _ABSENT
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def fill(text: str) -> str:
+    """A sentence folded at 80 columns, its further lines indented; words such as paths stay whole."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def matrix_text(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
+    """A matrix (rows, columns) with its labels, folded into as many parts as 80 columns ask for.
+
+    No label is cut: columns with long ones get numbers and a legend. "-" stands for NaN.
+    """
+    numbered = max(map(len, columns)) > LONG_LABEL
+    heads = [str(index) for index in range(1, len(columns) + 1)] if numbered else list(columns)
+    cells = [[_cell(value) for value in row] for row in values]
+    margin = max(map(len, rows))
+    lines, start = [], 0
+    while start < len(columns):
+        width = max(len(text) for texts in (heads[start:], *(row[start:] for row in cells)) for text in texts)
+        stop = start + max(1, (WIDTH - margin) // (width + 1))
+        lines += [""] * bool(lines)
+        for label, texts in zip(("", *rows), (heads, *cells), strict=True):
+            lines.append(f"{label:{margin}} " + " ".join(f"{text:>{width}}" for text in texts[start:stop]))
+        start = stop
+    if numbered:
+        lines.append(
+            fill("columns: " + ", ".join(f"{index} {name}" for index, name in zip(heads, columns, strict=True)))
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def columns_text(rows: Sequence[dict[str, Any]], *, right: Sequence[str] = (), squeeze: str = "") -> str:
+    """A table with a heading, each column as wide as its longest entry, those of `right` aligned to the right.
+
+    Where 80 columns do not suffice, the entries of the column `squeeze` are cut, with "~" at the end; no others.
+    """
+    table = [dict(zip(rows[0], rows[0], strict=True)), *({key: str(row[key]) for key in row} for row in rows)]
+    widths = {key: max(len(row[key]) for row in table) for key in table[0]}
+    spare = WIDTH - sum(widths.values()) - len(widths) + 1
+    if squeeze and spare < 0:
+        widths[squeeze] = max(len(squeeze), widths[squeeze] + spare)
+    lines = []
+    for row in table:
+        cells = [_fitted(row[key], widths[key] if key == squeeze else 0) for key in row]
+        padded = [
+            f"{cell:>{widths[key]}}" if key in right else f"{cell:{widths[key]}}"
+            for key, cell in zip(row, cells, strict=True)
+        ]
+        lines.append(" ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _fitted(text: str, width: int) -> str:
+    return text if not width or len(text) <= width else f"{text[: width - 1]}~"
+
+
+def stitch_table(result: dict[str, Any]) -> str:
+    """What still works: a row for each network, and how close each comes to the end network."""
+    lines = [f"{'':10} {'accuracy':>9} {'loss':>8} {'relative':>9} {'agrees':>8} {'CKA':>7} {'l2':>9}"]
+    end_accuracy = result["model_results"]["end"]["acc"]
+    for row, scores, agrees, cka, l2 in _stitch_rows(result):
+        relative = scores["acc"] / end_accuracy if end_accuracy else float("nan")
+        cells = [f"{scores['acc']:9.2%}", f"{scores['loss']:8.4f}", f"{relative:9.4f}"]
+        cells += [f"{agrees:8.2%}" if agrees is not None else " " * 8]
+        cells += [f"{value:{width}.4f}" if value is not None else " " * width for value, width in ((cka, 7), (l2, 9))]
+        lines.append(" ".join([f"{row:10}", *cells]).rstrip())
+    return "\n".join([*lines, "relative: accuracy / accuracy of end; agrees, CKA, l2: with end"])
+
+
+def _stitch_rows(result: dict[str, Any]) -> list[tuple]:
+    scores, similar = result["model_results"], result["m2_sim"]
+    return [
+        ("front", scores["front"], similar["m1"]["same_class_out"], result["cka"], result["l2"]),
+        ("end", scores["end"], None, None, None),
+        ("before", scores["before"], similar["before"]["same_class_out"], result["cka_before"], result["l2_before"]),
+        ("after", scores["trans"], similar["after"]["same_class_out"], result["cka_frank"], result["l2_frank"]),
+        ("ps_inv", scores["ps_inv"], similar["ps_inv"]["same_class_out"], result["cka_ps_inv"], result["l2_ps_inv"]),
+    ]

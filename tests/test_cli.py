@@ -1,0 +1,238 @@
+"""What all scripts share on the command line: help, tables of 80 columns, JSON, grids of layers."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare_nets
+import layer_info
+import stitch_nets
+from src import layer_grid, report, results
+from src.models import MODELS
+from tests.toy import save_toy
+
+SCRIPTS = ("train_model", "stitch_nets", "layer_info", "compare_nets", "compare_frank_m2", "eval_net", "eval_stitch")
+TOY = ("a3.pt", "b5.pt")
+STITCHED = "results/s/bn1-bn1.pkl"
+COMMANDS = {
+    "train_model": ("-m", "toy_w3", "-d", "toy", "-e", "1", "-b", "16"),
+    "stitch_nets": (*TOY, "bn1", "bn1", "-e", "1", "-b", "16"),
+    "layer_info": ("toy_w3", "-d", "toy"),
+    "compare_nets": (*TOY, "bn1", "bn1", "toy", "cka", "ps_inv"),
+    "compare_frank_m2": (STITCHED, "after", "cka", "l2"),
+    "eval_net": ("a3.pt",),
+    "eval_stitch": (STITCHED, "ps_inv"),
+}
+GRID = (*TOY, "all", "all", "toy", "cka", "l2", "corr")
+
+
+@pytest.fixture
+def stitched(toy: Path) -> Path:
+    stitch_nets.main([*TOY, "bn1", "bn1", "-e", "1", "-b", "16", "--run-name", "s"])
+    return toy
+
+
+def run(script: str, *arguments: str) -> object:
+    return importlib.import_module(script).main(list(arguments))
+
+
+def widest(text: str) -> str:
+    """The longest line that has no path in it."""
+    lines = [line for line in text.splitlines() if not re.match(r"(result|picture|weights): ", line)]
+    return max(lines, key=len)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_grouped_has_defaults_and_two_examples(script: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(script, "--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and len(widest(text)) <= 80, widest(text)
+    purpose = " ".join(text.split("\n\n")[1].split())
+    assert purpose.endswith(".") and not re.search(r"\.\s", purpose), purpose
+    assert text.split("examples:")[1].count(f"python {script}.py ") == 2
+    assert "\nrun and result:\n" in text
+    for option in re.split(r"\n  (?=-)", text.split("examples:")[0])[1:]:
+        words = " ".join(option.split())
+        takes_value = re.match(r"(-\w+, )?--?[\w-]+ ([A-Z]|\{)", words) or re.match(r"-\w+ ([A-Z]|\{)", words)
+        assert not takes_value or "default: " in words, words
+
+
+def test_the_examples_in_the_help_can_be_parsed(capsys) -> None:
+    for script in SCRIPTS:
+        module = importlib.import_module(script)
+        with pytest.raises(SystemExit):
+            module.main(["--help"])
+        examples = capsys.readouterr().out.split("examples:")[1].replace("\\\n", " ")
+        for line in examples.strip().splitlines():
+            module.parse_args(line.split()[2:])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_json_is_all_that_stdout_holds(script: str, stitched: Path, capsys) -> None:
+    capsys.readouterr()
+    run(script, *COMMANDS[script], "--json", "--run-name", "j")
+    captured = capsys.readouterr()
+    record = json.loads(captured.out)
+    result = results.read(record["result"])
+    assert record["params"]["json"] is True and set(record) - {"result"} <= set(result)
+    for key, value in result.items():
+        if isinstance(value, float) or key == "model_results":
+            assert record[key] == value  # in full precision
+    assert "NaN" not in captured.out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_text_fits_80_columns(script: str, stitched: Path, capsys) -> None:
+    capsys.readouterr()
+    run(script, *COMMANDS[script])
+    text = capsys.readouterr().out
+    assert len(widest(text)) <= 80, widest(text)
+    assert re.search(r"^result: \S+\.pkl$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("model", [*(name for name in MODELS if "<" not in name), "resnet20_w10"])
+def test_tables_of_layers_fit_and_cut_no_name(model: str, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    layers = layer_info.run(layer_info.parse_args([model, "-d", "celeba" if "inception" in model else "cifar10"]))
+    text = capsys.readouterr().out
+    assert len(widest(text)) <= 80, widest(text)
+    for name in layers["layer"]:
+        assert re.search(rf"^ *\d+ {re.escape(name)} ", text, re.MULTILINE), name
+
+
+def test_every_pair_of_layers_equals_that_pair_alone(toy: Path, capsys) -> None:
+    compare_nets.main([*GRID, "--run-name", "all"])
+    captured = capsys.readouterr()
+    result = results.read(Path("results/all/compare_nets-all-all.pkl"))
+    assert result["layers1"] == ["conv1", "bn1", "conv2", "relu", "pool", "flatten", "fc1", "fc2"]
+    frame = result["frame"].set_index(["method", "layer1", "layer2"])["value"]
+    assert frame.size == 3 * 8 * 8 and list(result["frame"]) == ["method", "layer1", "layer2", "value"]
+    assert "8 x 8 pairs of layers, 48 images: one pass" in captured.err
+    assert "l2: no value for" in captured.out and len(widest(captured.out)) <= 80
+    for method, one, other in (("cka", "bn1", "fc1"), ("l2", "fc2", "fc2"), ("corr", "conv2", "relu")):
+        compare_nets.main([*TOY, one, other, "toy", method, "--run-name", method])
+        alone = results.read(Path(f"results/{method}/compare_nets-{one}-{other}.pkl"))["frame"]["value"].iloc[0]
+        assert frame[method, one, other] == pytest.approx(alone, abs=1e-6)
+    assert np.isnan(frame["l2", "bn1", "bn1"])  # 3 and 5 channels
+    reasons = result["refused"].set_index(["method", "layer1", "layer2"])["reason"]
+    assert "one shape" in reasons["l2", "bn1", "bn1"]
+    assert set(reasons.index) == set(frame.index[frame.isna()])
+
+
+@pytest.mark.parametrize("gigabytes", ["0.0001", "0.00003", "1e-9"])
+def test_little_memory_takes_more_passes_and_gives_the_same(gigabytes: str, toy: Path, capsys) -> None:
+    compare_nets.main([*GRID, "--run-name", "one"])
+    compare_nets.main([*GRID, "--memory", gigabytes, "--run-name", "many"])
+    assert re.search(r"images: \d+ passes by blocks of layers", capsys.readouterr().err)
+    one, many = (results.read(Path(f"results/{run}/compare_nets-all-all.pkl")) for run in ("one", "many"))
+    np.testing.assert_allclose(one["frame"]["value"], many["frame"]["value"], atol=1e-6)
+    assert len(one["refused"]) == len(many["refused"])
+
+
+def test_layers_by_option_and_by_position(toy: Path) -> None:
+    for run_name, words in (
+        ("a", ["conv1,bn1", "bn1,fc1", "toy", "cka"]),
+        ("b", ["toy", "cka", "--layers1", "conv1,bn1", "--layers2=bn1,fc1"]),
+        ("c", ["all", "fc2", "toy", "cka", "--layers1", "conv1,bn1", "--layers2", "bn1,fc1"]),
+        ("d", ["conv1,bn1", "fc2", "toy", "cka", "--layers2", "bn1,fc1"]),
+    ):
+        compare_nets.main([*TOY, *words, "--run-name", run_name])
+        (path,) = Path("results", run_name).iterdir()
+        assert path.name == "compare_nets-conv1..bn1-bn1..fc1.pkl"
+        result = results.read(path)
+        assert result["layers1"] == ["conv1", "bn1"] and result["layers2"] == ["bn1", "fc1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bn1,bn7", "bn1", "toy", "cka"], "no layer 'bn7'"),
+        (["bn1,conv1", "bn1,conv1", "toy", "l2"], "l2 needs activations of one shape"),
+        (["bn1,,conv1", "bn1", "toy", "cka"], "an empty name"),
+        (["toy", "cka", "--layers1", "all"], "invalid choice|required"),
+        (["all", "all", "toy", "cka", "--memory", "0"], "above 0"),
+    ],
+)
+def test_bad_layers_are_one_line(words: list[str], message: str, toy: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        compare_nets.main([*TOY, *words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and re.search(message, error), error
+    assert not list(toy.rglob("*.pkl"))
+
+
+def test_layers_come_in_the_order_in_which_they_run(toy: Path) -> None:
+    network = save_toy(toy / "c3.pt", 3, 5)
+    names = layer_grid.choose_layers(network, "all")
+    assert names.index("relu") > names.index("conv2")  # its second call counts
+    assert layer_grid.choose_layers(network, "fc1, bn1,fc1") == ["fc1", "bn1"]
+
+
+def test_a_matrix_is_folded_and_long_labels_get_numbers() -> None:
+    names = [f"layer{i}.0.downsample.1" for i in range(20)]
+    values = np.arange(400.0).reshape(20, 20)
+    values[3, 4] = np.nan
+    text = report.matrix_text(values, names, names)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("\nlayer3.0.downsample.1") >= 2 and " - " in text
+    legend = " ".join(text.split("columns: ")[1].split())
+    assert legend == ", ".join(f"{number} {name}" for number, name in enumerate(names, start=1))
+    assert report.matrix_text(np.eye(2), ["a", "b"], ["c", "d"]).splitlines() == [
+        "       c      d",
+        "a 1.0000 0.0000",
+        "b 0.0000 1.0000",
+    ]
+
+
+def test_json_of_awkward_values() -> None:
+    record = {
+        "nan": float("nan"),
+        "number": np.float64(0.1) + np.float64(0.2),
+        "small": np.eye(2),
+        "large": {"w": np.zeros((100, 100))},
+        "path": Path("a/b"),
+        "none": None,
+        3: (True, np.int64(4)),
+        "empty": {},
+    }
+    assert json.loads(report.to_json(record)) == {
+        "nan": None,
+        "number": 0.1 + 0.2,
+        "small": [[1, 0], [0, 1]],
+        "path": "a/b",
+        "none": None,
+        "3": [True, 4],
+        "empty": {},
+    }
+
+
+def test_a_table_of_results(toy: Path) -> None:
+    for run_name, options in (("a", ("-i", "ps_inv")), ("b", ("-r", "1", "--seed", "4"))):
+        stitch_nets.main([*TOY, "bn1", "bn1", "-e", "1", "-b", "16", "--run-name", run_name, *options])
+    compare_nets.main([*TOY, "bn1", "bn1", "toy", "cka", "--run-name", "a"])
+    Path("results/b/broken.pkl").write_bytes(b"no pickle")
+    with pytest.warns(UserWarning, match="1 files left out.*broken.pkl"):
+        frame = results.table("results")
+    assert list(frame["run"]) == ["a", "b"] and list(frame["init"]) == ["ps_inv", "random"]
+    assert list(frame["seed"]) == [0, 4] and frame["low_rank"].iloc[1] == 1
+    for row in frame.to_dict("records"):
+        result = results.read(row["path"])
+        assert row["accuracy_after"] == result["model_results"]["trans"]["acc"]
+        assert row["cka"] == result["cka_frank"] and row["l2_ps_inv"] == result["l2_ps_inv"]
+        assert row["relative_accuracy"] == result["m2_sim"]["after"]["rel_acc"]
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        results.table("nowhere")
+    Path("empty").mkdir()
+    assert results.table("empty").empty and list(results.table("empty")) == list(frame)
+
+
+@pytest.mark.reference
+def test_the_published_result_has_a_row(reference: Path) -> None:
+    (row,) = results.table(reference).to_dict("records")
+    assert row["dataset"] == "cifar10" and row["front_layer"] == "bn3" and row["init"] == "ps_inv"
+    assert row["accuracy_after"] == pytest.approx(0.8199) and np.isnan(row["accuracy_before"])

@@ -1,0 +1,149 @@
+"""Pictures: what is drawn, of which results, and what happens where matplotlib is absent."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import compare_nets
+import stitch_nets
+from src import results
+
+pytest.importorskip("matplotlib")
+from src.plots.layers import grid_figure, pair_figure
+from src.plots.stitch import stitch_figure
+
+PNG = b"\x89PNG\r\n\x1a\n"
+TOY = ("a3.pt", "b5.pt")
+
+
+def stitch(*arguments: str) -> dict:
+    stitch_nets.main([*arguments, "-b", "16", "--run-name", "r", "--overwrite", "--plot"])
+    (path,) = Path("results/r").glob("*.pkl")
+    assert path.with_suffix(".png").read_bytes().startswith(PNG)
+    return results.read(path)
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a3.pt", "b5.pt", "bn1", "bn1", "-e", "0"),
+        ("a3.pt", "b5.pt", "bn1", "bn1", "-e", "1", "--target-type", "soft_2"),
+        ("a3.pt", "b5.pt", "bn1", "bn1", "-e", "2", "-r", "1"),
+        ("a3.pt", "b5.pt", "bn1", "bn1", "-e", "2", "-m", "semi-match"),
+        ("a3.pt", "b3.pt", "bn1", "bn1", "-e", "1", "-i", "ones-zeros"),
+        ("a3.pt", "b5.pt", "pool", "fc1", "-e", "1", "--flatten"),
+        ("a3.pt", "b5.pt", "fc1", "fc1", "-e", "1"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_stitch_is_drawn(arguments, toy) -> None:
+    result = stitch(*arguments)
+    figure = stitch_figure(result)
+    titles = [axes.get_title() for axes in figure.get_axes()]
+    for title in ("singular values", "learning curve", "accuracy on val", "ps_inv: least squares"):
+        assert title in titles
+    for axes in figure.get_axes():
+        assert axes.get_ylabel() or axes.get_xlabel() or not axes.get_title()
+    assert torch.is_grad_enabled()
+
+
+def test_the_panels_show_the_numbers(toy) -> None:
+    result = stitch(*TOY, "bn1", "bn1", "-e", "3", "-i", "ps_inv")
+    panels = {axes.get_title(): axes for axes in stitch_figure(result).get_axes()}
+    for title, name in (("before: init ps_inv", "before"), ("after: 3 epochs", "after")):
+        (image,) = panels[title].get_images()
+        np.testing.assert_allclose(np.asarray(image.get_array()), result["trans_m"][name]["w"][:, :, 0, 0])
+        assert image.get_clim()[0] == -image.get_clim()[1]  # white is zero
+    limits = {panels[title].get_images()[0].get_clim() for title in panels if panels[title].get_images()}
+    assert len({limit for limit in limits if limit[0] < 0}) == 1  # one scale for all
+    after = next(line for line in panels["singular values"].get_lines() if line.get_label() == "after")
+    expected = np.linalg.svd(result["trans_m"]["after"]["w"][:, :, 0, 0].astype(float), compute_uv=False)
+    np.testing.assert_allclose(np.asarray(after.get_ydata()), expected)
+    lines = {line.get_label(): np.asarray(line.get_ydata(), float) for line in panels["learning curve"].get_lines()}
+    val = [result["model_results"]["before"]["loss"], *result["trans_fit"]["val_loss"]]
+    np.testing.assert_allclose(lines["val"], val)
+    np.testing.assert_allclose(lines["after"], [result["model_results"]["trans"]["loss"]])
+    keys = ("front", "end", "before", "trans", "ps_inv")
+    written = [f"{100 * result['model_results'][key]['acc']:.1f}" for key in keys]
+    assert texts(panels["accuracy on val"]) == written
+
+
+def test_heatmaps_hold_the_values(toy) -> None:
+    compare_nets.main([*TOY, "conv1,bn1,fc1", "bn1,fc1", "toy", "cka", "corr", "--run-name", "r", "--plot"])
+    path = Path("results/r/compare_nets-conv1..fc1-bn1..fc1.pkl")
+    assert path.with_suffix(".png").read_bytes().startswith(PNG)
+    result = results.read(path)
+    figure = grid_figure(result)
+    cka = next(axes for axes in figure.get_axes() if axes.get_title().startswith("cka "))
+    values = result["frame"].query("method == 'cka'")["value"].to_numpy()
+    np.testing.assert_allclose(np.asarray(cka.get_images()[0].get_array()).ravel(), values)
+    assert texts(cka) == [f"{value:.2f}" for value in values]
+    assert [label.get_text() for label in cka.get_yticklabels()] == ["conv1", "bn1", "fc1"]
+    corr = next(axes for axes in figure.get_axes() if axes.get_title().startswith("corr "))
+    assert "grey: no value" in corr.get_title() and len(texts(corr)) == 3  # fc1 has no positions
+
+
+def test_values_are_written_into_few_cells_only(toy) -> None:
+    compare_nets.main([*TOY, "bn1", "bn1", "toy", "cka", "--run-name", "r", "--plot"])
+    result = results.read(Path("results/r/compare_nets-bn1-bn1.pkl"))
+    result["layers1"] = result["layers2"] = [f"layer{n}" for n in range(13)]
+    value = float(result["frame"]["value"].iloc[0])
+    rows = [("cka", one, other, value) for one in result["layers1"] for other in result["layers2"]]
+    result["frame"] = type(result["frame"])(rows, columns=["method", "layer1", "layer2", "value"])
+    assert texts(grid_figure(result).get_axes()[0]) == []
+
+
+def test_a_single_pair_has_bars(toy) -> None:
+    compare_nets.main(["a3.pt", "b3.pt", "bn1", "bn1", "toy", "cka", "l2", "--run-name", "r", "--plot"])
+    path = Path("results/r/compare_nets-bn1-bn1.pkl")
+    assert path.with_suffix(".png").read_bytes().startswith(PNG)
+    result = results.read(path)
+    for axes, value in zip(pair_figure(result).get_axes(), result["frame"]["value"], strict=True):
+        assert texts(axes) == [f"{value:.4g}"]
+        (bar,) = axes.containers[0]
+        assert bar.get_width() == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [(stitch_nets, (*TOY, "bn1", "bn1", "--plot")), (compare_nets, (*TOY, "bn1", "bn1", "toy", "cka", "--plot"))],
+    ids=["stitch_nets", "compare_nets"],
+)
+def test_absent_matplotlib_is_said_before_any_work(script, arguments, toy, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(script.cli, "load_pair", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(SystemExit) as stop:
+        script.main(list(arguments))
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == "" and captured.err.count("\n") == 1
+    assert "pip install -r requirements-plots.txt" in captured.err
+    assert not list(toy.rglob("*.p[kn][lg]"))
+
+
+def test_an_old_picture_is_neither_overwritten_nor_left_to_lie(toy, capsys) -> None:
+    command = [*TOY, "bn1", "bn1", "-e", "0", "--run-name", "r"]
+    picture = Path("results/r/bn1-bn1.png")
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"mine")
+    with pytest.raises(SystemExit):
+        stitch_nets.main([*command, "--plot"])
+    assert "bn1-bn1.png exists already" in capsys.readouterr().err and picture.read_bytes() == b"mine"
+    stitch_nets.main([*command, "--plot", "--overwrite"])
+    assert picture.read_bytes().startswith(PNG)
+    stitch_nets.main([*command, "--overwrite"])
+    assert not picture.exists()  # it showed the result that is gone
+
+
+def test_drawing_leaves_no_trace_in_matplotlib(toy) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    stitch(*TOY, "bn1", "bn1", "-e", "0")
+    assert dict(matplotlib.rcParams) == before
