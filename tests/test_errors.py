@@ -1,0 +1,248 @@
+"""Bad input: one line that names the thing and the remedy, exit code 2, nothing written.
+
+The table in docs/errors.md is made by this test: WRITE_ERROR_TABLE=1 pytest tests/test_errors.py
+"""
+
+import importlib
+import os
+import pickle
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from PIL import Image
+
+import stitch_nets
+from src import checkpoints
+from src.models import build_model
+from tests.toy import save_toy
+
+TABLE = Path(__file__).parent.parent / "docs" / "errors.md"
+STITCH = "stitch_nets a3.pt b5.pt bn1 bn1"
+COMPARE = "compare_nets a3.pt b5.pt bn1 bn1 toy"
+
+COMMANDS = [
+    # arguments
+    "train_model -m vgg19",
+    "train_model -d imagenet",
+    "train_model -e 0",
+    "train_model -e many",
+    "train_model -b 0",
+    "train_model -lr 0",
+    "train_model -lr nan",
+    "train_model -wd -1",
+    "train_model -opt rmsprop",
+    "train_model -i -1",
+    "train_model --num-workers -1",
+    "layer_info",
+    "layer_info resnet20_w0",
+    "layer_info resnet",
+    "layer_info tiny10 --colour red",
+    "stitch_nets a3.pt b5.pt bn1",
+    f"{STITCH} -i best",
+    f"{STITCH} -m best",
+    f"{STITCH} -r 0",
+    f"{STITCH} -e -1",
+    f"{STITCH} -b 0",
+    f"{STITCH} --temperature 0",
+    f"{STITCH} --l1 -1",
+    f"{STITCH} --cka-reg inf",
+    f"{STITCH} --target-type easy",
+    f"{STITCH} --seed -3",
+    f"{COMPARE} cosine",
+    f"{COMPARE} cka -g 0",
+    f"{COMPARE} cka -t test",
+    f"{COMPARE} cka --view rows",
+    "compare_nets a3.pt b5.pt bn1 bn1 imagenet cka",
+    "compare_nets a3.pt b5.pt bn1 bn1 toy",
+    "eval_stitch good.pkl during",
+    # combinations
+    f"{STITCH} --low-rank 2 --mask semi-match",
+    f"{STITCH} --low-rank 2 --l1 1",
+    f"{STITCH} --low-rank 2 --orthogonal",
+    f"{STITCH} --orthogonal --mask random-permutation",
+    f"{STITCH} --orthogonal -i ones-zeros",
+    f"{STITCH} --flatten --resize",
+    f"{STITCH} --temperature 3",
+    f"{STITCH} -i eye",
+    f"{STITCH} -i perm",
+    f"{STITCH} --low-rank 4",
+    # layers and shapes
+    "stitch_nets a3.pt b5.pt bn2 bn1",
+    "stitch_nets a3.pt b5.pt bn1 layer1.bn1",
+    "stitch_nets a3.pt b5.pt bn1 pool",
+    "stitch_nets a3.pt b5.pt bn1 fc1",
+    "compare_nets a3.pt b5.pt conv9 bn1 toy cka",
+    "compare_nets a3.pt b5.pt bn1 bn1 toy l2",
+    "compare_nets a3.pt b5.pt bn1 bn1 toy cca",
+    "compare_frank_m2 good.pkl after cka -l conv1",
+    "compare_frank_m2 good.pkl after cka -l conv7",
+    # devices
+    "eval_net a3.pt --device cuda:9",
+    "eval_net a3.pt --device tpu",
+    # weight files
+    "eval_net missing.pt",
+    "eval_net .",
+    "eval_net empty.pt",
+    "eval_net cut.pt",
+    "eval_net text.pt",
+    "eval_net hostile.pt",
+    "eval_net list.pt",
+    "eval_net plain.pt",
+    "eval_net plain.pt -m tiny10",
+    "eval_net plain.pt -m lenet -d digits",
+    "eval_net nan.pt",
+    "eval_net other_shape.pt",
+    "eval_net a3.pt -m tiny10",
+    "eval_net a3.pt -d mnist",
+    "stitch_nets a3.pt digits.pt bn1 bn1",
+    "compare_nets a3.pt b5.pt bn1 bn1 digits cka",
+    # results
+    "eval_stitch missing.pkl after",
+    "eval_stitch text.pt after",
+    "eval_stitch cut.pkl after",
+    "eval_stitch hostile.pkl after",
+    "eval_stitch list.pkl after",
+    "eval_stitch half.pkl ps_inv",
+    "eval_stitch moved.pkl after",
+    "eval_stitch good.pkl after --front-model b3.pt",
+    "eval_stitch good.pkl after --end-model missing.pt",
+    "compare_frank_m2 text.pt after cka",
+    # training
+    f"{STITCH} -b 100",
+    f"{STITCH} -b 16 -lr 1e30 --optimizer sgd",
+    # folders and data
+    f"{STITCH} --run-name taken",
+    f"{STITCH} -o a3.pt",
+    "eval_net mnist.pt",
+    "eval_net celeba.pt",
+    "train_model -d cifar100 -e 1",
+]
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def no_network(*_, **__):
+    raise URLError("no network")
+
+
+@pytest.fixture
+def folder(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The toy networks, and every kind of bad file beside them."""
+    monkeypatch.setenv("DATASET_ROOT_PYTORCH", str(toy / "data"))
+    monkeypatch.setenv("DATASET_ROOT_CELEBA", str(toy / "faces"))
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    make_weights(toy)
+    stitch_nets.main(["a3.pt", "b5.pt", "bn1", "bn1", "-e", "1", "-b", "16", "--run-name", "taken"])
+    good = Path("results/taken/bn1-bn1.pkl")
+    content = pickle.loads(good.read_bytes())
+    (toy / "good.pkl").write_bytes(good.read_bytes())
+    (toy / "cut.pkl").write_bytes(good.read_bytes()[:-50])
+    (toy / "hostile.pkl").write_bytes(pickle.dumps({"params": Bomb()}))
+    (toy / "list.pkl").write_bytes(pickle.dumps([1, 2, 3]))
+    del content["trans_m"]["ps_inv"]
+    (toy / "half.pkl").write_bytes(pickle.dumps(content))
+    content["params"]["front_model"] = "elsewhere/weights.pt"
+    (toy / "moved.pkl").write_bytes(pickle.dumps(content))
+    return toy
+
+
+def make_weights(folder: Path) -> None:
+    whole = (folder / "a3.pt").read_bytes()
+    (folder / "empty.pt").touch()
+    (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.pt").write_text("no weights\n")
+    torch.save(Bomb(), folder / "hostile.pt")
+    torch.save([torch.zeros(2)], folder / "list.pt")
+    state = save_toy(folder / "spare.pt", 3, 0).state_dict()
+    torch.save(state, folder / "plain.pt")
+    record = torch.load(folder / "spare.pt", weights_only=True)
+    bad = {"conv2.weight": torch.full_like(state["conv2.weight"], float("nan"))}
+    torch.save(record | {"state_dict": state | bad}, folder / "nan.pt")
+    torch.save(record | {"state_dict": state | {"fc2.bias": torch.zeros(5)}}, folder / "other_shape.pt")
+    for name, model, channels, classes, size in (
+        ("digits", "tiny10", 1, 10, 32),
+        ("mnist", "lenet", 1, 10, 32),
+        ("celeba", "resnet20_w1", 3, 40, 224),
+    ):
+        network = build_model(model, channels=channels, classes=classes, size=size)
+        seeds = {"init_seed": 0, "gradient_seed": 0, "iteration": 0, "recipe": {}}
+        checkpoints.save(folder / f"{name}.pt", network, model=model, dataset=name, **seeds)
+
+
+def refuse(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail; returns its one line."""
+    script, *arguments = command.split()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).main(arguments)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2, f"{command}: exit code {stop.value.code}"
+    assert captured.out == "", f"{command}: printed {captured.out!r}"
+    lines = [line for line in captured.err.splitlines() if not re.match(r"(front|end): ", line)]
+    assert len(lines) == 1 and lines[0].startswith("error: "), f"{command}: {captured.err}"
+    return lines[0].removeprefix("error: ")
+
+
+def test_every_bad_command_is_one_line_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(COMMANDS) == len(set(COMMANDS)) >= 60
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    rows = []
+    for command in COMMANDS:
+        script, *arguments = command.split()
+        message = without_surroundings(refuse(command, capsys), folder)
+        rows.append(f"| `python {' '.join([f'{script}.py', *arguments])}` | {message} |")
+        after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert after == before, f"{command} changed {set(after) ^ set(before)}"
+    text = "\n".join([HEAD, *rows, ""])
+    if os.environ.get("WRITE_ERROR_TABLE"):
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text(text, encoding="utf-8")
+    assert TABLE.read_text(encoding="utf-8").splitlines() == text.splitlines()
+
+
+def without_surroundings(message: str, folder: Path) -> str:
+    """The message without what this test, this machine or this version of Python put into it."""
+    for path in (folder.resolve(), folder, TABLE.parent.parent.resolve()):
+        message = message.replace(f"{path}/", "")
+    message = re.sub(r"\(choose from .*?\)", lambda choices: choices[0].replace("'", ""), message)
+    return message.replace(", toy_w<width>", "").replace(", toy)", ")").replace("|", "\\|")
+
+
+HEAD = """# What bad input gets
+
+Each command ends with exit code 2, this one line on stderr (behind `error: `), and nothing written. The files are those
+of `tests/test_errors.py`, which makes this table.
+
+| command | message |
+|---|---|"""
+
+
+def test_debug_shows_the_traceback(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no weight file"):
+        importlib.import_module("eval_net").main(["missing.pt", "--debug"])
+
+
+def test_hostile_files_run_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("eval_net hostile.pt", "eval_stitch hostile.pkl after"):
+        refuse(command, capsys)
+    assert not (folder / "exploded").exists()
+
+
+def test_a_corrupt_image_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces = folder / "faces"
+    (faces / "img_align_celeba").mkdir(parents=True)
+    Image.new("RGB", (178, 218)).save(faces / "img_align_celeba/1.jpg")
+    (faces / "img_align_celeba/2.jpg").write_bytes(b"no image")
+    names = " ".join(f"a{i}" for i in range(40))
+    rows = "".join(f"{i}.jpg {' 1' * 40}\n" for i in (1, 2))
+    (faces / "list_attr_celeba.txt").write_text(f"2\n{names}\n{rows}")
+    (faces / "list_eval_partition.txt").write_text("1.jpg 2\n2.jpg 2\n")
+    assert "2.jpg" in refuse("eval_net celeba.pt --num-workers 1", capsys)
