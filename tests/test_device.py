@@ -1,0 +1,97 @@
+"""Code paths of a GPU, run without one: fake tensors of the device `cuda` refuse to meet tensors of the processor."""
+
+import pytest
+import torch
+from torch import Generator, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from src.dataset import DATASETS
+from src.dataset.split import MemorySplit
+from src.metrics import PairedMoments
+from src.metrics.moments import Affine
+from src.models import build_model
+from src.stitching import TARGETS, Pair, StitchObjective, build_stitch, cut_pair
+from src.training import OPTIMIZERS
+
+CUDA = torch.device("cuda", 0)
+
+
+def move_by_replacement(module: nn.Module, function) -> nn.Module:
+    """What `Module.to` does, for fake parameters, whose content cannot be exchanged in place."""
+    for child in module.children():
+        move_by_replacement(child, function)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(function(parameter.detach()), parameter.requires_grad)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = function(buffer)
+    return module
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nn.Module, "_apply", lambda module, function, *_: move_by_replacement(module, function))
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        yield mode
+
+
+def split_on(device: torch.device, name: str = "cifar10") -> MemorySplit:
+    spec = DATASETS[name]
+    images = torch.zeros(8, spec.channels, spec.size, spec.size, dtype=torch.uint8, device=device)
+    return MemorySplit(spec, images, torch.zeros(8, dtype=torch.long, device=device))
+
+
+def fake_pair(model: str, layer: str, **geometry: bool) -> Pair:
+    front, end = (build_model(model, channels=3, classes=10, size=32).to(CUDA) for _ in range(2))
+    return cut_pair(front, end, layer, layer, torch.zeros(2, 3, 32, 32, device=CUDA), **geometry)
+
+
+def test_a_tensor_left_on_the_processor_is_an_error_here(fake) -> None:
+    with pytest.raises(Exception, match="device"):
+        torch.add(torch.zeros(2, device=CUDA), torch.zeros(2))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_batches_stay_on_the_device(fake, name: str) -> None:
+    split = split_on(CUDA, name)
+    for images, labels in split.batches(4, order=Generator(), augment=Generator()):
+        assert images.device == CUDA and labels.device == CUDA and images.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"), [("tiny10", "bn3"), ("resnet20_w1", "layer2.0.bn1"), ("inceptionv1", "mixed4a")]
+)
+@pytest.mark.parametrize("kind", ["full", "masked", "low-rank"])  # building an orthogonal one looks at values
+def test_a_training_step_of_a_stitch(fake, model: str, layer: str, kind: str) -> None:
+    pair = fake_pair(model, layer)
+    size = pair.geometry.inputs
+    affine = Affine(torch.randn(size, size), torch.zeros(size))
+    options = {"masked": {"mask": torch.ones(size, size)}, "low-rank": {"rank": 2}}
+    stitch = build_stitch(affine, pair.geometry, **options.get(kind, {})).to(CUDA)
+    split = split_on(CUDA)
+    for target in TARGETS:
+        objective = StitchObjective(pair, stitch, split.spec.task, target, temperature=2.0, l1=0.1)
+        loss, correct = objective(*next(split.batches(4)))
+        assert loss.device == CUDA and correct.device == CUDA
+    for parameter in stitch.parameters():  # the backward pass itself asks for a real GPU
+        parameter.grad = torch.zeros_like(parameter)
+    for make in OPTIMIZERS.values():
+        make(stitch.parameters(), lr=0.1, weight_decay=0.1).step()
+    assert all(parameter.device == CUDA for parameter in stitch.parameters())
+
+
+@pytest.mark.parametrize("geometry", [{"flatten": True}, {"resize": True}])
+def test_other_geometries(fake, geometry: dict[str, bool]) -> None:
+    pair = fake_pair("tiny10", "bn7", **geometry)
+    size = pair.geometry.inputs
+    stitch = build_stitch(Affine(torch.randn(size, size), torch.zeros(size)), pair.geometry).to(CUDA)
+    images, _ = next(split_on(CUDA).batches(4))
+    assert pair.stitched(stitch)(images).device == CUDA
+
+
+def test_moments_on_the_device(fake) -> None:
+    moments = PairedMoments(3, 5, CUDA)
+    # what update() does with each piece; it then looks for NaN, which fake tensors do not have
+    moments._add(torch.zeros(8, 3, device=CUDA), torch.zeros(8, 5, device=CUDA))
+    assert moments.xy.device == CUDA
