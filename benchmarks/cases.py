@@ -1,0 +1,148 @@
+"""What is timed: each case does the same work in the suite's way and in the plain way."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, nn
+
+from benchmarks import plain
+from src.cut import head
+from src.dataset import DATASETS, load_split
+from src.dataset.split import MemorySplit
+from src.evaluation import compare, evaluate, view_pair
+from src.frozen import freeze
+from src.metrics.moments import least_squares
+from src.models import build_model
+from src.stitching import INITS, Pair, StitchObjective, build_stitch, cut_pair
+from src.training import Recipe, fit
+
+TRAIN, VAL = 50_000, 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`suite` and `plain` do the same work on `images` images of `total` that the whole job has."""
+
+    title: str
+    images: int
+    total: int
+    suite: Callable[[], Any]
+    plain: Callable[[], Any]
+
+
+@cache
+def data(count: int) -> MemorySplit:
+    """The first images of CIFAR-10's training split, or noise of the same shape where there is no CIFAR-10."""
+    if os.environ.get("DATASET_ROOT_PYTORCH") and Path(os.environ["DATASET_ROOT_PYTORCH"]).is_dir():
+        split = load_split("cifar10", "train")
+        assert isinstance(split, MemorySplit)
+        return MemorySplit(split.spec, split.images[:count].clone(), split.labels[:count].clone())
+    generator = Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return MemorySplit(DATASETS["cifar10"], images, torch.arange(count) % 10)
+
+
+def plain_batches(count: int, *, train: bool) -> torch.utils.data.DataLoader:
+    split = data(count)
+    return plain.loader(split.images.permute(0, 2, 3, 1).numpy(), split.labels.numpy(), train=train)
+
+
+def network(model: str, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_model(model, channels=3, classes=10, size=32).eval()
+
+
+def pair(model: str, layer: str) -> Pair:
+    return cut_pair(network(model, 0), network(model, 1), layer, layer, torch.zeros(2, 3, 32, 32))
+
+
+def stitch_epoch(model: str, layer: str, count: int) -> Case:
+    def suite() -> None:
+        cut = pair(model, layer)
+        stitch = build_stitch(INITS["random"].build(cut.geometry, Generator().manual_seed(0), None), cut.geometry)
+        recipe = Recipe(epochs=1, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=1e-4)
+        split = data(count)
+        nothing = {"loss": 0.0, "acc": 0.0}
+        objective = StitchObjective(cut, stitch, split.spec.task)
+        fit(stitch, split, objective, recipe=recipe, seed=0, validate=lambda: nothing)
+
+    def baseline() -> None:
+        channels = pair(model, layer).geometry.inputs
+        plain.stitch_epoch(network(model, 0), network(model, 1), layer, channels, plain_batches(count, train=True))
+
+    return Case(f"stitch epoch, {model} {layer}", count, TRAIN, suite, baseline)
+
+
+def init_least_squares(model: str, layer: str, count: int) -> Case:
+    def suite() -> np.ndarray:
+        return least_squares(view_pair(pair(model, layer), data(count), keep=False, title="").moments).w.numpy()
+
+    def baseline() -> np.ndarray:
+        batches = plain_batches(count, train=False)
+        x, y = (plain.activations(network(model, seed), layer, batches) for seed in (0, 1))
+        return plain.least_squares(x, y)
+
+    return Case(f"ps_inv init, {model} {layer}", count, TRAIN, suite, baseline)
+
+
+def compare_nets(model: str, layer: str, count: int) -> Case:
+    def suite() -> dict[str, float]:
+        heads = [freeze(head(network(model, seed), layer)) for seed in (0, 1)]
+        shape = tuple(heads[0](torch.zeros(1, 3, 32, 32)).shape[1:])
+        return compare((heads[0], heads[1]), (shape, shape), data(count), ["cka", "l2"]).result()
+
+    def baseline() -> tuple[float, float]:
+        batches = plain_batches(count, train=False)
+        x, y = (plain.activations(network(model, seed), layer, batches) for seed in (0, 1))
+        return plain.cka(x, y), plain.l2(x, y)
+
+    return Case(f"compare cka l2, {model} {layer}", count, VAL, suite, baseline)
+
+
+def eval_net(model: str, count: int) -> Case:
+    def suite() -> float:
+        return evaluate(network(model, 0), data(count))["acc"]
+
+    return Case(
+        f"evaluate, {model}",
+        count,
+        VAL,
+        suite,
+        lambda: plain.evaluate(network(model, 0), plain_batches(count, train=False)),
+    )
+
+
+def train_epoch(model: str, count: int) -> Case:
+    def suite() -> None:
+        trained, split = network(model, 0), data(count)
+        trained.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+        def objective(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = trained(images)
+            return split.spec.task.loss(logits, labels), split.spec.task.correct(logits, labels)
+
+        recipe = Recipe(epochs=1, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=1e-4)
+        fit(trained, split, objective, recipe=recipe, seed=0, validate=lambda: {"loss": 0.0, "acc": 0.0})
+
+    def baseline() -> None:
+        plain.train_epoch(network(model, 0), plain_batches(count, train=True))
+
+    return Case(f"training epoch, {model}", count, TRAIN, suite, baseline)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "stitch-bn3": lambda: stitch_epoch("tiny10", "bn3", 10_240),
+    "stitch-bn7": lambda: stitch_epoch("tiny10", "bn7", 10_240),
+    "stitch-resnet": lambda: stitch_epoch("resnet20_w1", "layer2.0.add", 2_560),
+    "init-bn3": lambda: init_least_squares("tiny10", "bn3", 10_000),
+    "init-bn1": lambda: init_least_squares("tiny10", "bn1", 5_000),
+    "compare-bn1": lambda: compare_nets("tiny10", "bn1", 10_000),
+    "evaluate": lambda: eval_net("tiny10", 10_000),
+    "train": lambda: train_epoch("tiny10", 5_120),
+}
