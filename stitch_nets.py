@@ -123,6 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         initial = stitch.arrays()
         resume_file = path.with_suffix(".resume.pt")
         history = train_stitch(pair, stitch, train, val, args, recipe, resume_file)
+        del train  # room for the activations
         view = view_pair(pair, val, keep=True, title="activations on val")
         maps = all_maps(stitch, initial, view.moments)
         result = {

@@ -189,6 +189,13 @@ def test_a_matrix_is_folded_and_long_labels_get_numbers() -> None:
     ]
 
 
+def test_a_table_cuts_only_the_column_that_may_be_cut() -> None:
+    rows = [{"layer": "l" * 60, "kind": "AdaptiveAvgPool2d", "params": 7}, {"layer": "m", "kind": "ReLU", "params": 10}]
+    lines = report.columns_text(rows, right=("params",), squeeze="kind").splitlines()
+    assert max(map(len, lines)) == 80 and lines[1].startswith("l" * 60 + " AdaptiveAvg~ ")
+    assert lines[2].split() == ["m", "ReLU", "10"] and lines[2].endswith("    10")
+
+
 def test_json_of_awkward_values() -> None:
     record = {
         "nan": float("nan"),

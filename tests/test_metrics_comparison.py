@@ -15,7 +15,7 @@ from src.metrics.linear_maps import moments_of
 from src.metrics.neighbours import median_squared_distance, rbf_cka
 from src.metrics.rows import unit
 from src.metrics.store import FeatureStore
-from tests.test_metrics_oracles import ORACLES
+from tests.test_metrics_oracles import ORACLES, one_thread  # noqa: F401
 
 IMAGES = 120
 

@@ -17,6 +17,7 @@ from src.metrics.moments import (
     r_squared,
     reduced_rank,
 )
+from tests.test_metrics_oracles import one_thread  # noqa: F401
 
 
 def data(rows=500, dx=5, dy=3, seed=0, dtype=torch.float64):

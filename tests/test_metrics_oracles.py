@@ -16,6 +16,15 @@ from src.metrics.neighbours import rbf_cka
 RANK_CUT = 1e-9
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small matrices only: two threads waiting for each other on a busy machine take 20 times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def centred(x):
     x = np.asarray(x, dtype=np.float64)
     return x - x.mean(0)

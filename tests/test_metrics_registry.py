@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from src.metrics import METRICS, linear_cka
 from src.metrics.comparison import Comparison
-from tests.test_metrics_oracles import ORACLES
+from tests.test_metrics_oracles import ORACLES, one_thread  # noqa: F401
 
 TRANSFORMATIONS = ("translation", "isotropic_scaling", "orthogonal", "invertible_linear")
 

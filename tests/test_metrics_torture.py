@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.metrics import METRICS, Comparison
-from tests.test_metrics_oracles import ORACLES
+from tests.test_metrics_oracles import ORACLES, one_thread  # noqa: F401
 
 IMAGES, FEATURES = 300, 8
 
