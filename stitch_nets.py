@@ -176,11 +176,18 @@ def train_stitch(
         seed=args.seed,
         validate=lambda: evaluate(stitched, val),
         snapshot_every=args.save_frequency * max(1, args.epochs),
+        after_epoch=log_epoch if args.debug else None,
         resume_file=resume_file,
         identity={key: value for key, value in cli.parameters(args).items() if key not in IRRELEVANT},
         max_steps=DEBUG_STEPS if args.debug else None,
         title=f"stitch {args.front_layer} -> {args.end_layer}",
     )
+
+
+def log_epoch(history: History) -> None:
+    """Say on stderr what the last epoch gave."""
+    figures = ", ".join(f"{name} {value:.6g}" for name, value in history.epochs[-1].items())
+    cli.notice(f"epoch {len(history.epochs)}: {figures}")
 
 
 def all_maps(stitch: StitchLayer, initial: dict[str, Any], moments: PairedMoments) -> dict[str, Any]:
