@@ -21,11 +21,12 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     x, y = paired(x, y)
     x, y = unit(x, "first"), unit(y, "second")
     if x.shape[1] + y.shape[1] <= len(x):
-        cross, norms = (x.T @ y).square().sum(), (x.T @ x).norm() * (y.T @ y).norm()
+        cross, self_x, self_y = ((a.T @ b).square().sum() for a, b in ((x, y), (x, x), (y, y)))
     else:
         gram_x, gram_y = x @ x.T, y @ y.T
-        cross, norms = (gram_x * gram_y).sum(), gram_x.norm() * gram_y.norm()
-    return (cross / norms).clamp(max=1)
+        cross, self_x, self_y = ((a * b).sum() for a, b in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y)))
+    # sum() adds pairwise; norm() and dot products of millions of float32 numbers are off in the third digit
+    return (cross / self_x.sqrt() / self_y.sqrt()).clamp(max=1)
 
 
 def debiased_linear_cka(x: Tensor, y: Tensor) -> float:
