@@ -84,7 +84,7 @@ def median_squared_distance(x: Tensor) -> float:
     n, distances = len(x), _Distances(x)
     # Of n^2 sorted entries the first n are the diagonal's and each pair of images then fills two.
     middle = [((n * n - 1) // 2 - n) // 2, (n * n // 2 - n) // 2]
-    for low, high in (_bracket(x), (0.0, float("inf"))):
+    for low, high in (_bracket(distances), (0.0, float("inf"))):
         below, kept = 0, []
         for rows, columns in upper_blocks(n):
             block = distances(rows, columns)
@@ -98,11 +98,12 @@ def median_squared_distance(x: Tensor) -> float:
     raise AssertionError("unreachable: the second bracket holds every distance")
 
 
-def _bracket(x: Tensor) -> tuple[float, float]:
-    n = len(x)
-    picked = x[:: max(1, -(-n * n // SAMPLE))]
-    distances = torch.cdist(picked, x, compute_mode="use_mm_for_euclid_dist").square().flatten().sort().values
-    return float(distances[int(0.45 * len(distances))]), float(distances[int(0.55 * len(distances))])
+def _bracket(distances: _Distances) -> tuple[float, float]:
+    x, energy = distances.product.x, distances.energy
+    picked = slice(None, None, max(1, -(-len(x) * len(x) // SAMPLE)))
+    products = (x[picked] @ x.T).mul_(-2).add_(energy).add_(energy[picked][:, None])
+    ordered = products.clamp_(min=0).flatten().sort().values
+    return float(ordered[int(0.45 * len(ordered))]), float(ordered[int(0.55 * len(ordered))])
 
 
 def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> float:
