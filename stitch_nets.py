@@ -85,7 +85,7 @@ def add_training_options(group: argparse._ArgumentGroup) -> None:
         (("--l1",), weight, 0.0, "X", "weight of the mean |W| in the loss"),
         (("--cka-reg",), arguments.finite_float, 0.0, "X", "weight in the loss of CKA with the end network's own"),
         (("--temperature",), arguments.positive_float, 1.0, "T", "divides the logits of soft targets"),
-        (("--seed",), arguments.natural, 0, "N", "seed of the init, the order of images and augmentation"),
+        (("--seed",), arguments.seed, 0, "N", "seed of the init, the order of images and augmentation"),
         (("-s", "--save-frequency"), arguments.positive, 10, "N", "keep the map every N x EPOCHS iterations"),
     ):
         group.add_argument(*flags, type=kind, default=default, metavar=metavar, help=text)

@@ -37,12 +37,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def add_training_options(group: argparse._ArgumentGroup) -> None:
-    natural, positive, positive_float = arguments.natural, arguments.positive, arguments.positive_float
-    group.add_argument("-i", "--init-noise", type=natural, default=0, metavar="SEED", help="seed of the first weights")
+    seed, positive, positive_float = arguments.seed, arguments.positive, arguments.positive_float
+    group.add_argument("-i", "--init-noise", type=seed, default=0, metavar="SEED", help="seed of the first weights")
     group.add_argument(
         "-g",
         "--gradient-noise",
-        type=natural,
+        type=seed,
         default=0,
         metavar="SEED",
         help="seed of the order of images and of augmentation",
@@ -84,11 +84,11 @@ def run(args: argparse.Namespace) -> dict:
         history = train_network(network, train, val, args, recipe, folder, resume_file)
         iteration = args.epochs * (len(train) // args.batch_size)
         weights = save_weights(network, args, folder, iteration)
-        resume_file.unlink(missing_ok=True)
         scores = evaluate(network, val)
         text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {weights}"
         result = {"weights": str(weights), "iteration": iteration, "val": scores, "log": history.epochs}
         cli.publish(args, result_path, result, text)
+        resume_file.unlink(missing_ok=True)  # not before the result is safe
     return result
 
 

@@ -190,6 +190,11 @@ def positive_float(text: str) -> float:
     return _bounded(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
 
 
+def seed(text: str) -> int:
+    """argparse type: what torch's generators take as a seed, with room for a second one."""
+    return _bounded(text, int, "a whole number from 0 to 2^63 - 2", lambda value: 0 <= value < 2**63 - 1)
+
+
 def natural_float(text: str) -> float:
     """argparse type: a finite number, 0 or more."""
     return _bounded(text, float, "a number, 0 or more", lambda value: 0 <= value < float("inf"))

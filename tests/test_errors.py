@@ -51,6 +51,7 @@ COMMANDS = [
     f"{STITCH} --cka-reg inf",
     f"{STITCH} --target-type easy",
     f"{STITCH} --seed -3",
+    f"{STITCH} --seed 99999999999999999999",
     f"{COMPARE} cosine",
     f"{COMPARE} cka -g 0",
     f"{COMPARE} cka -t test",

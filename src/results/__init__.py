@@ -34,7 +34,7 @@ def read(path: Path | str) -> Any:
     except OSError:
         raise
     except Exception as error:  # a hostile or cut file can raise anything at all
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else "it is damaged"
         # words of the file may be in it: no more of them than a line, and nothing that a terminal would obey
         reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:200])
         raise ValueError(f"cannot read {path} as a result: {reason}") from None

@@ -7,7 +7,7 @@ what it is given. Memory and time grow with the size of the file, whatever sizes
 
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,14 @@ def parse(content: bytes) -> Any:
     return value
 
 
+def _instructions(content: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            yield opcode, argument
+    except Exception:  # what it says is about pickles, and means nothing to those who have a result
+        raise ValueError("it is cut, or no pickle") from None
+
+
 class _Program:
     """The instructions of a pickle at work on a stack; `pickletools` reads them and never runs them."""
 
@@ -46,7 +54,7 @@ class _Program:
         self.credit = 10 * max(MAX_VALUES, len(content))
 
     def run(self) -> Any:
-        for opcode, argument, _ in pickletools.genops(self.content):
+        for opcode, argument in _instructions(self.content):
             if opcode.name == "STOP":
                 break
             if opcode.name in _LITERALS:
