@@ -13,7 +13,7 @@ from torch import Tensor
 from src.metrics.moments import Affine, PairedMoments
 from src.metrics.store import FeatureStore
 
-BLOCK = 2048  # columns of x in a block of products
+BLOCK = 1024  # columns of x in a block of products
 RUN = 4096  # images that are summed in float32 before float64 takes over
 
 
