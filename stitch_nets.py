@@ -125,6 +125,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         history = train_stitch(pair, stitch, train, val, args, recipe, resume_file)
         del train  # room for the activations
         view = view_pair(pair, val, keep=True, title="activations on val")
+        if view.cka_group:
+            cli.notice(f"cka: mean over groups of {view.cka_group} images, since all activations are too large to keep")
         maps = all_maps(stitch, initial, view.moments)
         result = {
             "weights": {"front": cli.describe(front), "end": cli.describe(end)},
@@ -132,6 +134,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "trans_fit": pd.DataFrame(history.epochs, columns=FIT_COLUMNS),
             "trans_history": {iteration: published(state) for iteration, state in history.snapshots.items()},
             "trans_m": maps,
+            "cka_group_at": view.cka_group,
             **compare_maps(view, maps),
         }
         cli.publish(args, path, result, report.stitch_table(result), draw=plots.draw_stitch)
@@ -175,6 +178,7 @@ def train_stitch(
         recipe=recipe,
         seed=args.seed,
         validate=lambda: evaluate(stitched, val),
+        snapshot=stitch.snapshot,
         snapshot_every=args.save_frequency * max(1, args.epochs),
         after_epoch=log_epoch if args.debug else None,
         resume_file=resume_file,
@@ -235,7 +239,7 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def published(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """A snapshot of the stitch under the names that published results give its parameters."""
-    return {f"transform.{name}": value.numpy() for name, value in state.items() if name != "mask"}
+    return {f"transform.{name}": value.numpy() for name, value in state.items()}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -105,6 +105,13 @@ class PairView:
     moments: PairedMoments
     shared: MappedSimilarity | None = None
 
+    @property
+    def cka_group(self) -> int | None:
+        """Images in a group over which CKA is averaged, since all activations are too large; None: exact."""
+        features = sum(math.prod(shape) for shape in (self.pair.geometry.front_shape, self.pair.geometry.end_shape))
+        group = max(2, STORE_BYTES // (4 * features))
+        return group if self.shared is None and group < len(self.split) else None
+
     def similarities(self, stitches: Mapping[str, StitchLayer]) -> dict[str, dict[str, float | None]]:
         """`cka` (biased, linear) and `l2` (mean squared difference) to the end network's activation.
 
@@ -129,10 +136,7 @@ class PairView:
         geometry = self.pair.geometry
         shapes = geometry.front_shape if stitch is None else geometry.end_shape, geometry.end_shape
         names = ["cka", "l2"] if shapes[0] == shapes[1] else ["cka"]
-        group = max(2, STORE_BYTES // (4 * sum(math.prod(shape) for shape in shapes)))
-        comparison = compare(
-            (front, self.pair.end_head), shapes, self.split, names, group=group if group < len(self.split) else None
-        )
+        comparison = compare((front, self.pair.end_head), shapes, self.split, names, group=self.cka_group)
         try:
             values = comparison.result()
         except ValueError:

@@ -69,6 +69,7 @@ def fit(
     recipe: Recipe,
     seed: int,
     validate: Callable[[], dict[str, float]],
+    snapshot: Callable[[], State] | None = None,
     snapshot_every: int = 0,
     after_step: Callable[[int], None] | None = None,
     after_epoch: Callable[[History], None] | None = None,
@@ -80,13 +81,13 @@ def fit(
     """Train the parameters of `trained` that ask for gradients; return the history.
 
     `seed` decides the order of the images and their augmentation. `validate` gives `loss` and `acc` after each epoch.
-    The history keeps a copy of the trained state at iteration 0 and at each multiple of `snapshot_every`
-    (0: no copies). With `resume_file` the state is kept there after each epoch, and training goes on from there if
-    the file exists: the result equals, bit for bit on one CPU, that of an uninterrupted run. `identity` says
-    what run the file belongs to. `max_steps` bounds the iterations of an epoch. `after_epoch` is also called when
-    training goes on, since the interruption may have come before it. Raises ValueError where fewer images than one
-    batch are left, where the file is another run's, and FloatingPointError for a loss that is not finite: the resume
-    file is then that of the last epoch without one.
+    The history keeps a copy of what `snapshot` gives (the trained state, if None) at iteration 0 and at each multiple
+    of `snapshot_every` (0: no copies). With `resume_file` the state is kept there after each epoch, and training goes
+    on from there if the file exists: the result equals, bit for bit on one CPU, that of an uninterrupted run.
+    `identity` says what run the file belongs to. `max_steps` bounds the iterations of an epoch. `after_epoch` is also
+    called when training goes on, since the interruption may have come before it. Raises ValueError where fewer images
+    than one batch are left, where the file is another run's, and FloatingPointError for a loss that is not finite:
+    the resume file is then that of the last epoch without one.
     """
     steps = len(split) // recipe.batch_size
     if steps == 0 and recipe.epochs:
@@ -94,7 +95,8 @@ def fit(
     steps = min(steps, max_steps or steps)
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    run = _Run(trained, optimizer, Generator().manual_seed(seed), Generator().manual_seed(seed + 1))
+    generators = Generator().manual_seed(seed), Generator().manual_seed(seed + 1)
+    run = _Run(trained, optimizer, *generators, snapshot or trained.state_dict)
     if resume_file and resume_file.is_file():
         run.load(resume_file, identity or {})
         if after_epoch and run.history.epochs:
@@ -169,10 +171,12 @@ class _Run:
     optimizer: torch.optim.Optimizer
     order: Generator
     augment: Generator
+    snapshot: Callable[[], State]
     history: History = field(default_factory=History)
 
+    @torch.no_grad()
     def take_snapshot(self, iteration: int) -> None:
-        state = self.trained.state_dict()
+        state = self.snapshot()
         self.history.snapshots[iteration] = {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:

@@ -104,7 +104,8 @@ def test_the_result_has_the_published_keys_and_opens_without_the_project(toy) ->
     assert_close(maps["diff"]["w"], maps["after"]["w"] - maps["before"]["w"])
     assert_close(maps["ps_frank"]["b"], maps["ps_inv"]["b"] - maps["after"]["b"])
     assert list(result["trans_history"]) == [0, 4]  # 3 batches an epoch; every 2 x 2 epochs
-    assert_close(result["trans_history"][0]["transform.weight"][:, :, None, None], maps["before"]["w"])
+    assert_close(result["trans_history"][0]["transform.weight"], maps["before"]["w"])
+    assert result["cka_group_at"] is None
     assert isinstance(result["trans_fit"], pd.DataFrame) and result["trans_fit"].shape == (2, 4)
     assert set(result["model_results"]) >= {"front", "end", "trans", "ps_inv"}
     assert result["l2"] is None  # 3 and 5 channels
@@ -117,6 +118,29 @@ def test_the_result_has_the_published_keys_and_opens_without_the_project(toy) ->
         [sys.executable, "-I", "-c", code, "results/r/bn1-bn1.pkl"], capture_output=True, text=True, check=True
     )
     assert "trans_m" in done.stdout and done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("kind", [[], ["--orthogonal"], ["--low-rank", "2"], ["-m", "random-permutation"]])
+def test_the_history_holds_the_map_of_every_kind(toy, kind) -> None:
+    result = stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "2", "-b", "16", "-s", "3", *kind)
+    for iteration, name in ((0, "before"), (6, "after")):
+        entry = result["trans_history"][iteration]
+        w = (
+            entry["transform.weight"]
+            if "transform.weight" in entry
+            else entry["transform.left"] @ entry["transform.right"]
+        )
+        assert_close(w.reshape(5, 3, 1, 1), result["trans_m"][name]["w"], atol=1e-6, rtol=1e-6)
+        assert_close(entry["transform.bias"], result["trans_m"][name]["b"])
+
+
+def test_a_cka_over_groups_is_said(toy, monkeypatch, capsys) -> None:
+    exact = stitch("a3.pt", "a3.pt", "bn1", "bn1", "-e", "0", "--flatten")
+    monkeypatch.setattr("src.evaluation.STORE_BYTES", 4 * 2 * 3 * 64 * 24)  # 24 images of 3 x 8 x 8 on both sides
+    grouped = stitch("a3.pt", "a3.pt", "bn1", "bn1", "-e", "0", "--flatten")
+    assert exact["cka_group_at"] is None and grouped["cka_group_at"] == 24
+    assert "groups of 24 images" in capsys.readouterr().err
+    assert grouped["cka_frank"] != exact["cka_frank"] and abs(grouped["cka"] - 1) < 1e-6
 
 
 def test_equal_commands_give_equal_results(toy) -> None:

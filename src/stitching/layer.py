@@ -45,10 +45,15 @@ class StitchLayer(nn.Module):
 
     def arrays(self) -> Arrays:
         """A copy of the map for result files: `w`, (out, in, 1, 1) where it acts on channels, else (out, in); `b`."""
+        return {"w": _copied(self._shaped_matrix()), "b": _copied(self.bias)}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The map as parameters for the history of training: `weight`, shaped as in `arrays`, and `bias`."""
+        return {"weight": self._shaped_matrix(), "bias": self.bias}
+
+    def _shaped_matrix(self) -> Tensor:
         w = self.matrix()
-        if self.geometry.is_convolution:
-            w = w[:, :, None, None]
-        return {"w": _copied(w), "b": _copied(self.bias)}
+        return w[:, :, None, None] if self.geometry.is_convolution else w
 
 
 class MaskedStitch(StitchLayer):
@@ -82,6 +87,10 @@ class LowRankStitch(StitchLayer):
     def arrays(self) -> Arrays:
         """As for a full matrix, and the factors `left` (out, r) and `right` (r, in)."""
         return super().arrays() | {"left": _copied(self.left), "right": _copied(self.right)}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The factors `left` and `right`, which are smaller than their product, and `bias`."""
+        return {"left": self.left, "right": self.right, "bias": self.bias}
 
 
 class OrthogonalStitch(StitchLayer):
