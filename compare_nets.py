@@ -14,6 +14,7 @@ from src.config import choose_device
 from src.cut import head
 from src.dataset import DATASETS, Split, load_split
 from src.evaluation import compare
+from src.frozen import freeze
 from src.layer_grid import ALL, Grid, choose_layers, compare_layers, layer_label
 from src.metrics import METRICS
 
@@ -99,7 +100,8 @@ def compare_pair(
 ) -> tuple[str, dict[str, Any]]:
     """Text and result for one layer of each network."""
     (layer1,), (layer2,) = layers
-    heads = tuple(head(net.network, layer).to(split.device) for net, layer in zip(pair, (layer1, layer2), strict=True))
+    cuts = zip(pair, (layer1, layer2), strict=True)
+    heads = tuple(freeze(head(net.network, layer)).to(split.device) for net, layer in cuts)
     with torch.no_grad():
         shapes = [tuple(part(pair[0].sample.to(split.device)).shape[1:]) for part in heads]
     comparison = compare(

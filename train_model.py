@@ -76,11 +76,13 @@ def run(args: argparse.Namespace) -> dict:
     resume_file = folder / "resume.pt"
     refuse_existing(folder, resume_file, resume=args.resume, overwrite=args.overwrite)
     recipe = Recipe(args.epochs, args.batch_size, args.optimizer, args.lr, args.weight_decay)
-    train, val = (load_split(args.dataset, s, device=device, num_workers=args.num_workers) for s in ("train", "val"))
-    network = initial_network(args.model, args.dataset, args.init_noise)
-    network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     name = f"train_model-{folder.parts[-3]}-{folder.parts[-2]}-{folder.parts[-1]}"
     with cli.result_path(args, name, out_dir=Path("results")) as result_path:
+        train, val = (
+            load_split(args.dataset, split, device=device, num_workers=args.num_workers) for split in ("train", "val")
+        )
+        network = initial_network(args.model, args.dataset, args.init_noise)
+        network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         history = train_network(network, train, val, args, recipe, folder, resume_file)
         iteration = args.epochs * (len(train) // args.batch_size)
         weights = save_weights(network, args, folder, iteration)

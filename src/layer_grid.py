@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from src.activations import feed
 from src.cut import check_layers, heads, layer_names
 from src.dataset import Split
+from src.frozen import freeze
 from src.metrics import METRICS
 from src.metrics.many import ManyPairs, Shape, bytes_needed, plan_pair
 from src.progress import bar
@@ -173,7 +174,9 @@ class _Work:
             group=self.group,
             device=device,
         )
-        parts = [heads(*pair).to(device) for pair in zip(self.networks, _picked(self.layers, tile), strict=True)]
+        parts = [
+            freeze(heads(*pair)).to(device) for pair in zip(self.networks, _picked(self.layers, tile), strict=True)
+        ]
         feed(parts, self.split, pairs.update, batch_size=self.batch_size, title=title)
         with bar(pairs.steps, "inner products", unit="block") as progress:
             return pairs, pairs.tables(on_block=progress.update)

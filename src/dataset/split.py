@@ -24,6 +24,9 @@ class Split(ABC):
         self.spec = spec
         self.labels = labels
         self.device = device
+        self.mean, self.std = (
+            torch.tensor(values, device=device).view(1, -1, 1, 1) * 255 for values in (spec.mean, spec.std)
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,12 +60,9 @@ class Split(ABC):
         return images
 
     def _normalise(self, images: Tensor) -> Tensor:
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.spec.mean, device=images.device).view(shape) * 255
-        std = torch.tensor(self.spec.std, device=images.device).view(shape) * 255
         # channels last: the layout in which convolutions are fastest, on processors and on GPUs
         images = images.to(dtype=torch.float32, memory_format=torch.channels_last)
-        return (images - mean) / std
+        return (images - self.mean) / self.std
 
 
 class MemorySplit(Split):

@@ -78,7 +78,7 @@ def gram_sums(x: Tensor, y: Tensor, side: str | None = None) -> GramSums:
     diagonal = tuple(float(a @ b) for a, b in ((energy_x, energy_y), (energy_x, energy_x), (energy_y, energy_y)))
     if (side or ("features" if features <= n else "samples")) == "features":
         pairs = ((x, y), (x, x), (y, y))
-        off = tuple(_squared_products(a, b) - d for (a, b), d in zip(pairs, diagonal, strict=True))
+        off = tuple(squared_products(a, b) - d for (a, b), d in zip(pairs, diagonal, strict=True))
     else:
         off = _off_diagonal(x, y)
     return GramSums(n, off, diagonal, (float(energy_x.sum()), float(energy_y.sum())))
@@ -100,7 +100,7 @@ def _off_diagonal(x: Tensor, y: Tensor) -> tuple[float, ...]:
     return tuple(totals)
 
 
-def _squared_products(a: Tensor, b: Tensor) -> float:
+def squared_products(a: Tensor, b: Tensor) -> float:
     """Sum the squares of a^T b in blocks; of a^T a only the upper half is computed."""
     total = 0.0
     for i in range(0, a.shape[1], BLOCK):

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from src.metrics.gram import RUN, squared_products
 from src.metrics.moments import Affine, PairedMoments
 from src.metrics.store import FeatureStore
 
 BLOCK = 1024  # columns of x in a block of products
-RUN = 4096  # images that are summed in float32 before float64 takes over
 
 
 class MappedSimilarity:
@@ -55,12 +55,7 @@ class MappedSimilarity:
                 for i, w in enumerate(weights):
                     mapped = (w @ product).reshape(-1, self.channels) @ w.T
                     own[i] += (1 if first == second else 2) * _squares(mapped)
-        end = sum(
-            (1 if i == j else 2) * _squares(_product(a, b))
-            for i, a in enumerate(y.split(BLOCK, 1))
-            for j, b in enumerate(y.split(BLOCK, 1))
-            if i <= j
-        )
+        end = squared_products(y, y)
         scales = [(self_product * end) ** 0.5 for self_product in own]
         return [cross / scale if scale else float("nan") for cross, scale in zip(with_y, scales, strict=True)]
 

@@ -16,7 +16,7 @@ DPI = 130
 # Points, for pictures about 9 inches wide: about 12 pixels high where a page shows them 840 pixels wide.
 SMALL, NORMAL, LARGE = 9, 10, 11.5
 # Okabe and Ito's palette: distinct for the common kinds of colour blindness.
-ORANGE, BLUE, GREEN, SKY, INK, GREY, LIGHT = "#E69F00", "#0072B2", "#009E73", "#56B4E9", "#222222", "#8C8C8C", "#DDDDDD"
+ORANGE, BLUE, GREEN, INK, GREY, LIGHT = "#E69F00", "#0072B2", "#009E73", "#222222", "#8C8C8C", "#DDDDDD"
 COLOURS = {"front": GREY, "end": "#555555", "before": ORANGE, "after": BLUE, "ps_inv": GREEN}
 MARKERS = {"before": "D", "after": "o", "ps_inv": "s"}
 
