@@ -81,10 +81,13 @@ def run(args: argparse.Namespace) -> dict:
         train, val = (
             load_split(args.dataset, split, device=device, num_workers=args.num_workers) for split in ("train", "val")
         )
+        iteration = args.epochs * (len(train) // args.batch_size)
+        final = weight_file(folder, iteration)
+        if args.resume and final.exists() and not resume_file.exists() and not args.overwrite:
+            raise FileExistsError(f"{final} exists, so this training is finished; --overwrite starts anew")
         network = initial_network(args.model, args.dataset, args.init_noise)
         network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         history = train_network(network, train, val, args, recipe, folder, resume_file)
-        iteration = args.epochs * (len(train) // args.batch_size)
         weights = save_weights(network, args, folder, iteration)
         scores = evaluate(network, val)
         text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {weights}"
@@ -151,7 +154,7 @@ def identity(args: argparse.Namespace) -> dict:
 
 
 def save_weights(network: nn.Module, args: argparse.Namespace, folder: Path, iteration: int) -> Path:
-    path = folder / f"{iteration}.pt"
+    path = weight_file(folder, iteration)
     checkpoints.save(
         path,
         network,
@@ -163,6 +166,10 @@ def save_weights(network: nn.Module, args: argparse.Namespace, folder: Path, ite
         recipe={name: getattr(args, name) for name in RECIPE},
     )
     return path
+
+
+def weight_file(folder: Path, iteration: int) -> Path:
+    return folder / f"{iteration}.pt"
 
 
 def write_log(path: Path, history: History) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.testing import assert_close
 
 from src import results
 from src.results import read, run_folder, write
+from tests.same import assert_same
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,33 +57,6 @@ def result() -> dict[Any, Any]:
         "long": "x" * 300,
         "not a number": float("inf"),
     }
-
-
-def assert_same(first: Any, second: Any) -> None:
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert list(first) == list(second)
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_same(one, other)
-    elif isinstance(first, pd.DataFrame):
-        # text is of pandas' own kind or plain objects, as its version likes it
-        pd.testing.assert_frame_equal(first, second, check_column_type=False, check_index_type=False)
-    elif isinstance(first, pd.Series):
-        pd.testing.assert_series_equal(first, second)
-    elif isinstance(first, pd.Index):
-        pd.testing.assert_index_equal(first, second)
-    elif isinstance(first, np.ndarray):
-        assert first.dtype == second.dtype
-        assert first.flags.f_contiguous == second.flags.f_contiguous
-        np.testing.assert_array_equal(first, second)
-    elif isinstance(first, torch.Tensor):
-        assert_close(first, second, rtol=0, atol=0)
-    else:
-        assert first == second
 
 
 def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
