@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = arguments.models_help()
     group.add_argument("-m", "--model", type=arguments.model_name, default="tiny10", metavar="MODEL", help=names)
     arguments.add_dataset_option(group, default="cifar10")
+    group.add_argument(
+        "--validate-on",
+        choices=("val", "valid"),
+        default="val",
+        help="images of the scores: val, or CelebA's official validation images (valid)",
+    )
     arguments.add_worker_option(group)
     add_training_options(parser.add_argument_group("training"))
     arguments.add_run_options(parser, out_dir="snapshots")
@@ -39,6 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def add_training_options(group: argparse._ArgumentGroup) -> None:
     seed, positive, positive_float = arguments.seed, arguments.positive, arguments.positive_float
     group.add_argument("-i", "--init-noise", type=seed, default=0, metavar="SEED", help="seed of the first weights")
+    group.add_argument(
+        "--init-weights",
+        type=Path,
+        metavar="FILE",
+        help="start from these weights; a head of another size stays random (default: all random)",
+    )
     group.add_argument(
         "-g",
         "--gradient-noise",
@@ -78,17 +91,19 @@ def run(args: argparse.Namespace) -> dict:
     recipe = Recipe(args.epochs, args.batch_size, args.optimizer, args.lr, args.weight_decay)
     name = f"train_model-{folder.parts[-3]}-{folder.parts[-2]}-{folder.parts[-1]}"
     with cli.result_path(args, name, out_dir=Path("results")) as result_path:
+        network, origin = initial_network(args)
+        facts = {name: getattr(args, name) for name in RECIPE} | origin
         train, val = (
-            load_split(args.dataset, split, device=device, num_workers=args.num_workers) for split in ("train", "val")
+            load_split(args.dataset, split, device=device, num_workers=args.num_workers)
+            for split in ("train", args.validate_on)
         )
         iteration = args.epochs * (len(train) // args.batch_size)
         final = weight_file(folder, iteration)
         if args.resume and final.exists() and not resume_file.exists() and not args.overwrite:
             raise FileExistsError(f"{final} exists, so this training is finished; --overwrite starts anew")
-        network = initial_network(args.model, args.dataset, args.init_noise)
         network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        history = train_network(network, train, val, args, recipe, folder, resume_file)
-        weights = save_weights(network, args, folder, iteration)
+        history = train_network(network, train, val, args, recipe, facts, resume_file)
+        weights = save_weights(network, args, facts, final)
         scores = evaluate(network, val)
         text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {weights}"
         result = {"weights": str(weights), "iteration": iteration, "val": scores, "log": history.epochs}
@@ -106,12 +121,21 @@ def refuse_existing(folder: Path, resume_file: Path, *, resume: bool, overwrite:
     resume_file.unlink(missing_ok=True)
 
 
-def initial_network(model: str, dataset: str, seed: int) -> nn.Module:
-    """A network whose initial weights depend on the seed alone; torch's global generator is left as it was."""
-    spec = DATASETS[dataset]
+def initial_network(args: argparse.Namespace) -> tuple[nn.Module, dict[str, str]]:
+    """The network before training, and what the recipe says of the file it starts from, if any.
+
+    The random weights depend on the seed alone; torch's global generator is left as it was.
+    """
+    spec = DATASETS[args.dataset]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_model(model, channels=spec.channels, classes=spec.classes, size=spec.size)
+        torch.manual_seed(args.init_noise)
+        network = build_model(args.model, channels=spec.channels, classes=spec.classes, size=spec.size)
+    if args.init_weights is None:
+        return network, {}
+    digest, head = checkpoints.fill_from(network, args.init_weights, model=args.model)
+    if head:
+        cli.notice(f"the head {head} starts at random: it has another size in {args.init_weights}")
+    return network, {"init_weights": digest}
 
 
 def train_network(
@@ -120,10 +144,10 @@ def train_network(
     val: Split,
     args: argparse.Namespace,
     recipe: Recipe,
-    folder: Path,
+    facts: dict[str, Any],
     resume_file: Path,
 ) -> History:
-    task = train.spec.task
+    task, folder = train.spec.task, resume_file.parent
 
     def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images)
@@ -131,7 +155,7 @@ def train_network(
 
     def save_at(iteration: int) -> None:
         if iteration % args.save_frequency == 0:
-            save_weights(network, args, folder, iteration)
+            save_weights(network, args, facts, weight_file(folder, iteration))
 
     return fit(
         network,
@@ -143,18 +167,17 @@ def train_network(
         after_step=save_at,
         after_epoch=lambda history: write_log(folder / "training_log.csv", history),
         resume_file=resume_file,
-        identity=identity(args),
+        identity=identity(args) | facts,
         title=f"{folder.parts[-3]} on {folder.parts[-2]}",
     )
 
 
 def identity(args: argparse.Namespace) -> dict:
-    """The arguments that decide the weights: a resumed run must agree in them."""
-    return {name: getattr(args, name) for name in ("model", "dataset", "init_noise", "gradient_noise", *RECIPE)}
+    """The arguments that decide the weights and the log, beside the recipe: a resumed run must agree in them."""
+    return {name: getattr(args, name) for name in ("model", "dataset", "init_noise", "gradient_noise", "validate_on")}
 
 
-def save_weights(network: nn.Module, args: argparse.Namespace, folder: Path, iteration: int) -> Path:
-    path = weight_file(folder, iteration)
+def save_weights(network: nn.Module, args: argparse.Namespace, facts: dict[str, Any], path: Path) -> Path:
     checkpoints.save(
         path,
         network,
@@ -162,8 +185,8 @@ def save_weights(network: nn.Module, args: argparse.Namespace, folder: Path, ite
         dataset=args.dataset,
         init_seed=args.init_noise,
         gradient_seed=args.gradient_noise,
-        iteration=iteration,
-        recipe={name: getattr(args, name) for name in RECIPE},
+        iteration=int(path.stem),
+        recipe=facts,
     )
     return path
 

@@ -90,16 +90,38 @@ def load(path: Path | str, *, model: str | None = None, dataset: str | None = No
     Raises FileNotFoundError, or ValueError with one line on what is wrong or missing.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weight file {path}")
-    content = path.read_bytes()
-    known, state = _parse(path, content)
+    content, known, state = _open(path)
     model = _agree(path, "model", known.pop("model"), model, canonical_name)
     dataset = _agree(path, "dataset", known.pop("dataset"), dataset, canonical_dataset)
     spec = DATASETS[dataset]
     network = build_model(model, channels=spec.channels, classes=spec.classes, size=spec.size)
     _fill(network, state, f"{path} does not fit {model} on {dataset}")
     return Checkpoint(network.eval(), model, dataset, path, sha256=hashlib.sha256(content).hexdigest(), **known)
+
+
+def fill_from(network: nn.Module, path: Path, *, model: str) -> tuple[str, str | None]:
+    """Start a network from a weight file of its architecture, whatever data set that is for.
+
+    Only the head, the last linear layer, may differ in size: it then stays as it is. Returns the file's SHA-256 and
+    the name of the head where it stayed, None where it came from the file. Raises as `load` does.
+    """
+    content, known, state = _open(path)
+    _agree(path, "model", known["model"], model, canonical_name)
+    own = network.state_dict()
+    head = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    parts = [name for name in own if name.startswith(f"{head}.")]
+    stays = any(name in state and state[name].shape != own[name].shape for name in parts)
+    if stays:
+        state |= {name: own[name] for name in parts}
+    _fill(network, state, f"{path} does not fit {model}")
+    return hashlib.sha256(content).hexdigest(), head if stays else None
+
+
+def _open(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file {path}")
+    content = path.read_bytes()
+    return content, *_parse(path, content)
 
 
 def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ TRAIN = ["-m", "lenet", "-d", "digits", "-b", "64", "-e", "8", "-s", "20", "-lr"
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[multiprocessing.context.ForkServerContext]:
+def processes() -> Iterator[ForkServerContext]:
     """Processes that have imported the scripts, so that a kill meets their work and not their start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))

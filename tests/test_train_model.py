@@ -76,3 +76,48 @@ def test_resume_names_the_argument_that_differs(
     assert "it was started with lr 0.01, not 0.02" in refusal(capsys, "--resume", "-lr", "0.02")
     train("--resume")
     assert not (FOLDER / "resume.pt").exists()
+
+
+def test_training_starts_from_given_weights_and_keeps_its_own_head_where_sizes_differ(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = checkpoints.load("a3.pt").network.state_dict()
+    args = train_model.parse_args([*COMMAND, "--init-weights", "a3.pt"])
+    assert_same(train_model.initial_network(args)[0].state_dict(), given)
+    assert capsys.readouterr().err == ""
+    state = given | {"fc2.weight": torch.zeros(7, 3), "fc2.bias": torch.zeros(7)}  # of a set of 7 classes
+    torch.save(state, "seven.pt")
+    args = train_model.parse_args([*COMMAND, "--init-weights", "seven.pt", "-i", "5"])
+    network = train_model.initial_network(args)[0]
+    assert capsys.readouterr().err == "the head fc2 starts at random: it has another size in seven.pt\n"
+    plain = train_model.initial_network(train_model.parse_args([*COMMAND, "-i", "5"]))[0].state_dict()
+    assert_same(network.state_dict(), given | {name: plain[name] for name in ("fc2.weight", "fc2.bias")})
+    result = train("--init-weights", "seven.pt")
+    assert len(parse_tensors(Path(result["weights"]).read_bytes())["recipe"]["init_weights"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv2.weight": torch.zeros(3, 2, 3, 3)}, "conv2.weight has the shape (3, 2, 3, 3), expected (3, 3, 3, 3)"),
+        ({"conv2.weight": None}, "conv2.weight is missing"),
+        ({"fc2.bias": None}, "fc2.bias is missing"),
+        ({"fc3.bias": torch.zeros(1)}, "fc3.bias is unexpected"),
+    ],
+)
+def test_weights_that_lack_or_add_anything_but_another_head_are_refused(
+    toy: Path, capsys: pytest.CaptureFixture[str], change: dict, message: str
+) -> None:
+    state = checkpoints.load("a3.pt").network.state_dict() | change
+    torch.save({name: value for name, value in state.items() if value is not None}, "w.pt")
+    assert f"w.pt does not fit toy_w3: {message}" in refusal(capsys, "--init-weights", "w.pt")
+    assert not FOLDER.exists()
+
+
+def test_weights_of_another_architecture_or_none_are_refused(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "b5.pt is for the model toy_w5, not toy_w3" in refusal(capsys, "--init-weights", "b5.pt")
+    assert "no weight file x.pt" in refusal(capsys, "--init-weights", "x.pt")
+
+
+def test_a_set_without_an_official_validation_split_says_so(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "toy has no split 'valid'; choose from train, val" in refusal(capsys, "--validate-on", "valid")

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import pil_loader
-from torchvision.transforms import v2
 
 from src.dataset.spec import DatasetSpec
 
@@ -107,7 +105,9 @@ class FolderSplit(Split):
             yield images.to(self.device, non_blocking=True), self.labels[index.to(self.device)]
 
     def _crop(self, images: Tensor) -> Tensor:
-        return v2.functional.center_crop(images, [self.spec.size] * 2)
+        from torchvision.transforms.v2 import functional  # slow to import, and needed for images in folders only
+
+        return functional.center_crop(images, [self.spec.size] * 2)
 
 
 def _usable_cores() -> int:
@@ -135,7 +135,12 @@ class _Decoder(Dataset):
     """
 
     def __init__(self, files: list[Path]) -> None:
+        from torchvision.datasets.folder import pil_loader
+        from torchvision.transforms import v2
+
         self.files = files
+        self.open = pil_loader  # gives RGB
+        self.to_tensor = v2.functional.pil_to_tensor
         self.resize = v2.Compose([v2.Resize(RESIZED, antialias=True), v2.CenterCrop(RESIZED)])
 
     def __len__(self) -> int:
@@ -149,8 +154,8 @@ class _Decoder(Dataset):
 
     def _decode(self, file: Path) -> Tensor:
         try:
-            image = pil_loader(file)  # RGB
+            image = self.open(file)
         except Exception as error:  # of many kinds, by format and damage
             reason = "it is no image" if "cannot identify" in str(error) else getattr(error, "strerror", None) or error
             raise ValueError(f"cannot read the image {file}: {reason}") from None
-        return self.resize(v2.functional.pil_to_tensor(image))
+        return self.resize(self.to_tensor(image))
