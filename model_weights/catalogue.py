@@ -1,0 +1,75 @@
+"""Write model_weights/README.md from the weight files beside it: python -m model_weights.catalogue
+
+Everything in the table is read from the files or measured with them, so it needs the data sets that they are for.
+"""
+
+import hashlib
+import shlex
+from pathlib import Path
+
+import train_model
+from src import checkpoints
+from src.checkpoints import Checkpoint
+from src.dataset import load_split
+from src.evaluation import evaluate
+from src.files import atomic_write
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+INTRODUCTION = """# Trained networks
+
+Made by this repository's `train_model.py`, with the commands below, on a CPU. A folder `in<i>-gn<j>` says the seeds of
+the initial weights and of the order of images; beside each weight file lies the log of its training. Accuracy and loss
+are those of all validation images, as `eval_net.py` prints them. Where the file's iteration is not the last of its
+training, it is the snapshot of that iteration.
+
+This page is written by `python -m model_weights.catalogue`.
+
+"""
+COLUMNS = ("network", "command", "epochs", "accuracy", "loss", "kB", "SHA-256")
+
+
+def weight_files() -> list[Path]:
+    """The shipped weight files, in the order of the table."""
+    return sorted(HERE.glob("*/*/*/*.pt"))
+
+
+def command(checkpoint: Checkpoint) -> str:
+    """The command line that trains a network as its file says it was trained, defaults left out."""
+    parts = ["-m", checkpoint.model, "-d", checkpoint.dataset]
+    parts += ["-i", str(checkpoint.init_seed), "-g", str(checkpoint.gradient_seed)]
+    flags = {"epochs": "-e", "batch_size": "-b", "optimizer": "-opt", "lr": "-lr", "weight_decay": "-wd"}
+    defaults = vars(train_model.parse_args([]))
+    recipe = checkpoint.recipe or {}
+    for name, flag in flags.items():
+        if recipe[name] != defaults[name]:
+            parts += [flag, f"{recipe[name]:g}" if isinstance(recipe[name], float) else str(recipe[name])]
+    return shlex.join(["python", "train_model.py", *parts])
+
+
+def row(path: Path) -> str:
+    """A line of the table: a file's name, its training, its scores, its size and digest."""
+    checkpoint = checkpoints.load(path)
+    scores = evaluate(checkpoint.network, load_split(checkpoint.dataset, "val"))
+    content = path.read_bytes()
+    cells = (
+        f"`{path.relative_to(HERE).as_posix()}`",
+        f"`{command(checkpoint)}`",
+        str((checkpoint.recipe or {})["epochs"]),
+        f"{scores['acc']:.2%}",
+        f"{scores['loss']:.4f}",
+        f"{len(content) / 1e3:.0f}",
+        f"`{hashlib.sha256(content).hexdigest()}`",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|--:|---|", *map(row, weight_files())]
+    with atomic_write(README) as file:
+        file.write((INTRODUCTION + "\n".join(lines) + "\n").encode())
+    print(README)
+
+
+if __name__ == "__main__":
+    main()

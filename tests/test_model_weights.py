@@ -1,0 +1,74 @@
+"""The shipped networks are what model_weights/README.md says they are."""
+
+import csv
+import hashlib
+import shlex
+from pathlib import Path
+
+import pytest
+
+import train_model
+from model_weights.catalogue import COLUMNS, HERE, README, command, weight_files
+from src import checkpoints
+from src.dataset import DATASETS, load_split
+from src.evaluation import evaluate
+
+FILES = weight_files()
+DOWNLOADED = [path for path in FILES if DATASETS[checkpoints.load(path).dataset].root]
+LEAST = {("Tiny10", "CIFAR10"): 0.86, ("Tiny10", "MNIST"): 0.99, ("LeNet", "MNIST"): 0.985, ("Tiny10", "Digits"): 0.99}
+
+
+def table() -> dict[Path, dict[str, str]]:
+    rows = {}
+    for line in README.read_text().splitlines():
+        if line.startswith("| `"):
+            cells = dict(zip(COLUMNS, (cell.strip().strip("`") for cell in line.strip("| ").split("|")), strict=True))
+            rows[HERE / cells["network"]] = cells
+    return rows
+
+
+def name(path: Path) -> str:
+    return path.relative_to(HERE).as_posix()
+
+
+def test_the_table_lists_the_files_and_they_are_small() -> None:
+    assert list(table()) == FILES
+    assert sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file()) < 20e6
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_file_is_the_one_that_was_measured_and_tells_how_it_was_made(path: Path) -> None:
+    cells, checkpoint = table()[path], checkpoints.load(path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == cells["SHA-256"] == checkpoint.sha256
+    assert f"{path.stat().st_size / 1e3:.0f}" == cells["kB"]
+    assert command(checkpoint) == cells["command"]
+    args = train_model.parse_args(shlex.split(cells["command"])[2:])
+    assert {key: getattr(args, key) for key in train_model.RECIPE} == checkpoint.recipe
+    seeds = args.init_noise, args.gradient_noise
+    assert path.parent == checkpoints.weight_folder(HERE, args.model, args.dataset, *seeds)
+    assert (checkpoint.init_seed, checkpoint.gradient_seed) == seeds
+    assert path.stem == str(checkpoint.iteration)
+    with (path.parent / "training_log.csv").open() as log:
+        rows = list(csv.DictReader(log))
+    assert len(rows) == args.epochs == int(cells["epochs"])
+    assert abs(float(rows[-1]["val_accuracy"]) - float(cells["accuracy"].strip("%")) / 100) < 0.01
+
+
+def check_accuracy(path: Path) -> None:
+    cells, checkpoint = table()[path], checkpoints.load(path)
+    scores = evaluate(checkpoint.network, load_split(checkpoint.dataset, "val"))
+    assert abs(scores["acc"] - float(cells["accuracy"].strip("%")) / 100) <= 1e-4
+    assert scores["loss"] == pytest.approx(float(cells["loss"]), abs=1e-4)
+    model, dataset = path.relative_to(HERE).parts[:2]
+    assert scores["acc"] >= LEAST.get((model, dataset), 0)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in DOWNLOADED], ids=name)
+def test_accuracy_on_what_is_embedded(path: Path) -> None:
+    check_accuracy(path)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("path", DOWNLOADED, ids=name)
+def test_accuracy_on_real_images(path: Path) -> None:
+    check_accuracy(path)
