@@ -1,7 +1,12 @@
-"""Every metric on numerically nasty data: the value that float64 formulas give, or a clear refusal."""
+"""Every metric on numerically nasty data: the value that float64 formulas give, or a clear refusal.
+
+The table in docs/numerics.md is made by this test: WRITE_NUMERICS_TABLE=1 pytest tests/test_metrics_torture.py
+"""
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from torch import Tensor
 from src.metrics import METRICS, Comparison
 from tests.test_metrics_oracles import ORACLES, one_thread  # noqa: F401
 
+TABLE = Path(__file__).parent.parent / "docs" / "numerics.md"
 IMAGES, FEATURES = 300, 8
 
 
@@ -145,6 +151,54 @@ def test_right_or_refused(name, case, through):
     value, expected = through(name, x, y), truth(name, x, y)
     assert math.isfinite(value)
     assert value == pytest.approx(expected, abs=tolerance(name, case, expected))
+
+
+def test_the_table_of_numerics_says_what_comes_out():
+    rows = {(case, name): row(case, name) for case in CASES for name in sorted(METRICS)}
+    if os.environ.get("WRITE_NUMERICS_TABLE"):
+        lines = [f"| {' | '.join(key + cells)} |" for key, cells in rows.items()]
+        TABLE.write_text("\n".join([HEAD, *lines, ""]), encoding="utf-8")
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
+    written = {(cells[0], cells[1]): cells[2:] for cells in (line[2:-2].split(" | ") for line in lines)}
+    assert written.keys() == rows.keys()
+    for (case, name), (value, exact, error) in written.items():
+        if value == "refused":
+            assert rows[case, name][0] == "refused"
+            continue
+        allowed = tolerance(name, case, float(exact))
+        assert float(value) == pytest.approx(float(rows[case, name][0]), rel=1e-5, abs=allowed)
+        assert float(exact) == pytest.approx(float(rows[case, name][1]), rel=1e-5, abs=1e-9)
+        assert float(error) <= allowed
+
+
+def row(case: str, name: str) -> tuple[str, str, str]:
+    """Value, truth and absolute error as the table shows them; or the reason why there is no value."""
+    x, y = CASES[case]()
+    try:
+        value = through_comparison(name, x, y)
+    except ValueError as error:
+        return "refused", str(error).removeprefix(f"{name}: ").replace("|", "\\|"), ""
+    exact = truth(name, x, y)
+    return f"{value:.6g}", f"{exact:.6g}", f"{abs(value - exact):.0e}"
+
+
+HEAD = """# What hard numbers do to the measures
+
+Every measure of `compare_nets.py`, in one pass over batches, on data made to break it; `truth` is a float64 formula
+written another way. 300 images of 8 features, but `few_images` has 20 of 30 and `barely_too_few` 9 of 8. Of `ps_inv`
+and `corr` the one-number summary is shown.
+
+* `offset`: mean 30, standard deviation 0.3, in float32
+* `ill_conditioned`: condition number 1e6; what works with sums of products meets its square
+* `ill_scaled`: features from 1e-6 to 1e6
+* `dead_channels`, `rank_deficient`: constant features, and features that repeat others
+* `tiny`, `huge`: values around 1e-20 and 1e20
+* `constant_front`, `constant_end`: one side never changes
+
+`tests/test_metrics_torture.py` makes this table.
+
+| data | measure | value | truth, or why there is no value | error |
+|---|---|---|---|---|"""
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
