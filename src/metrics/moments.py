@@ -44,7 +44,9 @@ class PairedMoments:
         self.device = float64_device(device)
         self.n = 0
         self.mean_x, self.mean_y = self._zeros(dx), self._zeros(dy)
-        self.xx, self.xy, self.yy = self._zeros(dx, dx), self._zeros(dx, dy), self._zeros(dy, dy)
+        self._x_with_both, self.yy = self._zeros(dx, dx + dy), self._zeros(dy, dy)
+        self.xx, self.xy = self._x_with_both.split((dx, dy), 1)  # views, so that one product fills both
+        self._buffer = self._zeros(0)
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.float64, device=self.device)
@@ -67,12 +69,22 @@ class PairedMoments:
             raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
     def _add(self, x: Tensor, y: Tensor) -> None:
-        x, mean_x = _centred(x, self.device)
-        y, mean_y = _centred(y, self.device)
-        self.xx.addmm_(x.T, x)
-        self.xy.addmm_(x.T, y)
-        self.yy.addmm_(y.T, y)
-        self._shift(len(x), mean_x, mean_y)
+        both = self._features_first(x, y)
+        mean = both.mean(1)
+        both -= mean[:, None]
+        front, end = both.split((x.shape[1], y.shape[1]))
+        self._x_with_both.addmm_(front, both.T)
+        self.yy.addmm_(end, end.T)
+        self._shift(len(x), *mean.split((len(front), len(end))))
+
+    def _features_first(self, x: Tensor, y: Tensor) -> Tensor:
+        """Both sides as float64 (dx + dy, rows), the layout in which such products are fastest, in one buffer."""
+        features, rows = x.shape[1] + y.shape[1], len(x)
+        if len(self._buffer) < features * rows:
+            self._buffer = self._zeros(features * rows)
+        both = self._buffer[: features * rows].view(features, rows)
+        both[: x.shape[1]], both[x.shape[1] :] = x.T, y.T
+        return both
 
     def _shift(self, rows: int, mean_x: Tensor, mean_y: Tensor) -> None:
         """Account for the distance between the means of the rows so far and of `rows` new ones."""
@@ -103,13 +115,6 @@ class PairedMoments:
         self.xy += other.xy.to(self.device)
         self.yy += other.yy.to(self.device)
         self._shift(other.n, other.mean_x.to(self.device), other.mean_y.to(self.device))
-
-
-def _centred(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    exact = rows.to(device=device, dtype=torch.float64)
-    mean = exact.mean(0)
-    # A caller's float64 tensor comes back from .to() as itself: never change it.
-    return (exact - mean if exact is rows else exact.sub_(mean)), mean
 
 
 class Affine(NamedTuple):
