@@ -93,6 +93,7 @@ def add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--target-type", choices=sorted(TARGETS), default="hard", help="true labels (hard), or what the networks say"
     )
+    arguments.add_amp_option(group)
     group.add_argument("--resume", action="store_true", help="go on with the interrupted run of --run-name")
 
 
@@ -169,7 +170,7 @@ def train_stitch(
         resume_file.unlink(missing_ok=True)
     stitched = pair.stitched(stitch)
     objective = StitchObjective(
-        pair, stitch, train.spec.task, args.target_type, args.temperature, args.l1, args.cka_reg
+        pair, stitch, train.spec.task, args.target_type, args.temperature, args.l1, args.cka_reg, args.amp
     )
     return fit(
         stitch,

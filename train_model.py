@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src import arguments, checkpoints, cli
-from src.config import choose_device
+from src.config import choose_device, mixed_precision
 from src.dataset import DATASETS, Split, load_split
 from src.evaluation import evaluate
 from src.files import atomic_write
@@ -79,6 +79,7 @@ def add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-s", "--save-frequency", type=positive, default=10000, metavar="N", help="iterations between saved weights"
     )
+    arguments.add_amp_option(group)
     group.add_argument("--resume", action="store_true", help="go on with the same command's interrupted run")
 
 
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> dict:
     name = f"train_model-{folder.parts[-3]}-{folder.parts[-2]}-{folder.parts[-1]}"
     with cli.result_path(args, name, out_dir=Path("results")) as result_path:
         network, origin = initial_network(args)
-        facts = {name: getattr(args, name) for name in RECIPE} | origin
+        facts = {name: getattr(args, name) for name in RECIPE} | origin | ({"amp": True} if args.amp else {})
         train, val = (
             load_split(args.dataset, split, device=device, num_workers=args.num_workers)
             for split in ("train", args.validate_on)
@@ -150,7 +151,8 @@ def train_network(
     task, folder = train.spec.task, resume_file.parent
 
     def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = network(images)
+        with mixed_precision(images.device, enabled=args.amp):
+            logits = network(images).float()
         return task.loss(logits, labels), task.correct(logits, labels)
 
     def save_at(iteration: int) -> None:

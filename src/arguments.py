@@ -162,6 +162,15 @@ def add_dataset_option(parser: argparse._ActionsContainer, *, default: str | Non
     )
 
 
+def add_amp_option(parser: argparse._ActionsContainer) -> None:
+    """Mixed precision in training."""
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="train with bfloat16 products: faster where the GPU or processor has them, results differ slightly",
+    )
+
+
 def models_help() -> str:
     """The names of all architectures, for the help of an argument that takes one."""
     return ", ".join(model_names())

@@ -1,4 +1,4 @@
-"""Where the data sets are and which device computes."""
+"""Where the data sets are, and which device computes in which precision."""
 
 import os
 import re
@@ -49,3 +49,11 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' asked for, but there is none; try --device cpu")
     return torch.device(name)
+
+
+def mixed_precision(device: torch.device, *, enabled: bool) -> torch.autocast:
+    """A context in which matrix products and convolutions run in bfloat16 on the device, if `enabled`.
+
+    Bfloat16 has the range of float32, so gradients need no scaling.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -280,3 +280,18 @@ def test_the_reference_pair_on_cifar10(reference, numbers, tmp_path, monkeypatch
     agreement = published["agreement of model 1 and model 2"]
     for key in ("crossentropy", "same_class_out", "rel_acc"):
         assert abs(result["m2_sim"]["m1"][key] - agreement[key]) < 2e-4, key
+
+
+SOFT = ("--target-type", "soft_12", "--cka-reg", "-0.1", "--l1", "1")
+
+
+@pytest.mark.parametrize("options", [(), ("-r", "2"), ("--orthogonal",), ("-m", "semi-match"), SOFT])
+def test_mixed_precision_trains_nearly_the_same_stitch(toy, options) -> None:
+    command = ("a3.pt", "b3.pt", "bn1", "bn1", "-i", "ps_inv", "-e", "2", "-b", "16", *options)
+    exact, mixed = stitch(*command), stitch(*command, "--amp")
+    np.testing.assert_array_equal(exact["trans_m"]["before"]["w"], mixed["trans_m"]["before"]["w"])
+    after, amp = (result["trans_m"]["after"]["w"] for result in (exact, mixed))
+    assert amp.dtype == np.float32 and not np.array_equal(amp, after)
+    assert_close(amp, after, atol=0.01, rtol=0)
+    assert_close(mixed["trans_fit"]["train_loss"], exact["trans_fit"]["train_loss"], atol=0, rtol=0.02)
+    assert exact["model_results"]["end"] == mixed["model_results"]["end"], "evaluations are float32"

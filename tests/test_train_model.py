@@ -121,3 +121,12 @@ def test_weights_of_another_architecture_or_none_are_refused(toy: Path, capsys: 
 
 def test_a_set_without_an_official_validation_split_says_so(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "toy has no split 'valid'; choose from train, val" in refusal(capsys, "--validate-on", "valid")
+
+
+def test_mixed_precision_trains_nearly_the_same_network_and_is_told(toy: Path) -> None:
+    exact, mixed = train("-o", "exact"), train("-o", "mixed", "--amp")
+    losses = [[row["train_loss"] for row in result["log"]] for result in (exact, mixed)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
+    loaded = checkpoints.load(mixed["weights"])
+    assert loaded.recipe and loaded.recipe["amp"] is True
+    assert all(value.dtype != torch.bfloat16 for value in loaded.network.state_dict().values())
