@@ -1,5 +1,6 @@
 # make demo   environment, requirements, then a stitch of two shipped networks on the embedded digits
 # make test   the tests; those that need real data sets are skipped where these are absent
+# make bench  times the suite against the plain way, some minutes on a quiet machine
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
 #
 # VENV=path reuses an environment, PYTHON=python3.12 chooses the interpreter of a new one.
@@ -9,13 +10,17 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
 
-.PHONY: demo test check lint format
+.PHONY: demo test bench check lint format
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --run-name demo --overwrite
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.demo-ready
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.scale
 
 check: lint test
 

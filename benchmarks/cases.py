@@ -1,8 +1,11 @@
 """What is timed: each case does the same work in the suite's way and in the plain way."""
 
+import contextlib
+import io
 import os
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,14 @@ import numpy as np
 import torch
 from torch import Generator, nn
 
+import stitch_nets
 from benchmarks import plain
 from src.cut import head
 from src.dataset import DATASETS, load_split
 from src.dataset.split import MemorySplit
 from src.evaluation import compare, evaluate, view_pair
 from src.frozen import freeze
+from src.metrics.gram import gram_sums
 from src.metrics.moments import least_squares
 from src.models import build_model
 from src.stitching import INITS, Pair, StitchObjective, build_stitch, cut_pair
@@ -48,8 +53,17 @@ def data(count: int) -> MemorySplit:
     return MemorySplit(DATASETS["cifar10"], images, torch.arange(count) % 10)
 
 
+def val_data(count: int) -> MemorySplit:
+    """As many images that `data` does not hold."""
+    split = data(TRAIN)
+    return MemorySplit(split.spec, split.images[-count:], split.labels[-count:])
+
+
 def plain_batches(count: int, *, train: bool) -> torch.utils.data.DataLoader:
-    split = data(count)
+    return batches_of(data(count), train=train)
+
+
+def batches_of(split: MemorySplit, *, train: bool) -> torch.utils.data.DataLoader:
     return plain.loader(split.images.permute(0, 2, 3, 1).numpy(), split.labels.numpy(), train=train)
 
 
@@ -74,7 +88,8 @@ def stitch_epoch(model: str, layer: str, count: int) -> Case:
 
     def baseline() -> None:
         channels = pair(model, layer).geometry.inputs
-        plain.stitch_epoch(network(model, 0), network(model, 1), layer, channels, plain_batches(count, train=True))
+        stitched = plain.HookedStitch(network(model, 0), network(model, 1), layer, channels)
+        stitched.train_epoch(plain_batches(count, train=True))
 
     return Case(f"stitch epoch, {model} {layer}", count, TRAIN, suite, baseline)
 
@@ -102,7 +117,7 @@ def compare_nets(model: str, layer: str, count: int) -> Case:
         x, y = (plain.activations(network(model, seed), layer, batches) for seed in (0, 1))
         return plain.cka(x, y), plain.l2(x, y)
 
-    return Case(f"compare cka l2, {model} {layer}", count, VAL, suite, baseline)
+    return Case(f"compare cka l2, {model} {layer}, {count}", count, count, suite, baseline)
 
 
 def eval_net(model: str, count: int) -> Case:
@@ -136,13 +151,52 @@ def train_epoch(model: str, count: int) -> Case:
     return Case(f"training epoch, {model}", count, TRAIN, suite, baseline)
 
 
+def cka_of_stored(count: int, features: int) -> Case:
+    """The products behind a CKA, on activations that are there already."""
+    x, y = (torch.randn(count, features, generator=Generator().manual_seed(seed)) for seed in (0, 1))
+    return Case(
+        f"cka alone, {count} x {features}",
+        count,
+        count,
+        lambda: gram_sums(x, y, "samples"),
+        lambda: plain.cka(x.numpy(), y.numpy()),
+    )
+
+
+def whole_run(model: str, layer: str, train: int, val: int) -> Case:
+    """stitch_nets.py from its arguments to its result file, one epoch, on a part of CIFAR-10."""
+
+    def read(root: Path | None, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        part = data(train) if split == "train" else val_data(val)
+        return part.images, part.labels
+
+    def suite() -> None:
+        DATASETS["bench"] = replace(DATASETS["cifar10"], name="bench", folder="Bench", root=None, read=read)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            files = [str(Path(folder) / f"{seed}.pt") for seed in (0, 1)]
+            for seed, file in enumerate(files):
+                torch.save(network(model, seed).state_dict(), file)
+            models = ["--model1", model, "--model2", model, "-d", "bench"]
+            stitch_nets.main([*files, layer, layer, *models, "-i", "ps_inv", "-e", "1", "-o", folder])
+
+    def baseline() -> None:
+        batches = {"train": plain_batches(train, train=True), "fit": plain_batches(train, train=False)}
+        batches["val"] = batches_of(val_data(val), train=False)
+        channels = pair(model, layer).geometry.inputs
+        plain.whole_run(network(model, 0), network(model, 1), layer, channels, batches)
+
+    return Case(f"whole stitch run, {model} {layer}", train, TRAIN, suite, baseline)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "stitch-bn3": lambda: stitch_epoch("tiny10", "bn3", 10_240),
     "stitch-bn7": lambda: stitch_epoch("tiny10", "bn7", 10_240),
     "stitch-resnet": lambda: stitch_epoch("resnet20_w1", "layer2.0.add", 2_560),
     "init-bn3": lambda: init_least_squares("tiny10", "bn3", 10_000),
     "init-bn1": lambda: init_least_squares("tiny10", "bn1", 5_000),
-    "compare-bn1": lambda: compare_nets("tiny10", "bn1", 10_000),
+    "whole": lambda: whole_run("tiny10", "bn3", 10_240, 2_000),
+    "cka": lambda: cka_of_stored(6_000, 14_400),
+    "compare-bn1": lambda: compare_nets("tiny10", "bn1", 5_000),
     "evaluate": lambda: eval_net("tiny10", 10_000),
     "train": lambda: train_epoch("tiny10", 5_120),
 }

@@ -3,6 +3,7 @@
 Nothing here is imported by the suite; it is what the benchmarks compare with.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-WORKERS = 2
+WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Images(Dataset):
@@ -46,8 +47,10 @@ class HookedStitch(nn.Module):
         self.transform = nn.Conv2d(channels, channels, 1)
         for parameter in (*front.parameters(), *end.parameters()):
             parameter.requires_grad = False
-        front.get_submodule(layer).register_forward_hook(self._keep)
-        end.get_submodule(layer).register_forward_hook(lambda module, inputs, output: self.stitched)
+        self.hooks = [
+            front.get_submodule(layer).register_forward_hook(self._keep),
+            end.get_submodule(layer).register_forward_hook(lambda module, inputs, output: self.stitched),
+        ]
 
     def _keep(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         self.kept = output
@@ -57,18 +60,51 @@ class HookedStitch(nn.Module):
         self.stitched = self.transform(self.kept)
         return self.end(images)
 
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
-def stitch_epoch(front: nn.Module, end: nn.Module, layer: str, channels: int, batches: DataLoader) -> float:
-    """Train a stitch for an epoch; returns the last loss."""
-    network = HookedStitch(front, end, layer, channels)
-    optimizer = torch.optim.Adam(network.transform.parameters(), lr=1e-3, weight_decay=1e-4)
-    loss = torch.zeros(())
-    for images, labels in batches:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(network(images), labels)
-        loss.backward()
-        optimizer.step()
-    return loss.item()
+    def put(self, matrix: np.ndarray) -> None:
+        """Set the map to a matrix (channels + 1, channels), the bias in its last row."""
+        self.transform.weight.data = torch.from_numpy(matrix[:-1].T.copy())[:, :, None, None]
+        self.transform.bias.data = torch.from_numpy(matrix[-1].copy())  # pyright: ignore[reportOptionalMemberAccess]
+
+    def train_epoch(self, batches: DataLoader) -> np.ndarray:
+        """Train the map for an epoch; returns it, the bias in the last row."""
+        optimizer = torch.optim.Adam(self.transform.parameters(), lr=1e-3, weight_decay=1e-4)
+        for images, labels in batches:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(self(images), labels)
+            loss.backward()
+            optimizer.step()
+        weight, bias = (parameter.detach().numpy() for parameter in self.transform.parameters())
+        return np.concatenate([weight[:, :, 0, 0].T, bias[None]])
+
+
+def whole_run(
+    front: nn.Module, end: nn.Module, layer: str, channels: int, batches: dict[str, DataLoader]
+) -> list[float]:
+    """A stitch from least squares: init, an epoch, then accuracies and similarities of both networks and all stitches.
+
+    batches: `train` with augmentation, `fit` the same images without, `val`.
+    """
+    maps = [least_squares(*(activations(network, layer, batches["fit"]) for network in (front, end)))]
+    stitched = HookedStitch(front, end, layer, channels)
+    stitched.put(maps[0])
+    maps.append(stitched.train_epoch(batches["train"]))
+    results = [evaluate(stitched, batches["val"])]  # the validation after the epoch
+    stitched.close()
+    x, y = (activations(network, layer, batches["val"]) for network in (front, end))
+    maps.append(least_squares(x, y))
+    results += [evaluate(network, batches["val"]) for network in (front, end)] + [cka(x, y), l2(x, y)]
+    for matrix in maps:
+        stitched = HookedStitch(front, end, layer, channels)
+        stitched.put(matrix)
+        results.append(evaluate(stitched, batches["val"]))
+        stitched.close()
+        mapped = np.einsum("nchw,cd->ndhw", x, matrix[:-1]) + matrix[-1][:, None, None]
+        results += [cka(mapped, y), l2(mapped, y)]
+    return results
 
 
 def activations(network: nn.Module, layer: str, batches: DataLoader) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Time the suite against the plain way: python -m benchmarks.run [--repeats N] [case ...]
 
 Both sides run in this process, in turn; a row gives the median time of each, scaled to the whole job, the median of the
-ratios, and the peak memory that each side reaches in a process of its own.
+ratios, the suite's arithmetic as a share of what float32 matrix products reach here, and the peak memory of each side
+in a process of its own.
 """
 
 import argparse
@@ -12,10 +13,24 @@ import subprocess
 import sys
 import time
 from datetime import date
+from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import CASES
+
+
+def machine() -> str:
+    """The date, and what the figures depend on."""
+    names = [line.split(":")[1].strip() for line in _cpu_facts() if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return f"{date.today()}, {processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _cpu_facts() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.is_file() else []
 
 
 def matrix_peak(size: int = 2048, repeats: int = 5) -> float:
@@ -43,13 +58,25 @@ def child(case: str, side: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 
 
-def row(name: str, repeats: int, memory: bool) -> str:
+def arithmetic(work) -> float:
+    """Floating point operations of the convolutions and matrix products in `work`, which runs once."""
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place_product}) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def _in_place_product(_: torch.Size, a: torch.Size, b: torch.Size, **__: object) -> int:
+    return 2 * a[0] * a[1] * b[1]  # torch's own table has the product that makes a new matrix only
+
+
+def row(name: str, repeats: int, memory: bool, peak: float) -> str:
     case = CASES[name]()
-    case.suite()  # the first run pays for set-up that both sides share
+    flops = arithmetic(case.suite)  # a first run, which also pays for the set-up that both sides share
     times = [(seconds(case.suite), seconds(case.plain)) for _ in range(repeats)]
     suite, plain = (statistics.median(column) * case.total / case.images for column in zip(*times, strict=True))
     ratio = statistics.median(b / a for a, b in times)
-    cells = f"{case.title:34} {suite:8.1f} {plain:8.1f} {ratio:6.1f}x"
+    share = flops * case.total / case.images / suite / peak
+    cells = f"{case.title:34} {suite:8.1f} {plain:8.1f} {ratio:6.1f}x {share:6.0%}"
     if memory:
         cells += "".join(f" {peak_memory(name, side):7.2f}" for side in ("suite", "plain"))
     return cells
@@ -64,11 +91,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         return child(args.cases[0], args.child)
-    print(f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"float32 matrix peak {matrix_peak() / 1e9:.0f} Gflop/s")
-    print(f"{'work':34} {'suite s':>8} {'plain s':>8} {'ratio':>7}" + " suite GB plain GB" * (not args.no_memory))
+    print(machine())
+    peak = matrix_peak()
+    print(f"float32 matrix peak {peak / 1e9:.0f} Gflop/s")
+    memory = " suite GB plain GB" * (not args.no_memory)
+    print(f"{'work':34} {'suite s':>8} {'plain s':>8} {'ratio':>7} {'peak':>6}{memory}")
     for name in args.cases or CASES:
-        print(row(name, args.repeats, not args.no_memory), flush=True)
+        print(row(name, args.repeats, not args.no_memory, peak), flush=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def command(checkpoint: Checkpoint) -> str:
     for name, flag in flags.items():
         if recipe[name] != defaults[name]:
             parts += [flag, f"{recipe[name]:g}" if isinstance(recipe[name], float) else str(recipe[name])]
+    if recipe.get("amp"):
+        parts.append("--amp")
     return shlex.join(["python", "train_model.py", *parts])
 
 

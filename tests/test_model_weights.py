@@ -43,7 +43,9 @@ def test_a_file_is_the_one_that_was_measured_and_tells_how_it_was_made(path: Pat
     assert f"{path.stat().st_size / 1e3:.0f}" == cells["kB"]
     assert command(checkpoint) == cells["command"]
     args = train_model.parse_args(shlex.split(cells["command"])[2:])
-    assert {key: getattr(args, key) for key in train_model.RECIPE} == checkpoint.recipe
+    assert {key: getattr(args, key) for key in train_model.RECIPE} | (
+        {"amp": True} if args.amp else {}
+    ) == checkpoint.recipe
     seeds = args.init_noise, args.gradient_noise
     assert path.parent == checkpoints.weight_folder(HERE, args.model, args.dataset, *seeds)
     assert (checkpoint.init_seed, checkpoint.gradient_seed) == seeds
