@@ -13,7 +13,7 @@ DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/i
 .PHONY: demo test bench check lint format
 
 demo: $(VENV)/.demo-ready
-	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --run-name demo --overwrite
+	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --plot --run-name demo --overwrite
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest
