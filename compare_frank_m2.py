@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.methods,
             view=args.view,
             group=args.group_at,
+            memory=1e9 * args.memory,
             batch_size=args.batch_size,
         )
         text, result = cli.comparison_report(comparison)

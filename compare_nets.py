@@ -48,13 +48,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="LAYERS",
             help=f"the same as layer{number}, which may be left out if both are given so (default: layer{number})",
         )
-    group.add_argument(
-        "--memory",
-        type=arguments.positive_float,
-        default=4.0,
-        metavar="GB",
-        help="many layers: activations held at once; what exceeds it takes more passes over the images",
-    )
     arguments.add_pair_options(parser)
     arguments.add_split_options(parser)
     arguments.add_run_options(parser, plot="each method's layer x layer heatmap, or bars for one pair")
@@ -111,6 +104,7 @@ def compare_pair(
         args.methods,
         view=args.view,
         group=args.group_at,
+        memory=1e9 * args.memory,
         batch_size=args.batch_size,
     )
     text, result = cli.comparison_report(comparison)

@@ -134,6 +134,13 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._Argumen
     group.add_argument(
         "-g", "--group-at", type=positive, metavar="N", help="average over groups of N images (default: all at once)"
     )
+    group.add_argument(
+        "--memory",
+        type=positive_float,
+        default=8.0,
+        metavar="GB",
+        help="activations held at once; what exceeds it takes groups of images, or, for many layers, more passes",
+    )
     return group
 
 

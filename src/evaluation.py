@@ -178,9 +178,13 @@ def compare(
     *,
     view: str | None = None,
     group: int | None = None,
+    memory: float | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Comparison:
-    """Show one pass over a split to a comparison by the named metrics; `shapes` are those of one image's outputs."""
+    """Show one pass over a split to a comparison by the named metrics; `shapes` are those of one image's outputs.
+
+    `view`, `group` and `memory` are as in `Comparison`.
+    """
     comparison = Comparison(
         names,
         view,
@@ -188,6 +192,7 @@ def compare(
         shape_x=shapes[0],
         shape_y=shapes[1],
         group=group,
+        memory=memory,
         device=split.device,
     )
     feed(heads, split, comparison.update, batch_size=batch_size, title="comparing")

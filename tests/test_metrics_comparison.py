@@ -268,3 +268,26 @@ def test_store_keeps_to_its_size():
     assert math.log2(float(scale)) == pytest.approx(round(math.log2(float(scale))), abs=1e-4)
     np.testing.assert_allclose(rows.double().mean(0).numpy(), 0, atol=1e-7)
     assert torch.equal(store.centred_rows()[0], rows)
+
+
+def test_what_would_keep_too_much_says_which_group_fits():
+    def comparison(names: list[str], **options) -> Comparison:
+        return Comparison(names, n_images=19_962, shape_x=(508, 14, 14), shape_y=(508, 14, 14), **options)
+
+    with pytest.raises(ValueError, match=r"cka would keep 15\.9 GB .* --group-at 10043, or .* --memory 16$"):
+        comparison(["cka", "l2"], memory=8e9)
+    comparison(["cka", "l2"], memory=1e8, group=100)
+    comparison(["l2", "corr"], memory=1)
+
+
+@pytest.mark.parametrize("images", [7, 100, 149, 151, 199, 1000])
+def test_the_group_that_is_named_is_allowed(images: int):
+    def comparison(group: int | None) -> Comparison:
+        return Comparison(["cka_rbf"], n_images=1000, shape_x=(5,), shape_y=(7,), group=group, memory=4 * 12 * images)
+
+    if images == 1000:
+        comparison(None)
+        return
+    with pytest.raises(ValueError, match="--group-at") as refused:
+        comparison(None)
+    comparison(int(str(refused.value).split("--group-at ")[1].split(",")[0]))

@@ -12,7 +12,7 @@ from src.metrics.canonical import require_images
 from src.metrics.cka import cka_of_sums, debiased_cka_of_sums
 from src.metrics.difference import Differences
 from src.metrics.gram import Energies, GramSums, gram_sums_of_moments
-from src.metrics.groups import GroupedFeatures
+from src.metrics.groups import GroupedFeatures, group_sizes
 from src.metrics.health import Evidence, Health, dead_channels, doubts, evidence_of_moments
 from src.metrics.moments import PairedMoments, channels_last_rows, flat_rows
 from src.metrics.registry import METRICS, Metric
@@ -32,7 +32,9 @@ class Comparison:
     for consecutive groups of that many images and averaged, weighted by images; a rest of less than half a group joins
     the last one. All others are exact over all images in bounded memory, so grouping does not touch them.
 
-    Raise ValueError, before any work, for metrics that these shapes or so few images do not allow.
+    memory: bytes of activations that may be kept at once for them; None: any number.
+
+    Raise ValueError, before any work, for metrics that these shapes, so few images or the memory do not allow.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Comparison:
         shape_x: Sequence[int],
         shape_y: Sequence[int],
         group: int | None = None,
+        memory: float | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.metrics = [_metric(name) for name in dict.fromkeys(names)]
@@ -54,13 +57,15 @@ class Comparison:
             check_metric(metric, self.views[metric.name], n_images, *self.shapes)
         self._values: dict[str, Any] | None = None
         self._biases: dict[str, float | None] = {}
-        self._build(device)
+        self._build(device, memory)
 
-    def _build(self, device: torch.device | str) -> None:
+    def _build(self, device: torch.device | str, memory: float | None) -> None:
         flat = math.prod(self.shapes[0]), math.prod(self.shapes[1])
         by_need = {need: self._of(need) for need in ("moments", "gram", "features", "difference")}
         gram_images = [metric for metric in by_need["gram"] if self.views[metric.name] == "images"]
         stored = by_need["features"] + (gram_images if self._prefer_store(by_need, flat) else [])
+        if stored and memory is not None:
+            self._require_room([metric.name for metric in stored], 4 * sum(flat), memory)
         self.grouped = GroupedFeatures(stored, self.n_images, flat, self.group, device) if stored else None
         self.differences = Differences(flat[1], device) if by_need["difference"] else None
         streamed_gram = [metric for metric in by_need["gram"] if metric not in stored]
@@ -70,6 +75,18 @@ class Comparison:
         sizes = {view: flat if view == "images" else channels for view in sorted(moment_views)}
         self.moments = {view: PairedMoments(dx, dy, device) for view, (dx, dy) in sizes.items()}
         self.energies = {view: Energies(device) for view in sorted(gram_views)}
+
+    def _require_room(self, names: list[str], image_bytes: int, memory: float) -> None:
+        needed = image_bytes * max(group_sizes(self.n_images, self.group))
+        if needed > memory:
+            fits = max(3, int(memory / image_bytes))
+            if max(group_sizes(self.n_images, fits)) > fits:
+                fits = fits * 2 // 3  # a rest of up to half a group joins the last one
+            raise ValueError(
+                f"{', '.join(names)} would keep {needed / 1e9:.1f} GB of activations; average over groups of images, "
+                f"as with --group-at {fits}, or allow it with --memory "
+                f"{math.ceil(needed / 1e9)}"
+            )
 
     def _of(self, need: str) -> list[Metric]:
         return [metric for metric in self.metrics if metric.needs == need]
