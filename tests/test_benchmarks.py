@@ -1,0 +1,58 @@
+"""Both sides of a benchmark give the same numbers, so that their times can be compared."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import cases, run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork"),
+]
+
+
+@pytest.fixture(autouse=True)
+def noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without real images, so that the test runs anywhere."""
+    monkeypatch.delenv("DATASET_ROOT_PYTORCH", raising=False)
+    monkeypatch.setattr(cases, "TRAIN", 512)
+    cases.data.cache_clear()
+    yield
+    cases.data.cache_clear()
+
+
+def test_least_squares() -> None:
+    case = cases.init_least_squares("tiny10", "bn3", 256)
+    np.testing.assert_allclose(case.suite(), case.plain()[:-1].T, rtol=0, atol=1e-4)
+
+
+def test_similarities() -> None:
+    case = cases.compare_nets("tiny10", "bn7", 256)
+    cka, l2 = case.plain()
+    assert case.suite() == {"cka": pytest.approx(cka, abs=1e-4), "l2": pytest.approx(l2, rel=1e-5)}
+
+
+def test_accuracy() -> None:
+    case = cases.eval_net("tiny10", 256)
+    assert case.suite() == case.plain()
+
+
+def test_a_whole_run_ends_on_both_sides() -> None:
+    case = cases.whole_run("tiny10", "bn7", 256, 128)
+    case.suite()
+    case.plain()
+
+
+def test_a_row_has_times_their_ratio_and_the_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cases.CASES, "small", lambda: cases.stitch_epoch("tiny10", "bn7", 256))
+    title, suite, plain, ratio, share = run.row("small", 1, False, 1e12).rsplit(None, 4)
+    assert title == "stitch epoch, tiny10 bn7"
+    assert float(suite) >= 0 and float(plain) >= 0 and float(ratio.rstrip("x")) > 0 and share.endswith("%")
+
+
+def test_arithmetic_counts_products_in_place() -> None:
+    a, b, total = torch.ones(3, 4), torch.ones(4, 5), torch.zeros(3, 5)
+    assert run.arithmetic(lambda: total.addmm_(a, b)) == 2 * 3 * 4 * 5
