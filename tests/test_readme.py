@@ -45,7 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("script", "arguments"), COMMANDS)
+def marked(script: str, arguments: str) -> object:
+    """A command with the mark `data` where it needs a data set that is not embedded."""
+    needs_data = "cifar10" in arguments.lower() and script != "train_model"
+    return pytest.param(script, arguments, marks=[pytest.mark.data] if needs_data else [])
+
+
+@pytest.mark.parametrize(("script", "arguments"), [marked(*command) for command in COMMANDS])
 def test_the_command_runs(script: str, arguments: str, folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     if script == "train_model":
