@@ -114,6 +114,11 @@ COMMANDS = [
     # training
     f"{STITCH} -b 100",
     f"{STITCH} -b 16 -lr 1e30 --optimizer sgd",
+    "train_model -m toy_w3 -d toy --init-weights missing.pt",
+    "train_model -m toy_w3 -d toy --init-weights b5.pt",
+    "train_model -m toy_w3 -d toy --init-weights cut.pt",
+    "train_model -m toy_w3 -d toy --validate-on valid",
+    f"{COMPARE} cka_rbf --memory 1e-6",
     # folders and data
     f"{STITCH} --run-name taken",
     f"{STITCH} -o a3.pt",
