@@ -178,6 +178,7 @@ def whole_run(model: str, layer: str, train: int, val: int) -> Case:
                 torch.save(network(model, seed).state_dict(), file)
             models = ["--model1", model, "--model2", model, "-d", "bench"]
             stitch_nets.main([*files, layer, layer, *models, "-i", "ps_inv", "-e", "1", "-o", folder])
+        del DATASETS["bench"]
 
     def baseline() -> None:
         batches = {"train": plain_batches(train, train=True), "fit": plain_batches(train, train=False)}
