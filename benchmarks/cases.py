@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -171,14 +172,14 @@ def whole_run(model: str, layer: str, train: int, val: int) -> Case:
         return part.images, part.labels
 
     def suite() -> None:
-        DATASETS["bench"] = replace(DATASETS["cifar10"], name="bench", folder="Bench", root=None, read=read)
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        spec = replace(DATASETS["cifar10"], name="bench", folder="Bench", root=None, read=read)
+        quiet = contextlib.redirect_stdout(io.StringIO())
+        with mock.patch.dict(DATASETS, bench=spec), tempfile.TemporaryDirectory() as folder, quiet:
             files = [str(Path(folder) / f"{seed}.pt") for seed in (0, 1)]
             for seed, file in enumerate(files):
                 torch.save(network(model, seed).state_dict(), file)
             models = ["--model1", model, "--model2", model, "-d", "bench"]
             stitch_nets.main([*files, layer, layer, *models, "-i", "ps_inv", "-e", "1", "-o", folder])
-        del DATASETS["bench"]
 
     def baseline() -> None:
         batches = {"train": plain_batches(train, train=True), "fit": plain_batches(train, train=False)}

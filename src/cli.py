@@ -12,6 +12,7 @@ import torch
 
 from src import checkpoints, report, results
 from src.checkpoints import Checkpoint
+from src.files import sole_maker
 from src.metrics import METRICS, Comparison, Health
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -102,16 +103,17 @@ def notice(message: str) -> None:
 def result_path(args: argparse.Namespace, name: str, *, out_dir: Path | None = None) -> Iterator[Path]:
     """Reserve results/<run>/<name>.pkl before any work; refuse an existing one unless --overwrite is given.
 
-    With --plot the same holds for the picture beside it. A folder that is still empty at the end, since the work
-    failed, is removed.
+    With --plot the same holds for the picture beside it. A second run that would make the same file is refused too.
+    A folder that is still empty at the end, since the work failed, is removed.
     """
     folder = results.run_folder(out_dir or args.out_dir, args.run_name)
     path = folder / f"{name}.pkl"
     try:
-        for target in (path, picture_path(args, path)):
-            if target and target.exists() and not args.overwrite:
-                raise FileExistsError(f"{target} exists already; give --overwrite or another --run-name")
-        yield path
+        with sole_maker(path):
+            for target in (path, picture_path(args, path)):
+                if target and target.exists() and not args.overwrite:
+                    raise FileExistsError(f"{target} exists already; give --overwrite or another --run-name")
+            yield path
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()

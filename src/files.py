@@ -57,6 +57,35 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
         file.close()  # remove_leftovers of another process came between open and lock
 
 
+@contextmanager
+def sole_maker(path: Path) -> Iterator[None]:
+    """Be the only process that makes `path`, from the first work to the last byte.
+
+    Raises FileExistsError where another one is at it. What a killed process left of its claim holds no one up.
+    """
+    claim = path.with_name(f".{path.name}.lock")
+    while True:
+        try:
+            file = claim.open("wb")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise FileExistsError(f"another run is making {path}; give another --run-name") from None
+        except OSError:  # a file system without locks
+            pass
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()  # its maker ended between our open and lock
+    with file:
+        try:
+            yield
+        finally:
+            claim.unlink(missing_ok=True)
+
+
 def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
     if overwrite:
         temporary.replace(path)

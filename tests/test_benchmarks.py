@@ -42,8 +42,10 @@ def test_accuracy() -> None:
 
 def test_a_whole_run_ends_on_both_sides() -> None:
     case = cases.whole_run("tiny10", "bn7", 256, 128)
+    before = set(cases.DATASETS)
     case.suite()
     case.plain()
+    assert set(cases.DATASETS) == before
 
 
 def test_a_row_has_times_their_ratio_and_the_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.files import atomic_write, parse_tensors, remove_leftovers, write_tensors
+from src.files import atomic_write, parse_tensors, remove_leftovers, sole_maker, write_tensors
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +107,27 @@ def test_who_comes_second_does_not_overwrite(tmp_path: Path, monkeypatch: pytest
     path.unlink()
     write(path, b"alone", overwrite=False)
     assert path.read_bytes() == b"alone"
+
+
+def test_only_one_process_makes_a_file_and_a_killed_one_holds_no_one_up(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    code = """
+import os, signal, sys
+from pathlib import Path
+from src.files import sole_maker
+try:
+    with sole_maker(Path(sys.argv[1])):
+        os.kill(os.getpid(), signal.SIGKILL)
+except FileExistsError as error:
+    print(error)
+"""
+    with sole_maker(path):
+        assert python(code, path).stdout == f"another run is making {path}; give another --run-name\n"
+        assert python(code, tmp_path / "other").returncode == -signal.SIGKILL
+    assert names(tmp_path) == [".other.lock"]
+    with sole_maker(tmp_path / "other"):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_a_folder_without_permission_is_an_error_that_names_our_file(tmp_path: Path) -> None:

@@ -44,9 +44,8 @@ class PairedMoments:
         self.device = float64_device(device)
         self.n = 0
         self.mean_x, self.mean_y = self._zeros(dx), self._zeros(dy)
-        self._x_with_both, self.yy = self._zeros(dx, dx + dy), self._zeros(dy, dy)
-        self.xx, self.xy = self._x_with_both.split((dx, dy), 1)  # views, so that one product fills both
-        self._buffer = self._zeros(0)
+        self.xx, self.xy, self.yy = self._zeros(dx, dx), self._zeros(dx, dy), self._zeros(dy, dy)
+        self._buffers = [self._zeros(0), self._zeros(0)]
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=torch.float64, device=self.device)
@@ -69,22 +68,24 @@ class PairedMoments:
             raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
     def _add(self, x: Tensor, y: Tensor) -> None:
-        both = self._features_first(x, y)
-        mean = both.mean(1)
-        both -= mean[:, None]
-        front, end = both.split((x.shape[1], y.shape[1]))
-        self._x_with_both.addmm_(front, both.T)
-        self.yy.addmm_(end, end.T)
-        self._shift(len(x), *mean.split((len(front), len(end))))
+        rows = len(x)
+        (x, mean_x), (y, mean_y) = (self._centred(side, values) for side, values in enumerate((x, y)))
+        # three products alike, so that equal activations have equal moments to the last bit, and an l2 of exactly 0
+        self.xx.addmm_(x, x.T)
+        self.xy.addmm_(x, y.T)
+        self.yy.addmm_(y, y.T)
+        self._shift(rows, mean_x, mean_y)
 
-    def _features_first(self, x: Tensor, y: Tensor) -> Tensor:
-        """Both sides as float64 (dx + dy, rows), the layout in which such products are fastest, in one buffer."""
-        features, rows = x.shape[1] + y.shape[1], len(x)
-        if len(self._buffer) < features * rows:
-            self._buffer = self._zeros(features * rows)
-        both = self._buffer[: features * rows].view(features, rows)
-        both[: x.shape[1]], both[x.shape[1] :] = x.T, y.T
-        return both
+    def _centred(self, side: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The centred rows as float64 (features, rows), the layout in which such products are fastest, and the mean.
+
+        They live in a buffer of their side until the next call; what the caller gave is left as it was.
+        """
+        if len(self._buffers[side]) < rows.numel():
+            self._buffers[side] = self._zeros(rows.numel())
+        exact = self._buffers[side][: rows.numel()].view(rows.shape[1], len(rows)).copy_(rows.T)
+        mean = exact.mean(1)
+        return exact.sub_(mean[:, None]), mean
 
     def _shift(self, rows: int, mean_x: Tensor, mean_y: Tensor) -> None:
         """Account for the distance between the means of the rows so far and of `rows` new ones."""
