@@ -1,16 +1,16 @@
 """How time and memory grow with images and with width: python -m benchmarks.scale
 
-Each line is a process of its own. Time is that of the work, memory the peak of the process.
+Each line is a process of its own. Time is that of the work, GB the peak of the process, and own GB what the work adds to
+the peak of reading the images, which always reads all of CIFAR-10's training split.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
 
 from benchmarks.cases import data, init_least_squares, stitch_epoch
-from benchmarks.run import machine, seconds
+from benchmarks.run import machine, peak_bytes, seconds
 
 IMAGES = (10_000, 20_000, 50_000)
 WIDTHS = (1, 2, 3, 4)
@@ -34,10 +34,9 @@ def main() -> None:
         for count in (*IMAGES, WIDE_IMAGES):
             if f" {count} images" in args.child:
                 data(count)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_bytes()
         time = seconds(jobs()[args.child])
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{time:8.1f} {grown * 1024 / 1e9:8.2f} {(grown - peak) * 1024 / 1e9:8.2f}")
+        print(f"{time:8.1f} {peak_bytes() / 1e9:8.2f} {(peak_bytes() - before) / 1e9:8.2f}")
         return
     print(machine())
     print(f"{'work':60} {'s':>8} {'GB':>8} {'own GB':>8}")

@@ -1,6 +1,10 @@
 """Both sides of a benchmark give the same numbers, so that their times can be compared."""
 
+import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,3 +62,13 @@ def test_a_row_has_times_their_ratio_and_the_share_of_the_peak(monkeypatch: pyte
 def test_arithmetic_counts_products_in_place() -> None:
     a, b, total = torch.ones(3, 4), torch.ones(4, 5), torch.zeros(3, 5)
     assert run.arithmetic(lambda: total.addmm_(a, b)) == 2 * 3 * 4 * 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only /proc tells a process from its parent")
+def test_the_peak_of_a_process_is_its_own() -> None:
+    held = bytearray(400_000_000)
+    held[::4096] = b"x" * len(held[::4096])  # touched, so that it is resident
+    assert run.peak_bytes() > 400e6
+    code = "import resource\nfrom pathlib import Path\n" + inspect.getsource(run.peak_bytes) + "\nprint(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100e6
