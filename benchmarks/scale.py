@@ -1,7 +1,7 @@
 """How time and memory grow with images and with width: python -m benchmarks.scale
 
-Each line is a process of its own. Time is that of the work, GB the peak of the process, and own GB what the work adds to
-the peak of reading the images, which always reads all of CIFAR-10's training split.
+Each line is a process of its own. Time is that of the work, GB the peak of the process, and own GB what the work adds
+to the peak of reading the images, which always reads all of the training split.
 """
 
 import argparse
