@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from src.dataset import Split
 from src.progress import bar
 
-BATCH_SIZE = 256
+BATCH_SIZE = 64  # a batch's activations stay in a processor's cache
 
 # images -> output of a layer, (n, *shape)
 Head = nn.Module | Callable[[Tensor], Tensor]

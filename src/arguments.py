@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from src.activations import BATCH_SIZE
 from src.dataset import DATASETS, SPLITS
 from src.metrics import METRICS
 from src.models import canonical_name, model_names
@@ -148,7 +149,7 @@ def add_split_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     """Which images are used, in batches of how many; returns the group."""
     group = parser.add_argument_group("images")
     group.add_argument("-t", "--dataset-type", choices=SPLITS, default="val", help="split to use")
-    group.add_argument("-b", "--batch-size", type=positive, default=256, metavar="N", help="images a batch")
+    group.add_argument("-b", "--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="images a batch")
     add_worker_option(group)
     return group
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.activations import Head, feed
+from src.activations import BATCH_SIZE, Head, feed
 from src.dataset import Split
 from src.metrics import Comparison, PairedMoments
 from src.metrics.mapped import MappedSimilarity
@@ -17,7 +17,6 @@ from src.progress import bar
 from src.stitching import Geometry, Pair, StitchLayer
 from src.task import Task
 
-BATCH_SIZE = 256  # small enough for a processor's cache
 STORE_BYTES = 4_000_000_000  # activations that may be kept at once
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 
-from src.activations import feed
+from src.activations import BATCH_SIZE, feed
 from src.cut import check_layers, heads, layer_names
 from src.dataset import Split
 from src.frozen import freeze
@@ -88,7 +88,7 @@ def compare_layers(
     *,
     view: str | None = None,
     group: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     memory: float = 4e9,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Grid:
