@@ -1,7 +1,11 @@
 """compare_nets.py, compare_frank_m2.py, eval_net.py and layer_info.py as users run them."""
 
 import json
+import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +35,18 @@ def written(pattern: str) -> dict:
     return results.read(path)
 
 
-def activation(weights: str, layer: str, split: str) -> np.ndarray:
+def activation(weights: str, layer: str, split: str, dataset: str = "digits") -> np.ndarray:
     network = checkpoints.load(weights).network
     with torch.no_grad():
-        parts = [head(network, layer)(images) for images, _ in load_split("digits", split).batches(100)]
-    return torch.cat(parts).numpy().astype(np.float64)
+        parts = [head(network, layer)(images) for images, _ in load_split(dataset, split).batches(100)]
+    return torch.cat(parts).numpy()
 
 
 def test_compare_nets_matches_a_plain_computation(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     compare_nets.main([*DIGITS, "bn3", "bn3", "digits", "cka", "l2"])
     result = written("compare_nets-bn3-bn3.pkl")
-    x, y = (activation(weights, "bn3", "val").reshape(359, -1) for weights in DIGITS)
+    x, y = (activation(weights, "bn3", "val").reshape(359, -1).astype(np.float64) for weights in DIGITS)
     assert abs(result["values"]["l2"] - ((x - y) ** 2).mean()) < 1e-6
     centre = np.eye(359) - 1 / 359
     k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
@@ -71,7 +75,7 @@ def test_views_and_groups(tmp_path, monkeypatch, capsys) -> None:
     assert set(results.read(Path("results/c/compare_nets-bn5-bn5.pkl"))["views"].values()) == {"channels"}
     compare_nets.main([*options, "cka", "-g", "120", "--run-name", "g"])
     assert "mean over groups" in " ".join(capsys.readouterr().out.split())
-    x, y = (activation(weights, "bn5", "val").reshape(359, -1) for weights in DIGITS)
+    x, y = (activation(weights, "bn5", "val").reshape(359, -1).astype(np.float64) for weights in DIGITS)
     expected = [
         METRICS["cka"].of_rows(torch.tensor(x[a:b]), torch.tensor(y[a:b]))
         for a, b in ((0, 120), (120, 240), (240, 359))
@@ -151,6 +155,17 @@ def test_moved_and_changed_weights(tmp_path, monkeypatch, capsys, toy) -> None:
             assert code is None
 
 
+def float32_cka(*files: str) -> float:
+    """What float32 sums give on the kind of processor that made the published figures."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    if "openblas" not in blas or platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip(f"the published sums need OpenBLAS on x86-64, not {blas} on {platform.machine()}")
+    module = Path(__file__).with_name("float32_cka.py")
+    surroundings = os.environ | {"OPENBLAS_CORETYPE": "Haswell"}
+    run = subprocess.run([sys.executable, module, *files], env=surroundings, capture_output=True, text=True, check=True)
+    return float(run.stdout)
+
+
 @pytest.mark.data
 @pytest.mark.reference
 class TestReference:
@@ -182,4 +197,6 @@ class TestReference:
         assert values["l2"] == pytest.approx(published["l2"], abs=1e-5)
         # float64 truth, by two other formulas: 0.8372354
         assert values["cka"] == pytest.approx(0.8372354, abs=1e-6)
-        assert published["cka"] - values["cka"] == pytest.approx(0.00248, abs=1e-4)
+        for weight, name in zip(weights, "xy", strict=True):
+            np.save(f"{name}.npy", activation(weight, "bn5", "val", "cifar10").reshape(10_000, -1))
+        assert float32_cka("x.npy", "y.npy") == pytest.approx(published["cka"], abs=1e-6)
