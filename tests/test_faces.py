@@ -45,11 +45,11 @@ def write_faces(root: Path, layout: str) -> None:
         (root / "list_eval_partition.txt").write_text("\n".join(partition) + "\n")
 
 
-def run_all(folder: Path) -> dict[str, Any]:
+def run_all(folder: Path, num_workers: int) -> dict[str, Any]:
     """Every result of two trainings, a stitch and what is measured of them, without its provenance."""
     folder.mkdir()
     os.chdir(folder)  # the fixture `toy` restores the working folder
-    shared = ["--run-name", "r", "--num-workers", "0"]
+    shared = ["--run-name", "r", "--num-workers", str(num_workers)]
     for seed in ("0", "1"):
         command = ["-m", "toy_w3", "-d", "celeba", "-e", "1", "-b", "16", "-i", seed, "-lr", "0.01"]
         train_model.main([*command, "--validate-on", "valid", *shared])
@@ -60,15 +60,19 @@ def run_all(folder: Path) -> dict[str, Any]:
     found = {path.name: results.read(path) for path in sorted(Path("results/r").iterdir())}
     for record, key in itertools.product(found.values(), ("git", "runner_code")):
         del record[key]
+    for record in found.values():
+        assert record["params"].pop("num_workers") == num_workers
     return found
 
 
-def test_the_scripts_say_the_same_of_both_layouts(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scripts_say_the_same_of_both_layouts_with_any_number_of_workers(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = {}
-    for layout in ("official", "published"):
+    for layout, num_workers in (("official", 0), ("published", 2)):
         write_faces(toy / f"faces_{layout}", layout)
         monkeypatch.setenv("DATASET_ROOT_CELEBA", str(toy / f"faces_{layout}"))
-        found[layout] = run_all(toy / layout)
+        found[layout] = run_all(toy / layout, num_workers)
     assert len(found["official"]) == 6
     assert_same(found["official"], found["published"])
     stitched = found["official"][Path(STITCHED).name]
