@@ -1,8 +1,10 @@
 """Train a network on a data set."""
 
 import argparse
+import contextlib
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from src import arguments, checkpoints, cli
 from src.config import choose_device, mixed_precision
 from src.dataset import DATASETS, Split, load_split
 from src.evaluation import evaluate
-from src.files import atomic_write
+from src.files import atomic_write, sole_maker
 from src.models import build_model
 from src.training import OPTIMIZERS, History, Recipe, fit
 
 LOG_COLUMNS: tuple[str, ...] = ("train_accuracy", "train_loss", "val_accuracy", "val_loss")
+RESUME = "resume.pt"
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")
 
 
@@ -86,12 +89,9 @@ def add_training_options(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> dict:
     """Train, and return where the weights are with their scores and the training log."""
     device = choose_device(args.device)
-    folder = checkpoints.weight_folder(args.out_dir, args.model, args.dataset, args.init_noise, args.gradient_noise)
-    resume_file = folder / "resume.pt"
-    refuse_existing(folder, resume_file, resume=args.resume, overwrite=args.overwrite)
     recipe = Recipe(args.epochs, args.batch_size, args.optimizer, args.lr, args.weight_decay)
-    name = f"train_model-{folder.parts[-3]}-{folder.parts[-2]}-{folder.parts[-1]}"
-    with cli.result_path(args, name, out_dir=Path("results")) as result_path:
+    with weight_folder(args) as folder, cli.result_path(args, result_name(folder), out_dir=Path("results")) as path:
+        resume_file = folder / RESUME
         network, origin = initial_network(args)
         facts = {name: getattr(args, name) for name in RECIPE} | origin | ({"amp": True} if args.amp else {})
         train, val = (
@@ -102,24 +102,54 @@ def run(args: argparse.Namespace) -> dict:
         final = weight_file(folder, iteration)
         if args.resume and final.exists() and not resume_file.exists() and not args.overwrite:
             raise FileExistsError(f"{final} exists, so this training is finished; --overwrite starts anew")
+        if not args.resume:
+            resume_file.unlink(missing_ok=True)
         network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         history = train_network(network, train, val, args, recipe, facts, resume_file)
         weights = save_weights(network, args, facts, final)
         scores = evaluate(network, val)
         text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {weights}"
         result = {"weights": str(weights), "iteration": iteration, "val": scores, "log": history.epochs}
-        cli.publish(args, result_path, result, text)
+        cli.publish(args, path, result, text)
         resume_file.unlink(missing_ok=True)  # not before the result is safe
+        if args.overwrite:
+            remove_older(folder, iteration, args.save_frequency)
     return result
 
 
-def refuse_existing(folder: Path, resume_file: Path, *, resume: bool, overwrite: bool) -> None:
-    if resume or not folder.is_dir():
-        return
-    if any(folder.glob("*.pt")) and not overwrite:
-        remedy = "--resume goes on, --overwrite starts anew" if resume_file.exists() else "give --overwrite or -o"
+@contextlib.contextmanager
+def weight_folder(args: argparse.Namespace) -> Iterator[Path]:
+    """Reserve the folder of the weights; refuse one that another training fills, or has filled.
+
+    Folders that are still empty at the end, since the work failed, are removed.
+    """
+    folder = checkpoints.weight_folder(args.out_dir, args.model, args.dataset, args.init_noise, args.gradient_noise)
+    refuse_existing(folder, resume=args.resume, overwrite=args.overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with sole_maker(folder / "training_log.csv", "wait for it, or give other seeds or another -o"):
+            yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            for empty in (folder, *folder.parents[:2]):
+                empty.rmdir()
+
+
+def refuse_existing(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    if any(folder.glob("*.pt")) and not resume and not overwrite:
+        remedy = "--resume goes on, --overwrite starts anew" if (folder / RESUME).exists() else "give --overwrite or -o"
         raise FileExistsError(f"{folder} holds a training already; {remedy}")
-    resume_file.unlink(missing_ok=True)
+
+
+def remove_older(folder: Path, iteration: int, save_frequency: int) -> None:
+    """Delete the weights of the training that this one replaced, so that no one takes them for snapshots of it."""
+    for path in folder.glob("*.pt"):
+        if path.stem.isdecimal() and int(path.stem) not in (iteration, *range(0, iteration, save_frequency)):
+            path.unlink()
+
+
+def result_name(folder: Path) -> str:
+    return f"train_model-{'-'.join(folder.parts[-3:])}"
 
 
 def initial_network(args: argparse.Namespace) -> tuple[nn.Module, dict[str, str]]:

@@ -58,10 +58,11 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
 
 
 @contextmanager
-def sole_maker(path: Path) -> Iterator[None]:
+def sole_maker(path: Path, remedy: str = "give another --run-name") -> Iterator[None]:
     """Be the only process that makes `path`, from the first work to the last byte.
 
-    Raises FileExistsError where another one is at it. What a killed process left of its claim holds no one up.
+    Raises FileExistsError, with the remedy, where another one is at it. What a killed process left of its claim holds
+    no one up.
     """
     claim = path.with_name(f".{path.name}.lock")
     while True:
@@ -73,7 +74,7 @@ def sole_maker(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise FileExistsError(f"another run is making {path}; give another --run-name") from None
+            raise FileExistsError(f"another run is making {path}; {remedy}") from None
         except OSError:  # a file system without locks
             pass
         if os.fstat(file.fileno()).st_nlink:

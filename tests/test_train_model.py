@@ -7,7 +7,7 @@ import torch
 
 import train_model
 from src import checkpoints, results
-from src.files import parse_tensors
+from src.files import parse_tensors, sole_maker
 from tests.same import assert_same
 
 COMMAND = ("-m", "toy_w3", "-d", "toy", "-e", "2", "-b", "16", "-s", "2", "-lr", "0.01")
@@ -94,6 +94,31 @@ def test_training_starts_from_given_weights_and_keeps_its_own_head_where_sizes_d
     assert_same(network.state_dict(), given | {name: plain[name] for name in ("fc2.weight", "fc2.bias")})
     result = train("--init-weights", "seven.pt")
     assert len(parse_tensors(Path(result["weights"]).read_bytes())["recipe"]["init_weights"]) == 64
+
+
+def test_a_training_that_replaces_another_leaves_none_of_its_weights(toy: Path) -> None:
+    train()
+    (FOLDER / "mine.pt").touch()
+    train("--overwrite", "-e", "1", "-s", "3")
+    assert sorted(path.name for path in FOLDER.iterdir()) == ["3.pt", "mine.pt", "training_log.csv"]
+
+
+def test_only_one_training_fills_a_folder_at_a_time(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FOLDER.mkdir(parents=True)
+    with sole_maker(FOLDER / "training_log.csv"):
+        for options in (), ("--resume",), ("--overwrite",):
+            assert "another run is making" in refusal(capsys, "--run-name", "other", *options)
+    assert not any(FOLDER.iterdir()) and not list(Path("results").rglob("*.pkl"))
+    train()
+
+
+def test_a_training_that_fails_at_once_leaves_no_folder_and_takes_no_state(toy: Path, capsys) -> None:
+    assert "exceeds" in refusal(capsys, "-b", "1000")
+    assert not Path("snapshots").exists() or not any(Path("snapshots").iterdir())
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "resume.pt").touch()
+    assert "no weight file" in refusal(capsys, "--overwrite", "--init-weights", "missing.pt")
+    assert [path.name for path in FOLDER.iterdir()] == ["resume.pt"]
 
 
 @pytest.mark.parametrize(
