@@ -99,7 +99,7 @@ def compare_layers(
     Raises ValueError where a metric can compare no pair at all.
     """
     shapes1, shapes2 = (shapes_of(heads(net, chosen), sample) for net, chosen in zip(networks, layers, strict=True))
-    _refuse_the_impossible(names, view, len(split), shapes1, shapes2)
+    _refuse_the_impossible(names, view, len(split), shapes1, shapes2, group)
     work = _Work(networks, layers, (shapes1, shapes2), split, view, group, batch_size)
     passes = work.passes(list(dict.fromkeys(names)), memory)
     tell(work.plan_in_words(passes))
@@ -187,10 +187,10 @@ def _picked(sides: tuple[list[T], list[T]], tile: Tile) -> tuple[list[T], list[T
 
 
 def _refuse_the_impossible(
-    names: Sequence[str], view: str | None, n: int, shapes1: list[Shape], shapes2: list[Shape]
+    names: Sequence[str], view: str | None, n: int, shapes1: list[Shape], shapes2: list[Shape], group: int | None
 ) -> None:
     """Raise ValueError, before any work, for a metric that can compare none of the pairs."""
-    plans = [plan_pair(names, view, n, one, other) for one in shapes1 for other in shapes2]
+    plans = [plan_pair(names, view, n, one, other, group) for one in shapes1 for other in shapes2]
     for name in names:
         if all(name in plan.refused for plan in plans):
             raise ValueError(plans[0].refused[name])

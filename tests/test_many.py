@@ -89,6 +89,21 @@ def test_few_images_are_warned_of() -> None:
     assert "use cka_debiased" in pairs.warnings[0, 0][0]
 
 
+def test_few_images_of_wide_layers_need_no_matrix_of_features() -> None:
+    generator = torch.Generator().manual_seed(2)
+    xs = [torch.randn(20, 4000, generator=generator), torch.randn(20, 3, generator=generator)]
+    ys = [xs[0] + torch.randn(20, 4000, generator=generator)]
+    shapes = [(4000,), (3,)], [(4000,)]
+    assert bytes_needed(["procrustes", "svcca"], None, 20, *shapes, None) < 4 * 20 * 8003 + 100_000
+    pairs = ManyPairs(["procrustes", "svcca"], n_images=20, shapes_x=shapes[0], shapes_y=shapes[1])
+    pairs.update(xs, ys)
+    for name, table in pairs.tables().items():
+        for i, x in enumerate(xs):
+            assert (name, i, 0) in pairs.refused or table[i, 0] == pytest.approx(METRICS[name].of_rows(x, ys[0]))
+    assert set(pairs.refused) == {("svcca", 0, 0), ("svcca", 1, 0)}  # too many principal directions
+    assert any("procrustes: biased downwards" in text for text in pairs.warnings[0, 0])
+
+
 def test_missing_and_surplus_images_are_refused() -> None:
     xs, ys = activations()
     pairs = ManyPairs(["cka"], n_images=IMAGES, shapes_x=SHAPES_X, shapes_y=SHAPES_Y)

@@ -54,6 +54,26 @@ def test_all_metrics_at_once(view, memory_format):
                 np.testing.assert_allclose(values[name][key], expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("group", [None, 15])
+@pytest.mark.parametrize(("images", "channels"), [(30, (5, 7)), (30, (2, 7)), (60, (5, 7))])
+def test_few_images_are_compared_by_their_own_space(images, channels, group):
+    """Where images are fewer than features, no matrix of features x features is made, unless groups forbid it."""
+    generator = torch.Generator().manual_seed(5)
+    source = torch.randn(images, 6, generator=generator)  # few strong directions, as svcca needs
+    x, y = (
+        (source @ torch.randn(6, 9 * width, generator=generator) + 1).view(images, width, 3, 3) for width in channels
+    )
+    x, y = (side + 0.1 * torch.randn(side.shape, generator=generator) for side in (x, y))
+    names = ["svcca", "procrustes"] + ["lr"] * (images > 9 * channels[0] + 1)
+    comparison = run(names, x, y, "images", batch=11, group=group)
+    by_space = images == 30 and group is None
+    assert bool(comparison.grouped) == by_space and list(comparison.moments) == ["images"] * (not by_space)
+    for name, value in comparison.result().items():
+        truth = METRICS[name].number(ORACLES[name](flat_rows(x).numpy(), flat_rows(y).numpy()))
+        assert value == pytest.approx(truth, abs=2e-7)
+    assert comparison.health()["images"].rank == tuple(min(9 * width, images - 1) for width in channels)
+
+
 def test_order_and_repetition_of_names_do_not_matter():
     x, y = activations()
     values = run(["l2", "cka", "l2"], x, y).result()
@@ -215,8 +235,10 @@ def test_refusals_before_any_work():
         make("l2", shape_y=(5, 2, 2))
     with pytest.raises(ValueError, match=r"procrustes by channels needs .*--view images"):
         make("procrustes", shape_y=(5, 2, 2), view="channels")
-    with pytest.raises(ValueError, match=r"GB of sums of products; use --view channels"):
-        make("procrustes", (16, 30, 30), (16, 30, 30))
+    for shape, n in (((16, 30, 30), 20_000), ((64, 30, 30), 12_000)):
+        with pytest.raises(ValueError, match=r"GB of sums of products; use --view channels"):
+            make("procrustes", shape, shape, n)
+    assert make("procrustes", (16, 30, 30), (16, 30, 30))
     assert make("cka", (16, 30, 30), (16, 15, 15), n=10)
 
 

@@ -16,9 +16,10 @@ from src.metrics.groups import GroupedFeatures, group_sizes
 from src.metrics.health import Evidence, Health, dead_channels, doubts, evidence_of_moments
 from src.metrics.moments import PairedMoments, channels_last_rows, flat_rows
 from src.metrics.registry import METRICS, Metric
+from src.metrics.span import by_span, moment_entries, span_bytes
 
-# Moments of more features than this leave no room for anything else.
-MOMENT_BYTES = 2e9
+# Sums of products of more features, or coordinates of more images, than this leave no room for anything else.
+MOMENT_BYTES, SPAN_BYTES = 2e9, 6e9
 
 
 class Comparison:
@@ -30,7 +31,8 @@ class Comparison:
 
     group: metrics of images with images (cka, cka_debiased, cka_rbf, mutual_knn in the view "images") are computed
     for consecutive groups of that many images and averaged, weighted by images; a rest of less than half a group joins
-    the last one. All others are exact over all images in bounded memory, so grouping does not touch them.
+    the last one. All others are exact over all images, so grouping does not touch them; without it, those that no
+    rotation changes are computed from inner products of images where images are fewer than features.
 
     memory: bytes of activations that may be kept at once for them; None: any number.
 
@@ -54,7 +56,7 @@ class Comparison:
         self.n_images, self.group, self.seen = n_images, group, 0
         self.views = {metric.name: view_of(metric, view, *self.shapes) for metric in self.metrics}
         for metric in self.metrics:
-            check_metric(metric, self.views[metric.name], n_images, *self.shapes)
+            check_metric(metric, self.views[metric.name], n_images, *self.shapes, group)
         self._values: dict[str, Any] | None = None
         self._biases: dict[str, float | None] = {}
         self._build(device, memory)
@@ -62,6 +64,9 @@ class Comparison:
     def _build(self, device: torch.device | str, memory: float | None) -> None:
         flat = math.prod(self.shapes[0]), math.prod(self.shapes[1])
         by_need = {need: self._of(need) for need in ("moments", "gram", "features", "difference")}
+        spans = [m for m in by_need["moments"] if by_span(m, self.views[m.name], self.n_images, *flat, self.group)]
+        by_need["moments"] = [metric for metric in by_need["moments"] if metric not in spans]
+        by_need["features"] += spans
         gram_images = [metric for metric in by_need["gram"] if self.views[metric.name] == "images"]
         stored = by_need["features"] + (gram_images if self._prefer_store(by_need, flat) else [])
         if stored and memory is not None:
@@ -97,7 +102,7 @@ class Comparison:
         if any(self.views[metric.name] == "images" for metric in by_need["moments"]):
             return False
         # Per image: float64 moments against float32 Gram rows (half of them), float64 at half the speed.
-        return 4 * _moment_entries(*flat) > self.n_images * sum(flat)
+        return 4 * moment_entries(*flat) > self.n_images * sum(flat)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Add one batch of activations of the same images: (n, c, h, w) or (n, c) each."""
@@ -187,10 +192,6 @@ def _metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def _moment_entries(dx: int, dy: int) -> int:
-    return dx * dx + dx * dy + dy * dy
-
-
 def view_of(metric: Metric, asked: str | None, shape_x: tuple[int, ...], shape_y: tuple[int, ...]) -> str:
     """Return the view of a metric for activations of these shapes, given the one asked for, if any."""
     # Where an image has a single position, channels and images are the same rows.
@@ -198,7 +199,9 @@ def view_of(metric: Metric, asked: str | None, shape_x: tuple[int, ...], shape_y
     return "images" if single else metric.view(asked)
 
 
-def check_metric(metric: Metric, view: str, n: int, shape_x: tuple[int, ...], shape_y: tuple[int, ...]) -> None:
+def check_metric(
+    metric: Metric, view: str, n: int, shape_x: tuple[int, ...], shape_y: tuple[int, ...], group: int | None
+) -> None:
     """Raise ValueError for a metric that these shapes, or so few images, do not allow."""
     if metric.same_shape and shape_x != shape_y:
         raise ValueError(f"{metric.name} needs activations of one shape, got {shape_x} and {shape_y}")
@@ -209,9 +212,12 @@ def check_metric(metric: Metric, view: str, n: int, shape_x: tuple[int, ...], sh
     rows = n * (1 if view == "images" else math.prod(shape_x[1:]))
     if metric.outnumbered:
         require_images(rows, max(dx, dy) if metric.outnumbered == "both" else dx, metric.name)
-    if metric.needs == "moments" and 8 * _moment_entries(dx, dy) > MOMENT_BYTES:
-        gigabytes = 8e-9 * _moment_entries(dx, dy)
+    if metric.needs != "moments":
+        return
+    span = by_span(metric, view, n, dx, dy, group)
+    needed, limit = (span_bytes(n), SPAN_BYTES) if span else (8 * moment_entries(dx, dy), MOMENT_BYTES)
+    if needed > limit:
         raise ValueError(
-            f"{metric.name} of {dx} and {dy} features would take {gigabytes:.1f} GB of sums of products; "
-            "use --view channels"
+            f"{metric.name} of {n} images with {dx} and {dy} features would take {needed / 1e9:.1f} GB of sums of "
+            "products; use --view channels"
         )

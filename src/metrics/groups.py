@@ -1,5 +1,6 @@
 """Metrics that need the features of all images at once, or of consecutive groups of them."""
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 from src.metrics.cka import cka_of_sums, debiased_cka_of_sums
 from src.metrics.gram import GramSums, gram_sums
 from src.metrics.health import Evidence, evidence_of_store
+from src.metrics.linear_maps import moments_of
 from src.metrics.registry import Metric
+from src.metrics.span import span_coordinates
 from src.metrics.store import FeatureStore
 
 
@@ -75,9 +78,11 @@ class GroupedFeatures:
             sums = gram_sums(*rows)
             if size >= 4 and min(sums.traces) > 0:
                 self.bias = (self.bias or 0.0) + size / self.n * (cka_of_sums(sums) - debiased_cka_of_sums(sums))
+        spans = functools.cache(lambda: moments_of(*map(span_coordinates, rows)))
         for metric in self.metrics:
+            gathered = sums if metric.needs == "gram" else spans() if metric.needs == "moments" else rows
             try:
-                value = metric.of_gathered(sums if metric.needs == "gram" else rows)
+                value = metric.of_gathered(gathered)
             except ValueError as error:
                 raise ValueError(f"{metric.name}: {error}") from error
             self.totals[metric.name] += size * value

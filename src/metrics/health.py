@@ -96,7 +96,7 @@ def doubts(health: Health, evidence: Evidence, names: Iterable[str], group: int 
     names, rows, (front, end) = sorted(names), health.rows, health.features
     alive = [int(live.sum()) for live in evidence.live]
     return tuple(
-        [*_doubtful_sides(health, evidence, alive), *_doubtful_counts(names, rows, front, end)]
+        [*_doubtful_sides(health, evidence, alive), *doubtful_counts(names, rows, front, end)]
         + _doubtful_cka(health, names, group)
         + _doubtful_map(names, health, alive)
     )
@@ -114,7 +114,8 @@ def _doubtful_sides(health: Health, evidence: Evidence, alive: list[int]) -> lis
     return found
 
 
-def _doubtful_counts(names: list[str], rows: int, front: int, end: int) -> list[str]:
+def doubtful_counts(names: Iterable[str], rows: int, front: int, end: int) -> list[str]:
+    """Say which of the named metrics have too few rows for the features of both sides."""
     found = []
     for name in names:
         who = METRICS[name].outnumbered

@@ -1,5 +1,6 @@
 """Any set of metrics for every pair of many layers of two networks, in one pass over their activations."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from torch import Tensor
 from src.metrics.cka import cka_of_sums, debiased_cka_of_sums
 from src.metrics.comparison import Comparison, check_metric, view_of
 from src.metrics.groups import group_sizes
+from src.metrics.health import doubtful_counts
+from src.metrics.linear_maps import moments_of
 from src.metrics.many_gram import BLOCK, Pair, blocks, many_gram_sums
 from src.metrics.registry import METRICS, Metric
+from src.metrics.span import by_span, moment_entries, span_bytes, span_coordinates
 from src.metrics.store import FeatureStore
 
 Shape = tuple[int, ...]
@@ -34,18 +38,25 @@ class Plan:
     bytes: int
 
 
-def plan_pair(names: Sequence[str], view: str | None, n_images: int, shape_x: Shape, shape_y: Shape) -> Plan:
+def plan_pair(
+    names: Sequence[str], view: str | None, n_images: int, shape_x: Shape, shape_y: Shape, group: int | None
+) -> Plan:
     """Sort the metrics into those that stored features serve, those with sums of their own, and refused ones."""
     stored, own, refused, entries = [], [], {}, {}
     for name in names:
         metric = METRICS[name]
         taken = view_of(metric, view, shape_x, shape_y)
         try:
-            check_metric(metric, taken, n_images, shape_x, shape_y)
+            check_metric(metric, taken, n_images, shape_x, shape_y, group)
         except ValueError as error:
             refused[name] = str(error)
             continue
-        if metric.needs == "features" or (metric.needs == "gram" and taken == "images"):
+        features = math.prod(shape_x), math.prod(shape_y)
+        if (
+            metric.needs == "features"
+            or (metric.needs == "gram" and taken == "images")
+            or by_span(metric, taken, n_images, *features, group)
+        ):
             stored.append(name)
         else:
             own.append(name)
@@ -55,7 +66,7 @@ def plan_pair(names: Sequence[str], view: str | None, n_images: int, shape_x: Sh
 
 def _entries(metric: Metric, view: str, shape_x: Shape, shape_y: Shape) -> int:
     dx, dy = (math.prod(shape) if view == "images" else shape[0] for shape in (shape_x, shape_y))
-    return 4 * math.prod(shape_y) if metric.needs == "difference" else dx * dx + dx * dy + dy * dy
+    return 4 * math.prod(shape_y) if metric.needs == "difference" else moment_entries(dx, dy)
 
 
 def bytes_needed(
@@ -67,18 +78,23 @@ def bytes_needed(
     group: int | None,
 ) -> int:
     """Return what `ManyPairs` will hold of these layers, in bytes; the activations of a batch come on top."""
-    plans = _plans(names, view, n_images, shapes_x, shapes_y)
+    plans = _plans(names, view, n_images, shapes_x, shapes_y, group)
     used = _stored_layers(plans)
     features = sum(math.prod(shapes[k]) for shapes, side in ((shapes_x, used[0]), (shapes_y, used[1])) for k in side)
     images = max(group_sizes(n_images, group))
     grams = sum(map(len, used)) * min(images, BLOCK) ** 2
-    return 4 * (images * features + grams) + sum(plan.bytes for plan in plans.values())
+    spans = span_bytes(images) if any(map(_spanned, plans.values())) else 0
+    return 4 * (images * features + grams) + spans + sum(plan.bytes for plan in plans.values())
 
 
 def _plans(
-    names: Sequence[str], view: str | None, n: int, xs: Sequence[Shape], ys: Sequence[Shape]
+    names: Sequence[str], view: str | None, n: int, xs: Sequence[Shape], ys: Sequence[Shape], group: int | None
 ) -> dict[Pair, Plan]:
-    return {(i, j): plan_pair(names, view, n, x, y) for i, x in enumerate(xs) for j, y in enumerate(ys)}
+    return {(i, j): plan_pair(names, view, n, x, y, group) for i, x in enumerate(xs) for j, y in enumerate(ys)}
+
+
+def _spanned(plan: Plan) -> list[str]:
+    return [name for name in plan.stored if METRICS[name].needs == "moments"]
 
 
 def _apart(names: Sequence[str]) -> list[list[str]]:
@@ -115,7 +131,7 @@ class ManyPairs:
         self.names = tuple(dict.fromkeys(names))
         self.sizes = group_sizes(n_images, group)
         self.counts = len(shapes_x), len(shapes_y)
-        self.plans = _plans(self.names, view, n_images, shapes_x, shapes_y)
+        self.plans = _plans(self.names, view, n_images, shapes_x, shapes_y, group)
         self.refused = {(name, *pair): why for pair, plan in self.plans.items() for name, why in plan.refused.items()}
         self.warnings: dict[Pair, tuple[str, ...]] = {}
         self.own = [
@@ -186,11 +202,16 @@ class ManyPairs:
         xs, ys = ([pair[side] for pair in rows][: len(self.stored[side])] for side in (0, 1))
         sums = many_gram_sums(xs, ys, on_block=on_block) if self.steps else {}
         for i, x in zip(self.stored[0], xs, strict=True):
+            span_x = functools.cache(functools.partial(span_coordinates, x))
             for j, y in zip(self.stored[1], ys, strict=True):
                 gram = sums.get((self.stored[0].index(i), self.stored[1].index(j)))
+                spanned = _spanned(self.plans[i, j])
+                spans = moments_of(span_x(), span_coordinates(y)) if spanned else None
                 for name in self.plans[i, j].stored:
-                    gathered = gram if METRICS[name].needs == "gram" else (x, y)
+                    gathered = {"gram": gram, "moments": spans, "features": (x, y)}[METRICS[name].needs]
                     self.totals[name][i, j] += weight * self._value(name, (i, j), gathered)
+                if found := doubtful_counts(spanned, self.n_images, x.shape[1], y.shape[1]):
+                    self.warnings[i, j] = (*self.warnings.get((i, j), ()), *found)
                 if gram and gram.n >= 4 and min(gram.traces) > 0:
                     self.bias[i, j] += weight * (cka_of_sums(gram) - debiased_cka_of_sums(gram))
         self.done += 1
