@@ -93,8 +93,7 @@ def fit(
     if steps == 0 and recipe.epochs:
         raise ValueError(f"batch size {recipe.batch_size} exceeds the {len(split)} training images; lower --batch-size")
     steps = min(steps, max_steps or steps)
-    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = OPTIMIZERS[recipe.optimizer](_decayed_and_not(trained), lr=recipe.lr, weight_decay=recipe.weight_decay)
     generators = Generator().manual_seed(seed), Generator().manual_seed(seed + 1)
     run = _Run(trained, optimizer, *generators, snapshot or trained.state_dict)
     if resume_file and resume_file.is_file():
@@ -130,6 +129,18 @@ def fit(
             if after_epoch:
                 after_epoch(run.history)
     return run.history
+
+
+def _decayed_and_not(trained: nn.Module) -> list[dict[str, Any]]:
+    """Parameters in groups: those behind a parametrization are not pulled to 0, for what they stand for is not either.
+
+    An orthogonal matrix has one norm whatever they are; torch's Householder form even becomes zero where they decay.
+    """
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in trained.named_parameters():
+        if parameter.requires_grad:
+            groups["parametrizations." not in name].append(parameter)
+    return [{"params": some} | ({} if decays else {"weight_decay": 0.0}) for decays, some in groups.items() if some]
 
 
 def _renamed(scores: dict[str, float]) -> dict[str, float]:

@@ -120,6 +120,17 @@ def test_the_result_has_the_published_keys_and_opens_without_the_project(toy) ->
     assert "trans_m" in done.stdout and done.stdout.endswith("False\n")
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(("front", "end"), [("a3", "b5"), ("b5", "a3"), ("a3", "b3")])
+def test_an_orthogonal_stitch_of_any_shape_trains_and_stays_orthogonal(toy, front, end, optimizer) -> None:
+    options = ("--orthogonal", "--optimizer", optimizer, "-wd", "0.1", "-lr", "0.01", "-e", "3", "-b", "16")
+    result = stitch(f"{front}.pt", f"{end}.pt", "bn1", "bn1", *options)
+    before, w = (result["trans_m"][name]["w"][:, :, 0, 0].astype(np.float64) for name in ("before", "after"))
+    product = w @ w.T if len(w) <= len(w.T) else w.T @ w
+    np.testing.assert_allclose(product, np.eye(len(product)), atol=1e-5)
+    assert np.abs(w - before).max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", [[], ["--orthogonal"], ["--low-rank", "2"], ["-m", "random-permutation"]])
 def test_the_history_holds_the_map_of_every_kind(toy, kind) -> None:
     result = stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "2", "-b", "16", "-s", "3", *kind)
