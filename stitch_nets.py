@@ -117,12 +117,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     check_sizes(options, pair.geometry)
     with cli.result_path(args, f"{args.front_layer or 'output'}-{args.end_layer or 'output'}") as path:
+        resume_file = path.with_suffix(".resume.pt")
+        check_resume(args, resume_file)
         train, val = (
             load_split(front.dataset, split, device=device, num_workers=args.num_workers) for split in ("train", "val")
         )
         stitch = initial_stitch(pair, train, args).to(device)
         initial = stitch.arrays()
-        resume_file = path.with_suffix(".resume.pt")
         history = train_stitch(pair, stitch, train, val, args, recipe, resume_file)
         del train  # room for the activations
         view = view_pair(pair, val, keep=True, title="activations on val")
@@ -141,6 +142,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cli.publish(args, path, result, report.stitch_table(result), draw=plots.draw_stitch)
         resume_file.unlink(missing_ok=True)
     return result
+
+
+def check_resume(args: argparse.Namespace, resume_file: Path) -> None:
+    """Do not throw away what an interrupted run has learnt, nor start anew in silence."""
+    if resume_file.exists() and not args.resume and not args.overwrite:
+        raise FileExistsError(f"{resume_file} is of an interrupted run; --resume goes on, --overwrite starts anew")
+    if args.resume and not resume_file.exists():
+        cli.notice(f"no {resume_file} to go on from; training starts at the first epoch")
 
 
 def initial_stitch(pair: Pair, train: Split, args: argparse.Namespace) -> StitchLayer:
@@ -245,7 +254,8 @@ def published(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug):
+    remedy = "--resume with the --run-name of its folder goes on from the last whole epoch"
+    with cli.one_line_errors(debug=args.debug, interrupted=f"interrupted; {remedy}"):
         run(args)
 
 

@@ -15,7 +15,7 @@ from src import arguments, checkpoints, cli
 from src.config import choose_device, mixed_precision
 from src.dataset import DATASETS, Split, load_split
 from src.evaluation import evaluate
-from src.files import atomic_write, sole_maker
+from src.files import atomic_write, parse_tensors, sole_maker
 from src.models import build_model
 from src.training import OPTIMIZERS, History, Recipe, fit
 
@@ -100,8 +100,10 @@ def run(args: argparse.Namespace) -> dict:
         )
         iteration = args.epochs * (len(train) // args.batch_size)
         final = weight_file(folder, iteration)
-        if args.resume and final.exists() and not resume_file.exists() and not args.overwrite:
-            raise FileExistsError(f"{final} exists, so this training is finished; --overwrite starts anew")
+        if args.resume and not resume_file.exists():
+            if not args.overwrite:
+                refuse_finished_or_other(folder, facts, final)
+            cli.notice(f"no {resume_file} to go on from; training starts at the first epoch")
         if not args.resume:
             resume_file.unlink(missing_ok=True)
         network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -139,6 +141,23 @@ def refuse_existing(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if any(folder.glob("*.pt")) and not resume and not overwrite:
         remedy = "--resume goes on, --overwrite starts anew" if (folder / RESUME).exists() else "give --overwrite or -o"
         raise FileExistsError(f"{folder} holds a training already; {remedy}")
+
+
+def refuse_finished_or_other(folder: Path, facts: dict[str, Any], final: Path) -> None:
+    """Where no state is left to go on from, start anew only what was stopped in its first epoch."""
+    for path in sorted(folder.glob("*.pt")):
+        record = parse_tensors(path.read_bytes())
+        before = record.get("recipe") if isinstance(record, dict) else None
+        if not isinstance(before, dict):
+            continue
+        for key in sorted(before.keys() | facts.keys()):
+            if before.get(key) != facts.get(key):
+                raise ValueError(
+                    f"cannot resume: {path} was trained with {key} {before.get(key)}, not {facts.get(key)}; "
+                    "--overwrite starts anew"
+                )
+    if final.exists():
+        raise FileExistsError(f"{final} exists, so this training is finished; --overwrite starts anew")
 
 
 def remove_older(folder: Path, iteration: int, save_frequency: int) -> None:
@@ -239,7 +258,7 @@ def write_log(path: Path, history: History) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug):
+    with cli.one_line_errors(debug=args.debug, interrupted="interrupted; --resume goes on from the last whole epoch"):
         run(args)
 
 

@@ -67,7 +67,7 @@ def _health_lines(health: Health) -> list[str]:
 
 
 @contextlib.contextmanager
-def one_line_errors(*, debug: bool) -> Iterator[None]:
+def one_line_errors(*, debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
     """End the script with one line on stderr and exit code 2 for what a user can mend; with `debug`, a traceback."""
     try:
         yield
@@ -80,7 +80,7 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
             raise
         _fail("out of memory; lower --batch-size, or average over groups of images with --group-at", 2)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail(interrupted, 130)
 
 
 def _describe(error: BaseException) -> str:

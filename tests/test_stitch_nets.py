@@ -120,6 +120,19 @@ def test_the_result_has_the_published_keys_and_opens_without_the_project(toy) ->
     assert "trans_m" in done.stdout and done.stdout.endswith("False\n")
 
 
+def test_an_interrupted_run_is_neither_thrown_away_nor_begun_anew_in_silence(toy, capsys) -> None:
+    command = ("a3.pt", "b5.pt", "bn1", "bn1", "-e", "1", "-b", "16", "--run-name", "r")
+    stitch_nets.main([*command, "--resume"])
+    assert "no results/r/bn1-bn1.resume.pt to go on from" in capsys.readouterr().err
+    Path("results/r/bn1-bn1.pkl").unlink()
+    state = Path("results/r/bn1-bn1.resume.pt")
+    state.write_bytes(b"an hour of work")
+    assert "is of an interrupted run; --resume goes on, --overwrite starts anew" in refused(capsys, *command)
+    assert state.read_bytes() == b"an hour of work"
+    stitch_nets.main([*command, "--overwrite"])
+    assert not state.exists()
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize(("front", "end"), [("a3", "b5"), ("b5", "a3"), ("a3", "b3")])
 def test_an_orthogonal_stitch_of_any_shape_trains_and_stays_orthogonal(toy, front, end, optimizer) -> None:

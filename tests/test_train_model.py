@@ -96,6 +96,17 @@ def test_training_starts_from_given_weights_and_keeps_its_own_head_where_sizes_d
     assert len(parse_tensors(Path(result["weights"]).read_bytes())["recipe"]["init_weights"]) == 64
 
 
+def test_a_finished_training_of_another_recipe_is_not_gone_on_with(toy: Path, capsys) -> None:
+    train()
+    before = {path.name: path.read_bytes() for path in FOLDER.iterdir()}
+    assert "2.pt was trained with epochs 2, not 4; --overwrite starts anew" in refusal(capsys, "--resume", "-e", "4")
+    assert "was trained with lr 0.01, not 0.1;" in refusal(capsys, "--resume", "-lr", "0.1")
+    assert {path.name: path.read_bytes() for path in FOLDER.iterdir()} == before
+    (FOLDER / "6.pt").unlink()  # as if it had been killed in its first epoch, which leaves no state
+    assert train("--resume")["iteration"] == 6
+    assert (FOLDER / "6.pt").read_bytes() == before["6.pt"]
+
+
 def test_a_training_that_replaces_another_leaves_none_of_its_weights(toy: Path) -> None:
     train()
     (FOLDER / "mine.pt").touch()
