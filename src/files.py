@@ -139,5 +139,5 @@ def _reason(error: Exception) -> str:
     if asked := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it asks for {asked[1]}, which no such file needs"
     if isinstance(error, RuntimeError) and str(error):
-        return str(error).splitlines()[0]
+        return str(error).splitlines()[0].split(". ")[0]
     return "it is cut, or torch did not write it"

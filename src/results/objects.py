@@ -205,7 +205,7 @@ def _fill_frame(frame: pd.DataFrame, state: Any) -> None:
 
 def _fill_series(series: pd.Series, state: Any) -> None:
     (index,), ((values, _),) = state["_mgr"].axes, state["_mgr"].blocks
-    series.__init__(values[0], index=index, name=_label(state.get("_name")))
+    series.__init__(values[0], index=index, name=_label(state.get("_name", state.get("name"))))
 
 
 # what results call by name, and what answers
