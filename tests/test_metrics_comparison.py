@@ -233,6 +233,10 @@ def test_refusals_before_any_work():
     assert make("cca", n=47) and make("cca", n=46, view="channels") and make("cka", n=46)
     with pytest.raises(ValueError, match=r"l2 needs activations of one shape, got \(5, 3, 3\) and \(5, 2, 2\)"):
         make("l2", shape_y=(5, 2, 2))
+    with pytest.raises(ValueError, match=r"cca of 45 features needs at least 47 images, got 46.*use more images\Z"):
+        make("cca", shape_y=(5, 2, 2), n=46)  # channels have no equal positions
+    with pytest.raises(ValueError, match=r"cca by channels needs equal positions, got \S+ 3, 3\) and \S+ 2, 2\)\Z"):
+        make("cca", shape_y=(5, 2, 2), n=46, view="channels")
     with pytest.raises(ValueError, match=r"procrustes by channels needs .*--view images"):
         make("procrustes", shape_y=(5, 2, 2), view="channels")
     for shape, n in (((16, 30, 30), 20_000), ((64, 30, 30), 12_000)):

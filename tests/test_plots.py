@@ -81,13 +81,29 @@ def test_heatmaps_hold_the_values(toy) -> None:
     assert path.with_suffix(".png").read_bytes().startswith(PNG)
     result = results.read(path)
     figure = grid_figure(result)
-    cka = next(axes for axes in figure.get_axes() if axes.get_title().startswith("cka "))
+    cka = next(axes for axes in figure.get_axes() if axes.get_title() == "cka")
     values = result["frame"].query("method == 'cka'")["value"].to_numpy()
     np.testing.assert_allclose(np.asarray(cka.get_images()[0].get_array()).ravel(), values)
     assert texts(cka) == [f"{value:.2f}" for value in values]
     assert [label.get_text() for label in cka.get_yticklabels()] == ["conv1", "bn1", "fc1"]
-    corr = next(axes for axes in figure.get_axes() if axes.get_title().startswith("corr "))
-    assert "grey: no value" in corr.get_title() and len(texts(corr)) == 3  # fc1 has no positions
+    corr = next(axes for axes in figure.get_axes() if axes.get_title() == "corr")
+    assert len(texts(corr)) == 3  # fc1 has no positions
+    assert figure.get_supxlabel() == "framed: most similar in its row; grey: no value"
+
+
+@pytest.mark.parametrize("layers", [("bn1", "fc1,fc2"), ("conv1,bn1", "fc1"), ("all", "all")])
+def test_nothing_in_a_heatmap_is_cut_or_hidden(layers, toy) -> None:
+    """However few the cells: every word lies within the picture, and no panel's words on another panel's."""
+    methods = ["cka", "procrustes", "cka_debiased"]
+    compare_nets.main([*TOY, *layers, "toy", *methods, "--view", "images", "--run-name", "r", "--plot"])
+    (path,) = Path("results/r").glob("*.pkl")
+    figure = grid_figure(results.read(path))
+    figure.draw_without_rendering()
+    boxes = [box for axes in figure.get_axes() if (box := axes.get_tightbbox())]
+    for box in [*boxes, *(text.get_window_extent() for text in figure.texts)]:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    for index, box in enumerate(boxes):
+        assert box.padded(-1).count_overlaps(boxes[index + 1 :]) == 0
 
 
 def test_values_are_written_into_few_cells_only(toy) -> None:

@@ -24,12 +24,12 @@ class Bases(NamedTuple):
     loading: Tensor
 
 
-def require_images(n: int, features: int, what: str) -> None:
+def require_images(n: int, features: int, what: str, remedy: str = "use more images or --view channels") -> None:
     """Raise ValueError where n rows are fitted exactly by so many features, so that any answer would be perfect."""
     if n < features + 2:
         raise ValueError(
             f"{what} of {features} features needs at least {features + 2} images, got {n}: with fewer, every pair of "
-            "representations looks alike; use more images or --view channels"
+            f"representations looks alike; {remedy}"
         )
 
 

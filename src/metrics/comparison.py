@@ -205,13 +205,16 @@ def check_metric(
     """Raise ValueError for a metric that these shapes, or so few images, do not allow."""
     if metric.same_shape and shape_x != shape_y:
         raise ValueError(f"{metric.name} needs activations of one shape, got {shape_x} and {shape_y}")
-    if view == "channels" and shape_x[1:] != shape_y[1:]:
-        remedy = "; use --view images" if "images" in metric.views else ""
+    alike = shape_x[1:] == shape_y[1:]
+    if view == "channels" and not alike:
+        enough = not metric.outnumbered or n > math.prod(shape_x) + 1 and n > math.prod(shape_y) + 1
+        remedy = "; use --view images" if "images" in metric.views and enough else ""
         raise ValueError(f"{metric.name} by channels needs equal positions, got {shape_x} and {shape_y}{remedy}")
     dx, dy = (math.prod(s) if view == "images" else s[0] for s in (shape_x, shape_y))
     rows = n * (1 if view == "images" else math.prod(shape_x[1:]))
     if metric.outnumbered:
-        require_images(rows, max(dx, dy) if metric.outnumbered == "both" else dx, metric.name)
+        features = max(dx, dy) if metric.outnumbered == "both" else dx
+        require_images(rows, features, metric.name, "use more images" + " or --view channels" * alike)
     if metric.needs != "moments":
         return
     span = by_span(metric, view, n, dx, dy, group)

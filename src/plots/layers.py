@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 ANNOTATED = 12  # cells a side; values in more of them could not be read
 SIDE_BY_SIDE = 2
 MANY = 30  # layers; heatmaps of more are wide enough alone
+LEAST_WIDTH, LEAST_HEIGHT = (
+    4.2,
+    3.2,
+)  # inches of a panel, however few its cells are
 
 
 def draw_grid(result: dict[str, Any], path: Path) -> None:
@@ -38,22 +43,25 @@ def grid_figure(result: dict[str, Any]) -> Figure:
         name: part.pivot(index="layer1", columns="layer2", values="value").loc[layers1, layers2].to_numpy(float)
         for name, part in result["frame"].groupby("method", sort=False)
     }
-    across = 1 if max(len(layers1), len(layers2)) > MANY else min(SIDE_BY_SIDE, len(tables))
+    across = 1 if len(layers2) > MANY else min(SIDE_BY_SIDE, len(tables))
     down = math.ceil(len(tables) / across)
     # Annotated cells must hold five characters; others still have to keep their labels apart.
     cell = 0.5 if max(len(layers1), len(layers2)) <= ANNOTATED else 0.17
     label = 0.075 * max(map(len, (*layers1, *layers2)))
-    width = max(3.4, cell * len(layers2) + label + 1.3)
-    height = max(2.6, cell * len(layers1) + label + 0.7)
-    figure = new_figure(across * width, down * height + 0.3, _title(result))
+    width = max(LEAST_WIDTH, cell * len(layers2) + label + 1.5)
+    height = max(LEAST_HEIGHT, cell * len(layers1) + label + 0.7)
+    figure = new_figure(across * width, down * height + 0.6, _title(result))
     panels = figure.subplots(down, across, squeeze=False).ravel()
     names = [_network_name(network) for network in result["networks"]]
     for axes, (name, table) in zip(panels, tables.items(), strict=False):
-        _draw_heatmap(figure, axes, METRICS[str(name)], table, layers1, layers2)
+        _draw_heatmap(figure, axes, METRICS[str(name)], table, layers1, layers2, letters=int(13 * height))
         finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
         axes.tick_params(labelsize=SMALL if cell > 0.3 else 7)
     for axes in panels[len(tables) :]:
         axes.remove()
+    notes = ["framed: most similar in its row"] * any(axes.patches for axes in panels[: len(tables)])
+    notes += ["grey: no value"] * any(bool(np.isnan(table).any()) for table in tables.values())
+    figure.supxlabel("; ".join(notes), fontsize=SMALL, color=INK)
     return figure
 
 
@@ -69,8 +77,16 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def _draw_heatmap(
-    figure: Figure, axes: Axes, metric: Metric, table: np.ndarray, layers1: list[str], layers2: list[str]
+    figure: Figure,
+    axes: Axes,
+    metric: Metric,
+    table: np.ndarray,
+    layers1: list[str],
+    layers2: list[str],
+    *,
+    letters: int,
 ) -> None:
+    """Draw one metric; what it means stands beside the scale of colours, in lines of so many letters."""
     from matplotlib import colormaps
 
     low, high = _range(metric, table)
@@ -80,28 +96,32 @@ def _draw_heatmap(
     axes.set_xticks(range(len(layers2)), layers2, rotation=90 if max(map(len, layers2)) > 4 else 0)
     axes.set_yticks(range(len(layers1)), layers1)
     axes.tick_params(length=0)
-    framed = max(table.shape) <= ANNOTATED
-    if framed:
-        _write_values(axes, image, table, alike)
-    notes = ["framed: most similar in its row"] * framed + ["grey: no value"] * bool(np.isnan(table).any())
-    finish(axes, title=f"{metric.name}   ({'; '.join(notes)})" if notes else metric.name)
+    _frame_most_similar(axes, table, alike)
+    if max(table.shape) <= ANNOTATED:
+        _write_values(axes, image, table)
+    finish(axes, title=metric.name)
     bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02)
-    bar.set_label(metric.meaning, fontsize=SMALL, color=INK)
+    bar.set_label(textwrap.fill(metric.meaning, letters), fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL)
 
 
-def _write_values(axes: Axes, image: AxesImage, table: np.ndarray, alike: bool) -> None:
-    """Write each value into its cell and put a frame around the most similar of each row."""
+def _frame_most_similar(axes: Axes, table: np.ndarray, alike: bool) -> None:
+    """Put a frame around the most similar of each row that has anything to choose from."""
     from matplotlib.patches import Rectangle
 
+    thin = 1 if max(table.shape) <= ANNOTATED else 0.5
     for i, row in enumerate(table):
-        if np.isnan(row).all():
+        if np.isfinite(row).sum() < 2:
             continue
         best = int(np.nanargmax(row) if alike else np.nanargmin(row))
-        frames = (("white", 4), (INK, 2)) if np.isfinite(row).sum() > 1 else ()
-        for colour, width in frames:  # a dark frame alone would be lost on dark cells
+        for colour, width in (("white", 4 * thin), (INK, 2 * thin)):  # a dark frame alone would be lost on dark cells
             corner = (best - 0.46, i - 0.46)
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width))
+
+
+def _write_values(axes: Axes, image: AxesImage, table: np.ndarray) -> None:
+    """Write each value into its cell."""
+    for i, row in enumerate(table):
         for j in np.flatnonzero(~np.isnan(row)):
             red, green, blue, _ = image.cmap(image.norm(row[j]))
             dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.48

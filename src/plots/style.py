@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    figure.suptitle(title, fontsize=LARGE, color=INK)
+    figure.suptitle(textwrap.fill(title, int(11 * width)), fontsize=LARGE, color=INK)
     return figure
 
 
