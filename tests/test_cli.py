@@ -230,8 +230,11 @@ def test_a_table_of_results(toy: Path) -> None:
     for row in frame.to_dict("records"):
         result = results.read(row["path"])
         assert row["accuracy_after"] == result["model_results"]["trans"]["acc"]
-        assert row["cka"] == result["cka_frank"] and row["l2_ps_inv"] == result["l2_ps_inv"]
-        assert row["relative_accuracy"] == result["m2_sim"]["after"]["rel_acc"]
+        assert row["cka_front"] == result["cka"] and row["cka_after"] == result["cka_frank"]
+        assert row["l2_before"] == result["l2_before"] and row["l2_ps_inv"] == result["l2_ps_inv"]
+        assert row["relative_accuracy_after"] == result["m2_sim"]["after"]["rel_acc"]
+        assert row["agreement_front"] == result["m2_sim"]["m1"]["same_class_out"]
+        assert row["lr"] == result["params"]["lr"]
     with pytest.raises(FileNotFoundError, match="no folder"):
         results.table("nowhere")
     Path("empty").mkdir()

@@ -121,6 +121,7 @@ COMMANDS = [
     f"{COMPARE} cka_rbf --memory 1e-6",
     # folders and data
     f"{STITCH} --run-name taken",
+    f"{STITCH} --run-name ../elsewhere",
     f"{STITCH} -o a3.pt",
     "eval_net mnist.pt",
     "eval_net celeba.pt",

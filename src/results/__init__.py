@@ -68,8 +68,13 @@ def _portable(value: Any) -> Any:
 
 
 def run_folder(out_dir: Path, run_name: str | None) -> Path:
-    """Make the folder of a run; without a name it gets the local date and time, and is shared with no other run."""
+    """Make the folder of a run; without a name it gets the local date and time, and is shared with no other run.
+
+    Raises ValueError for a name that leads out of the folder of all runs.
+    """
     if run_name:
+        if Path(run_name).is_absolute() or ".." in Path(run_name).parts:
+            raise ValueError(f"--run-name {run_name} leads out of {out_dir}; choose another folder of all runs with -o")
         folder = out_dir / run_name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -104,19 +109,22 @@ def _git(*arguments: str) -> str | None:
 
 SETTINGS = (
     *("front_model", "end_model", "front_layer", "end_layer", "init", "mask", "low_rank", "orthogonal", "flatten"),
-    *("target_type", "epochs", "seed"),
+    *("resize", "target_type", "temperature", "l1", "cka_reg", "epochs", "lr", "batch_size", "weight_decay"),
+    *("optimizer", "seed"),
 )
 # our name -> the published key, or its ending
 STAGES = {"front": "front", "end": "end", "before": "before", "after": "trans", "ps_inv": "ps_inv"}
-ENDINGS = {"": "_frank", "_ps_inv": "_ps_inv"}
+ENDINGS = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_inv"}
+AGREEING = {"front": "m1", "before": "before", "after": "after", "ps_inv": "ps_inv"}
 
 
 def table(folder: Path | str) -> pd.DataFrame:
     """A row for each result of stitch_nets.py below a folder, in the order of their paths.
 
-    Columns: run (the folder of the file), dataset, SETTINGS as in `params`, accuracy_<stage> (0 to 1) for the STAGES,
-    relative_accuracy (of after, to the end network's), agreement (share of equal decisions of after and end), cka and
-    l2 of after and the end network, the same for <...>_ps_inv, and path. What a file lacks is missing in its row.
+    Columns: run (the folder of the file), dataset, SETTINGS as in `params`, then for each stage (front, end, before,
+    after, ps_inv) accuracy_<stage> (0 to 1), and for all but end, compared with the end network: agreement_<stage>
+    (share of equal decisions), relative_accuracy_<stage>, cka_<stage> and l2_<stage>; and path. What a file lacks is
+    missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Raises FileNotFoundError where
     there is no such folder.
     """
@@ -140,14 +148,13 @@ def table(folder: Path | str) -> pd.DataFrame:
 
 def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
     params, scores, similar = (result.get(key) or {} for key in ("params", "model_results", "m2_sim"))
-    after, ps_inv = (similar.get(name) or {} for name in ("after", "ps_inv"))
+    similar = {stage: similar.get(key) or {} for stage, key in AGREEING.items()}
     dataset = params.get("dataset") or (result.get("weights") or {}).get("front", {}).get("dataset")
     numbers = {
         **{f"accuracy_{stage}": (scores.get(key) or {}).get("acc") for stage, key in STAGES.items()},
-        "relative_accuracy": after.get("rel_acc"),
-        "agreement": after.get("same_class_out"),
-        "agreement_ps_inv": ps_inv.get("same_class_out"),
-        **{f"{name}{ours}": result.get(f"{name}{key}") for ours, key in ENDINGS.items() for name in ("cka", "l2")},
+        **{f"agreement_{stage}": found.get("same_class_out") for stage, found in similar.items()},
+        **{f"relative_accuracy_{stage}": found.get("rel_acc") for stage, found in similar.items()},
+        **{f"{name}_{stage}": result.get(f"{name}{key}") for name in ("cka", "l2") for stage, key in ENDINGS.items()},
     }
     return {
         "run": path.parent.name,
