@@ -114,8 +114,7 @@ def run(args: argparse.Namespace) -> dict:
         result = {"weights": str(weights), "iteration": iteration, "val": scores, "log": history.epochs}
         cli.publish(args, path, result, text)
         resume_file.unlink(missing_ok=True)  # not before the result is safe
-        if args.overwrite:
-            remove_older(folder, iteration, args.save_frequency)
+        remove_older(folder, iteration, facts)
     return result
 
 
@@ -126,10 +125,10 @@ def weight_folder(args: argparse.Namespace) -> Iterator[Path]:
     Folders that are still empty at the end, since the work failed, are removed.
     """
     folder = checkpoints.weight_folder(args.out_dir, args.model, args.dataset, args.init_noise, args.gradient_noise)
-    refuse_existing(folder, resume=args.resume, overwrite=args.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with sole_maker(folder / "training_log.csv", "wait for it, or give other seeds or another -o"):
+            refuse_existing(folder, resume=args.resume, overwrite=args.overwrite)
             yield folder
     finally:
         with contextlib.suppress(OSError):
@@ -145,11 +144,10 @@ def refuse_existing(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def refuse_finished_or_other(folder: Path, facts: dict[str, Any], final: Path) -> None:
     """Where no state is left to go on from, start anew only what was stopped in its first epoch."""
-    for path in sorted(folder.glob("*.pt")):
-        record = parse_tensors(path.read_bytes())
-        before = record.get("recipe") if isinstance(record, dict) else None
-        if not isinstance(before, dict):
-            continue
+    for path in snapshots(folder):
+        before = recipe_of(path)
+        if not before:
+            raise ValueError(f"cannot resume: {path} is not of a training by this script; give --overwrite or -o")
         for key in sorted(before.keys() | facts.keys()):
             if before.get(key) != facts.get(key):
                 raise ValueError(
@@ -160,11 +158,27 @@ def refuse_finished_or_other(folder: Path, facts: dict[str, Any], final: Path) -
         raise FileExistsError(f"{final} exists, so this training is finished; --overwrite starts anew")
 
 
-def remove_older(folder: Path, iteration: int, save_frequency: int) -> None:
-    """Delete the weights of the training that this one replaced, so that no one takes them for snapshots of it."""
-    for path in folder.glob("*.pt"):
-        if path.stem.isdecimal() and int(path.stem) not in (iteration, *range(0, iteration, save_frequency)):
+def remove_older(folder: Path, iteration: int, facts: dict[str, Any]) -> None:
+    """Delete the weights of a training that this one replaced, so that no one takes them for snapshots of it."""
+    for path in snapshots(folder):
+        recipe = recipe_of(path)
+        if recipe and (int(path.stem) > iteration or recipe != facts):
             path.unlink()
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The weight files of the folder that are named by an iteration."""
+    return sorted(path for path in folder.glob("*.pt") if path.stem.isdecimal())
+
+
+def recipe_of(path: Path) -> dict[str, Any]:
+    """The recipe of a weight file; empty where it has none or is none of ours."""
+    try:
+        record = parse_tensors(path.read_bytes())
+    except ValueError:
+        return {}
+    recipe = record.get("recipe") if isinstance(record, dict) else None
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def result_name(folder: Path) -> str:

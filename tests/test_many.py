@@ -104,6 +104,18 @@ def test_few_images_of_wide_layers_need_no_matrix_of_features() -> None:
     assert any("procrustes: biased downwards" in text for text in pairs.warnings[0, 0])
 
 
+def test_doubts_about_sides_are_told_where_images_are_few() -> None:
+    generator = torch.Generator().manual_seed(3)
+    xs = [torch.randn(20, 40, generator=generator) + 1e5, torch.randn(20, 40, generator=generator)]
+    xs[1][:, :25] = 0
+    ys = [torch.randn(20, 40, generator=generator)]
+    pairs = ManyPairs(["procrustes"], n_images=20, shapes_x=[(40,), (40,)], shapes_y=[(40,)])
+    pairs.update(xs, ys)
+    pairs.tables()
+    assert any("float32 has lost that many digits" in text for text in pairs.warnings[0, 0])
+    assert any("only 15 of the front's 40 features vary" in text for text in pairs.warnings[1, 0])
+
+
 def test_missing_and_surplus_images_are_refused() -> None:
     xs, ys = activations()
     pairs = ManyPairs(["cka"], n_images=IMAGES, shapes_x=SHAPES_X, shapes_y=SHAPES_Y)

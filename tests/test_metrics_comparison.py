@@ -64,7 +64,7 @@ def test_few_images_are_compared_by_their_own_space(images, channels, group):
         (source @ torch.randn(6, 9 * width, generator=generator) + 1).view(images, width, 3, 3) for width in channels
     )
     x, y = (side + 0.1 * torch.randn(side.shape, generator=generator) for side in (x, y))
-    names = ["svcca", "procrustes"] + ["lr"] * (images > 9 * channels[0] + 1)
+    names = ["svcca", "procrustes"]
     comparison = run(names, x, y, "images", batch=11, group=group)
     by_space = images == 30 and group is None
     assert bool(comparison.grouped) == by_space and list(comparison.moments) == ["images"] * (not by_space)
@@ -72,6 +72,26 @@ def test_few_images_are_compared_by_their_own_space(images, channels, group):
         truth = METRICS[name].number(ORACLES[name](flat_rows(x).numpy(), flat_rows(y).numpy()))
         assert value == pytest.approx(truth, abs=2e-7)
     assert comparison.health()["images"].rank == tuple(min(9 * width, images - 1) for width in channels)
+
+
+def test_a_regression_weighs_weak_features_and_strong_ones_alike_however_few_the_images():
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(100, 20, generator=generator)
+    y = x @ torch.randn(20, 300, generator=generator) + torch.randn(100, 300, generator=generator)
+    scaled = x * torch.tensor([1e8] + [1.0] * 19)
+    values = [run(["lr"], side, y, "images").result()["lr"] for side in (x, scaled)]
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+def test_advice_about_few_images_can_be_followed():
+    def make(n, shape, **options):
+        return Comparison(["svcca"], "images", n_images=n, shape_x=shape, shape_y=shape, **options)
+
+    with pytest.raises(ValueError, match=r"svcca would keep 16.1 GB .*--memory 17, or use --view channels\Z"):
+        make(10_000, (64, 56, 56), memory=8e9)
+    assert make(100, (64, 32, 32), memory=8e9)
+    with pytest.raises(ValueError, match=r"GB of sums of products; use --view channels or leave out --group-at\Z"):
+        make(100, (64, 32, 32), group=50)
 
 
 def test_order_and_repetition_of_names_do_not_matter():

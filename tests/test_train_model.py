@@ -114,6 +114,26 @@ def test_a_training_that_replaces_another_leaves_none_of_its_weights(toy: Path) 
     assert sorted(path.name for path in FOLDER.iterdir()) == ["3.pt", "mine.pt", "training_log.csv"]
 
 
+def test_nor_does_one_that_was_interrupted_and_resumed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train()
+    write_log = train_model.write_log
+    with monkeypatch.context() as patch:
+        patch.setattr(train_model, "write_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train("--overwrite", "-e", "3", "-s", "5")
+    assert train_model.write_log is write_log and (FOLDER / "resume.pt").exists()
+    (FOLDER / "7.pt").write_text("of another program")
+    train("--resume", "-e", "3", "-s", "5")
+    assert sorted(path.name for path in FOLDER.iterdir()) == ["5.pt", "7.pt", "9.pt", "training_log.csv"]
+
+
+def test_weights_of_unknown_origin_are_not_resumed(toy: Path, capsys) -> None:
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "7.pt").write_text("of another program")
+    assert "7.pt is not of a training by this script; give --overwrite or -o" in refusal(capsys, "--resume")
+    assert [path.name for path in FOLDER.iterdir()] == ["7.pt"]
+
+
 def test_only_one_training_fills_a_folder_at_a_time(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FOLDER.mkdir(parents=True)
     with sole_maker(FOLDER / "training_log.csv"):

@@ -19,7 +19,7 @@ from src.metrics.registry import METRICS, Metric
 from src.metrics.span import by_span, moment_entries, span_bytes
 
 # Sums of products of more features, or coordinates of more images, than this leave no room for anything else.
-MOMENT_BYTES, SPAN_BYTES = 2e9, 6e9
+MOMENT_BYTES, SPAN_BYTES = 2e9, 7e9
 
 
 class Comparison:
@@ -70,7 +70,7 @@ class Comparison:
         gram_images = [metric for metric in by_need["gram"] if self.views[metric.name] == "images"]
         stored = by_need["features"] + (gram_images if self._prefer_store(by_need, flat) else [])
         if stored and memory is not None:
-            self._require_room([metric.name for metric in stored], 4 * sum(flat), memory)
+            self._require_room(stored, 4 * sum(flat), memory)
         self.grouped = GroupedFeatures(stored, self.n_images, flat, self.group, device) if stored else None
         self.differences = Differences(flat[1], device) if by_need["difference"] else None
         streamed_gram = [metric for metric in by_need["gram"] if metric not in stored]
@@ -81,8 +81,15 @@ class Comparison:
         self.moments = {view: PairedMoments(dx, dy, device) for view, (dx, dy) in sizes.items()}
         self.energies = {view: Energies(device) for view in sorted(gram_views)}
 
-    def _require_room(self, names: list[str], image_bytes: int, memory: float) -> None:
+    def _require_room(self, stored: list[Metric], image_bytes: int, memory: float) -> None:
         needed = image_bytes * max(group_sizes(self.n_images, self.group))
+        names = [metric.name for metric in stored]
+        spans = [metric.name for metric in stored if metric.needs == "moments"]
+        if needed > memory and spans:
+            raise ValueError(
+                f"{', '.join(spans)} would keep {needed / 1e9:.1f} GB of activations; allow it with --memory "
+                f"{math.ceil(needed / 1e9)}, or use --view channels"
+            )
         if needed > memory:
             fits = max(3, int(memory / image_bytes))
             if max(group_sizes(self.n_images, fits)) > fits:
@@ -217,10 +224,11 @@ def check_metric(
         require_images(rows, features, metric.name, "use more images" + " or --view channels" * alike)
     if metric.needs != "moments":
         return
-    span = by_span(metric, view, n, dx, dy, group)
+    asked = metric, view, n, dx, dy
+    span = by_span(*asked, group)
     needed, limit = (span_bytes(n), SPAN_BYTES) if span else (8 * moment_entries(dx, dy), MOMENT_BYTES)
     if needed > limit:
         raise ValueError(
             f"{metric.name} of {n} images with {dx} and {dy} features would take {needed / 1e9:.1f} GB of sums of "
-            "products; use --view channels"
+            "products; use --view channels" + " or leave out --group-at" * (not span and by_span(*asked, None))
         )

@@ -70,6 +70,13 @@ def evidence_of_store(store: FeatureStore) -> Evidence:
     return Evidence(store.live(), (ranks[0], ranks[1]), bound, offset)
 
 
+def evidence_of_sides(stores: tuple[FeatureStore, FeatureStore]) -> Evidence:
+    """Read live features, but no ranks, of the front side of one store and the end side of another."""
+    front, end = stores
+    offsets = _offset(front.mean_x, front.squares_x, front.n), _offset(end.mean_y, end.squares_y, end.n)
+    return Evidence((front.live()[0], end.live()[1]), offset=max(offsets))
+
+
 def _offset(mean: Tensor, squares: Tensor, n: int) -> float:
     variance = float(squares.sum()) / max(1, n)
     return float(mean.square().sum() / variance) ** 0.5 if variance > 0 else 0.0
@@ -96,7 +103,7 @@ def doubts(health: Health, evidence: Evidence, names: Iterable[str], group: int 
     names, rows, (front, end) = sorted(names), health.rows, health.features
     alive = [int(live.sum()) for live in evidence.live]
     return tuple(
-        [*_doubtful_sides(health, evidence, alive), *doubtful_counts(names, rows, front, end)]
+        [*_doubtful_sides(health, evidence, alive), *_doubtful_counts(names, rows, front, end)]
         + _doubtful_cka(health, names, group)
         + _doubtful_map(names, health, alive)
     )
@@ -114,8 +121,7 @@ def _doubtful_sides(health: Health, evidence: Evidence, alive: list[int]) -> lis
     return found
 
 
-def doubtful_counts(names: Iterable[str], rows: int, front: int, end: int) -> list[str]:
-    """Say which of the named metrics have too few rows for the features of both sides."""
+def _doubtful_counts(names: list[str], rows: int, front: int, end: int) -> list[str]:
     found = []
     for name in names:
         who = METRICS[name].outnumbered

@@ -13,7 +13,7 @@ from torch import Tensor
 from src.metrics.cka import cka_of_sums, debiased_cka_of_sums
 from src.metrics.comparison import Comparison, check_metric, view_of
 from src.metrics.groups import group_sizes
-from src.metrics.health import doubtful_counts
+from src.metrics.health import Health, dead_channels, doubts, evidence_of_sides
 from src.metrics.linear_maps import moments_of
 from src.metrics.many_gram import BLOCK, Pair, blocks, many_gram_sums
 from src.metrics.registry import METRICS, Metric
@@ -23,6 +23,8 @@ from src.metrics.store import FeatureStore
 Shape = tuple[int, ...]
 # Biased minus debiased CKA above this is worth a warning.
 BIAS = 0.02
+# Coordinates of the end network's layers are kept, instead of found anew for each front layer, up to this size.
+KEPT_BYTES = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class ManyPairs:
     ) -> None:
         self.names = tuple(dict.fromkeys(names))
         self.sizes = group_sizes(n_images, group)
+        self.shapes = tuple(shapes_x), tuple(shapes_y)
         self.counts = len(shapes_x), len(shapes_y)
         self.plans = _plans(self.names, view, n_images, shapes_x, shapes_y, group)
         self.refused = {(name, *pair): why for pair, plan in self.plans.items() for name, why in plan.refused.items()}
@@ -201,23 +204,35 @@ class ManyPairs:
         rows = [store.centred_rows() for store in self.stores]
         xs, ys = ([pair[side] for pair in rows][: len(self.stored[side])] for side in (0, 1))
         sums = many_gram_sums(xs, ys, on_block=on_block) if self.steps else {}
+        kept = 1 if ys and span_bytes(len(ys[0])) * len(ys) <= KEPT_BYTES else 0
+        spans_y = [functools.lru_cache(kept)(functools.partial(span_coordinates, y)) for y in ys]
         for i, x in zip(self.stored[0], xs, strict=True):
             span_x = functools.cache(functools.partial(span_coordinates, x))
-            for j, y in zip(self.stored[1], ys, strict=True):
+            for j, y, span_y in zip(self.stored[1], ys, spans_y, strict=True):
+                spans = None  # room for the next ones
                 gram = sums.get((self.stored[0].index(i), self.stored[1].index(j)))
                 spanned = _spanned(self.plans[i, j])
-                spans = moments_of(span_x(), span_coordinates(y)) if spanned else None
+                if spanned:
+                    spans = moments_of(span_x(), span_y())
                 for name in self.plans[i, j].stored:
                     gathered = {"gram": gram, "moments": spans, "features": (x, y)}[METRICS[name].needs]
                     self.totals[name][i, j] += weight * self._value(name, (i, j), gathered)
-                if found := doubtful_counts(spanned, self.n_images, x.shape[1], y.shape[1]):
-                    self.warnings[i, j] = (*self.warnings.get((i, j), ()), *found)
+                if known := [name for name in spanned if (name, i, j) not in self.refused]:
+                    self.warnings[i, j] = (*self.warnings.get((i, j), ()), *self._doubts(known, i, j))
                 if gram and gram.n >= 4 and min(gram.traces) > 0:
                     self.bias[i, j] += weight * (cka_of_sums(gram) - debiased_cka_of_sums(gram))
         self.done += 1
         if self.done < len(self.sizes):
             for store in self.stores:
                 store.clear(self.sizes[self.done])
+
+    def _doubts(self, names: list[str], i: int, j: int) -> tuple[str, ...]:
+        evidence = evidence_of_sides((self.stores[self.stored[0].index(i)], self.stores[self.stored[1].index(j)]))
+        shapes = self.shapes[0][i], self.shapes[1][j]
+        front, end = (dead_channels(live, shape[0]) for live, shape in zip(evidence.live, shapes, strict=True))
+        features = math.prod(shapes[0]), math.prod(shapes[1])
+        health = Health("images", self.n_images, self.n_images, features, None, False, (front, end), None)
+        return doubts(health, evidence, names, None)
 
     def _value(self, name: str, pair: Pair, gathered: object) -> float:
         try:

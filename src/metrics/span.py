@@ -8,15 +8,18 @@ from src.metrics.linalg import rank_floor
 from src.metrics.registry import Metric
 
 # Matrices of rows x rows that a decomposition and its results take, in float64.
-SPAN_MATRICES = 6
+SPAN_MATRICES = 8
 
 
 def by_span(metric: Metric, view: str, n: int, dx: int, dy: int, group: int | None) -> bool:
     """Tell whether sums of products should be those of coordinates: n x n instead of features x features, and exact.
 
-    That takes all n images at once, so it is nothing for averages over groups; and it loses the map of `ps_inv`.
+    That takes all n images at once, so it is nothing for averages over groups. It keeps what any rotation keeps, but
+    neither a map nor weak features beside strong ones, which the regressions (those that rows must outnumber) weigh
+    alike.
     """
-    fits = metric.needs == "moments" and view == "images" and "orthogonal" in metric.invariances and not metric.summary
+    rigid = "orthogonal" in metric.invariances and not metric.summary and not metric.outnumbered
+    fits = metric.needs == "moments" and view == "images" and rigid
     return fits and (group is None or group >= n) and 3 * n * n < moment_entries(dx, dy)
 
 

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 ANNOTATED = 12  # cells a side; values in more of them could not be read
 SIDE_BY_SIDE = 2
 MANY = 30  # layers; heatmaps of more are wide enough alone
-LEAST_WIDTH, LEAST_HEIGHT = (
-    4.2,
-    3.2,
-)  # inches of a panel, however few its cells are
+# Inches of a panel, however few its cells are.
+LEAST_WIDTH, LEAST_HEIGHT = 4.2, 3.2
 
 
 def draw_grid(result: dict[str, Any], path: Path) -> None:
