@@ -219,8 +219,7 @@ def train_network(
         return task.loss(logits, labels), task.correct(logits, labels)
 
     def save_at(iteration: int) -> None:
-        if iteration % args.save_frequency == 0:
-            save_weights(network, args, facts, weight_file(folder, iteration))
+        save_weights(network, args, facts, weight_file(folder, iteration))
 
     return fit(
         network,
@@ -230,6 +229,7 @@ def train_network(
         seed=args.gradient_noise,
         validate=lambda: evaluate(network, val),
         after_step=save_at,
+        after_step_every=args.save_frequency,
         after_epoch=lambda history: write_log(folder / "training_log.csv", history),
         resume_file=resume_file,
         identity=identity(args) | facts,

@@ -17,6 +17,7 @@ State = dict[str, Tensor]
 # (images, labels) -> (the loss to minimise, which decisions were right)
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda parameters, lr, weight_decay: torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay),
     "sgd": lambda parameters, lr, weight_decay: torch.optim.SGD(
@@ -72,6 +73,7 @@ def fit(
     snapshot: Callable[[], State] | None = None,
     snapshot_every: int = 0,
     after_step: Callable[[int], None] | None = None,
+    after_step_every: int = 1,
     after_epoch: Callable[[History], None] | None = None,
     resume_file: Path | None = None,
     identity: dict[str, Any] | None = None,
@@ -82,12 +84,15 @@ def fit(
 
     `seed` decides the order of the images and their augmentation. `validate` gives `loss` and `acc` after each epoch.
     The history keeps a copy of what `snapshot` gives (the trained state, if None) at iteration 0 and at each multiple
-    of `snapshot_every` (0: no copies). With `resume_file` the state is kept there after each epoch, and training goes
-    on from there if the file exists: the result equals, bit for bit on one CPU, that of an uninterrupted run.
-    `identity` says what run the file belongs to. `max_steps` bounds the iterations of an epoch. `after_epoch` is also
-    called when training goes on, since the interruption may have come before it. Raises ValueError where fewer images
-    than one batch are left, where the file is another run's, and FloatingPointError for a loss that is not finite:
-    the resume file is then that of the last epoch without one.
+    of `snapshot_every` (0: no copies). `after_step` is called with each iteration that `after_step_every` divides.
+    With `resume_file` the state is kept there after each epoch, and training goes on from there if the file exists:
+    the result equals, bit for bit on one CPU, that of an uninterrupted run. `identity` says what run the file belongs
+    to. `max_steps` bounds the iterations of an epoch. `after_epoch` is also called when training goes on, since the
+    interruption may have come before it.
+
+    Raises ValueError where fewer images than one batch are left and where the file is another run's, and
+    FloatingPointError for a loss that is not finite: on a processor at once, on a GPU some steps later, but before
+    anybody is shown the weights. The resume file is then that of the last epoch without one.
     """
     steps = len(split) // recipe.batch_size
     if steps == 0 and recipe.epochs:
@@ -107,15 +112,21 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(epoch)
 
-            def step_done(step: int, epoch: int = epoch) -> None:
+            losses = _Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", _steps_ahead(split.device))
+
+            def step_done(step: int, losses: "_Losses" = losses, epoch: int = epoch) -> None:
                 iteration = epoch * steps + step
-                if snapshot_every and iteration % snapshot_every == 0:
+                copies = snapshot_every > 0 and iteration % snapshot_every == 0
+                told = after_step if iteration % after_step_every == 0 else None
+                if copies or told:
+                    losses.check()
+                if copies:
                     run.take_snapshot(iteration)
-                if after_step:
-                    after_step(iteration)
+                if told:
+                    told(iteration)
                 progress.update()
 
-            row = _train_epoch(run, split, objective, recipe.batch_size, steps, epoch, step_done)
+            row = _train_epoch(run, split, objective, recipe.batch_size, steps, losses, step_done)
             row |= {f"val_{key}": value for key, value in _renamed(validate()).items()}
             if not math.isfinite(row["val_loss"]):  # the last step's damage, which no training loss has shown
                 raise FloatingPointError(
@@ -153,25 +164,61 @@ def _train_epoch(
     objective: Objective,
     batch_size: int,
     steps: int,
-    epoch: int,
+    losses: "_Losses",
     step_done: Callable[[int], None],
 ) -> dict[str, float]:
     run.trained.train()
-    total = torch.zeros(2, dtype=torch.float64)
     batches = split.batches(batch_size, order=run.order, augment=run.augment, drop_last=True)
     for step, (images, labels) in zip(range(1, steps + 1), batches, strict=False):
         loss, correct = objective(images, labels)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {epoch + 1}, step {step} of {steps}; lower the rate with --lr"
-            )
+        losses.add(loss, correct)
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()
-        total += torch.stack([loss.detach(), correct.float().mean()]).double().cpu()
         step_done(step)
-    mean_loss, accuracy = (total / steps).tolist()  # batches are of one size, so this is the mean over images
+    mean_loss, accuracy = losses.means()
     return {"train_loss": mean_loss, "train_accuracy": accuracy}
+
+
+def _steps_ahead(device: torch.device) -> int:
+    """Steps that may wait for the check of their losses: to read one, a GPU must first do all that is queued."""
+    return 0 if device.type == "cpu" else 50
+
+
+@dataclass(slots=True)
+class _Losses:
+    """Losses and accuracies of an epoch's steps, kept on their device until they are checked.
+
+    `where` says in the message of an error which step it was. Up to `ahead` steps wait for their check.
+    """
+
+    where: str
+    ahead: int
+    unchecked: list[Tensor] = field(default_factory=list)
+    steps: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+
+    def add(self, loss: Tensor, correct: Tensor) -> None:
+        self.unchecked.append(torch.stack([loss.detach(), correct.float().mean()]))
+        if len(self.unchecked) > self.ahead:
+            self.check()
+
+    def check(self) -> None:
+        """Raise FloatingPointError for the first loss that is not finite."""
+        if not self.unchecked:
+            return
+        for pair in torch.stack(self.unchecked).cpu().double():
+            self.steps += 1
+            if not torch.isfinite(pair[0]):
+                place = self.where.format(self.steps)
+                raise FloatingPointError(f"the loss is {pair[0].item()} {place}; lower the rate with --lr")
+            self.total += pair
+        self.unchecked.clear()
+
+    def means(self) -> list[float]:
+        """Mean loss and accuracy over the images seen, for batches are of one size."""
+        self.check()
+        return (self.total / self.steps).tolist()
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from src import training
 from src.dataset import DATASETS, Split
 from src.dataset.split import MemorySplit
 from src.progress import bar
@@ -305,6 +306,28 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_state(t
     with pytest.raises(Interrupted):
         train(good, after_epoch=stop_after(1))
     assert_equal(torch.load(file, weights_only=True)["trained"], state(good))
+
+
+def test_a_gpu_may_run_ahead_of_the_check_but_shows_nobody_damaged_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(network(), snapshot_every=5)
+    monkeypatch.setattr(training, "_steps_ahead", lambda device: 3)
+    history = train(network(), snapshot_every=5)
+    assert history.epochs == expected.epochs
+    assert_equal(history.snapshots, expected.snapshots)
+
+    net, calls, shown = network(), [], []
+
+    def spoilt(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, correct = objective(net)(images, labels)
+        calls.append(1)
+        return loss * (math.nan if len(calls) == STEPS + 2 else 1), correct
+
+    with pytest.raises(FloatingPointError, match=rf"the loss is nan in epoch 2, step 2 of {STEPS}"):
+        train(net, objective=spoilt, after_step=shown.append, after_step_every=STEPS + 3, resume_file=tmp_path / "r")
+    assert len(calls) == STEPS + 3  # one more than the damage: whoever wanted the weights then made it look
+    assert shown == []
 
 
 def test_damage_done_by_the_last_step_of_an_epoch_is_not_kept(tmp_path: Path) -> None:

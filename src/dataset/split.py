@@ -59,8 +59,8 @@ class Split(ABC):
 
     def _normalise(self, images: Tensor) -> Tensor:
         # channels last: the layout in which convolutions are fastest, on processors and on GPUs
-        images = images.to(dtype=torch.float32, memory_format=torch.channels_last)
-        return (images - self.mean) / self.std
+        images = images.to(dtype=torch.float32, memory_format=torch.channels_last, copy=True)
+        return images.sub_(self.mean).div_(self.std)
 
 
 class MemorySplit(Split):

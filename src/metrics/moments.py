@@ -61,7 +61,7 @@ class PairedMoments:
             )
         if len(x) == 0:
             return
-        rows = max(512, piece_rows(sum(expected)))
+        rows = max(512, 2 * piece_rows(sum(expected)))  # longer than elsewhere: thin products want long sums
         for piece_x, piece_y in zip(x.split(rows), y.split(rows), strict=True):
             self._add(piece_x, piece_y)
         if not torch.isfinite(self.xx.trace() + self.yy.trace()):
