@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             batch_size=args.batch_size,
         )
         text, result = cli.comparison_report(comparison)
-        where = f"{args.stitch_type}, at {layer or 'output'}, on {saved.dataset}, {args.dataset_type}"
-        cli.publish(args, path, result, report.fill(f"{saved.name}, {where}") + f"\n{text}")
+        where = f"{args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
+        cli.publish(args, path, result, report.fill(f"{saved.title}: {where}") + f"\n{text}")
     return result
 
 

@@ -17,6 +17,7 @@ from src.evaluation import compare
 from src.frozen import freeze
 from src.layer_grid import ALL, Grid, choose_layers, compare_layers, layer_label
 from src.metrics import METRICS
+from src.results.titles import network_name
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         split = load_split(args.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
         work = compare_pair if single else compare_many
         text, result = work(args, (front, end), layers, split)
-        networks = {"networks": [cli.describe(checkpoint) for checkpoint in (front, end)]}
+        networks = {"networks": [checkpoint.facts() for checkpoint in (front, end)]}
         cli.publish(args, path, networks | result, text, draw=plots.draw_pair if single else plots.draw_grid)
     return result
 
@@ -111,7 +112,8 @@ def compare_pair(
     labels = layer_label(layer1), layer_label(layer2)
     rows = [(name, *labels, METRICS[name].number(value)) for name, value in result["values"].items()]
     frame = pd.DataFrame(rows, columns=["method", "layer1", "layer2", "value"])
-    title = f"{pair[0].model} {labels[0]} and {pair[1].model} {labels[1]} on {args.dataset}, {args.dataset_type}"
+    one, other = (f"{network_name(net.facts())}, {label}" for net, label in zip(pair, labels, strict=True))
+    title = f"{one} and {other} ({args.dataset}, {args.dataset_type})"
     return f"{report.fill(title)}\n{text}", result | {"frame": frame}
 
 
@@ -131,7 +133,8 @@ def compare_many(
         memory=1e9 * args.memory,
         tell=cli.notice,
     )
-    title = f"{pair[0].model} (rows) and {pair[1].model} (columns) on {args.dataset}, {args.dataset_type}"
+    rows, columns = (network_name(network.facts()) for network in pair)
+    title = f"{rows} (rows) and {columns} (columns) ({args.dataset}, {args.dataset_type})"
     parts = [report.fill(title), *(grid_text(grid, name) for name in grid.tables), *doubts_text(grid)]
     result = {"frame": grid.frame(), "layers1": grid.layers1, "layers2": grid.layers2}
     return "\n".join(parts), result | {"refused": grid.refused, "warnings": grid.warnings}

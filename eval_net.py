@@ -7,6 +7,7 @@ from src import arguments, checkpoints, cli
 from src.config import choose_device
 from src.dataset import load_split
 from src.evaluation import evaluate
+from src.results.titles import network_name
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> dict:
         network = checkpoint.network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
         text = (
-            f"{checkpoint.model} on {checkpoint.dataset}, {args.dataset_type}, {len(split)} images\n"
+            f"{network_name(checkpoint.facts())} ({checkpoint.dataset}): {args.dataset_type}, {len(split)} images\n"
             f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
         )
         result = {"model": checkpoint.model, "dataset": checkpoint.dataset, "images": len(split), **scores}

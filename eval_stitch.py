@@ -32,9 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
         network = saved.network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
-        text = report.fill(
-            f"{saved.name}, {args.stitch_type}, on {saved.dataset}, {args.dataset_type}, {len(split)} images"
-        )
+        text = report.fill(f"{saved.title}: {args.stitch_type}, {args.dataset_type}, {len(split)} images")
         text += f"\naccuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
         result = {"stitch": str(args.pickle_path), "type": args.stitch_type, "images": len(split), **scores}
         cli.publish(args, path, result, text)

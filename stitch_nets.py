@@ -131,7 +131,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             cli.notice(f"cka: mean over groups of {view.cka_group} images, since all activations are too large to keep")
         maps = all_maps(stitch, initial, view.moments)
         result = {
-            "weights": {"front": cli.describe(front), "end": cli.describe(end)},
+            "params": cli.parameters(args),
+            "weights": {"front": front.facts(), "end": end.facts()},
             "geometry": {"front": pair.geometry.front_shape, "end": pair.geometry.end_shape},
             "trans_fit": pd.DataFrame(history.epochs, columns=FIT_COLUMNS),
             "trans_history": {iteration: published(state) for iteration, state in history.snapshots.items()},
@@ -190,18 +191,12 @@ def train_stitch(
         validate=lambda: evaluate(stitched, val),
         snapshot=stitch.snapshot,
         snapshot_every=args.save_frequency * max(1, args.epochs),
-        after_epoch=log_epoch if args.debug else None,
+        after_epoch=lambda history: cli.tell_epoch(history, recipe.epochs, always=args.debug),
         resume_file=resume_file,
         identity={key: value for key, value in cli.parameters(args).items() if key not in IRRELEVANT},
         max_steps=DEBUG_STEPS if args.debug else None,
         title=f"stitch {args.front_layer} -> {args.end_layer}",
     )
-
-
-def log_epoch(history: History) -> None:
-    """Say on stderr what the last epoch gave."""
-    figures = ", ".join(f"{name} {value:.6g}" for name, value in history.epochs[-1].items())
-    cli.notice(f"epoch {len(history.epochs)}: {figures}")
 
 
 def all_maps(stitch: StitchLayer, initial: dict[str, Any], moments: PairedMoments) -> dict[str, Any]:

@@ -221,6 +221,10 @@ def train_network(
     def save_at(iteration: int) -> None:
         save_weights(network, args, facts, weight_file(folder, iteration))
 
+    def epoch_done(history: History) -> None:
+        write_log(folder / "training_log.csv", history)
+        cli.tell_epoch(history, recipe.epochs)
+
     return fit(
         network,
         train,
@@ -230,7 +234,7 @@ def train_network(
         validate=lambda: evaluate(network, val),
         after_step=save_at,
         after_step_every=args.save_frequency,
-        after_epoch=lambda history: write_log(folder / "training_log.csv", history),
+        after_epoch=epoch_done,
         resume_file=resume_file,
         identity=identity(args) | facts,
         title=f"{folder.parts[-3]} on {folder.parts[-2]}",

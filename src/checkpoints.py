@@ -43,6 +43,17 @@ class Checkpoint:
         """Two blank images of the size that the network expects: enough to learn the shapes of its layers."""
         return torch.zeros(2, self.spec.channels, self.spec.size, self.spec.size)
 
+    def facts(self) -> dict[str, Any]:
+        """What a result says of the network: architecture, data set, weight file, seeds, and the file's digest."""
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "path": str(self.path),
+            "init_seed": self.init_seed,
+            "gradient_seed": self.gradient_seed,
+            "sha256": self.sha256,
+        }
+
 
 def weight_folder(out_dir: Path, model: str, dataset: str, init_seed: int, gradient_seed: int) -> Path:
     """Where the weights of one training run belong: <out>/<Model>/<Dataset>/in<i>-gn<j>."""

@@ -14,6 +14,7 @@ from src import checkpoints, report, results
 from src.checkpoints import Checkpoint
 from src.files import sole_maker
 from src.metrics import METRICS, Comparison, Health
+from src.training import History
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -27,18 +28,6 @@ def load_pair(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint]:
             f"the networks are for different data sets: {front.path} for {front.dataset}, {end.path} for {end.dataset}"
         )
     return front, end
-
-
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a result says of a network: architecture, data set, weight file, seeds, and the file's digest."""
-    return {
-        "model": checkpoint.model,
-        "dataset": checkpoint.dataset,
-        "path": str(checkpoint.path),
-        "init_seed": checkpoint.init_seed,
-        "gradient_seed": checkpoint.gradient_seed,
-        "sha256": checkpoint.sha256,
-    }
 
 
 def comparison_report(comparison: Comparison) -> tuple[str, dict[str, Any]]:
@@ -96,7 +85,14 @@ def _fail(message: str, code: int) -> None:
 
 def notice(message: str) -> None:
     """Tell the user something that is not a result."""
-    print(message, file=sys.stderr)
+    print(message, file=sys.stderr, flush=True)
+
+
+def tell_epoch(history: History, epochs: int, *, always: bool = False) -> None:
+    """A line on stderr about the last epoch, for logs: it stands in where there is no terminal for a progress bar."""
+    if always or not sys.stderr.isatty():
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in history.epochs[-1].items())
+        notice(f"epoch {len(history.epochs)} of {epochs}: {figures}")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from src.results.titles import stitch_title
+
 WIDTH = 80
 SMALL = 256  # numbers; larger arrays are left out of JSON
 LONG_LABEL = 8  # characters; columns with longer labels get numbers and a legend
@@ -106,7 +108,8 @@ def _fitted(text: str, width: int) -> str:
 
 def stitch_table(result: dict[str, Any]) -> str:
     """What still works: a row for each network, and how close each comes to the end network."""
-    lines = [f"{'':10} {'accuracy':>9} {'loss':>8} {'relative':>9} {'agrees':>8} {'CKA':>7} {'l2':>9}"]
+    lines = [fill(stitch_title(result))]
+    lines += [f"{'':10} {'accuracy':>9} {'loss':>8} {'relative':>9} {'agrees':>8} {'CKA':>7} {'l2':>9}"]
     end_accuracy = result["model_results"]["end"]["acc"]
     for row, scores, agrees, cka, l2 in _stitch_rows(result):
         relative = scores["acc"] / end_accuracy if end_accuracy else float("nan")

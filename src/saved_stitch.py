@@ -10,6 +10,7 @@ from src import checkpoints, results
 from src.checkpoints import Checkpoint
 from src.cut import head, tail
 from src.frozen import freeze
+from src.results.titles import stitch_title
 from src.stitching import Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
 
 STITCH_TYPES = ("before", "after", "ps_inv")
@@ -27,9 +28,9 @@ class SavedStitch:
     stitch: StitchLayer
 
     @property
-    def name(self) -> str:
-        layers = f"{self.front_layer or 'output'} -> {self.end_layer or 'output'}"
-        return f"{self.front.model} -> {self.end.model}, {layers}"
+    def title(self) -> str:
+        layers = {"front_layer": self.front_layer, "end_layer": self.end_layer, "dataset": self.dataset}
+        return stitch_title({"params": layers, "weights": {"front": self.front.facts(), "end": self.end.facts()}})
 
     @property
     def dataset(self) -> str:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import compare_nets
 import layer_info
 import stitch_nets
-from src import layer_grid, report, results
+from src import cli, layer_grid, report, results
 from src.models import MODELS
+from src.results.titles import stitch_title
+from src.training import History
 from tests.toy import save_toy
 
 SCRIPTS = ("train_model", "stitch_nets", "layer_info", "compare_nets", "compare_frank_m2", "eval_net", "eval_stitch")
@@ -242,6 +245,26 @@ def test_a_table_of_results(toy: Path) -> None:
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize(("terminal", "always"), [(True, False), (True, True), (False, False)])
+def test_a_line_for_each_epoch_stands_in_for_the_bar(
+    terminal: bool, always: bool, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    cli.tell_epoch(History([{"train_loss": 1.0}, {"train_loss": 0.51237, "val_loss": 2.0}]), 30, always=always)
+    line = "" if terminal and not always else "epoch 2 of 30: train_loss 0.5124, val_loss 2.0000\n"
+    assert capsys.readouterr() == ("", line)
+
+
+def test_titles_say_networks_layers_and_data_set() -> None:
+    front = {"model": "lenet", "dataset": "mnist", "init_seed": 0, "gradient_seed": 3}
+    end = {"model": "tiny10", "dataset": "mnist", "init_seed": None, "gradient_seed": None}
+    params = {"front_layer": "conv1", "end_layer": "", "dataset": None}
+    result = {"params": params, "weights": {"front": front, "end": end}}
+    assert stitch_title(result) == "lenet in0-gn3, conv1 -> tiny10, output (mnist)"
+    published = {"params": params | {"dataset": "cifar10"}}
+    assert stitch_title(published) == "front, conv1 -> end, output (cifar10)"
+
+
 def test_the_published_result_has_a_row(reference: Path) -> None:
     (row,) = results.table(reference).to_dict("records")
     assert row["dataset"] == "cifar10" and row["front_layer"] == "bn3" and row["init"] == "ps_inv"

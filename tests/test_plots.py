@@ -91,6 +91,19 @@ def test_heatmaps_hold_the_values(toy) -> None:
     assert figure.get_supxlabel() == "framed: most similar in its row; grey: no value"
 
 
+def test_one_huge_value_does_not_make_all_others_look_equal(toy) -> None:
+    compare_nets.main(["a3.pt", "b3.pt", "conv1,bn1", "conv1,bn1", "toy", "l2", "cka", "--run-name", "r", "--plot"])
+    (path,) = Path("results/r").glob("*.pkl")
+    result = results.read(path)
+    l2 = result["frame"].index[result["frame"]["method"] == "l2"]
+    result["frame"].loc[l2, "value"] = [1.0, 2.0, 3.0, 1e6]
+    panel = next(axes for axes in grid_figure(result).get_axes() if axes.get_title() == "l2")
+    (image,) = panel.get_images()
+    assert image.get_clim()[0] == 0 and 3 < image.get_clim()[1] < 1e3
+    assert image.colorbar is not None and image.colorbar.extend == "max"  # says that there is more
+    assert texts(panel) == ["1.00", "2.00", "3.00", "1e6"]
+
+
 @pytest.mark.parametrize("layers", [("bn1", "fc1,fc2"), ("conv1,bn1", "fc1"), ("all", "all")])
 def test_nothing_in_a_heatmap_is_cut_or_hidden(layers, toy) -> None:
     """However few the cells: every word lies within the picture, and no panel's words on another panel's."""

@@ -215,7 +215,7 @@ def test_debug_runs_a_few_batches_and_says_so(toy, capsys) -> None:
     result = stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "1", "-b", "4", "-s", "1", "--debug")
     assert result["params"]["debug"] is True
     assert max(result["trans_history"]) == stitch_nets.DEBUG_STEPS < 48 // 4
-    assert "epoch 1: train_loss" in capsys.readouterr().err
+    assert "epoch 1 of 1: train_loss" in capsys.readouterr().err
 
 
 def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from src.metrics import METRICS, Metric
 from src.plots.style import BLUE, INK, LIGHT, NORMAL, ORANGE, SMALL, finish, new_figure, save
+from src.results.titles import network_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 ANNOTATED = 12  # cells a side; values in more of them could not be read
 SIDE_BY_SIDE = 2
 MANY = 30  # layers; heatmaps of more are wide enough alone
+# The scale of a metric without bounds ends at so many times this quantile of its values.
+OUTLYING, TYPICAL = 2, 0.75
 # Inches of a panel, however few its cells are.
 LEAST_WIDTH, LEAST_HEIGHT = 4.2, 3.2
 
@@ -50,7 +53,7 @@ def grid_figure(result: dict[str, Any]) -> Figure:
     height = max(LEAST_HEIGHT, cell * len(layers1) + label + 0.7)
     figure = new_figure(across * width, down * height + 0.6, _title(result))
     panels = figure.subplots(down, across, squeeze=False).ravel()
-    names = [_network_name(network) for network in result["networks"]]
+    names = [network_name(network) for network in result["networks"]]
     for axes, (name, table) in zip(panels, tables.items(), strict=False):
         _draw_heatmap(figure, axes, METRICS[str(name)], table, layers1, layers2, letters=int(13 * height))
         finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
@@ -63,13 +66,8 @@ def grid_figure(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def _network_name(network: dict[str, Any]) -> str:
-    seeds = f" in{network['init_seed']}-gn{network['gradient_seed']}" if network["init_seed"] is not None else ""
-    return f"{network['model']}{seeds}"
-
-
 def _title(result: dict[str, Any]) -> str:
-    names = [_network_name(network) for network in result["networks"]]
+    names = [network_name(network) for network in result["networks"]]
     params = result["params"]
     return f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
 
@@ -88,6 +86,7 @@ def _draw_heatmap(
     from matplotlib import colormaps
 
     low, high = _range(metric, table)
+    beyond = "max" if np.nanmax(table, initial=low) > high else "neither"
     alike = metric.identical == 1
     colours = colormaps["cividis" if alike else "cividis_r"].with_extremes(bad=LIGHT)
     image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
@@ -98,7 +97,7 @@ def _draw_heatmap(
     if max(table.shape) <= ANNOTATED:
         _write_values(axes, image, table)
     finish(axes, title=metric.name)
-    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02, extend=beyond)
     bar.set_label(textwrap.fill(metric.meaning, letters), fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL)
 
@@ -131,7 +130,7 @@ def _write_values(axes: Axes, image: AxesImage, table: np.ndarray) -> None:
 def _range(metric: Metric, table: np.ndarray) -> tuple[float, float]:
     """Ends of the colour scale: from equal representations as far as the values go, in tenths where these are bounded.
 
-    An end at the metric's own bounds would leave most colours unused.
+    An end at the metric's own bounds would leave most colours unused, and so would one far beyond most values.
     """
     known = table[np.isfinite(table)]
     if not known.size:
@@ -139,6 +138,8 @@ def _range(metric: Metric, table: np.ndarray) -> tuple[float, float]:
     low, high = min(float(known.min()), metric.identical), max(float(known.max()), metric.identical)
     if math.isfinite(metric.range[1]):
         low, high = math.floor(10 * low) / 10, math.ceil(10 * high) / 10
+    else:
+        high = min(high, OUTLYING * float(np.quantile(known, TYPICAL, method="lower")))
     return (low, high) if high > low else (low, low + 1)
 
 
@@ -150,7 +151,7 @@ def pair_figure(result: dict[str, Any]) -> Figure:
     frame: pd.DataFrame = result["frame"]
     rows = frame.to_dict("records")
     names = [
-        f"{_network_name(network)} {layer}"
+        f"{network_name(network)} {layer}"
         for network, layer in zip(result["networks"], (rows[0]["layer1"], rows[0]["layer2"]), strict=True)
     ]
     params = result["params"]

@@ -21,6 +21,7 @@ from src.plots.style import (
     save,
     whole_numbers,
 )
+from src.results.titles import stitch_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ def draw_stitch(result: dict[str, Any], path: Path) -> None:
 
 
 def stitch_figure(result: dict[str, Any]) -> Figure:
-    figure = new_figure(9.6, 6.6, _title(result))
+    figure = new_figure(9.6, 6.6, stitch_title(result, "\N{RIGHTWARDS ARROW}"))
     parts = figure.subfigures(2, 1, height_ratios=[1, 0.95], hspace=0.02)
     top, bottom = parts  # pyright: ignore[reportGeneralTypeIssues]
     matrices = {name: _matrix(result["trans_m"][name]["w"]) for name in MAPS}
@@ -59,17 +60,6 @@ def stitch_figure(result: dict[str, Any]) -> Figure:
 def _matrix(w: np.ndarray) -> np.ndarray:
     """(out, in, 1, 1) or (out, in) -> (out, in)."""
     return np.asarray(w, dtype=np.float64).reshape(w.shape[:2])
-
-
-def _title(result: dict[str, Any]) -> str:
-    params = result["params"]
-    ends = []
-    for role in ("front", "end"):
-        facts = result.get("weights", {}).get(role, {})
-        seeds = f" in{facts['init_seed']}-gn{facts['gradient_seed']}" if facts.get("init_seed") is not None else ""
-        ends.append(f"{facts.get('model', role)}{seeds}, {params[f'{role}_layer'] or 'output'}")
-    dataset = params.get("dataset") or result.get("weights", {}).get("front", {}).get("dataset", "")
-    return f"{ends[0]} \N{RIGHTWARDS ARROW} {ends[1]}   ({dataset})"
 
 
 def _draw_matrices(figure: SubFigure, matrices: dict[str, np.ndarray], result: dict[str, Any]) -> None:

@@ -1,0 +1,23 @@
+"""What results are about, in a line."""
+
+from typing import Any
+
+
+def network_name(network: dict[str, Any]) -> str:
+    """Architecture and seeds of a network that a result describes, such as "Tiny10 in0-gn0"."""
+    seeds = f" in{network['init_seed']}-gn{network['gradient_seed']}" if network.get("init_seed") is not None else ""
+    return f"{network['model']}{seeds}"
+
+
+def stitch_title(result: dict[str, Any], arrow: str = "->") -> str:
+    """Which networks a result of stitch_nets.py sews together, at which layers, and on which data set.
+
+    Published results do not say their networks; these are called front and end.
+    """
+    params, weights = result["params"], result.get("weights", {})
+    ends = [
+        f"{network_name(weights.get(role, {'model': role}))}, {params[f'{role}_layer'] or 'output'}"
+        for role in ("front", "end")
+    ]
+    dataset = params.get("dataset") or weights.get("front", {}).get("dataset", "")
+    return f"{ends[0]} {arrow} {ends[1]} ({dataset})"
