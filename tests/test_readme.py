@@ -1,16 +1,27 @@
 """The README names every option that the scripts have, and its commands run."""
 
+import argparse
 import importlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-SCRIPTS = ("train_model", "stitch_nets", "layer_info", "compare_nets", "compare_frank_m2", "eval_net", "eval_stitch")
 COMMANDS = re.findall(r"^python (\w+)\.py (.*)$", README, re.MULTILINE)
+SECTIONS = {
+    "layer_info": "Look at an architecture",
+    "train_model": "Train a network",
+    "stitch_nets": "Stitch two networks",
+    "eval_net": "Evaluate",
+    "eval_stitch": "Evaluate",
+    "compare_nets": "Compare representations",
+    "compare_frank_m2": "Compare representations",
+}
+SCRIPTS = tuple(SECTIONS)
 SHORTER = {
     "compare_nets": ["--run-name", "c", "--overwrite"],
     "train_model": ["-e", "1", "--overwrite"],
@@ -18,14 +29,53 @@ SHORTER = {
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_option_is_in_the_readme(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+def options_of(script: str, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], Any]:
+    """The names of each option of a script with its default; None where that is decided later."""
+    parsers = []
+
+    def stop(parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     with pytest.raises(SystemExit):
-        importlib.import_module(script).main(["--help"])
-    options = set(re.findall(r"(?<![\w>-])--?[a-z][\w-]*", capsys.readouterr().out.split("examples:")[0]))
-    documented = set(re.findall(r"`(--?[a-z][\w-]*)`", README))
-    assert options - documented <= {"-h", "--help"}
-    assert f"{script}.py" in README
+        importlib.import_module(script).parse_args([])
+    (parser,) = parsers
+    return {
+        tuple(action.option_strings): None if action.default is False else action.default
+        for action in parser._actions
+        if action.option_strings and "--help" not in action.option_strings
+    }
+
+
+def documented_options(section: str, script: str) -> dict[str, tuple[str, str]]:
+    """{name of an option: (row, default)} of a section's table, without rows that are marked as another script's."""
+    text = re.split(r"^## ", README, flags=re.MULTILINE)
+    (body,) = [part for part in text if part.startswith(f"{section}\n")]
+    options = {}
+    for row in re.findall(r"^\| (`-.*) \|$", body, re.MULTILINE):
+        names, meaning, default = (cell.strip() for cell in re.split(r"(?<!\\)\|", row))
+        whose = re.match(r"\(`(\w+)\.py`\)", meaning)
+        if whose is None or whose[1] == script:
+            options |= {name: (row, default) for name in re.findall(r"`(--?[\w-]+)`", names)}
+    return options
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_tables_of_the_readme_hold_every_option_with_its_default(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of(script, monkeypatch)
+    own, common = documented_options(SECTIONS[script], script), documented_options("Options of all scripts", script)
+    assert {name for names in options for name in names} == own.keys() | common.keys()
+    for names, default in options.items():
+        (documented,) = {(common | own)[name] for name in names}
+        if isinstance(default, int | float):
+            assert float(documented[1]) == default, documented
+        elif default is not None:
+            assert documented[1].rstrip("/") == str(default), documented
+        else:
+            assert not re.fullmatch(r"[\d.e-]+", documented[1]), documented
 
 
 def test_the_readme_runs_every_script() -> None:
