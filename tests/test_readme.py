@@ -2,8 +2,11 @@
 
 import argparse
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +110,16 @@ def test_the_command_runs(script: str, arguments: str, folder: Path, monkeypatch
     if script == "train_model":
         arguments = arguments.replace("cifar10", "digits")  # the same code, in seconds
     importlib.import_module(script).main([*shlex.split(arguments), *SHORTER.get(script, [])])
+
+
+def test_the_sweep_over_layers_runs(folder: Path) -> None:
+    (script,) = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    script = script.replace("python stitch_nets.py", f"python {shlex.quote(str(REPOSITORY))}/stitch_nets.py")
+    command = ["bash", "-euc", script.replace("-e 5", "-e 1")]
+    done = subprocess.run(command, cwd=folder, env=os.environ | paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    layers = re.search(r"^for layer in (.*); do$", script, re.MULTILINE)
+    assert layers
+    rows = done.stdout.splitlines()[-len(layers[1].split()) :]
+    assert [row.split()[1] for row in rows] == layers[1].split()
