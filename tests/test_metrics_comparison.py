@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.metrics import METRICS, Comparison, channels_last_rows, flat_rows
-from src.metrics.cka import cka_of_moments, cka_of_sums, debiased_cka_of_sums
+from src.metrics.cka import cka_of_sums, debiased_cka_of_sums
 from src.metrics.gram import Energies, gram_sums, gram_sums_of_moments
 from src.metrics.groups import group_sizes
 from src.metrics.linear_maps import moments_of
@@ -123,9 +123,9 @@ def test_both_sides_of_the_gram_agree(features, dtype, monkeypatch):
         for sums in (gram_sums(*centred, "samples"), gram_sums(*centred, "features"), streamed):
             assert function(sums) == pytest.approx(truth, abs=1e-6)
         assert float(METRICS[name].of_rows(x, y)) == pytest.approx(truth, abs=1e-6)
-    assert cka_of_moments(moments) == pytest.approx(cka_of_sums(streamed), abs=1e-12)
-    with pytest.raises(ValueError, match="second representation is constant"):
-        cka_of_moments(moments_of(x, torch.full_like(y, 0.1)))
+    # Kornblith et al. 2019, table 1: |xy|^2 / (|xx| |yy|)
+    expected = moments.xy.norm() ** 2 / (moments.xx.norm() * moments.yy.norm())
+    assert cka_of_sums(streamed) == pytest.approx(expected.item(), abs=1e-12)
 
 
 @pytest.mark.parametrize(("images", "stored"), [(40, True), (600, False)])

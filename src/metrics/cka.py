@@ -5,8 +5,6 @@ import math
 from torch import Tensor
 
 from src.metrics.gram import GramSums, gram_sums
-from src.metrics.linalg import require_varying
-from src.metrics.moments import PairedMoments
 from src.metrics.rows import paired, unit
 
 
@@ -39,13 +37,6 @@ def debiased_linear_cka(x: Tensor, y: Tensor) -> float:
     """
     x, y = paired(x, y, least=4)
     return debiased_cka_of_sums(gram_sums(unit(x.detach(), "first"), unit(y.detach(), "second")))
-
-
-def cka_of_moments(moments: PairedMoments) -> float:
-    """Return biased linear CKA: |xy|^2 / (|xx| |yy|), Kornblith et al. 2019, table 1."""
-    require_varying(*moments.live())
-    kl, kk, ll = (float(products.square().sum()) for products in (moments.xy, moments.xx, moments.yy))
-    return _ratio(kl, kk, ll)
 
 
 def cka_of_sums(sums: GramSums) -> float:
