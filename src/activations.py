@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from src.config import full_precision
 from src.dataset import Split
 from src.progress import bar
 
@@ -25,9 +26,10 @@ def feed(
 ) -> None:
     """Call consume(activation of the first head, of the second, ...) for each batch of the split, in its order.
 
-    All heads see the same batch, so rows of the activations always belong to the same image.
+    All heads see the same batch, so rows of the activations always belong to the same image. Products are full
+    float32.
     """
-    with bar(len(split), title, unit="image") as progress:
+    with full_precision(), bar(len(split), title, unit="image") as progress:
         for images, _ in split.batches(batch_size):
             consume(*(head(images) for head in heads))
             progress.update(len(images))

@@ -1,8 +1,11 @@
 """Where the data sets are, and which device computes in which precision."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from dotenv import dotenv_values
@@ -49,6 +52,24 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' asked for, but there is none; try --device cpu")
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """A context in which GPUs multiply float32 numbers as they are.
+
+    Otherwise torch lets recent ones round the factors of convolutions to 10 bits (TF32), too few for the numbers that
+    are published.
+    """
+    backends: tuple[Any, Any] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def mixed_precision(device: torch.device, *, enabled: bool) -> torch.autocast:

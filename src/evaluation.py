@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from src.activations import BATCH_SIZE, Head, feed
+from src.config import full_precision
 from src.dataset import Split
 from src.metrics import Comparison, PairedMoments
+from src.metrics.linalg import float64_device
 from src.metrics.mapped import MappedSimilarity
 from src.metrics.moments import Affine
 from src.progress import bar
@@ -24,15 +26,17 @@ STORE_BYTES = 4_000_000_000  # activations that may be kept at once
 def collect_logits(
     forward: Callable[[Tensor], dict[str, Tensor]], split: Split, *, batch_size: int = BATCH_SIZE, title: str = ""
 ) -> dict[str, Tensor]:
-    """Logits (images, classes) of several networks from one pass over a split, on its device.
+    """Logits (images, classes) of several networks from one pass over a split, in full float32.
 
-    `forward` maps images to the logits of each network by name; the networks are to be in eval mode.
+    They are on the split's device, or on the CPU where that has no float64 for what follows. `forward` maps images to
+    the logits of each network by name; the networks are to be in eval mode.
     """
     parts: dict[str, list[Tensor]] = {}
-    with bar(len(split), title, unit="image") as progress:
+    device = float64_device(split.device)
+    with full_precision(), bar(len(split), title, unit="image") as progress:
         for images, _ in split.batches(batch_size):
             for name, logits in forward(images).items():
-                parts.setdefault(name, []).append(logits.float())
+                parts.setdefault(name, []).append(logits.float().to(device))
             progress.update(len(images))
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
@@ -50,6 +54,7 @@ def evaluate(network: nn.Module, split: Split, *, batch_size: int = BATCH_SIZE, 
 
 def score(logits: Tensor, labels: Tensor, task: Task) -> dict[str, float]:
     """Loss and accuracy of logits (images, classes)."""
+    labels = labels.to(logits.device)
     return {
         "loss": task.loss(logits.double(), labels).item(),
         "acc": task.correct(logits, labels).double().mean().item(),
@@ -58,7 +63,7 @@ def score(logits: Tensor, labels: Tensor, task: Task) -> dict[str, float]:
 
 def hits(first: Tensor, second: Tensor, labels: Tensor, task: Task) -> dict[str, int]:
     """Decisions that both get right (rr), only the first (rw), only the second (wr), or neither (ww)."""
-    a, b = task.correct(first, labels), task.correct(second, labels)
+    a, b = (task.correct(logits, labels.to(logits.device)) for logits in (first, second))
     counts = {"rr": a & b, "rw": a & ~b, "wr": ~a & b, "ww": ~a & ~b}
     return {name: int(which.sum()) for name, which in counts.items()}
 
@@ -69,6 +74,7 @@ def agreement(logits: Tensor, target: Tensor, labels: Tensor, task: Task) -> dic
     `crossentropy` to the target's probabilities, averaged over images and classes (0 only where both are certain);
     `same_class_out`, the share of equal decisions, 0 to 1; `rel_acc`, accuracy divided by the target's.
     """
+    labels = labels.to(logits.device)
     same = task.predictions(logits) == task.predictions(target)
     accuracy, best = (task.correct(values, labels).double().mean().item() for values in (logits, target))
     return {
@@ -134,12 +140,16 @@ class PairView:
 
         geometry = self.pair.geometry
         shapes = geometry.front_shape if stitch is None else geometry.end_shape, geometry.end_shape
-        names = ["cka", "l2"] if shapes[0] == shapes[1] else ["cka"]
-        comparison = compare((front, self.pair.end_head), shapes, self.split, names, group=self.cka_group)
+
+        def comparison(names: list[str]) -> Comparison:
+            return compare((front, self.pair.end_head), shapes, self.split, names, group=self.cka_group)
+
+        others = ["l2"] if shapes[0] == shapes[1] else []
+        both = comparison(["cka", *others])
         try:
-            values = comparison.result()
-        except ValueError:
-            values = dict.fromkeys(names, float("nan"))
+            values = both.result()
+        except ValueError:  # the CKA of a constant is undefined, but not its difference to something
+            values = {"cka": float("nan")} | (comparison(others).result() if others else {})
         return {"cka": values["cka"], "l2": values.get("l2")}
 
 

@@ -1,11 +1,12 @@
 """Data roots come from the configuration file or the environment; devices exist or are refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from src.config import CONFIG_FILE, choose_device, data_root
+from src.config import CONFIG_FILE, choose_device, data_root, full_precision
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +131,20 @@ def test_present_gpus_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda:1") == torch.device("cuda:1")
     assert choose_device("cuda") == torch.device("cuda")
+
+
+def test_full_precision_ends_where_it_began() -> None:
+    convolutions: Any = torch.backends.cudnn
+    products: Any = torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    try:
+        convolutions.allow_tf32, products.allow_tf32 = True, False
+        with pytest.raises(KeyError), full_precision():
+            assert not convolutions.allow_tf32 and not products.allow_tf32
+            raise KeyError
+        assert convolutions.allow_tf32 and not products.allow_tf32
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def test_absent_mps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import Generator, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.dataset import DATASETS
 from src.dataset.split import MemorySplit
+from src.evaluation import collect_logits, score
 from src.metrics import PairedMoments
 from src.metrics.moments import Affine
 from src.models import build_model
@@ -92,6 +94,30 @@ def test_other_geometries(fake, geometry: dict[str, bool]) -> None:
     stitch = build_stitch(Affine(torch.randn(size, size), torch.zeros(size)), pair.geometry).to(CUDA)
     images, _ = next(split_on(CUDA).batches(4))
     assert pair.stitched(stitch)(images).device == CUDA
+
+
+class NoFloat64OnMps(TorchDispatchMode):
+    """Refuses float64 on a device `mps`, as Apple's GPUs do; fake tensors allow it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type == "mps" and result.dtype == torch.float64:
+            raise TypeError(f"{function} made a float64 tensor on mps")
+        return result
+
+
+def test_scores_do_without_float64_on_the_device(fake) -> None:
+    split = split_on(torch.device("mps", 0))
+    split.batches = lambda *_, **__: iter([(torch.zeros(8, 3, 32, 32, device="mps"), split.labels)])
+    network = build_model("tiny10", channels=3, classes=10, size=32).eval()
+    move_by_replacement(network, lambda value: torch.zeros(value.shape, dtype=value.dtype, device="mps"))
+    with NoFloat64OnMps():
+        logits = collect_logits(lambda images: {"one": network(images)}, split)["one"]
+        assert logits.device.type == "cpu" and logits.shape == (8, 10)
+        with pytest.raises(DataDependentOutputException):  # as far as a score can go without values
+            score(logits, split.labels, split.spec.task)
+        with pytest.raises(TypeError, match="float64 tensor on mps"):
+            torch.zeros(2, device="mps").double()
 
 
 def test_moments_on_the_device(fake) -> None:

@@ -17,13 +17,15 @@ def flip_and_crop(images: Tensor, generator: torch.Generator, *, padding: int = 
     top = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
     left = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
     mirrored = torch.rand((n, 1), generator=generator) < 0.5
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
+    # three numbers an image, in one copy that a GPU need not wait for; the rest is computed there
+    drawn = torch.stack([top, left, mirrored.to(top)]).to(images.device, non_blocking=True)
+    top, left, mirrored = drawn[0], drawn[1], drawn[2].bool()
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.arange(width, device=images.device)
     columns = torch.where(mirrored, columns.flip(1), columns)
     pixels = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(n, 1, -1)
     padded = F.pad(images, (padding,) * 4).flatten(2)
-    index = pixels.to(images.device).expand(-1, padded.shape[1], -1)
-    return padded.gather(2, index).view(images.shape)
+    return padded.gather(2, pixels.expand(-1, padded.shape[1], -1)).view(images.shape)
 
 
 def affine(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,7 +59,7 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Ten
 
 def _sample(images: Tensor, matrix: Tensor, offset: Tensor, *, size: int | None = None) -> Tensor:
     n, channels, height, width = images.shape
-    theta = torch.cat([matrix, offset[:, :, None]], 2).to(images.device)
+    theta = torch.cat([matrix, offset[:, :, None]], 2).to(images.device, non_blocking=True)
     shape = [n, channels, size or height, size or width]
     grid = F.affine_grid(theta, shape, align_corners=False)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)

@@ -44,15 +44,16 @@ class Split(ABC):
         number of workers. `drop_last` leaves out an incomplete last batch.
         """
         index = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
-        stop = len(self) - len(self) % batch_size if drop_last else len(self)
+        if drop_last:
+            index = index[: len(self) - len(self) % batch_size]
         # split makes one empty batch of nothing
-        for images, labels in self._read(index[:stop].split(batch_size) if stop else ()):
+        for images, labels in self._read(index, batch_size) if len(index) else ():
             images = self._crop(images) if augment is None else self.spec.augment(images, augment)
             yield self._normalise(images), labels
 
     @abstractmethod
-    def _read(self, indices: tuple[Tensor, ...]) -> Iterator[Batch]:
-        """Yield the raw uint8 images and the labels of each tensor of indices, on the device."""
+    def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
+        """Yield batches of the raw uint8 images and the labels at these indices, on the device."""
 
     def _crop(self, images: Tensor) -> Tensor:
         return images
@@ -70,10 +71,10 @@ class MemorySplit(Split):
         super().__init__(spec, labels, images.device)
         self.images = images
 
-    def _read(self, indices: tuple[Tensor, ...]) -> Iterator[Batch]:
-        for index in indices:
-            index = index.to(self.device)
-            yield self.images[index], self.labels[index]
+    def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
+        # all at once: a copy for each batch would make a GPU finish the last one first
+        for part in index.to(self.device).split(batch_size):
+            yield self.images[part], self.labels[part]
 
 
 class FolderSplit(Split):
@@ -92,17 +93,18 @@ class FolderSplit(Split):
         self.files = files
         self.num_workers = min(8, _usable_cores()) if num_workers is None else num_workers
 
-    def _read(self, indices: tuple[Tensor, ...]) -> Iterator[Batch]:
+    def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
+        indices = index.split(batch_size)
         loader = DataLoader(
             _Decoder(self.files),
             batch_size=None,  # an item of the decoder is a batch
-            sampler=[index.tolist() for index in indices],
+            sampler=[part.tolist() for part in indices],
             num_workers=min(self.num_workers, len(indices)),
             pin_memory=self.device.type == "cuda",
             generator=Generator(),  # its own, so that torch's global one is left as it was
         )
-        for index, images in zip(indices, _batches_of(loader), strict=True):
-            yield images.to(self.device, non_blocking=True), self.labels[index.to(self.device)]
+        for part, images in zip(index.to(self.device).split(batch_size), _batches_of(loader), strict=True):
+            yield images.to(self.device, non_blocking=True), self.labels[part]
 
     def _crop(self, images: Tensor) -> Tensor:
         from torchvision.transforms.v2 import functional  # slow to import, and needed for images in folders only
