@@ -59,7 +59,7 @@ def options_first(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = arguments.Parser(prog="compare_nets.py", add_help=False)
     add_options(parser)
     options, rest = parser.parse_known_args(words)
-    if options.layers1 and options.layers2 and rest[2:] and rest[2] in DATASETS:
+    if None not in (options.layers1, options.layers2) and rest[2:] and rest[2] in DATASETS:
         rest[2:2] = options.layers1, options.layers2
     return options, rest
 
@@ -172,7 +172,8 @@ def doubts_text(grid: Grid) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug):
+    remedy = "lower --batch-size, or average over groups of images with --group-at"
+    with cli.one_line_errors(debug=args.debug, less_memory=remedy):
         run(args)
 
 
