@@ -79,7 +79,7 @@ def layers_text(layers: pd.DataFrame) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug):
+    with cli.one_line_errors(debug=args.debug, less_memory="choose a smaller network"):
         run(args)
 
 

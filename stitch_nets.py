@@ -124,7 +124,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         stitch = initial_stitch(pair, train, args).to(device)
         initial = stitch.arrays()
-        history = train_stitch(pair, stitch, train, val, args, recipe, resume_file)
+        identity = {key: value for key, value in cli.parameters(args).items() if key not in IRRELEVANT}
+        identity |= {"front weights": front.sha256, "end weights": end.sha256}
+        history = train_stitch(pair, stitch, train, val, args, recipe, identity, resume_file)
         del train  # room for the activations
         view = view_pair(pair, val, keep=True, title="activations on val")
         if view.cka_group:
@@ -174,6 +176,7 @@ def train_stitch(
     val: Split,
     args: argparse.Namespace,
     recipe: Recipe,
+    identity: dict[str, Any],
     resume_file: Path,
 ) -> History:
     if not args.resume:
@@ -192,8 +195,9 @@ def train_stitch(
         snapshot=stitch.snapshot,
         snapshot_every=args.save_frequency * max(1, args.epochs),
         after_epoch=lambda history: cli.tell_epoch(history, recipe.epochs, always=args.debug),
+        on_resume=lambda history: cli.tell_resumed(history, recipe.epochs),
         resume_file=resume_file,
-        identity={key: value for key, value in cli.parameters(args).items() if key not in IRRELEVANT},
+        identity=identity,
         max_steps=DEBUG_STEPS if args.debug else None,
         title=f"stitch {args.front_layer} -> {args.end_layer}",
     )
@@ -250,7 +254,8 @@ def published(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     remedy = "--resume with the --run-name of its folder goes on from the last whole epoch"
-    with cli.one_line_errors(debug=args.debug, interrupted=f"interrupted; {remedy}"):
+    less_memory = "lower --batch-size, or choose smaller layers" + ", or leave out --flatten" * args.flatten
+    with cli.one_line_errors(debug=args.debug, interrupted=f"interrupted; {remedy}", less_memory=less_memory):
         run(args)
 
 

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +221,9 @@ def train_network(
     def save_at(iteration: int) -> None:
         save_weights(network, args, facts, weight_file(folder, iteration))
 
-    def epoch_done(history: History) -> None:
+    def epoch_done(history: History, tell: Callable[[History, int], None] = cli.tell_epoch) -> None:
         write_log(folder / "training_log.csv", history)
-        cli.tell_epoch(history, recipe.epochs)
+        tell(history, recipe.epochs)
 
     return fit(
         network,
@@ -235,6 +235,7 @@ def train_network(
         after_step=save_at,
         after_step_every=args.save_frequency,
         after_epoch=epoch_done,
+        on_resume=lambda history: epoch_done(history, cli.tell_resumed),
         resume_file=resume_file,
         identity=identity(args) | facts,
         title=f"{folder.parts[-3]} on {folder.parts[-2]}",

@@ -56,20 +56,30 @@ def _health_lines(health: Health) -> list[str]:
 
 
 @contextlib.contextmanager
-def one_line_errors(*, debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
-    """End the script with one line on stderr and exit code 2 for what a user can mend; with `debug`, a traceback."""
+def one_line_errors(
+    *, debug: bool, interrupted: str = "interrupted", less_memory: str = "lower --batch-size"
+) -> Iterator[None]:
+    """End the script with one line on stderr and exit code 2 for what a user can mend; with `debug`, a traceback.
+
+    `less_memory` says what to do where memory was short.
+    """
     try:
         yield
     except USER_ERRORS as error:
         if debug:
             raise
         _fail(_describe(error), 2)
-    except (MemoryError, torch.OutOfMemoryError):
-        if debug:
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _is_shortage(error):
             raise
-        _fail("out of memory; lower --batch-size, or average over groups of images with --group-at", 2)
+        _fail(f"out of memory; {less_memory}", 2)
     except KeyboardInterrupt:
         _fail(interrupted, 130)
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out: on a processor torch raises a plain RuntimeError for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _describe(error: BaseException) -> str:
@@ -88,6 +98,11 @@ def notice(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def tell_resumed(history: History, epochs: int) -> None:
+    """A line on stderr about where an interrupted training goes on."""
+    notice(f"going on after epoch {len(history.epochs)} of {epochs}")
+
+
 def tell_epoch(history: History, epochs: int, *, always: bool = False) -> None:
     """A line on stderr about the last epoch, for logs: it stands in where there is no terminal for a progress bar."""
     if always or not sys.stderr.isatty():
@@ -99,11 +114,13 @@ def tell_epoch(history: History, epochs: int, *, always: bool = False) -> None:
 def result_path(args: argparse.Namespace, name: str, *, out_dir: Path | None = None) -> Iterator[Path]:
     """Reserve results/<run>/<name>.pkl before any work; refuse an existing one unless --overwrite is given.
 
+    Results on training images have "-train" in their names.
     With --plot the same holds for the picture beside it. A second run that would make the same file is refused too.
     A folder that is still empty at the end, since the work failed, is removed.
     """
     folder = results.run_folder(out_dir or args.out_dir, args.run_name)
-    path = folder / f"{name}.pkl"
+    split = getattr(args, "dataset_type", "val")
+    path = folder / (f"{name}.pkl" if split == "val" else f"{name}-{split}.pkl")
     try:
         with sole_maker(path):
             for target in (path, picture_path(args, path)):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from src import checkpoints, results
@@ -61,14 +62,16 @@ def load_stitch(path: Path, stitch_type: str, *, front: Path | None = None, end:
     and ValueError for a file that is no stitch, lacks the type, or was made with other weights.
     """
     content = results.read(path)
-    params, maps = (content.get(key) if isinstance(content, dict) else None for key in ("params", "trans_m"))
-    if not isinstance(params, dict) or not isinstance(maps, dict):
+    if not _is_stitch(content):
         raise ValueError(f"{path} is no result of stitch_nets.py")
+    params, maps = content["params"], content["trans_m"]
     known = content.get("weights") or {"front": {}, "end": {}}
     networks = {}
     for role, moved in (("front", front), ("end", end)):
         file = moved or _find(Path(params[f"{role}_model"]), path, role)
-        networks[role] = checkpoints.load(file, model=known[role].get("model"), dataset=params.get("dataset"))
+        networks[role] = checkpoints.load(
+            file, model=known[role].get("model"), dataset=params.get("dataset") or known[role].get("dataset")
+        )
         if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
     pair = cut_pair(
@@ -87,11 +90,24 @@ def load_stitch(path: Path, stitch_type: str, *, front: Path | None = None, end:
     )
 
 
+def _is_stitch(content: Any) -> bool:
+    """Whether a result file holds what a stitch is read from."""
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("params", "trans_m")):
+        return False
+    texts = [content["params"].get(f"{role}_{what}") for role in ("front", "end") for what in ("model", "layer")]
+    weights = content.get("weights") or {"front": {}, "end": {}}
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(weights, dict) and isinstance(weights.get(role), dict) for role in ("front", "end")
+    )
+
+
 def _map_of_type(content: dict[str, Any], maps: dict[str, Any], stitch_type: str, path: Path) -> dict[str, Any]:
     arrays = maps.get(stitch_type)
     if not isinstance(arrays, dict) or not {"w", "b"} <= arrays.keys():
         there = ", ".join(name for name in STITCH_TYPES if name in maps) or "none"
         raise ValueError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
+    if not all((array := np.asarray(arrays[key])).ndim and array.dtype.kind == "f" for key in ("w", "b")):
+        raise ValueError(f"{path}: the stitch of type {stitch_type} is no matrix and vector of floating-point numbers")
     if stitch_type == "before" and "format" not in content:
         # the published scripts kept a view: on a CPU their `before` is what training made of it
         initial = (content.get("trans_history") or {}).get(0)

@@ -14,6 +14,7 @@ from src.files import parse_tensors, write_tensors
 from src.progress import bar
 
 State = dict[str, Tensor]
+LARGEST = 1e38  # nearly the largest float32, in which optimizers take their factors
 # (images, labels) -> (the loss to minimise, which decisions were right)
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -45,6 +46,9 @@ class Recipe:
             raise ValueError(f"learning rate {self.lr}; give a positive number with --lr")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight decay {self.weight_decay}; give 0 or more with --weight-decay")
+        for name, value, option in (("learning rate", self.lr, "--lr"), ("weight decay", self.weight_decay, "-wd")):
+            if value > LARGEST:
+                raise ValueError(f"{name} {value} exceeds {LARGEST:.0e}; lower it with {option}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; choose from {', '.join(sorted(OPTIMIZERS))}")
 
@@ -75,6 +79,7 @@ def fit(
     after_step: Callable[[int], None] | None = None,
     after_step_every: int = 1,
     after_epoch: Callable[[History], None] | None = None,
+    on_resume: Callable[[History], None] | None = None,
     resume_file: Path | None = None,
     identity: dict[str, Any] | None = None,
     max_steps: int | None = None,
@@ -87,8 +92,8 @@ def fit(
     of `snapshot_every` (0: no copies). `after_step` is called with each iteration that `after_step_every` divides.
     With `resume_file` the state is kept there after each epoch, and training goes on from there if the file exists:
     the result equals, bit for bit on one CPU, that of an uninterrupted run. `identity` says what run the file belongs
-    to. `max_steps` bounds the iterations of an epoch. `after_epoch` is also called when training goes on, since the
-    interruption may have come before it.
+    to. `max_steps` bounds the iterations of an epoch. `on_resume` is told the history when training goes on: the
+    interruption may have come before `after_epoch` was done.
 
     Raises ValueError where fewer images than one batch are left and where the file is another run's, and
     FloatingPointError for a loss that is not finite: on a processor at once, on a GPU some steps later, but before
@@ -103,8 +108,8 @@ def fit(
     run = _Run(trained, optimizer, *generators, snapshot or trained.state_dict)
     if resume_file and resume_file.is_file():
         run.load(resume_file, identity or {})
-        if after_epoch and run.history.epochs:
-            after_epoch(run.history)
+        if on_resume and run.history.epochs:
+            on_resume(run.history)
     elif snapshot_every:
         run.take_snapshot(0)
     with bar(recipe.epochs * steps, title, unit="batch", initial=len(run.history.epochs) * steps) as progress:

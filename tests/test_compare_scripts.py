@@ -61,10 +61,10 @@ def test_every_method_runs_alone_and_all_together(tmp_path, monkeypatch) -> None
     monkeypatch.chdir(tmp_path)
     options = [*DIGITS, "fc", "fc", "digits"]
     compare_nets.main([*options, *METRICS, "-t", "train", "--run-name", "all"])
-    together = results.read(Path("results/all/compare_nets-fc-fc.pkl"))["values"]
+    together = results.read(Path("results/all/compare_nets-fc-fc-train.pkl"))["values"]
     for name in METRICS:
         compare_nets.main([*options, name, "-t", "train", "-b", "77", "--run-name", name])
-        alone = results.read(Path(f"results/{name}/compare_nets-fc-fc.pkl"))["values"][name]
+        alone = results.read(Path(f"results/{name}/compare_nets-fc-fc-train.pkl"))["values"][name]
         assert METRICS[name].number(alone) == pytest.approx(METRICS[name].number(together[name]), abs=1e-6)
 
 
@@ -153,6 +153,22 @@ def test_moved_and_changed_weights(tmp_path, monkeypatch, capsys, toy) -> None:
             assert stop.code == code and capsys.readouterr().err.splitlines()[-1].startswith("error: ")
         else:
             assert code is None
+
+
+def test_moved_weights_that_say_nothing_are_known_from_the_result(toy) -> None:
+    folder = Path("Toy_w3/Toy/in0-gn0")
+    folder.mkdir(parents=True)
+    torch.save(checkpoints.load("a3.pt").network.state_dict(), folder / "0.pt")
+    stitch_nets.main([str(folder / "0.pt"), "b5.pt", "bn1", "bn1", "-e", "0", "--run-name", "s"])
+    (folder / "0.pt").rename("moved.pt")
+    eval_stitch.main(["results/s/bn1-bn1.pkl", "after", "--front-model", "moved.pt"])
+
+
+def test_both_splits_share_a_folder(toy) -> None:
+    for split in ("val", "train"):
+        eval_net.main(["a3.pt", "-t", split, "--run-name", "r"])
+    names = [path.name for path in sorted(Path("results/r").iterdir())]
+    assert names == ["eval_net-toy_w3-toy-in0-gn0-a3-train.pkl", "eval_net-toy_w3-toy-in0-gn0-a3.pkl"]
 
 
 def float32_cka(*files: str) -> float:

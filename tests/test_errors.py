@@ -111,9 +111,12 @@ COMMANDS = [
     "eval_stitch good.pkl after --front-model b3.pt",
     "eval_stitch good.pkl after --end-model missing.pt",
     "compare_frank_m2 text.pt after cka",
+    "eval_stitch hollow.pkl after",
+    "eval_stitch shapeless.pkl after",
     # training
     f"{STITCH} -b 100",
     f"{STITCH} -b 16 -lr 1e30 --optimizer sgd",
+    f"{STITCH} -lr 1e39",
     "train_model -m toy_w3 -d toy --init-weights missing.pt",
     "train_model -m toy_w3 -d toy --init-weights b5.pt",
     "train_model -m toy_w3 -d toy --init-weights cut.pt",
@@ -154,6 +157,9 @@ def folder(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (toy / "cut.pkl").write_bytes(good.read_bytes()[:100])  # its end depends on how pytest was called
     (toy / "hostile.pkl").write_bytes(pickle.dumps({"params": Bomb()}))
     (toy / "list.pkl").write_bytes(pickle.dumps([1, 2, 3]))
+    (toy / "hollow.pkl").write_bytes(pickle.dumps({"params": {}, "trans_m": {}}))
+    shapeless = content | {"trans_m": {"after": {"w": [1, 2], "b": None}}}
+    (toy / "shapeless.pkl").write_bytes(pickle.dumps(shapeless))
     del content["trans_m"]["ps_inv"]
     (toy / "half.pkl").write_bytes(pickle.dumps(content))
     content["params"]["front_model"] = "elsewhere/weights.pt"
@@ -231,6 +237,23 @@ of `tests/test_errors.py`, which makes this table.
 
 | command | message |
 |---|---|"""
+
+
+@pytest.mark.parametrize(
+    ("script", "remedy"),
+    [("layer_info", "choose a smaller network"), ("compare_nets", "lower --batch-size, or .* --group-at")],
+)
+def test_a_lack_of_memory_is_one_line_with_a_remedy_that_the_script_has(script, remedy, toy, monkeypatch, capsys):
+    def greedy(args: object) -> None:
+        torch.empty(1 << 60)
+
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "run", greedy)
+    command = {"layer_info": "layer_info lenet", "compare_nets": f"{COMPARE} cka"}[script]
+    assert re.fullmatch(f"out of memory; {remedy}", refuse(command, capsys))
+    monkeypatch.setattr(module, "run", lambda args: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):  # a mistake of ours keeps its traceback
+        module.main(command.split()[1:])
 
 
 def test_debug_shows_the_traceback(folder: Path) -> None:

@@ -167,6 +167,16 @@ def test_a_cka_over_groups_is_said(toy, monkeypatch, capsys) -> None:
     assert grouped["cka_frank"] != exact["cka_frank"] and abs(grouped["cka"] - 1) < 1e-6
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_constant_has_no_cka_but_an_l2(shared, toy, monkeypatch) -> None:
+    monkeypatch.setattr("src.evaluation._sharing_pays", lambda *_: shared)
+    # the one seed in a few whose permutation keeps no weight of the identity: the stitch gives its bias everywhere
+    result = stitch("a3.pt", "b3.pt", "bn1", "bn1", "-i", "eye", "-m", "random-permutation", "-e", "0", "--seed", "0")
+    assert not result["trans_m"]["after"]["w"].any()
+    assert np.isnan(result["cka_frank"]) and np.isfinite(result["cka"])
+    assert result["l2_frank"] == pytest.approx(0.248, abs=1e-3)
+
+
 def test_equal_commands_give_equal_results(toy) -> None:
     options = ("-i", "ps_inv", "-e", "2", "-b", "16")
     first, second = (stitch("a3.pt", "b5.pt", "bn1", "bn1", *options) for _ in range(2))
@@ -218,7 +228,7 @@ def test_debug_runs_a_few_batches_and_says_so(toy, capsys) -> None:
     assert "epoch 1 of 1: train_loss" in capsys.readouterr().err
 
 
-def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch) -> None:
+def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch, capsys) -> None:
     command = ("a3.pt", "b5.pt", "bn1", "bn1", "-i", "ps_inv", "-e", "4", "-b", "16")
     whole = stitch(*command)
     calls = []
@@ -234,8 +244,15 @@ def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch) -> None:
     with pytest.raises(SystemExit) as stop:
         stitch_nets.main([*command, "--run-name", "s"])
     assert stop.value.code == 130 and not Path("results/s/bn1-bn1.pkl").exists()
+    capsys.readouterr()
     monkeypatch.setattr(stitch_nets, "evaluate", evaluate)
+    original = Path("a3.pt").read_bytes()
+    Path("a3.pt").write_bytes(Path("b3.pt").read_bytes())
+    assert "it was started with front weights" in refused(capsys, *command, "--run-name", "s", "--resume")
+    Path("a3.pt").write_bytes(original)
     stitch_nets.main([*command, "--run-name", "s", "--resume"])
+    lines = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["going on after epoch 2 of 4", "epoch 3 of 4", "epoch 4 of 4"]
     resumed = results.read(Path("results/s/bn1-bn1.pkl"))
     assert [path.name for path in Path("results/s").iterdir()] == ["bn1-bn1.pkl"]
     for name in ("trans_fit", "trans_history", "trans_m", "model_results"):

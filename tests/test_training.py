@@ -116,7 +116,7 @@ def test_a_finished_training_resumes_to_itself_and_reports_its_last_epoch(tmp_pa
     net, file = network(), tmp_path / "resume.pt"
     expected = train(net, resume_file=file)
     again, reported = network(seed=9), []
-    train(again, resume_file=file, after_epoch=lambda history: reported.append(len(history.epochs)))
+    train(again, resume_file=file, on_resume=lambda history: reported.append(len(history.epochs)))
     assert reported == [3]
     assert_equal(state(again), state(net))
     assert train(network(), resume_file=file).epochs == expected.epochs
@@ -355,6 +355,8 @@ def test_damage_done_by_the_last_step_of_an_epoch_is_not_kept(tmp_path: Path) ->
         ("lr", math.inf, "learning rate inf"),
         ("weight_decay", -1e-4, "weight decay -0.0001; give 0 or more with --weight-decay"),
         ("weight_decay", math.nan, "weight decay nan"),
+        ("lr", 1e39, r"learning rate 1e\+39 exceeds 1e\+38; lower it with --lr"),
+        ("weight_decay", 1e39, r"weight decay 1e\+39 exceeds 1e\+38; lower it with -wd"),
         ("optimizer", "lbfgs", "unknown optimizer 'lbfgs'; choose from adam, sgd"),
     ],
 )
