@@ -20,6 +20,7 @@ test: $(VENV)/.dev-ready
 
 bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.moments
 	$(BIN)/python -m benchmarks.scale
 
 check: lint test

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, run
+from benchmarks import cases, moments, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -57,6 +57,12 @@ def test_a_row_has_times_their_ratio_and_the_share_of_the_peak(monkeypatch: pyte
     title, suite, plain, ratio, share = run.row("small", 1, False, 1e12).rsplit(None, 4)
     assert title == "stitch epoch, tiny10 bn7"
     assert float(suite) >= 0 and float(plain) >= 0 and float(ratio.rstrip("x")) > 0 and share.endswith("%")
+
+
+def test_moments_are_timed_beside_their_heads() -> None:
+    layer, alone, both, extra, least = moments.row("bn7", 128, 1).split()
+    assert layer == "bn7" and float(alone) >= 0 and float(both) >= 0 and extra.endswith("%")
+    assert 0 < float(least.rstrip("%")) < 100
 
 
 def test_arithmetic_counts_products_in_place() -> None:
