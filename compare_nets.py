@@ -172,8 +172,7 @@ def doubts_text(grid: Grid) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    remedy = "lower --batch-size, or average over groups of images with --group-at"
-    with cli.one_line_errors(debug=args.debug, less_memory=remedy):
+    with cli.one_line_errors(debug=args.debug, less_memory=cli.GROUPS_HELP):
         run(args)
 
 

@@ -173,9 +173,12 @@ def whole_run(model: str, layer: str, train: int, val: int) -> Case:
 
     def suite() -> None:
         spec = replace(DATASETS["cifar10"], name="bench", folder="Bench", root=None, read=read)
-        folder_made = tempfile.TemporaryDirectory()
-        quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-        with mock.patch.dict(DATASETS, bench=spec), folder_made as folder, quiet[0], quiet[1]:
+        with (
+            mock.patch.dict(DATASETS, bench=spec),
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             files = [str(Path(folder) / f"{seed}.pt") for seed in (0, 1)]
             for seed, file in enumerate(files):
                 torch.save(network(model, seed).state_dict(), file)

@@ -16,6 +16,8 @@ from src.files import sole_maker
 from src.metrics import METRICS, Comparison, Health
 from src.training import History
 
+# What to do where the memory for a comparison is short.
+GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
