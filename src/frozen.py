@@ -1,6 +1,7 @@
 """Networks that no longer learn, made fast: BatchNorm folded into convolutions, channels last in memory."""
 
 import copy
+import operator
 
 import torch
 from torch import fx, nn
@@ -17,6 +18,9 @@ def freeze(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, fx.GraphModule):
             _fold_batchnorms(part)
+            _overwrite_in_relus(part)
+            part.delete_all_unused_submodules()
+            part.recompile()
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
@@ -32,8 +36,18 @@ def _fold_batchnorms(part: fx.GraphModule) -> None:
             before.target = name
             node.replace_all_uses_with(before)
             part.graph.erase_node(node)
-    part.delete_all_unused_submodules()
-    part.recompile()
+
+
+def _overwrite_in_relus(part: fx.GraphModule) -> None:
+    """Let each ReLU write over what a convolution, a dense layer or a sum made for it alone, and none of them keeps."""
+    in_place = nn.ReLU(inplace=True)
+    for node in part.graph.nodes:
+        before = node.args[0] if node.args else None
+        if not (isinstance(before, fx.Node) and len(before.users) == 1 and isinstance(_module(part, node), nn.ReLU)):
+            continue
+        if before.target is operator.add or isinstance(_module(part, before), nn.Conv2d | nn.Linear):
+            part.add_module("relu_in_place", in_place)
+            node.target = "relu_in_place"
 
 
 def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

@@ -50,3 +50,26 @@ def test_an_activation_that_is_asked_for_is_not_folded_away() -> None:
 def test_frozen_parts_need_no_gradient_and_stay_in_eval_mode() -> None:
     part = freeze(head(trained("tiny10"), "bn3"))
     assert not part.training and not any(parameter.requires_grad for parameter in part.parameters())
+
+
+@pytest.mark.parametrize(("name", "layer"), [("tiny10", "bn3"), ("resnet20_w1", "layer2.0.add"), ("dense", "fc2")])
+def test_relus_write_over_what_nobody_else_reads(name: str, layer: str) -> None:
+    network, images = trained(name), torch.randn(2, 3, 32, 32)
+    front, end = freeze(head(network, layer)), freeze(tail(network, layer))
+    in_place = [m for part in (front, end) for m in part.modules() if isinstance(m, nn.ReLU) and m.inplace]
+    assert in_place and not any(m.inplace for m in network.modules() if isinstance(m, nn.ReLU))
+    activation, pixels = front(images).requires_grad_(), images.clone()
+    before = activation.detach().clone()
+    loss = end(activation, images).square().mean()
+    (gradient,) = torch.autograd.grad(loss, activation)
+    other = activation.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad(tail(network, layer)(other, images).square().mean(), other)
+    assert_close(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert torch.equal(activation, before) and torch.equal(images, pixels)
+
+
+@torch.no_grad()
+def test_a_relu_leaves_an_activation_that_is_asked_for_alone() -> None:
+    network, images = trained("tiny10"), torch.randn(2, 3, 32, 32)
+    expected = heads(network, ["conv2", "bn2", "relu2"])(images)
+    assert_close(freeze(heads(network, ["conv2", "bn2", "relu2"]))(images), expected, rtol=1e-4, atol=1e-4)
