@@ -99,7 +99,7 @@ def stitched_logits(
 
 @dataclass(slots=True)
 class PairView:
-    """What one pass over a split tells of a pair's activations: paired moments and, where it pays, all of them.
+    """What one pass over a split tells of a pair's activations: paired moments and, where they fit, all of them.
 
     `shared` serves the similarity of every stitch that maps channels; it is None where activations are flattened or
     resized, or too large to be kept, and each similarity then takes a pass of its own.
@@ -156,7 +156,7 @@ class PairView:
 def view_pair(pair: Pair, split: Split, *, keep: bool, title: str) -> PairView:
     """Run one pass over a split; `keep` asks for what similarities need, besides the paired moments."""
     geometry = pair.geometry
-    if keep and _sharing_pays(geometry, len(split)):
+    if keep and _can_share(geometry, len(split)):
         shared = MappedSimilarity(
             n_images=len(split), shape_x=geometry.front_shape, shape_y=geometry.end_shape, device=split.device
         )
@@ -171,12 +171,12 @@ def view_pair(pair: Pair, split: Split, *, keep: bool, title: str) -> PairView:
     return PairView(pair, split, moments)
 
 
-def _sharing_pays(geometry: Geometry, images: int) -> bool:
-    """Whether products of features are no dearer than a Gram matrix for each stitch, and activations fit."""
+def _can_share(geometry: Geometry, images: int) -> bool:
+    """Whether stitches map channels position by position, and the activations fit."""
     if geometry.is_flat or geometry.front_shape[1:] != geometry.end_shape[1:]:
         return False
-    features = [math.prod(shape) for shape in (geometry.front_shape, geometry.end_shape)]
-    return max(features) <= 2 * images + 10_000 and 4 * images * sum(features) <= STORE_BYTES
+    features = sum(math.prod(shape) for shape in (geometry.front_shape, geometry.end_shape))
+    return 4 * images * features <= STORE_BYTES
 
 
 def compare(

@@ -22,20 +22,30 @@ def test_cka_and_l2_of_maps_equal_those_of_mapped_activations(shape_x, shape_y) 
     ]
     mapped = [(torch.einsum("oc,nc...->no...", w, x).movedim(1, -1) + b).movedim(-1, 1) for w, b in maps]
     expected = [float(linear_cka(values.flatten(1).double(), y.flatten(1).double())) for values in mapped]
-    assert_close(similarity.cka([affine.w for affine in maps]), expected, atol=1e-5, rtol=1e-5)
+    for side in ("samples", "features", None):
+        assert_close(similarity.cka([affine.w for affine in maps], side), expected, atol=1e-5, rtol=1e-5)
     for affine, values in zip(maps, mapped, strict=True):
         assert abs(similarity.l2(affine) - float((values - y).square().mean())) < 1e-4
 
 
-def test_blocks_do_not_matter_and_a_constant_has_no_cka(monkeypatch) -> None:
+@pytest.mark.parametrize("side", ["samples", "features"])
+def test_blocks_do_not_matter_and_a_constant_has_no_cka(side, monkeypatch) -> None:
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(20, 3, 4, 4, generator=generator), torch.randn(20, 2, 4, 4, generator=generator)
     values = []
     for block in (2048, 7):
-        monkeypatch.setattr("src.metrics.mapped.BLOCK", block)
-        monkeypatch.setattr("src.metrics.mapped.RUN", 6 if block == 7 else 4096)
+        for constant, size in {
+            "mapped.BLOCK": block,
+            "many_gram.BLOCK": block,
+            "mapped.RUN": 6 if block == 7 else 4096,
+            "mapped.MAPPED_BYTES": 1 if block == 7 else 10**9,
+        }.items():
+            monkeypatch.setattr(f"src.metrics.{constant}", size)
         similarity = MappedSimilarity(n_images=20, shape_x=(3, 4, 4), shape_y=(2, 4, 4))
         similarity.update(x, y)
-        values.append(similarity.cka([torch.eye(3), torch.zeros(2, 3)]))
-    assert_close(values[0][0], values[1][0])
+        values.append(similarity.cka([torch.eye(3), torch.zeros(2, 3), torch.ones(2, 3)], side))
+    assert_close([values[0][0], values[0][2]], [values[1][0], values[1][2]])
     assert values[0][1] != values[0][1]
+    constant = MappedSimilarity(n_images=20, shape_x=(3, 4, 4), shape_y=(2, 4, 4))
+    constant.update(x, torch.ones_like(y))
+    assert all(cka != cka for cka in constant.cka([torch.eye(3)], side))

@@ -8,8 +8,8 @@ from torch import Tensor
 from src.metrics.gram import GramSums, row_energies, upper_blocks
 
 Pair = tuple[int, int]
-# Side of one block of the Gram matrices: that of every layer is held at once, 4 MB each.
-BLOCK = 1024
+# Side of one block of the Gram matrices: that of every layer is held at once, 1 MB each.
+BLOCK = 512
 
 
 @torch.no_grad()

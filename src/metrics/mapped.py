@@ -2,19 +2,23 @@
 
 A stitch maps the channels of x alike at every position, so the products that linear CKA needs of a mapped x follow from
 those of x itself: (x M)^T y = M^T (x^T y) and (x M)^T (x M) = M^T (x^T x) M. The long sums over images are done once,
-whatever the number of maps.
+whatever the number of maps. Where images are few, Gram matrices of the images are smaller, and each map has its own.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from src.metrics.cka import cka_of_sums
 from src.metrics.gram import RUN, squared_products
+from src.metrics.many_gram import many_gram_sums
 from src.metrics.moments import Affine, PairedMoments
 from src.metrics.store import FeatureStore
 
 BLOCK = 1024  # columns of x in a block of products
+MAPPED_BYTES = 1_000_000_000  # mapped activations that are kept at once
 
 
 class MappedSimilarity:
@@ -39,10 +43,29 @@ class MappedSimilarity:
         self.store.update(x.flatten(1), y.flatten(1))
         self.moments.update(x.flatten(0, -2), y.flatten(0, -2))
 
-    def cka(self, weights: Sequence[Tensor]) -> list[float]:
-        """Biased linear CKA of each mapped x with y, 0 to 1; NaN where one of them is constant."""
+    def cka(self, weights: Sequence[Tensor], side: str | None = None) -> list[float]:
+        """Biased linear CKA of each mapped x with y, 0 to 1; NaN where one of them is constant.
+
+        side: "samples" goes over Gram matrices of images, "features" over products of features; None takes the cheaper.
+        """
         x, y = self.store.centred_rows()
         weights = [w.to(x) for w in weights]
+        widths = [x.shape[1] // self.channels * len(w) for w in weights]
+        cheaper = len(x) * (sum(widths) + y.shape[1]) < (x.shape[1] + y.shape[1]) ** 2
+        by_samples = (side or ("samples" if cheaper else "features")) == "samples"
+        return self._cka_by_samples(x, y, weights) if by_samples else self._cka_by_features(x, y, weights)
+
+    def _cka_by_samples(self, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> list[float]:
+        ckas: list[float] = []
+        at_once = max(1, MAPPED_BYTES // max(1, 4 * x.numel()))
+        for start in range(0, len(weights), at_once):
+            some = weights[start : start + at_once]
+            mapped = [(x.view(len(x), -1, self.channels) @ w.T).flatten(1) for w in some]
+            for sums in many_gram_sums(mapped, [y]).values():
+                ckas.append(cka_of_sums(sums) if min(sums.traces) > 0 else math.nan)
+        return ckas
+
+    def _cka_by_features(self, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> list[float]:
         with_y, own = [0.0] * len(weights), [0.0] * len(weights)
         blocks = list(self._blocks(x))
         for index, first in enumerate(blocks):
@@ -57,7 +80,7 @@ class MappedSimilarity:
                     own[i] += (1 if first == second else 2) * _squares(mapped)
         end = squared_products(y, y)
         scales = [(self_product * end) ** 0.5 for self_product in own]
-        return [cross / scale if scale else float("nan") for cross, scale in zip(with_y, scales, strict=True)]
+        return [cross / scale if scale else math.nan for cross, scale in zip(with_y, scales, strict=True)]
 
     def l2(self, affine: Affine) -> float:
         """Mean squared difference of the mapped x and y."""
