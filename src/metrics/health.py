@@ -88,7 +88,9 @@ def _rank(rows: Tensor) -> int:
         part = part.double() - part.double().mean(0)
         size = part.norm(dim=0)
         part = part / torch.where(size > 0, size, torch.ones_like(size))
-        gram.addmm_(part, part.T)
+        for start in range(0, len(gram), BLOCK // 2):  # down to the diagonal, which is all that eigvalsh reads
+            stop = start + BLOCK // 2
+            gram[start:stop, :stop].addmm_(part[start:stop], part[:stop].T)
     values = torch.linalg.eigvalsh(gram)
     return int((values > rank_floor(values)).sum())
 
