@@ -77,14 +77,16 @@ def pair(model: str, layer: str) -> Pair:
     return cut_pair(network(model, 0), network(model, 1), layer, layer, torch.zeros(2, 3, 32, 32))
 
 
-def stitch_epoch(model: str, layer: str, count: int) -> Case:
+def stitch_epoch(model: str, layer: str, count: int, *, amp: bool = False) -> Case:
+    """The plain way multiplies in float32 in any case."""
+
     def suite() -> None:
         cut = pair(model, layer)
         stitch = build_stitch(INITS["random"].build(cut.geometry, Generator().manual_seed(0), None), cut.geometry)
         recipe = Recipe(epochs=1, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=1e-4)
         split = data(count)
         nothing = {"loss": 0.0, "acc": 0.0}
-        objective = StitchObjective(cut, stitch, split.spec.task)
+        objective = StitchObjective(cut, stitch, split.spec.task, amp=amp)
         fit(stitch, split, objective, recipe=recipe, seed=0, validate=lambda: nothing)
 
     def baseline() -> None:
@@ -92,7 +94,7 @@ def stitch_epoch(model: str, layer: str, count: int) -> Case:
         stitched = plain.HookedStitch(network(model, 0), network(model, 1), layer, channels)
         stitched.train_epoch(plain_batches(count, train=True))
 
-    return Case(f"stitch epoch, {model} {layer}", count, TRAIN, suite, baseline)
+    return Case(f"stitch epoch, {model} {layer}" + ", --amp" * amp, count, TRAIN, suite, baseline)
 
 
 def init_least_squares(model: str, layer: str, count: int) -> Case:
@@ -196,6 +198,7 @@ def whole_run(model: str, layer: str, train: int, val: int) -> Case:
 
 CASES: dict[str, Callable[[], Case]] = {
     "stitch-bn3": lambda: stitch_epoch("tiny10", "bn3", 10_240),
+    "stitch-amp": lambda: stitch_epoch("tiny10", "bn3", 10_240, amp=True),
     "stitch-bn7": lambda: stitch_epoch("tiny10", "bn7", 10_240),
     "stitch-resnet": lambda: stitch_epoch("resnet20_w1", "layer2.0.add", 2_560),
     "init-bn3": lambda: init_least_squares("tiny10", "bn3", 10_000),
