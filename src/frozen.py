@@ -43,7 +43,7 @@ def _overwrite_in_relus(part: fx.GraphModule) -> None:
     in_place = nn.ReLU(inplace=True)
     for node in part.graph.nodes:
         before = node.args[0] if node.args else None
-        if not (isinstance(before, fx.Node) and len(before.users) == 1 and isinstance(_module(part, node), nn.ReLU)):
+        if not (isinstance(before, fx.Node) and len(before.users) == 1 and type(_module(part, node)) is nn.ReLU):
             continue
         if before.target is operator.add or isinstance(_module(part, before), nn.Conv2d | nn.Linear):
             part.add_module("relu_in_place", in_place)
