@@ -1,5 +1,6 @@
 """Means and sums of products of two paired activations, gathered in one pass, and the affine maps that follow."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor
 
 from src.metrics.linalg import float64_device, live_features, unit_spectrum
 from src.metrics.rows import piece_rows
+
+# Few features want their long sums cut into so many parts, which cores take one by one and which fit their caches.
+THIN, PARTS = 64, 8
 
 
 def channels_last_rows(x: Tensor) -> Tensor:
@@ -69,22 +73,26 @@ class PairedMoments:
 
     def _add(self, x: Tensor, y: Tensor) -> None:
         rows = len(x)
-        (x, mean_x), (y, mean_y) = (self._centred(side, values) for side, values in enumerate((x, y)))
+        parts = math.gcd(rows, PARTS) if x.shape[1] + y.shape[1] <= THIN else 1
+        (x, mean_x), (y, mean_y) = (self._centred(side, values, parts) for side, values in enumerate((x, y)))
         # three products alike, so that equal activations have equal moments to the last bit, and an l2 of exactly 0
-        self.xx.addmm_(x, x.T)
-        self.xy.addmm_(x, y.T)
-        self.yy.addmm_(y, y.T)
+        for total, a, b in ((self.xx, x, x), (self.xy, x, y), (self.yy, y, y)):
+            if parts == 1:
+                total.addmm_(a[0], b[0].T)
+            else:
+                total += torch.bmm(a, b.mT).sum(0)
         self._shift(rows, mean_x, mean_y)
 
-    def _centred(self, side: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The centred rows as float64 (features, rows), the layout in which such products are fastest, and the mean.
+    def _centred(self, side: int, rows: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """The centred rows as float64 (parts, features, rows a part), in which such products are fastest, and the mean.
 
         They live in a buffer of their side until the next call; what the caller gave is left as it was.
         """
         if len(self._buffers[side]) < rows.numel():
             self._buffers[side] = self._zeros(rows.numel())
-        exact = self._buffers[side][: rows.numel()].view(rows.shape[1], len(rows)).copy_(rows.T)
-        mean = exact.mean(1)
+        by_part = rows.unflatten(0, (parts, -1)).mT
+        exact = self._buffers[side][: rows.numel()].view(by_part.shape).copy_(by_part)
+        mean = exact.mean((0, 2))
         return exact.sub_(mean[:, None]), mean
 
     def _shift(self, rows: int, mean_x: Tensor, mean_y: Tensor) -> None:
