@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Generator, Tensor
+from torch import Tensor
 
 from src import arguments, cli, plots, report
 from src.config import choose_device
@@ -21,11 +21,12 @@ from src.stitching import (
     Pair,
     StitchLayer,
     StitchObjective,
-    build_stitch,
     check_options,
     check_sizes,
     cut_pair,
     from_arrays,
+    initial_stitch,
+    needs_moments,
 )
 from src.training import OPTIMIZERS, History, Recipe, fit
 
@@ -122,7 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         train, val = (
             load_split(front.dataset, split, device=device, num_workers=args.num_workers) for split in ("train", "val")
         )
-        stitch = initial_stitch(pair, train, args).to(device)
+        stitch = start_of(pair, train, args).to(device)
         initial = stitch.arrays()
         identity = {key: value for key, value in cli.parameters(args).items() if key not in IRRELEVANT}
         identity |= {"front weights": front.sha256, "end weights": end.sha256}
@@ -155,15 +156,20 @@ def check_resume(args: argparse.Namespace, resume_file: Path) -> None:
         cli.notice(f"no {resume_file} to go on from; training starts at the first epoch")
 
 
-def initial_stitch(pair: Pair, train: Split, args: argparse.Namespace) -> StitchLayer:
+def start_of(pair: Pair, train: Split, args: argparse.Namespace) -> StitchLayer:
     """The stitch before training; a pass over the training images, not augmented, where init or mask ask for it."""
-    generator = Generator().manual_seed(args.seed)
     moments = None
-    if INITS[args.init].needs_moments or MASKS[args.mask].needs_moments:
+    if needs_moments(args.init, args.mask):
         moments = view_pair(pair, train, keep=False, title="moments on train").moments
-    affine = INITS[args.init].build(pair.geometry, generator, moments)
-    mask = None if args.mask == "identity" else MASKS[args.mask].build(pair.geometry, generator, moments)
-    stitch = build_stitch(affine, pair.geometry, mask=mask, rank=args.low_rank, orthogonal=args.orthogonal)
+    stitch = initial_stitch(
+        pair.geometry,
+        moments,
+        init=args.init,
+        mask=args.mask,
+        rank=args.low_rank,
+        orthogonal=args.orthogonal,
+        seed=args.seed,
+    )
     if not stitch.matrix().any():
         cli.notice(f"warning: --mask {args.mask} keeps no weight of --init {args.init}; all weights start at zero")
     return stitch

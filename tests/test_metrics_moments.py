@@ -16,6 +16,7 @@ from src.metrics.moments import (
     procrustes,
     r_squared,
     reduced_rank,
+    reduced_rank_regression,
 )
 from tests.test_metrics_oracles import one_thread  # noqa: F401
 
@@ -88,17 +89,6 @@ def test_update_leaves_its_arguments_alone():
         assert torch.equal(x, before[0]) and torch.equal(y, before[1])
 
 
-def test_merge_equals_one_pass():
-    x, y = data()
-    first, second = moments_of(x[:123], y[:123]), moments_of(x[123:] + 0, y[123:])
-    first.merge(second)
-    first.merge(PairedMoments(5, 3))
-    assert_moments(first, x, y)
-    empty = PairedMoments(5, 3)
-    empty.merge(second)
-    assert_moments(empty, x[123:], y[123:])
-
-
 def test_empty_batches_and_bad_shapes():
     x, y = data()
     moments = moments_of(x, y)
@@ -107,8 +97,6 @@ def test_empty_batches_and_bad_shapes():
     for bad in ((x[:3], y[:2]), (x[:, :2], y), (x, y[:, :1]), (x[0], y[0])):
         with pytest.raises(ValueError, match="expected x"):
             moments.update(*bad)
-    with pytest.raises(ValueError, match="merge"):
-        moments.merge(PairedMoments(3, 5))
     for function in (least_squares, procrustes, correlation):
         with pytest.raises(ValueError, match="empty"):
             function(PairedMoments(2, 2))
@@ -179,17 +167,33 @@ def test_least_squares_at_condition_number_1e6():
     assert r_squared(moments, fit) == pytest.approx(expected, abs=1e-4)
 
 
-def test_ridge_matches_its_definition():
+def test_least_squares_within_a_mask_is_that_of_each_row_alone():
     x, y = data()
-    x = torch.cat([x, torch.ones(500, 1, dtype=torch.float64)], 1)
-    fit = least_squares(moments_of(x, y), ridge=0.3)
-    a, b = x[:, :5] - x[:, :5].mean(0), y - y.mean(0)
-    truth = torch.linalg.solve(a.T @ a / 500 + 0.3 * torch.eye(5, dtype=torch.float64), a.T @ b / 500).T
-    assert_close(fit.w[:, :5], truth)
-    assert not fit.w[:, 5].any()
-    assert_close(fit.b, y.mean(0) - fit.w @ x.mean(0))
-    with pytest.raises(ValueError, match="negative"):
-        least_squares(moments_of(x, y), ridge=-1)
+    mask = torch.tensor([[1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]])
+    fit = least_squares(moments_of(x + 3, y), mask)
+    for row, allowed in enumerate(mask.bool()):
+        design = np.c_[(x + 3).numpy()[:, allowed.numpy()], np.ones(len(x))]
+        truth = np.linalg.lstsq(design, y[:, row].numpy(), rcond=None)[0]
+        np.testing.assert_allclose(fit.w[row, allowed].numpy(), truth[:-1], atol=1e-10)
+        assert fit.b[row].item() == pytest.approx(truth[-1], abs=1e-10)
+        assert not fit.w[row, ~allowed].any()
+    unmasked = least_squares(moments_of(x, y))
+    assert_close(least_squares(moments_of(x, y), torch.ones(3, 5)), unmasked)
+
+
+@pytest.mark.parametrize(("dx", "dy", "rank"), [(5, 3, 2), (3, 5, 1), (4, 4, 4)])
+def test_reduced_rank_regression_is_the_best_of_its_rank(dx, dy, rank):
+    x, y = data(400, dx, dy)
+    x, y = x * 10.0 ** torch.arange(dx), y + x[:, :1] @ torch.ones(1, dy, dtype=torch.float64)
+    fit = reduced_rank_regression(moments_of(x + 3, y), rank)
+    # the oracle, written another way: truncate the fitted values themselves (Eckart and Young on X W)
+    a, b = (x - x.mean(0)).numpy(), (y - y.mean(0)).numpy()
+    u, s, vt = np.linalg.svd(a @ np.linalg.lstsq(a, b, rcond=None)[0], full_matrices=False)
+    np.testing.assert_allclose(a @ fit.w.numpy().T, (u[:, :rank] * s[:rank]) @ vt[:rank], atol=1e-6)
+    assert np.linalg.matrix_rank(fit.w.numpy() * 10.0 ** np.arange(dx)) == rank
+    assert_close(fit.b, y.mean(0) - fit.w @ (x + 3).mean(0))
+    with pytest.raises(ValueError, match="--low-rank 1 to"):
+        reduced_rank_regression(moments_of(x, y), 1 + min(dx, dy))
 
 
 def test_constant_front_predicts_the_mean():
@@ -246,10 +250,24 @@ def test_reduced_rank():
         assert left.shape == (5, rank) and right.shape == (rank, 3)
         lost = torch.linalg.svdvals(matrix)[rank:].square().sum().sqrt()
         assert_close((left @ right - matrix).norm(), lost)
-    assert_close(reduced_rank(Affine(matrix, torch.zeros(5)), 2), reduced_rank(matrix, 2))
+    left, right = reduced_rank(torch.ones(5, 3), 2)  # of rank 1: the spare column must still be able to learn
+    assert_close(left @ right, torch.ones(5, 3))
+    assert not left[:, 1].any() and right[1].norm().item() == pytest.approx(1)
     for rank in (0, 4):
         with pytest.raises(ValueError, match="--low-rank 1 to 3"):
             reduced_rank(matrix, rank)
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(4, 4), (3, 6), (6, 3)])
+def test_procrustes_of_few_directions_takes_those_that_matter_most(dx, dy):
+    x, y = data(300, dx, dy)
+    moments = moments_of(x, y)
+    fit = procrustes(moments, rank=2)
+    values = np.linalg.svd(fit.w.numpy(), compute_uv=False)
+    np.testing.assert_allclose(values, [1, 1] + [0] * (min(dx, dy) - 2), atol=1e-12)
+    gained = float((fit.w * moments.xy.T).sum())
+    assert gained == pytest.approx(np.linalg.svd(moments.xy.numpy(), compute_uv=False)[:2].sum())
+    assert_close(fit.b, y.mean(0) - fit.w @ x.mean(0))
 
 
 def test_correlation():

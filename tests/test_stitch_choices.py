@@ -1,5 +1,6 @@
 """Inits, masks, targets and the table of what excludes what: known answers."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,7 +10,16 @@ from torch import Generator
 from torch.testing import assert_close
 
 from src.metrics import PairedMoments
-from src.stitching import INITS, MASKS, TARGETS, Geometry, check_options, check_sizes
+from src.stitching import (
+    INITS,
+    MASKS,
+    TARGETS,
+    Geometry,
+    StitchLayer,
+    check_options,
+    check_sizes,
+    initial_stitch,
+)
 from src.stitching.options import EXCLUDED
 from src.stitching.targets import target_loss
 from src.task import MULTI_LABEL, SINGLE_LABEL
@@ -143,3 +153,35 @@ def test_sizes_are_checked_before_any_data() -> None:
             check_sizes({"init": init}, WIDE)
         check_sizes({"init": init}, SQUARE)
     check_sizes({"low_rank": 3, "init": "ps_inv"}, WIDE)
+
+
+def residual(stitch: StitchLayer, x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((x @ stitch.matrix().detach().double().T + stitch.bias.detach().double() - y).square().sum())
+
+
+@pytest.mark.parametrize("restriction", [{"mask": "semi-match"}, {"rank": 2}, {"orthogonal": True}, {}], ids=str)
+def test_a_fitted_init_is_the_best_that_the_stitch_can_be(restriction: dict) -> None:
+    """No small step within the restriction, nor another bias, comes closer to the end network's activation."""
+    x = torch.randn(200, 6, generator=generator(), dtype=torch.float64) * torch.arange(1, 7) + 2
+    y = x @ torch.randn(6, 6, generator=generator(1), dtype=torch.float64) + torch.randn(200, 6, generator=generator(2))
+    moments = moments_of(x, y)
+    stitch = initial_stitch(SQUARE, moments, init="ps_inv", **restriction)
+    assert_close(stitch(x.float()).double().mean(0), y.mean(0), atol=1e-4, rtol=1e-4)
+    best = residual(stitch, x, y)
+    for seed in range(20):
+        other = copy.deepcopy(stitch)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                step = torch.randn(parameter.shape, generator=generator(seed), dtype=parameter.dtype)
+                parameter += 1e-3 * parameter.abs().mean() * step
+        assert residual(other, x, y) > best * (1 - 1e-6)
+    if restriction:  # and the drawn inits do not know the activations
+        assert residual(initial_stitch(SQUARE, moments, init="random", **restriction), x, y) > best
+
+
+@pytest.mark.parametrize("restriction", [{"mask": "semi-match"}, {"mask": "random-permutation"}, {"rank": 2}], ids=str)
+def test_what_is_left_of_a_rotation_still_matches_the_means(restriction: dict) -> None:
+    x = torch.randn(200, 6, generator=generator()) + 3
+    y = torch.randn(200, 6, generator=generator(1)) + x.flip(1)
+    stitch = initial_stitch(SQUARE, moments_of(x, y), init="orthogonal", **restriction)
+    assert_close(stitch(x).mean(0), y.mean(0), atol=1e-4, rtol=1e-4)

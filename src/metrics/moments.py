@@ -114,17 +114,6 @@ class PairedMoments:
             live_features(self.yy.diagonal(), self.mean_y, self.n),
         )
 
-    def merge(self, other: "PairedMoments") -> None:
-        """Add the rows that another accumulator has seen."""
-        if other.xy.shape != self.xy.shape:
-            raise ValueError(f"cannot merge moments of sizes {tuple(other.xy.shape)} into {tuple(self.xy.shape)}")
-        if other.n == 0:
-            return
-        self.xx += other.xx.to(self.device)
-        self.xy += other.xy.to(self.device)
-        self.yy += other.yy.to(self.device)
-        self._shift(other.n, other.mean_x.to(self.device), other.mean_y.to(self.device))
-
 
 class Affine(NamedTuple):
     """y = x w^T + b with w: (dy, dx) and b: (dy,), float64."""
@@ -133,7 +122,8 @@ class Affine(NamedTuple):
     b: Tensor
 
 
-def _through_means(w: Tensor, moments: PairedMoments) -> Affine:
+def through_means(w: Tensor, moments: PairedMoments) -> Affine:
+    """Return the map with the matrix w: (dy, dx) whose bias takes the mean of x to the mean of y."""
     return Affine(w, moments.mean_y - w @ moments.mean_x)
 
 
@@ -142,59 +132,95 @@ def _require_rows(moments: PairedMoments) -> None:
         raise ValueError("no activations were seen: the data set is empty")
 
 
-def least_squares(moments: PairedMoments, ridge: float = 0.0) -> Affine:
+def least_squares(moments: PairedMoments, mask: Tensor | None = None) -> Affine:
     """Fit y ~ x w^T + b by least squares; where several w do equally well, take the one of smallest norm.
 
-    `ridge` is added to the mean squared error as ridge * |w|^2 and does not touch b. Channels of x without variance
-    get weight 0. Weights are exact whatever the scale of each channel; a direction of x weaker than 3e-7 of the
-    strongest (channels at unit variance) counts as absent.
+    mask: (dy, dx) of zeros and ones; w is then the best among the matrices that are zero wherever it is. Channels of
+    x without variance get weight 0. Weights are exact whatever the scale of each channel; a direction of x weaker
+    than 3e-7 of the strongest (channels at unit variance) counts as absent.
     """
     _require_rows(moments)
-    if ridge < 0:
-        raise ValueError(f"ridge {ridge} is negative")
+    if mask is None:
+        return through_means(_solution(moments, slice(None), slice(None)), moments)
     w = moments.xy.new_zeros(moments.xy.T.shape)
-    gram = moments.xx
-    if ridge:
-        gram = gram + ridge * moments.n * torch.diag(moments.live()[0].to(gram))
-    values, vectors, null, scale, live = unit_spectrum(gram, moments.mean_x, moments.n)
+    patterns, kind = mask.to(w.device).bool().unique(dim=0, return_inverse=True)
+    for number, allowed in enumerate(patterns):  # outputs that may read the same inputs are one problem
+        inputs, outputs = allowed.nonzero()[:, 0], (kind == number).nonzero()[:, 0]
+        if len(inputs):
+            w[outputs[:, None], inputs] = _solution(moments, inputs, outputs)
+    return through_means(w, moments)
+
+
+def _solution(moments: PairedMoments, inputs: Tensor | slice, outputs: Tensor | slice) -> Tensor:
+    """The least-squares matrix (outputs, inputs) from some of the channels of x to some of those of y."""
+    xx, xy = moments.xx[inputs][:, inputs], moments.xy[inputs][:, outputs]
+    values, vectors, null, scale, live = unit_spectrum(xx, moments.mean_x[inputs], moments.n)
     scale = scale[:, None]
-    solution = vectors @ ((vectors.T @ (moments.xy[live] / scale)) / values[:, None]) / scale
+    solution = vectors @ ((vectors.T @ (xy[live] / scale)) / values[:, None]) / scale
     if null.shape[1]:
         # Directions that x does not have: scaled features made the solution small in their own units, not in x's.
         absent = torch.linalg.qr(null / scale)[0]
         solution = solution - absent @ (absent.T @ solution)
+    w = xy.new_zeros(xy.T.shape)
     w[:, live] = solution.T
-    return _through_means(w, moments)
+    return w
 
 
-def procrustes(moments: PairedMoments) -> Affine:
+def reduced_rank_regression(moments: PairedMoments, rank: int) -> Affine:
+    """Fit y ~ x w^T + b with a w of at most this rank, by least squares in the units of y.
+
+    w = U U^T w_ls, with U the leading eigenvectors of w_ls Sxx w_ls^T: the directions of y in which the unrestricted
+    fit varies most (Izenman 1975; Reinsel and Velu 1998). Raise ValueError where w has no such rank.
+    """
+    full = least_squares(moments).w
+    check_rank(rank, full)
+    _, vectors = torch.linalg.eigh(full @ moments.xx @ full.T)
+    leading = vectors[:, -rank:]
+    return through_means(leading @ (leading.T @ full), moments)
+
+
+def procrustes(moments: PairedMoments, rank: int | None = None) -> Affine:
     """Fit y - mean ~ (x - mean) w^T with an orthogonal w: orthonormal columns where dy >= dx, else orthonormal rows.
 
     w maximises the inner product of the mapped x and y: for dy >= dx that is the least-squares optimum; for dy < dx it
-    is the optimum for y with dx - dy zero columns appended (Schönemann 1966; the shorter side padded).
+    is the optimum for y with dx - dy zero columns appended (Schönemann 1966; the shorter side padded). With `rank`
+    only so many directions are mapped, those that contribute most to the inner product.
     """
     _require_rows(moments)
-    return _through_means(orthogonal_factor(moments.xy.T), moments)
+    return through_means(orthogonal_factor(moments.xy.T, rank), moments)
 
 
-def orthogonal_factor(matrix: Tensor) -> Tensor:
-    """Return the matrix with orthonormal rows or columns nearest to `matrix`, of its shape: U V^T of its U S V^T."""
+def orthogonal_factor(matrix: Tensor, rank: int | None = None) -> Tensor:
+    """Return the matrix with orthonormal rows or columns nearest to `matrix`, of its shape: U V^T of its U S V^T.
+
+    With `rank`, of that rank: the product of the leading singular vectors.
+    """
+    if rank is not None:
+        check_rank(rank, matrix)
     u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ vt
+    return u[:, :rank] @ vt[:rank]
 
 
-def reduced_rank(matrix: Affine | Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def reduced_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factor the best rank-r approximation of a matrix (out, in) into left: (out, r) and right: (r, in).
 
-    Truncated singular value decomposition (Eckart and Young 1936), the singular values shared evenly by both factors.
+    Truncated singular value decomposition (Eckart and Young 1936), best in the Frobenius norm of the matrix, the
+    singular values shared evenly by both factors. Where the matrix has a smaller rank, the factors' spare columns are
+    0 on the left and of norm 1 on the right: with 0 on both sides no gradient would ever reach them.
     """
-    matrix = matrix.w if isinstance(matrix, Affine) else matrix
+    check_rank(rank, matrix)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    spare = s[:rank] <= s[0] * max(matrix.shape) * torch.finfo(s.dtype).eps
+    root[spare] = 0
+    return u[:, :rank] * root, torch.where(spare, 1, root)[:, None] * vt[:rank]
+
+
+def check_rank(rank: int, matrix: Tensor) -> None:
+    """Raise ValueError, with the remedy, for a rank that a matrix of this shape cannot have."""
     limit = min(matrix.shape)
     if not 1 <= rank <= limit:
         raise ValueError(f"rank {rank} does not fit a {tuple(matrix.shape)} matrix; use --low-rank 1 to {limit}")
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * vt[:rank]
 
 
 def correlation(moments: PairedMoments) -> Tensor:

@@ -7,6 +7,7 @@ from src.stitching.masks import MASKS
 from src.stitching.network import Pair, StitchedNetwork, cut_pair
 from src.stitching.objective import StitchObjective
 from src.stitching.options import check_options, check_sizes
+from src.stitching.start import initial_stitch, needs_moments
 from src.stitching.targets import TARGETS
 
 __all__ = [
@@ -24,4 +25,6 @@ __all__ = [
     "check_sizes",
     "cut_pair",
     "from_arrays",
+    "initial_stitch",
+    "needs_moments",
 ]
