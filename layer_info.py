@@ -11,6 +11,7 @@ from src import arguments, cli, report
 from src.cut import heads, layer_names
 from src.dataset import DATASETS
 from src.models import build_model, folder_name
+from src.structure import split_layer
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,7 +45,7 @@ def describe_layers(network: nn.Module, images: Tensor) -> pd.DataFrame:
         outputs = heads(network, names)(images)
     rows = []
     for index, (name, output) in enumerate(zip(names, outputs, strict=True)):
-        module = network.get_submodule(name)
+        module = network.get_submodule(split_layer(name)[0])
         shape = tuple(output.shape[1:])
         rows.append(
             {

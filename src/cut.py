@@ -2,42 +2,47 @@
 
 `head(model, layer)` computes a layer's output and nothing after it; `tail(model, layer)` continues from there.
 torch.fx records which value each module returned; the graph is then redirected and what nobody uses any more is
-removed. A network that cannot be traced is cut with forward hooks instead: same results, less saved work.
+removed. A network that cannot be traced is cut with forward hooks instead (`hooked`): same results, no saved work.
 
 A layer's output is its value before any later operation changes it. Where a module runs several times in one forward
-pass, its last call counts. All parts share the parameters of the model, which is never changed.
+pass, its last call counts. `name:0` is the first tensor of a layer that returns several.
+
+Parts are cut from a copy of the model's structure in eval mode that shares its parameters and buffers; the model that
+was given stays as it was, to the last flag.
 """
 
 import difflib
 import operator
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-_UNTRACEABLE = (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError)  # what tracing may raise
+from src.hooked import HookedHeads, HookedTail
+from src.structure import several, share_structure, split_layer
+
 _IN_PLACE = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "ior", "iand", "ixor")}
+_RETURN_SEVERAL = (nn.MultiheadAttention, nn.RNNBase)  # modules that tracing does not look into
+FOLDS = "reads a convolution alone"  # the mark of a BatchNorm node, for `freeze`
 
 
 def head(model: nn.Module, layer: str) -> nn.Module:
     """The module images -> output of `layer`; raises ValueError for a layer that does not exist or does not run."""
-    return _Single(heads(model, [layer]))
+    return _Single(heads(model, [layer]), layer)
 
 
 def heads(model: nn.Module, layers: Sequence[str]) -> nn.Module:
     """The module images -> tuple of the outputs of `layers`, all from one pass."""
     check_layers(model, layers)
+    model = share_structure(model).eval()
     trace = _trace(model)
     if trace is None:
-        return _HookedHeads(model, layers)
-    graph, outputs = trace
-    nodes = [_find(outputs, layer) for layer in layers]
-    if _overwrites(model, graph):
-        nodes = [_copy_of(graph, node) for node in nodes]
-    _output_node(graph).args = (tuple(nodes),)
-    return _assemble(model, graph)
+        return HookedHeads(model, layers)
+    nodes = [trace.find(layer) for layer in layers]
+    if _overwrites(model, trace.graph):
+        nodes = [_copy_of(trace.graph, node) for node in nodes]
+    _output_node(trace.graph).args = (tuple(nodes),)
+    return _assemble(model, trace.graph)
 
 
 def tail(model: nn.Module, layer: str, until: str = "") -> nn.Module:
@@ -48,15 +53,17 @@ def tail(model: nn.Module, layer: str, until: str = "") -> nn.Module:
     not depend on `layer`.
     """
     check_layers(model, [layer, until])
+    model = share_structure(model).eval()
     trace = _trace(model)
     if trace is None:
-        return _HookedTail(model, layer, until)
-    graph, outputs = trace
-    node, last = _find(outputs, layer), _find(outputs, until)
+        return HookedTail(model, layer, until)
+    graph = trace.graph
+    node, last = trace.find(layer), trace.find(until)
     with graph.inserting_before(next(iter(graph.nodes))):
         activation = graph.placeholder("activation")
     _output_node(graph).args = (last,)
-    node.replace_all_uses_with(activation)
+    for same in trace.all_of(layer, node):
+        same.replace_all_uses_with(activation)
     if _overwrites(model, graph):
         for kept in (activation, last):
             _copy_of(graph, kept)
@@ -67,17 +74,28 @@ def tail(model: nn.Module, layer: str, until: str = "") -> nn.Module:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Names of the layers that run in a forward pass, in the order of the model's registration; '' is the whole."""
-    trace = _trace(model)
+    """Names of the layers that run in a forward pass, in the order of the model's registration; '' is the whole.
+
+    A layer that returns several tensors stands there by each of them, `name:0`, `name:1` ...
+    """
+    trace = _trace(share_structure(model).eval())
     names = [name for name, _ in model.named_modules()]
-    return names if trace is None else [name for name in names if name in trace[1]]
+    if trace is None:
+        return names
+    several_of = {name: [f"{name}:{index}" for index in range(count)] for name, count in trace.counts.items()}
+    return [one for name in names for one in several_of.get(name, [name]) if one in trace.outputs]
+
+
+def is_traced(model: nn.Module) -> bool:
+    """Whether the model is cut by its graph; otherwise hooks do it, and each part runs the whole network."""
+    return _trace(share_structure(model).eval()) is not None
 
 
 def check_layers(model: nn.Module, layers: Iterable[str]) -> None:
     """Raise ValueError, with the closest names, for a layer that the model does not have."""
     names = [name for name, _ in model.named_modules()]
     for layer in layers:
-        if layer not in names:
+        if split_layer(layer)[0] not in names:
             close = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or names[1:4]
             raise ValueError(
                 f"{type(model).__name__} has no layer {layer!r}; close: {', '.join(close)} (layer_info.py lists all)"
@@ -85,39 +103,94 @@ def check_layers(model: nn.Module, layers: Iterable[str]) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Records the value that each module returned, containers included; the last call wins."""
+    """Records the value that each module returned, containers included; the last call wins.
+
+    counts: how many tensors a layer returns, for those that return several.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.outputs: dict[str, fx.Node] = {}
+        self.counts: dict[str, int] = {}
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """Images alone are given: what else `forward` takes keeps its default, so that it decides nothing later."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
         output = super().call_module(m, forward, args, kwargs)
-        if isinstance(output, fx.Proxy):
-            self.outputs[self.path_of_module(m)] = output.node
+        self.record(self.path_of_module(m), m, output)
         return output
 
+    def record(self, name: str, module: nn.Module, output: Any) -> None:
+        for known in [name, *(f"{name}:{index}" for index in range(self.counts.pop(name, 0)))]:
+            self.outputs.pop(known, None)
+        if isinstance(output, fx.Proxy) and not isinstance(module, _RETURN_SEVERAL):
+            self.outputs[name] = output.node
+            return
+        whole: Any = output
+        parts = [whole[0], whole[1]] if isinstance(output, fx.Proxy) else several(output)
+        self.counts[name] = len(parts)
+        self.outputs |= {f"{name}:{i}": part.node for i, part in enumerate(parts) if isinstance(part, fx.Proxy)}
 
-def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]] | None:
-    """Graph of the model and the node of each layer; None where it cannot be traced faithfully."""
+
+class _Trace:
+    """Graph of a model and the node of each layer."""
+
+    def __init__(self, graph: fx.Graph, outputs: dict[str, fx.Node], counts: dict[str, int]) -> None:
+        self.graph, self.outputs, self.counts = graph, outputs, counts
+
+    def find(self, layer: str) -> fx.Node:
+        name, index = split_layer(layer)
+        if layer not in self.outputs and self.counts.get(name):
+            raise ValueError(
+                f"the layer {name!r} returns {self.counts[name]} values; name a tensor of them, such as {name}:0"
+            )
+        if index is not None and layer not in self.outputs and name in self.outputs:
+            raise ValueError(f"the layer {name!r} returns one tensor; name it without {layer[len(name) :]}")
+        if layer not in self.outputs:
+            raise ValueError(f"the layer {layer!r} does not run in a forward pass")
+        return self.outputs[layer]
+
+    def all_of(self, layer: str, node: fx.Node) -> list[fx.Node]:
+        """The node itself, and what else takes the same element out of a value of several."""
+        if split_layer(layer)[1] is None or node.target is not operator.getitem:
+            return [node]
+        return [user for user in node.args[0].users if user.target is operator.getitem and user.args == node.args]  # pyright: ignore
+
+
+def _trace(model: nn.Module) -> _Trace | None:
+    """None where the model cannot be traced faithfully. The model is a copy: tracing may leave traces in it."""
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
-    except _UNTRACEABLE:
+    except Exception:  # the model's own code runs here, with values that it does not expect: anything may come
         return None
     result = _output_node(graph).args[0]
     images = [node for node in graph.nodes if node.op == "placeholder"]
     # dead code elimination would drop an operation that is called for its side effect alone
     hidden_effect = any(_is_in_place(model, node) and not node.users for node in graph.nodes)
-    if len(images) != 1 or not isinstance(result, fx.Node) or hidden_effect:
+    if len(images) != 1 or hidden_effect:
         return None
-    return graph, tracer.outputs | {"": result}
+    _mark_foldable(model, graph)
+    if isinstance(result, fx.Node):
+        tracer.outputs[""] = result
+    else:
+        parts = several(result)
+        tracer.counts[""] = len(parts)
+        tracer.outputs |= {f":{i}": part for i, part in enumerate(parts) if isinstance(part, fx.Node)}
+    return _Trace(graph, tracer.outputs, tracer.counts)
 
 
-def _find(outputs: dict[str, fx.Node], layer: str) -> fx.Node:
-    if layer not in outputs:
-        raise ValueError(f"the layer {layer!r} does not run in a forward pass")
-    return outputs[layer]
+def _mark_foldable(model: nn.Module, graph: fx.Graph) -> None:
+    """Mark the BatchNorms that alone read a convolution, in the whole network: no cut may change what is folded."""
+    for node in graph.nodes:
+        before = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
+            continue
+        convolution, norm = (model.get_submodule(str(one.target)) for one in (before, node))
+        if len(before.users) == 1 and isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            node.meta[FOLDS] = True
 
 
 def _output_node(graph: fx.Graph) -> fx.Node:
@@ -129,7 +202,7 @@ def _assemble(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-    return module
+    return module.eval()
 
 
 def _overwrites(model: nn.Module, graph: fx.Graph) -> bool:
@@ -163,102 +236,14 @@ def _copy_of(graph: fx.Graph, node: fx.Node) -> fx.Node:
 class _Single(nn.Module):
     """A module that returns the only element of what another returns."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, layer: str) -> None:
         super().__init__()
         self.module = module
+        self.layer = layer
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.module(images)[0]
-
-
-class _Finished(Exception):
-    """Ends a forward pass once all wanted outputs are known."""
-
-
-class _HookedHeads(nn.Module):
-    """Heads of a network that cannot be traced. The first pass counts the calls; later ones stop at the last."""
-
-    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.layers = list(layers)
-        self.calls: dict[str, int] | None = None
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        captured: dict[str, Tensor] = {}
-        counts = dict.fromkeys(self.layers, 0)
-
-        def capture(layer: str, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise ValueError(f"the layer {layer!r} returns a {type(output).__name__}, not a tensor")
-            captured[layer] = output.clone()  # a later in-place operation must not reach it
-            counts[layer] += 1
-            if counts == self.calls:
-                raise _Finished
-
-        with _hooks(self.model, self.layers, capture):
-            try:
-                self.model(images)
-                self.calls = counts
-            except _Finished:
-                pass
-        return tuple(_captured(captured, layer) for layer in self.layers)
-
-
-class _HookedTail(nn.Module):
-    """Tail of a network that cannot be traced: the whole network runs, the layer's last output is exchanged."""
-
-    def __init__(self, model: nn.Module, layer: str, until: str) -> None:
-        super().__init__()
-        self.model = model
-        self.layer = layer
-        self.until = until
-        self.calls: int | None = None
-
-    def forward(self, activation: Tensor, images: Tensor) -> Tensor:
-        if self.calls is None:
-            self.calls = self._count(images)
-        count, result = 0, None
-
-        def exchange(_: str, output: Tensor) -> Tensor | None:
-            nonlocal count
-            count += 1
-            return activation.clone() if count == self.calls else None
-
-        def capture(_: str, output: Tensor) -> None:
-            nonlocal result
-            result = output.clone()
-
-        with _hooks(self.model, [self.layer], exchange), _hooks(self.model, [self.until], capture):
-            self.model(images)
-        assert result is not None
-        return result
-
-    @torch.no_grad()
-    def _count(self, images: Tensor) -> int:
-        calls: list[str] = []
-        with _hooks(self.model, [self.layer], lambda layer, _: calls.append(layer)):
-            self.model(images[:1])
-        if not calls:
-            raise ValueError(f"the layer {self.layer!r} does not run in a forward pass")
-        return len(calls)
-
-
-def _captured(captured: dict[str, Tensor], layer: str) -> Tensor:
-    if layer not in captured:
-        raise ValueError(f"the layer {layer!r} does not run in a forward pass")
-    return captured[layer]
-
-
-@contextmanager
-def _hooks(model: nn.Module, layers: Iterable[str], function: Any) -> Iterator[None]:
-    """Call function(layer, output) after each call of the layers, inside the block only."""
-    handles = [
-        model.get_submodule(layer).register_forward_hook(lambda _m, _i, output, layer=layer: function(layer, output))
-        for layer in dict.fromkeys(layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        (output,) = self.module(images)
+        if not isinstance(output, Tensor):
+            raise ValueError(f"the layer {self.layer!r} returns a {type(output).__name__}, not a tensor")
+        return output

@@ -5,10 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from src.cut import head, heads, layer_names, tail
+from src.cut import head, heads, is_traced, layer_names, tail
+from src.frozen import freeze
 from src.models import build_model
 
 CASES = {"lenet": (1, 32), "dense": (1, 32), "tiny10": (3, 32), "nbn_tiny10": (3, 32), "resnet20_w1": (3, 32)}
@@ -175,25 +177,128 @@ def test_in_place_operations_do_not_reach_the_layer_before_them(kind: type[nn.Mo
 
 
 @torch.no_grad()
-def test_hooks_are_gone_and_heads_stop_early_where_tracing_fails() -> None:
+def test_hooks_are_gone_where_tracing_fails() -> None:
     network, images = Untraceable().eval(), torch.randn(2, 3, 8, 8)
-    ran: list[int] = []
-    network.fc.register_forward_hook(lambda *_: ran.append(1))
-    part = head(network, "conv")
-    part(images)
-    part(images)
-    assert len(ran) == 1  # the first pass counts the calls of the layer, the second ends at its last
+    assert not is_traced(network) and is_traced(InPlace())
+    head(network, "conv")(images)
     assert_close(tail(network, "relu")(network.relu(torch.zeros(2, 4, 6, 6)), images), network.fc(torch.zeros(2, 4)))
     assert not network.conv._forward_hooks and not network.relu._forward_hooks
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    network, images = network_and_images("tiny10")
-    before, names = network(images), [name for name, _ in network.named_modules()]
-    for cut in (head, tail):
-        cut(network, "bn3")
-    assert [name for name, _ in network.named_modules()] == names
-    assert torch.equal(network(images), before)
+class AsOftenAsBright(nn.Module):
+    """Calls its layer more often for brighter images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.fc = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.mean((2, 3))
+        for _ in range(1 + int(images.mean() > 0)):
+            x = self.layer(x)
+        return self.fc(x)
+
+
+@torch.no_grad()
+def test_the_last_call_counts_in_every_batch() -> None:
+    network, dark = AsOftenAsBright().eval(), torch.full((2, 3, 4, 4), -1.0)
+    front, end, given = head(network, "layer"), tail(network, "layer"), torch.randn(2, 3)
+    for images in (dark, -dark, dark):
+        with last_call(network, "layer", images, given) as seen:
+            expected = network(images)
+        assert_close(front(images), seen[0])
+        assert_close(end(given, images), expected)
+
+
+def test_a_tail_by_hooks_refuses_an_earlier_layer_as_one_by_its_graph_does() -> None:
+    for network in (InPlace().eval(), Untraceable().eval()):
+        images = torch.randn(2, 3, 8, 8)
+        activation = head(network, "relu")(images)
+        with pytest.raises(ValueError, match="'conv' does not depend on 'relu'"):
+            tail(network, "relu", "conv")(activation, images)
+
+
+class Several(nn.Module):
+    """Layers that return a tuple, a record and what torch's attention does; `forward` takes more than images."""
+
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x + 1, x - 1
+
+    class Record(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"twice": 2 * x, "half": x / 2}
+
+    def __init__(self, traced: bool) -> None:
+        super().__init__()
+        self.pair, self.record, self.traced = self.Pair(), self.Record(), traced
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, activation: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            activation = activation * mask
+        if not self.traced and activation.sum() > 1e9:
+            return activation
+        one, other = self.pair(activation)
+        record = self.record(one * other)
+        out, _ = self.attention(record["twice"], record["half"], one)
+        return out.sum(1)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@torch.no_grad()
+def test_one_tensor_of_several_is_a_layer(traced: bool) -> None:
+    torch.manual_seed(0)
+    network, images = Several(traced).eval(), torch.randn(2, 3, 4)
+    assert is_traced(network) == traced
+    one, half, out = heads(network, ["pair:0", "record:1", "attention:0"])(images)
+    assert_close(one, images + 1)
+    assert_close(half, (images + 1) * (images - 1) / 2)
+    assert_close(out.sum(1), network(images))
+    for layer, activation in (("pair:0", one), ("record:1", half), ("attention:0", out)):
+        part = tail(network, layer)
+        assert_close(part(activation, images), network(images))
+        assert not torch.equal(part(2 * activation, images), network(images))
+    with pytest.raises(ValueError, match="'pair' returns 2 values; name a tensor of them, such as pair:0"):
+        head(network, "pair")(images)
+    with pytest.raises(ValueError, match="pair:2|returns 2 values"):
+        head(network, "pair:2")(images)
+    if traced:
+        names = ["", "pair:0", "pair:1", "record:0", "record:1", "attention:0", "attention:1"]
+        assert [name for name in layer_names(network) if "out_proj" not in name] == names
+
+
+class Remembers(nn.Module):
+    """Keeps what it computed, as networks do that cache their position biases, and drops at random in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.cache = nn.Linear(4, 4), nn.Linear(4, 2), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.first.weight.sum() + 0 * x.sum()
+        return self.second(F.dropout(self.first(x) + self.cache["bias"], training=self.training))
+
+
+def flags(network: nn.Module) -> list:
+    state = [(name, value.requires_grad, value.stride(), value.clone()) for name, value in network.named_parameters()]
+    return [state, [module.training for module in network.modules()], [name for name, _ in network.named_modules()]]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [Remembers, InPlace, Untraceable])
+def test_neither_cutting_nor_freezing_touches_the_model(kind: type[nn.Module], training: bool) -> None:
+    torch.manual_seed(0)
+    network = kind().train(training)
+    next(network.parameters()).requires_grad_(False)
+    before = flags(network)
+    layer, images = ("first", torch.randn(3, 4)) if kind is Remembers else ("conv", torch.randn(2, 3, 8, 8))
+    for _ in range(2):  # what tracing leaves behind would spoil the second
+        front, end = freeze(head(network, layer)), freeze(tail(network, layer))
+        logits = end(front(images), images)
+    assert str(flags(network)) == str(before) and not getattr(network, "cache", None)
+    assert_close(logits, network.eval()(images), rtol=1e-4, atol=1e-5)  # no dropout, and BatchNorm by its statistics
 
 
 def test_an_unknown_layer_is_refused_with_the_closest_names() -> None:

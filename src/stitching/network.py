@@ -39,7 +39,7 @@ def cut_pair(
     flatten: bool = False,
     resize: bool = False,
 ) -> Pair:
-    """Freeze two networks and cut each at its layer; `sample` is a batch of images that tells the shapes.
+    """Cut two networks, each at its layer, and freeze the parts; `sample` is a batch of images that tells the shapes.
 
     Raises ValueError for unknown layers and for layers whose outputs cannot be stitched.
     """
@@ -63,8 +63,6 @@ class StitchedNetwork(nn.Module):
         self.front_head = front_head
         self.stitch = stitch
         self.end_tail = end_tail
-        self.front_head.requires_grad_(False)
-        self.end_tail.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "StitchedNetwork":
