@@ -98,7 +98,7 @@ def test_text_fits_80_columns(script: str, stitched: Path, capsys) -> None:
     assert re.search(r"^result: \S+\.pkl$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("model", [*(name for name in MODELS if "<" not in name), "resnet20_w10"])
+@pytest.mark.parametrize("model", [*(name for name in MODELS if "<" not in name), "resnet20_w10", "vit_w96"])
 def test_tables_of_layers_fit_and_cut_no_name(model: str, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     layers = layer_info.run(layer_info.parse_args([model, "-d", "celeba" if "inception" in model else "cifar10"]))
