@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -63,10 +66,12 @@ def one_line_errors(
 ) -> Iterator[None]:
     """End the script with one line on stderr and exit code 2 for what a user can mend; with `debug`, a traceback.
 
-    `less_memory` says what to do where memory was short.
+    `less_memory` says what to do where memory was short. Ctrl-C ends with exit code 130 and SIGTERM with 143, both with
+    the line `interrupted` and after all that clears up behind an error.
     """
     try:
-        yield
+        with _terminable():
+            yield
     except USER_ERRORS as error:
         if debug:
             raise
@@ -77,6 +82,34 @@ def one_line_errors(
         _fail(f"out of memory; {less_memory}", 2)
     except KeyboardInterrupt:
         _fail(interrupted, 130)
+    except _Terminated:
+        _fail(interrupted, 143)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise _Terminated where SIGTERM would end the process at once, with its locks and temporary files left behind."""
+    home = os.getpid()
+
+    def terminate(number: int, frame: object) -> None:
+        if os.getpid() != home:  # a worker that inherited this
+            os._exit(143)
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut short what clears up
+        raise _Terminated
+
+    is_main = threading.current_thread() is threading.main_thread()
+    is_ours = is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    try:
+        if is_ours:
+            signal.signal(signal.SIGTERM, terminate)
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _is_shortage(error: BaseException) -> bool:

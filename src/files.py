@@ -7,12 +7,31 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
+
+ATTEMPTS = 100  # at what another process may undo in the moment that it is done
+T = TypeVar("T")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, also while failing runs take back the empty ones that they share with this one.
+
+    Raises OSError where that cannot be done.
+    """
+    _despite_others(lambda: folder.mkdir(parents=True, exist_ok=True))
+
+
+def _despite_others(action: Callable[[], T]) -> T:
+    """What an action gives, tried again where a folder may have gone in the moment after it was made or seen."""
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):
+            return action()
+    return action()
 
 
 @contextmanager
@@ -22,7 +41,7 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     Whatever happens inside the block, or to the machine, `path` holds its old content or all of the new one.
     Raises FileExistsError where `overwrite` is false and another process has made `path` in the meantime.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_leftovers(path)
     temporary = None
     try:
@@ -59,15 +78,20 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
 
 @contextmanager
 def sole_maker(path: Path, remedy: str = "give another --run-name") -> Iterator[None]:
-    """Be the only process that makes `path`, from the first work to the last byte.
+    """Be the only process that makes `path`, from the first work to the last byte; its folder is made, too.
 
     Raises FileExistsError, with the remedy, where another one is at it. What a killed process left of its claim holds
     no one up.
     """
     claim = path.with_name(f".{path.name}.lock")
+
+    def open_claim() -> BinaryIO:
+        make_folder(path.parent)
+        return claim.open("wb")
+
     while True:
         try:
-            file = claim.open("wb")
+            file = _despite_others(open_claim)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
         try:

@@ -3,7 +3,9 @@
 import importlib
 import json
 import re
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +100,34 @@ def test_text_fits_80_columns(script: str, stitched: Path, capsys) -> None:
     assert re.search(r"^result: \S+\.pkl$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("model", [*(name for name in MODELS if "<" not in name), "resnet20_w10"])
+def test_sigterm_ends_a_script_as_an_error_does(capsys) -> None:
+    cleared = []
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors(debug=False):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # a second one, while the first is seen to
+            cleared.append(True)
+    assert stop.value.code == 143 and cleared
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_stays_with_whoever_asked_for_it_before(monkeypatch) -> None:
+    caught = []
+    before = signal.signal(signal.SIGTERM, lambda *_: caught.append(True))
+    try:
+        with cli.one_line_errors(debug=False):
+            signal.raise_signal(signal.SIGTERM)
+        assert caught == [True]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with ThreadPoolExecutor() as pool:  # where Python lets no one set a handler
+        pool.submit(lambda: cli.one_line_errors(debug=False).__enter__()).result()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("model", [*(name for name in MODELS if "<" not in name), "resnet20_w10", "vit_w96"])
 def test_tables_of_layers_fit_and_cut_no_name(model: str, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     layers = layer_info.run(layer_info.parse_args([model, "-d", "celeba" if "inception" in model else "cifar10"]))

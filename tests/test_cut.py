@@ -14,7 +14,7 @@ from src.frozen import freeze
 from src.models import build_model
 
 CASES = {"lenet": (1, 32), "dense": (1, 32), "tiny10": (3, 32), "nbn_tiny10": (3, 32), "resnet20_w1": (3, 32)}
-CASES |= {"inceptionv1": (3, 64), "inceptionv1_bn": (3, 64)}
+CASES |= {"vit_w32": (3, 32), "inceptionv1": (3, 64), "inceptionv1_bn": (3, 64)}
 
 
 def network_and_images(name: str) -> tuple[nn.Module, Tensor]:

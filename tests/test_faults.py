@@ -117,6 +117,22 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize(("script", "argv"), [("stitch", STITCH), ("train", TRAIN)])
+def test_a_terminated_run_says_so_and_leaves_no_lock(
+    tmp_path: Path, processes: Any, script: str, argv: list[str]
+) -> None:
+    process = start(processes, script, argv, tmp_path)
+    while process.is_alive() and not (list(tmp_path.rglob(".*.lock"))):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.terminate()
+    process.join()
+    assert process.exitcode == 143
+    *epochs, last = (tmp_path / "stderr.txt").read_text().splitlines()
+    assert last.startswith("error: interrupted; --resume ") and not any("Traceback" in line for line in epochs)
+    assert not list(tmp_path.rglob(".*")), "a leftover"
+
+
 @pytest.mark.parametrize("epochs", [0, 1], ids=["result", "resume file"])
 def test_a_full_disk_leaves_the_old_result_and_is_named(tmp_path: Path, epochs: int) -> None:
     """In a name space of its own the script gets a disk of 1 MB, nearly full, with an older result on it."""

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from src.files import atomic_write, parse_tensors, remove_leftovers, sole_maker, write_tensors
+from src.files import atomic_write, make_folder, parse_tensors, remove_leftovers, sole_maker, write_tensors
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +65,7 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_file_and_a_leftover_that_t
     code = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from src.files import atomic_write
 with atomic_write(Path(sys.argv[1])) as file:
     file.write(b"half of the ne")
@@ -114,6 +116,7 @@ def test_only_one_process_makes_a_file_and_a_killed_one_holds_no_one_up(tmp_path
     code = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from src.files import sole_maker
 try:
     with sole_maker(Path(sys.argv[1])):
@@ -130,10 +133,68 @@ except FileExistsError as error:
     assert names(tmp_path) == []
 
 
+def test_runs_that_fail_take_no_folder_from_one_that_works(tmp_path: Path) -> None:
+    """Two runs on one name that fail over and over, and a third that must get its file each time."""
+    code = """
+import argparse, sys
+from pathlib import Path
+from typing import Any
+from src import cli
+args = argparse.Namespace(out_dir=Path(sys.argv[1]), run_name="shared/run", overwrite=False)
+for turn in range(400):
+    try:
+        with cli.result_path(args, sys.argv[2]):
+            if sys.argv[2] != "works":
+                raise ValueError("fails")
+    except ValueError:
+        pass
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    runs = [
+        subprocess.Popen([*command, name], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for name in ("fails", "too", "works")
+    ]
+    assert [run.communicate(timeout=60)[1] for run in runs] == ["", "", ""]
+
+
+def test_a_folder_that_others_remove_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way in which another process can come between two calls, one after the other."""
+    path, opened, made = tmp_path / "a" / "b" / "result", Path.open, os.mkdir
+    removals = [1, 1, 1]
+
+    def mkdir(folder: str, *arguments: Any) -> None:
+        if len(removals) > 1 and Path(folder) == path.parent:  # pathlib itself gets over the first of these
+            removals.pop()
+            path.parent.parent.rmdir()  # between the parent's making and this
+        made(folder, *arguments)
+
+    def open_claim(self: Path, *arguments: Any):
+        if removals and self.name == ".result.lock":
+            removals.pop()
+            path.parent.rmdir()  # between the folder's making and this
+        return opened(self, *arguments)
+
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(Path, "open", open_claim)
+    with sole_maker(path):
+        assert names(path.parent) == [".result.lock"]
+    assert not removals
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file/folder"):
+        make_folder(tmp_path / "file" / "folder")
+    with pytest.raises(FileExistsError, match="file"):
+        make_folder(tmp_path / "file")
+
+
 def test_a_folder_without_permission_is_an_error_that_names_our_file(tmp_path: Path) -> None:
     code = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from src.files import atomic_write
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:  # who may write anywhere
@@ -176,6 +237,7 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path, what: str)
     code = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 import torch
 from src.files import atomic_write, write_tensors
 path, what = Path(sys.argv[1]), sys.argv[2]

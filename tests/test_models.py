@@ -12,7 +12,7 @@ from src.models import build_model, canonical_name, folder_name, model_names
 from src.models.inceptionv1 import InceptionV1
 from src.models.resnet20 import ResNet20
 
-NAMES = ["lenet", "dense", "tiny10", "nbn_tiny10", "resnet20_w1", "inceptionv1", "inceptionv1_bn"]
+NAMES = ["lenet", "dense", "tiny10", "nbn_tiny10", "resnet20_w1", "vit_w32", "inceptionv1", "inceptionv1_bn"]
 CASES = [
     "lenet-c1-n10",
     "lenet-c3-n10",
@@ -97,6 +97,8 @@ def test_published_weights_load(reference: Path, file: str) -> None:
         ("nbn_tiny10", 3, 448 + 2_320 + 4_640 + 9_248 + 9_248 + 18_496 + 36_928 + 4_160 + 650),
         ("tiny10", 3, 86_138 + 2 * (2 * 16 + 3 * 32 + 3 * 64)),
         ("resnet20_w1", 3, 269_722 + 576 + 2_176),  # He et al.'s 0.27M and two projections with BatchNorm
+        # patches, positions, 6 blocks of 12 w^2 weights and 13 w biases and norms, the last norm, the head
+        ("vit_w96", 3, 49 * 96 + 64 * 96 + 6 * (12 * 96**2 + 13 * 96) + 2 * 96 + 970),
         ("inceptionv1", 3, 6_058_014),
         ("inceptionv1_bn", 3, 6_058_014),
     ],
@@ -121,6 +123,7 @@ def test_parameter_counts(name: str, channels: int, parameters: int) -> None:
         ("inceptionv1_BN", "inceptionv1_bn", "InceptionV1_bn"),
         ("ResNet20_w1", "resnet20_w1", "ResNet20_w1"),
         ("resnet20_W137", "resnet20_w137", "ResNet20_w137"),
+        ("VIT_W96", "vit_w96", "ViT_w96"),
     ],
 )
 def test_spellings(spelling: str, canonical: str, folder: str) -> None:
@@ -207,7 +210,15 @@ def test_channels_classes_and_size_are_honoured(name: str, channels: int, classe
 
 @pytest.mark.parametrize(
     ("name", "smallest"),
-    [("lenet", 16), ("dense", 1), ("tiny10", 27), ("nbn_tiny10", 27), ("resnet20_w1", 1), ("inceptionv1", 32)],
+    [
+        ("lenet", 16),
+        ("dense", 1),
+        ("tiny10", 27),
+        ("nbn_tiny10", 27),
+        ("resnet20_w1", 1),
+        ("vit_w32", 4),
+        ("inceptionv1", 32),
+    ],
 )
 def test_the_smallest_size_works_and_one_less_is_refused(name: str, smallest: int) -> None:
     network = build_model(name, channels=3, classes=10, size=smallest).eval()
@@ -232,6 +243,44 @@ def test_width_multiplies_the_channels_of_resnet(width: int) -> None:
     assert "layer1.0.downsample.0.weight" not in state
     with pytest.raises(ValueError, match="width 0"):
         ResNet20(channels=3, classes=10, size=32, width=0)
+
+
+@torch.no_grad()
+def test_vit_mixes_tokens_as_torchs_own_transformer_does() -> None:
+    """A block with the weights of torch.nn's pre-norm encoder layer gives what that gives."""
+    width = 64
+    block = build_model(f"vit_w{width}", channels=3, classes=10, size=32).get_submodule("blocks.2").eval()
+    names = {
+        "self_attn.in_proj_": "attn.qkv.",
+        "self_attn.out_proj.": "attn.proj.",
+        "linear1.": "mlp.fc1.",
+        "linear2.": "mlp.fc2.",
+        "norm1.": "norm1.",
+        "norm2.": "norm2.",
+    }
+    block.load_state_dict(known_state(block))
+    state = {
+        theirs + kind: block.state_dict()[ours + kind] for theirs, ours in names.items() for kind in ("weight", "bias")
+    }
+    options = {"activation": "gelu", "batch_first": True, "norm_first": True, "dropout": 0.0}
+    layer = nn.TransformerEncoderLayer(width, 2, 4 * width, **options).train()  # eval mode takes a fused path
+    layer.load_state_dict(state)
+    tokens = known_images(1, 64, 1.0)[:, 0, :49]
+    torch.testing.assert_close(block(tokens), layer(tokens), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_vit_tells_tokens_by_their_place() -> None:
+    network = build_model("vit_w32", channels=3, classes=10, size=32).eval()
+    images = known_images(3, 32, 1.0)
+    assert not torch.allclose(network(images), network(images.flip(2)), atol=1e-4)  # alike without places
+    table = network.get_parameter("pos_embed.table")
+    assert table.shape == (64, 32)
+    alike = table @ table.T
+    assert (alike.argmax(1) == torch.arange(64)).all()  # nothing is closer to a place than itself
+    assert alike[0, 1] == pytest.approx(alike[0, 8].item()) and alike[0, 1] > alike[0, 2] > alike[0, 3]
+    with pytest.raises(ValueError, match="width 100 of ViT is no multiple of 32"):
+        build_model("vit_w100", channels=3, classes=10, size=32)
 
 
 def test_tiny10_halves_images_without_padding() -> None:

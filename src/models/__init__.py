@@ -12,6 +12,7 @@ from src.models.inceptionv1 import InceptionV1
 from src.models.lenet import LeNet
 from src.models.resnet20 import ResNet20
 from src.models.tiny10 import NbnTiny10, Tiny10
+from src.models.vit import ViT
 
 __all__ = ["MODELS", "Architecture", "build_model", "canonical_name", "folder_name", "model_names"]
 
@@ -32,6 +33,7 @@ MODELS = {
     "tiny10": Architecture("Tiny10", Tiny10),
     "nbn_tiny10": Architecture("NbnTiny10", NbnTiny10),
     "resnet20_w<width>": Architecture("ResNet20_w<width>", ResNet20),
+    "vit_w<width>": Architecture("ViT_w<width>", ViT),
     "inceptionv1": Architecture("InceptionV1", InceptionV1),
     "inceptionv1_bn": Architecture("InceptionV1_bn", partial(InceptionV1, batch_norm=True)),
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.files import atomic_write
+from src.files import atomic_write, make_folder
 from src.results.reader import parse
 
 FORMAT = 1
@@ -76,10 +76,10 @@ def run_folder(out_dir: Path, run_name: str | None) -> Path:
         if Path(run_name).is_absolute() or ".." in Path(run_name).parts:
             raise ValueError(f"--run-name {run_name} leads out of {out_dir}; choose another folder of all runs with -o")
         folder = out_dir / run_name
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
     for attempt in range(1, 1000):
         folder = out_dir / (stamp if attempt == 1 else f"{stamp}-{attempt}")
         try:
