@@ -1,44 +1,21 @@
-"""How well networks do their task, and how far two of them agree; every mean is over images."""
+"""How well a network does its task, and what one pass tells of the activations of two."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.activations import BATCH_SIZE, Head, feed
-from src.config import full_precision
 from src.dataset import Split
 from src.metrics import Comparison, PairedMoments
-from src.metrics.linalg import float64_device
 from src.metrics.mapped import MappedSimilarity
 from src.metrics.moments import Affine
-from src.progress import bar
+from src.scores import Tally, tally
 from src.stitching import Geometry, Pair, StitchLayer
-from src.task import Task
 
 STORE_BYTES = 4_000_000_000  # activations that may be kept at once
-
-
-@torch.inference_mode()
-def collect_logits(
-    forward: Callable[[Tensor], dict[str, Tensor]], split: Split, *, batch_size: int = BATCH_SIZE, title: str = ""
-) -> dict[str, Tensor]:
-    """Logits (images, classes) of several networks from one pass over a split, in full float32.
-
-    They are on the split's device, or on the CPU where that has no float64 for what follows. `forward` maps images to
-    the logits of each network by name; the networks are to be in eval mode.
-    """
-    parts: dict[str, list[Tensor]] = {}
-    device = float64_device(split.device)
-    with full_precision(), bar(len(split), title, unit="image") as progress:
-        for images, _ in split.batches(batch_size):
-            for name, logits in forward(images).items():
-                parts.setdefault(name, []).append(logits.float().to(device))
-            progress.update(len(images))
-    return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
 
 def evaluate(network: nn.Module, split: Split, *, batch_size: int = BATCH_SIZE, title: str = "") -> dict[str, float]:
@@ -46,55 +23,11 @@ def evaluate(network: nn.Module, split: Split, *, batch_size: int = BATCH_SIZE, 
     was_training = network.training
     network.eval()
     try:
-        logits = collect_logits(lambda images: {"": network(images)}, split, batch_size=batch_size, title=title)
+        counts = Tally(split.spec.task)
+        tally(lambda images: {"": network(images)}, split, counts, batch_size=batch_size, title=title)
     finally:
         network.train(was_training)
-    return score(logits[""], split.labels, split.spec.task)
-
-
-def score(logits: Tensor, labels: Tensor, task: Task) -> dict[str, float]:
-    """Loss and accuracy of logits (images, classes)."""
-    labels = labels.to(logits.device)
-    return {
-        "loss": task.loss(logits.double(), labels).item(),
-        "acc": task.correct(logits, labels).double().mean().item(),
-    }
-
-
-def hits(first: Tensor, second: Tensor, labels: Tensor, task: Task) -> dict[str, int]:
-    """Decisions that both get right (rr), only the first (rw), only the second (wr), or neither (ww)."""
-    a, b = (task.correct(logits, labels.to(logits.device)) for logits in (first, second))
-    counts = {"rr": a & b, "rw": a & ~b, "wr": ~a & b, "ww": ~a & ~b}
-    return {name: int(which.sum()) for name, which in counts.items()}
-
-
-def agreement(logits: Tensor, target: Tensor, labels: Tensor, task: Task) -> dict[str, Any]:
-    """How far logits (images, classes) agree with those of a target network.
-
-    `crossentropy` to the target's probabilities, averaged over images and classes (0 only where both are certain);
-    `same_class_out`, the share of equal decisions, 0 to 1; `rel_acc`, accuracy divided by the target's.
-    """
-    labels = labels.to(logits.device)
-    same = task.predictions(logits) == task.predictions(target)
-    accuracy, best = (task.correct(values, labels).double().mean().item() for values in (logits, target))
-    return {
-        "crossentropy": task.crossentropy(logits.double(), task.probabilities(target.double())).item(),
-        "same_class_out": same.double().mean().item(),
-        "rel_acc": accuracy / best if best else float("nan"),
-    }
-
-
-def stitched_logits(
-    pair: Pair, stitches: Mapping[str, StitchLayer], split: Split, *, batch_size: int = BATCH_SIZE
-) -> dict[str, Tensor]:
-    """Logits of both networks, `front` and `end`, and of each stitch between them by its name, from one pass."""
-
-    def logits(images: Tensor) -> dict[str, Tensor]:
-        front, end = pair.front_head(images), pair.end_head(images)
-        result = {"front": pair.front_tail(front, images), "end": pair.end_tail(end, images)}
-        return result | {name: pair.end_tail(stitch(front), images) for name, stitch in stitches.items()}
-
-    return collect_logits(logits, split, batch_size=batch_size, title="evaluating")
+    return counts.scores("")
 
 
 @dataclass(slots=True)

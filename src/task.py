@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,6 +29,10 @@ class Task(ABC):
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         """Cross-entropy to given probabilities, averaged over images AND classes, in nats; a scalar."""
 
+    @abstractmethod
+    def constant_accuracy(self, labels: Tensor) -> float:
+        """Accuracy of the best constant answer, 0 to 1: what is reached without looking at the images."""
+
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Which decisions are right: booleans in the shape of the labels; their mean is the accuracy."""
         return self.predictions(logits) == labels
@@ -48,6 +53,9 @@ class SingleLabel(Task):
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         return F.cross_entropy(logits, probabilities) / logits.shape[1]
 
+    def constant_accuracy(self, labels: Tensor) -> float:
+        return labels.bincount().max().item() / len(labels)
+
 
 class MultiLabel(Task):
     """Independent yes/no attributes: sigmoid, labels (images, attributes) of 0.0 and 1.0, threshold 0.5."""
@@ -63,6 +71,10 @@ class MultiLabel(Task):
 
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         return self.loss(logits, probabilities)
+
+    def constant_accuracy(self, labels: Tensor) -> float:
+        yes = labels.double().mean(0)
+        return torch.maximum(yes, 1 - yes).mean().item()
 
 
 SINGLE_LABEL = SingleLabel()

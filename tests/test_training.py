@@ -16,7 +16,9 @@ from src import training
 from src.dataset import DATASETS, Split
 from src.dataset.split import MemorySplit
 from src.progress import bar
-from src.training import OPTIMIZERS, History, Recipe, fit
+from src.learner import History, Learner
+from src.recipe import OPTIMIZERS, Recipe
+from src.training import Resume, fit, fit_one
 
 IMAGES, BATCH = 26, 4  # so that six batches fit and two images are left over
 STEPS = IMAGES // BATCH
@@ -55,9 +57,19 @@ def score(net: nn.Module) -> dict[str, float]:
     return {"loss": loss.item(), "acc": correct.float().mean().item()}
 
 
+def learner(net: nn.Module, *, recipe: Recipe = RECIPE, compute: Any = None, **options: Any) -> Learner:
+    compute = compute or objective(net)
+    return Learner(net, lambda shared, images, labels: compute(images, labels), recipe, **options)
+
+
 def train(net: nn.Module, *, recipe: Recipe = RECIPE, data: Split | None = None, **options: Any) -> History:
-    options = {"seed": 7, "validate": lambda: score(net), "title": ""} | options
-    return fit(net, data or split(), options.pop("objective", None) or objective(net), recipe=recipe, **options)
+    kept = {name: options.pop(name) for name in ("after_step", "after_step_every", "snapshot_every") if name in options}
+    one = learner(net, recipe=recipe, compute=options.pop("objective", None), **kept)
+    file, identity = options.pop("resume_file", None), options.pop("identity", {})
+    told = options.pop("on_resume", None)
+    resume = file and Resume(file, identity, told and (lambda: told(one.history)))
+    options = {"seed": 7, "validate": lambda: score(net), "title": "", "resume": resume} | options
+    return fit_one(one, data or split(), **options)
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:
@@ -266,11 +278,12 @@ def test_snapshots_are_copies_at_zero_and_at_each_multiple() -> None:
     net = network()
     first, seen = state(net), {}
     history = train(net, snapshot_every=5, after_step=lambda iteration: seen.update({iteration: state(net)}))
-    assert list(history.snapshots) == [0, 5, 10, 15]
+    assert list(history.snapshots) == [0, 5, 10, 15, 18]  # and after the last
     assert_equal(history.snapshots[0], first)
     for iteration in (5, 10, 15):
         assert_equal(history.snapshots[iteration], seen[iteration])
     assert not torch.equal(history.snapshots[15]["4.weight"], net.state_dict()["4.weight"])
+    assert_equal(history.snapshots[18], state(net))
     assert train(network()).snapshots == {}
 
 
@@ -305,14 +318,14 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_state(t
     good = network()
     with pytest.raises(Interrupted):
         train(good, after_epoch=stop_after(1))
-    assert_equal(torch.load(file, weights_only=True)["trained"], state(good))
+    assert_equal(torch.load(file, weights_only=True)["learners"][0]["trained"], state(good))
 
 
 def test_a_gpu_may_run_ahead_of_the_check_but_shows_nobody_damaged_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = train(network(), snapshot_every=5)
-    monkeypatch.setattr(training, "_steps_ahead", lambda device: 3)
+    monkeypatch.setattr(training, "steps_ahead", lambda device: 3)
     history = train(network(), snapshot_every=5)
     assert history.epochs == expected.epochs
     assert_equal(history.snapshots, expected.snapshots)
@@ -339,9 +352,77 @@ def test_damage_done_by_the_last_step_of_an_epoch_is_not_kept(tmp_path: Path) ->
 
     with pytest.raises(FloatingPointError, match=rf"validation loss is nan after epoch 2, step {STEPS} of {STEPS}"):
         train(net, after_step=damage, resume_file=file)
-    kept = torch.load(file, weights_only=True)
+    (kept,) = torch.load(file, weights_only=True)["learners"]
     assert len(kept["history"]["epochs"]) == 1
     assert all(part.isfinite().all() for part in kept["trained"].values())
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_learners_side_by_side_learn_as_each_would_alone(optimizer: str) -> None:
+    recipes = [replace(RECIPE, optimizer=optimizer, lr=rate) for rate in (0.1, 0.03, 0.01)]
+    alone = [network(seed) for seed in range(3)]
+    histories = [train(net, recipe=recipe, snapshot_every=5) for net, recipe in zip(alone, recipes, strict=True)]
+    together = [network(seed) for seed in range(3)]
+    learners = [learner(net, recipe=recipe, snapshot_every=5) for net, recipe in zip(together, recipes, strict=True)]
+    passes: list[int] = []
+    fit(
+        learners,
+        split(),
+        seed=7,
+        share=lambda images: passes.append(1),
+        validate=lambda those: [score(one.trained) for one in those],
+    )
+    assert len(passes) == 3 * STEPS  # what is shared is computed once a batch
+    for net, one, history in zip(alone, learners, histories, strict=True):
+        assert_equal(state(one.trained), state(net))
+        assert one.history.epochs == history.epochs
+        assert_equal(one.history.snapshots, history.snapshots)
+
+
+def test_one_that_diverges_stops_alone_also_when_resumed(tmp_path: Path) -> None:
+    expected = network(1)
+    train(expected)
+
+    def diverging(net: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        calls: list[int] = []
+
+        def compute(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            loss, correct = objective(net)(images, labels)
+            calls.append(1)
+            return loss * (math.nan if len(calls) == 3 else 1), correct
+
+        return compute
+
+    def run(stop: int | None) -> list[Learner]:
+        bad, good = network(0), network(1)
+        learners = [learner(bad, compute=diverging(bad)), learner(good)]
+
+        def after(epochs: int) -> None:
+            if epochs == stop:
+                raise Interrupted
+
+        fit(
+            learners,
+            split(),
+            seed=7,
+            validate=lambda those: [score(one.trained) for one in those],
+            after_epoch=after,
+            resume=Resume(tmp_path / "r", {}),
+        )
+        return learners
+
+    with pytest.raises(Interrupted):
+        run(stop=1)
+    bad, good = run(stop=None)
+    assert bad.failure == f"the loss is nan in epoch 1, step 3 of {STEPS}; lower the rate with --lr"
+    assert bad.history.epochs == [] and good.failure is None
+    assert_equal(state(good.trained), state(expected))
+
+
+def test_learners_of_different_lengths_do_not_train_together() -> None:
+    learners = [learner(network(), recipe=replace(RECIPE, epochs=epochs)) for epochs in (1, 2)]
+    with pytest.raises(ValueError, match="one number of epochs and one batch size"):
+        fit(learners, split(), seed=0, validate=lambda those: [])
 
 
 @pytest.mark.parametrize(

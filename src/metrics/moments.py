@@ -245,3 +245,12 @@ def r_squared(moments: PairedMoments, affine: Affine) -> float:
     explained = 2 * (w * moments.xy.T).sum() - ((w @ moments.xx) * w).sum()
     offset = moments.mean_y - w @ moments.mean_x - b
     return float((explained - moments.n * offset.square().sum()) / total)
+
+
+def squared_error(moments: PairedMoments, affine: Affine) -> float:
+    """Return the mean squared difference of x w^T + b and y, over rows and channels of y; never below 0."""
+    _require_rows(moments)
+    w, b = affine.w.to(moments.xx), affine.b.to(moments.xx)
+    squares = ((w @ moments.xx) * w).sum() - 2 * (w * moments.xy.T).sum() + moments.yy.trace()
+    offset = w @ moments.mean_x + b - moments.mean_y
+    return max(0.0, float((squares.clamp(min=0) / moments.n + offset @ offset) / len(moments.mean_y)))

@@ -1,5 +1,6 @@
 """Sewing two networks together."""
 
+from src.stitching.cuts import LOGITS, Cuts, Shared
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.layer import MaskedStitch, StitchLayer, build_stitch, from_arrays
@@ -7,6 +8,7 @@ from src.stitching.masks import MASKS
 from src.stitching.network import Pair, StitchedNetwork, cut_pair
 from src.stitching.objective import StitchObjective
 from src.stitching.options import check_options, check_sizes
+from src.stitching.spec import StitchSpec
 from src.stitching.start import initial_stitch, needs_moments
 from src.stitching.targets import TARGETS
 
@@ -14,11 +16,15 @@ __all__ = [
     "INITS",
     "MASKS",
     "TARGETS",
+    "LOGITS",
+    "Cuts",
     "Geometry",
     "MaskedStitch",
     "Pair",
+    "Shared",
     "StitchLayer",
     "StitchObjective",
+    "StitchSpec",
     "StitchedNetwork",
     "build_stitch",
     "check_options",

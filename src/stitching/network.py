@@ -15,12 +15,11 @@ from src.stitching.layer import StitchLayer
 class Pair:
     """Both networks cut at the layers of a stitch, frozen and in eval mode.
 
-    `front_head` and `end_head` map images to the layer's output, `front_tail` and `end_tail` map (that output, images)
-    to logits.
+    `front_head` and `end_head` map images to the layer's output, `end_tail` maps (the end layer's output, images) to
+    logits.
     """
 
     front_head: nn.Module
-    front_tail: nn.Module
     end_head: nn.Module
     end_tail: nn.Module
     geometry: Geometry
@@ -43,13 +42,12 @@ def cut_pair(
 
     Raises ValueError for unknown layers and for layers whose outputs cannot be stitched.
     """
-    cuts = (
-        (network, layer, cut) for network, layer in ((front, front_layer), (end, end_layer)) for cut in (head, tail)
-    )
-    parts = [freeze(cut(network, layer)) for network, layer, cut in cuts]
+    front_head, end_head = freeze(head(front, front_layer)), freeze(head(end, end_layer))
+    end_tail = freeze(tail(end, end_layer))
     with torch.no_grad():
-        front_shape, end_shape = (tuple(part(sample).shape[1:]) for part in (parts[0], parts[2]))
-    return Pair(*parts, geometry=Geometry(front_shape, end_shape, flatten=flatten, resize=resize))
+        front_shape, end_shape = (tuple(part(sample).shape[1:]) for part in (front_head, end_head))
+    geometry = Geometry(front_shape, end_shape, flatten=flatten, resize=resize)
+    return Pair(front_head, end_head, end_tail, geometry)
 
 
 class StitchedNetwork(nn.Module):

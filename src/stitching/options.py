@@ -1,10 +1,83 @@
-"""Which options of a stitch exclude each other, and which the shapes of its layers forbid."""
+"""The options of a stitch: what they are called, what they take, and which exclude each other."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from src.recipe import OPTIMIZERS
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
+from src.stitching.masks import MASKS
+from src.stitching.targets import TARGETS
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A command line's option for a field of a spec. Defaults are the spec's.
+
+    kind: what it takes, a key of KINDS in `src/arguments.py`; "flag" takes nothing. many: whether it takes several
+    values, separated by commas, for as many stitches.
+    """
+
+    field: str
+    flags: tuple[str, ...]
+    group: str
+    help: str
+    kind: str = "flag"
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    many: bool = False
+
+
+OPTIONS = (
+    Option("batch_size", ("-b", "--batch-size"), "images", "images a batch", "positive", "N"),
+    Option("init", ("-i", "--init"), "stitch", "the map before training", "name", "INIT", tuple(sorted(INITS)), True),
+    Option("mask", ("-m", "--mask"), "stitch", "which weights there are", "name", "MASK", tuple(sorted(MASKS)), True),
+    Option("low_rank", ("-r", "--low-rank"), "stitch", "a product of this rank", "rank", "RANK", many=True),
+    Option("orthogonal", ("--orthogonal",), "stitch", "keep the matrix orthogonal"),
+    Option("flatten", ("-f", "--flatten"), "stitch", "map all features, not channels alike at all positions"),
+    Option("resize", ("--resize",), "stitch", "interpolate to the end layer's height and width"),
+    Option("epochs", ("-e", "--epochs"), "training", "passes over the training images", "natural", "N"),
+    Option(
+        "lr",
+        ("-lr", "--lr"),
+        "training",
+        "learning rate, x0.1 at 1/3 and 2/3 of the epochs",
+        "positive_float",
+        "RATE",
+        many=True,
+    ),
+    Option("weight_decay", ("-wd", "--weight-decay"), "training", "pull of the weights towards 0", "natural_float", "X"),
+    Option("l1", ("--l1",), "training", "weight of the mean |W| in the loss", "natural_float", "X"),
+    Option(
+        "cka_reg",
+        ("--cka-reg",),
+        "training",
+        "weight in the loss of CKA with the end network's own",
+        "finite_float",
+        "X",
+    ),
+    Option("temperature", ("--temperature",), "training", "divides the logits of soft targets", "positive_float", "T"),
+    Option("seed", ("--seed",), "training", "of the init, the order of images and augmentation", "seed", "N", many=True),
+    Option(
+        "save_frequency",
+        ("-s", "--save-frequency"),
+        "training",
+        "keep the map every N x EPOCHS iterations",
+        "positive",
+        "N",
+    ),
+    Option("optimizer", ("--optimizer",), "training", "how to descend", "name", None, tuple(sorted(OPTIMIZERS))),
+    Option(
+        "target_type",
+        ("--target-type",),
+        "training",
+        "true labels (hard), or what the networks say",
+        "name",
+        None,
+        tuple(sorted(TARGETS)),
+    ),
+)
 
 # option -> the value that leaves it out
 OFF = {

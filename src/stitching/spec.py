@@ -1,0 +1,92 @@
+"""Everything that decides a stitch, and nothing about files or devices."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from src.recipe import Recipe
+from src.stitching.inits import INITS
+from src.stitching.masks import MASKS
+from src.stitching.options import check_options
+from src.stitching.start import needs_moments
+from src.stitching.targets import TARGETS
+
+FORMAT = 1  # of keys: a change of what a spec means makes other keys
+
+
+@dataclass(frozen=True, slots=True)
+class StitchSpec:
+    """One stitch: where it is, what its matrix may be, where it starts and how it is trained.
+
+    Fields are the options of stitch_nets.py by their names. Whole numbers in fields of floating-point numbers are
+    converted. Raises ValueError for options that exclude each other or are out of range.
+    """
+
+    front_layer: str
+    end_layer: str
+    init: str = "random"
+    mask: str = "identity"
+    low_rank: int | None = None
+    orthogonal: bool = False
+    flatten: bool = False
+    resize: bool = False
+    target_type: str = "hard"
+    temperature: float = 1.0
+    l1: float = 0.0
+    cka_reg: float = 0.0
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    seed: int = 0
+    save_frequency: int = 10
+    amp: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (float, "float") and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+        for name, table in (("init", INITS), ("mask", MASKS), ("target_type", TARGETS)):
+            if getattr(self, name) not in table:
+                known = ", ".join(sorted(table))
+                raise ValueError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
+        check_options(asdict(self))
+        _ = self.recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay)
+
+    @property
+    def cut(self) -> tuple[str, str, bool, bool]:
+        """What decides the geometry: both layers, `flatten` and `resize`."""
+        return self.front_layer, self.end_layer, self.flatten, self.resize
+
+    @property
+    def needs_train_moments(self) -> bool:
+        return needs_moments(self.init, self.mask)
+
+    def key(self, **surroundings: Any) -> str:
+        """A digest of the spec and of what it is about: weights, preprocessing, images.
+
+        SHA-256 in hexadecimal; equal keys mean equal stitches on one machine with one set of libraries.
+        `surroundings` are built-in values, such as digests.
+        """
+        record = {"format": FORMAT, "spec": asdict(self), "surroundings": surroundings}
+        text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _exact(value: Any) -> Any:
+    """The same with floating-point numbers spelled to the last bit, and apart from whole ones."""
+    if isinstance(value, float):
+        return f"float {value.hex()}"
+    if isinstance(value, dict):
+        return {str(key): _exact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exact(item) for item in value]
+    return value
