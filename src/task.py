@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,6 +29,10 @@ class Task(ABC):
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         """Cross-entropy to given probabilities, averaged over images AND classes, in nats; a scalar."""
 
+    @abstractmethod
+    def strata(self, labels: Tensor) -> Tensor:
+        """A whole number an image, (images,): a fair share of the images has its part of each number."""
+
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Which decisions are right: booleans in the shape of the labels; their mean is the accuracy."""
         return self.predictions(logits) == labels
@@ -48,6 +53,9 @@ class SingleLabel(Task):
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         return F.cross_entropy(logits, probabilities) / logits.shape[1]
 
+    def strata(self, labels: Tensor) -> Tensor:
+        return labels
+
 
 class MultiLabel(Task):
     """Independent yes/no attributes: sigmoid, labels (images, attributes) of 0.0 and 1.0, threshold 0.5."""
@@ -63,6 +71,9 @@ class MultiLabel(Task):
 
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         return self.loss(logits, probabilities)
+
+    def strata(self, labels: Tensor) -> Tensor:
+        return labels.new_zeros(len(labels), dtype=torch.int64)  # no image belongs to one class
 
 
 SINGLE_LABEL = SingleLabel()

@@ -14,6 +14,7 @@ from src.files import parse_tensors, write_tensors
 from src.progress import bar
 
 State = dict[str, Tensor]
+DEBUG_STEPS = 4  # batches an epoch with --debug
 LARGEST = 1e38  # nearly the largest float32, in which optimizers take their factors
 # (images, labels) -> (the loss to minimise, which decisions were right)
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
