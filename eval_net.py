@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> dict:
     """Evaluate, print and write; returns the result."""
     device = choose_device(args.device)
     checkpoint = checkpoints.load(args.model_path, model=args.model, dataset=args.dataset)
-    seeds = f"in{checkpoint.init_seed}-gn{checkpoint.gradient_seed}-" if checkpoint.init_seed is not None else ""
-    name = f"eval_net-{checkpoint.model}-{checkpoint.dataset}-{seeds}{args.model_path.stem}"
+    parts = (checkpoint.model, checkpoint.dataset, checkpoint.seeds, args.model_path.stem)
+    name = "-".join(["eval_net", *filter(None, parts)])
     with cli.result_path(args, name) as path:
         split = load_split(checkpoint.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
         network = checkpoint.network.to(device)

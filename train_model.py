@@ -12,16 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from src import arguments, checkpoints, cli
+from src.checkpoints import seeds_name
 from src.config import choose_device, mixed_precision
-from src.dataset import DATASETS, Split, load_split
+from src.dataset import DATASETS, Split, load_split, shuffle_labels, take_fraction
 from src.evaluation import evaluate
 from src.files import atomic_write, parse_tensors, sole_maker
+from src.learner import History, Learner
 from src.models import build_model
-from src.training import OPTIMIZERS, History, Recipe, fit
+from src.recipe import OPTIMIZERS, Recipe
+from src.training import DEBUG_STEPS, Resume, fit_one
 
-LOG_COLUMNS: tuple[str, ...] = ("train_accuracy", "train_loss", "val_accuracy", "val_loss")
+LOG_COLUMNS: tuple[str, ...] = ("epoch", "train_accuracy", "train_loss", "val_accuracy", "val_loss")
 RESUME = "resume.pt"
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")
+# in the recipe only where they are not what is usual: a recipe of before these options is one without them
+UNUSUAL = {"amp": False, "train_fraction": 1.0, "shuffle_labels": 0.0, "debug": False}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +44,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=("val", "valid"),
         default="val",
         help="images of the scores: val, or CelebA's official validation images (valid)",
+    )
+    group.add_argument(
+        "--train-fraction",
+        type=arguments.fraction,
+        default=1.0,
+        metavar="X",
+        help="train on this part of the images of each class, chosen by -g",
+    )
+    group.add_argument(
+        "--shuffle-labels",
+        type=arguments.share,
+        default=0.0,
+        metavar="X",
+        help="exchange the labels of this part of the training images at random, by -g",
     )
     arguments.add_worker_option(group)
     add_training_options(parser.add_argument_group("training"))
@@ -93,12 +112,14 @@ def run(args: argparse.Namespace) -> dict:
     with weight_folder(args) as folder, cli.result_path(args, result_name(folder), out_dir=Path("results")) as path:
         resume_file = folder / RESUME
         network, origin = initial_network(args)
-        facts = {name: getattr(args, name) for name in RECIPE} | origin | ({"amp": True} if args.amp else {})
+        facts = recipe_facts(args) | origin
         train, val = (
             load_split(args.dataset, split, device=device, num_workers=args.num_workers)
             for split in ("train", args.validate_on)
         )
-        iteration = args.epochs * (len(train) // args.batch_size)
+        train = training_images(train, args)
+        steps = len(train) // args.batch_size
+        iteration = args.epochs * (min(steps, DEBUG_STEPS) if args.debug else steps)
         final = weight_file(folder, iteration)
         if args.resume and not resume_file.exists():
             if not args.overwrite:
@@ -111,11 +132,31 @@ def run(args: argparse.Namespace) -> dict:
         weights = save_weights(network, args, facts, final)
         scores = evaluate(network, val)
         text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {weights}"
-        result = {"weights": str(weights), "iteration": iteration, "val": scores, "log": history.epochs}
+        text += f"\ndebug: only {DEBUG_STEPS} batches an epoch" * args.debug
+        result = {"weights": str(weights), "iteration": iteration, "val": scores, "log": numbered(history)}
         cli.publish(args, path, result, text)
         resume_file.unlink(missing_ok=True)  # not before the result is safe
         remove_older(folder, iteration, facts)
     return result
+
+
+def recipe_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """What the weights say of the training that made them."""
+    unusual = {name: getattr(args, name) for name, usual in UNUSUAL.items() if getattr(args, name) != usual}
+    return {name: getattr(args, name) for name in RECIPE} | unusual
+
+
+def training_images(train: Split, args: argparse.Namespace) -> Split:
+    """The images to train on: fewer, or with shuffled labels, where the options say so."""
+    if args.train_fraction < 1:
+        everything = len(train)
+        train = take_fraction(train, args.train_fraction, seed=args.gradient_noise)
+        how = "alike of each class" if train.labels.dim() == 1 else "whatever their labels, of which each has many"
+        cli.notice(f"training on {len(train)} of {everything} images, {how}")
+    if args.shuffle_labels:
+        train = shuffle_labels(train, args.shuffle_labels, seed=args.gradient_noise)
+        cli.notice(f"the labels of {round(args.shuffle_labels * len(train))} of them are shuffled among these")
+    return train
 
 
 @contextlib.contextmanager
@@ -124,8 +165,8 @@ def weight_folder(args: argparse.Namespace) -> Iterator[Path]:
 
     Folders that are still empty at the end, since the work failed, are removed.
     """
-    folder = checkpoints.weight_folder(args.out_dir, args.model, args.dataset, args.init_noise, args.gradient_noise)
-    folder.mkdir(parents=True, exist_ok=True)
+    seeds = seeds_name(args.init_noise, args.gradient_noise, args.train_fraction, args.shuffle_labels)
+    folder = checkpoints.weight_folder(args.out_dir, args.model, args.dataset, seeds)
     try:
         with sole_maker(folder / "training_log.csv", "wait for it, or give other seeds or another -o"):
             refuse_existing(folder, resume=args.resume, overwrite=args.overwrite)
@@ -213,7 +254,7 @@ def train_network(
 ) -> History:
     task, folder = train.spec.task, resume_file.parent
 
-    def objective(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(shared: None, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with mixed_precision(images.device, enabled=args.amp):
             logits = network(images).float()
         return task.loss(logits, labels), task.correct(logits, labels)
@@ -225,19 +266,15 @@ def train_network(
         write_log(folder / "training_log.csv", history)
         tell(history, recipe.epochs)
 
-    return fit(
-        network,
+    learner = Learner(network, objective, recipe, after_step=save_at, after_step_every=args.save_frequency)
+    return fit_one(
+        learner,
         train,
-        objective,
-        recipe=recipe,
         seed=args.gradient_noise,
         validate=lambda: evaluate(network, val),
-        after_step=save_at,
-        after_step_every=args.save_frequency,
         after_epoch=epoch_done,
-        on_resume=lambda history: epoch_done(history, cli.tell_resumed),
-        resume_file=resume_file,
-        identity=identity(args) | facts,
+        resume=Resume(resume_file, identity(args) | facts, lambda: epoch_done(learner.history, cli.tell_resumed)),
+        max_steps=DEBUG_STEPS if args.debug else None,
         title=f"{folder.parts[-3]} on {folder.parts[-2]}",
     )
 
@@ -265,12 +302,17 @@ def weight_file(folder: Path, iteration: int) -> Path:
     return folder / f"{iteration}.pt"
 
 
+def numbered(history: History) -> list[dict[str, float]]:
+    """A row an epoch, which it counts from 1."""
+    return [{"epoch": epoch, **row} for epoch, row in enumerate(history.epochs, 1)]
+
+
 def write_log(path: Path, history: History) -> None:
     """Rewrite training_log.csv, a row an epoch: whatever happens, the file holds whole rows only."""
     text = io.StringIO()
     writer = csv.DictWriter(text, LOG_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history.epochs)
+    writer.writerows(numbered(history))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 

@@ -3,6 +3,7 @@
 Everything in the table is read from the files or measured with them, so it needs the data sets that they are for.
 """
 
+import csv
 import hashlib
 import shlex
 from pathlib import Path
@@ -20,13 +21,15 @@ INTRODUCTION = """# Trained networks
 
 Made by this repository's `train_model.py`, with the commands below, on a CPU. A folder `in<i>-gn<j>` says the seeds of
 the initial weights and of the order of images; beside each weight file lies the log of its training. Accuracy and loss
-are those of all validation images, as `eval_net.py` prints them. Where the file's iteration is not the last of its
+are those of all validation images, as `eval_net.py` prints them; the training accuracy is that of the log's last row,
+on augmented images and the labels that training saw. `-f0.1` says that a network saw a tenth of the training images of
+each class, `-s1` that all labels were shuffled among the images. Where the file's iteration is not the last of its
 training, it is the snapshot of that iteration.
 
 This page is written by `python -m model_weights.catalogue`.
 
 """
-COLUMNS = ("network", "command", "epochs", "accuracy", "loss", "kB", "SHA-256")
+COLUMNS = ("network", "command", "epochs", "training accuracy", "accuracy", "loss", "kB", "SHA-256")
 
 
 def weight_files() -> list[Path]:
@@ -39,10 +42,11 @@ def command(checkpoint: Checkpoint) -> str:
     parts = ["-m", checkpoint.model, "-d", checkpoint.dataset]
     parts += ["-i", str(checkpoint.init_seed), "-g", str(checkpoint.gradient_seed)]
     flags = {"epochs": "-e", "batch_size": "-b", "optimizer": "-opt", "lr": "-lr", "weight_decay": "-wd"}
+    flags |= {"train_fraction": "--train-fraction", "shuffle_labels": "--shuffle-labels"}
     defaults = vars(train_model.parse_args([]))
     recipe = checkpoint.recipe or {}
     for name, flag in flags.items():
-        if recipe[name] != defaults[name]:
+        if recipe.get(name, defaults[name]) != defaults[name]:
             parts += [flag, f"{recipe[name]:g}" if isinstance(recipe[name], float) else str(recipe[name])]
     if recipe.get("amp"):
         parts.append("--amp")
@@ -54,10 +58,13 @@ def row(path: Path) -> str:
     checkpoint = checkpoints.load(path)
     scores = evaluate(checkpoint.network, load_split(checkpoint.dataset, "val"))
     content = path.read_bytes()
+    with (path.parent / "training_log.csv").open() as log:
+        last = list(csv.DictReader(log))[-1]
     cells = (
         f"`{path.relative_to(HERE).as_posix()}`",
         f"`{command(checkpoint)}`",
         str((checkpoint.recipe or {})["epochs"]),
+        f"{float(last['train_accuracy']):.2%}",
         f"{scores['acc']:.2%}",
         f"{scores['loss']:.4f}",
         f"{len(content) / 1e3:.0f}",
@@ -67,7 +74,7 @@ def row(path: Path) -> str:
 
 
 def main() -> None:
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|--:|---|", *map(row, weight_files())]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|--:|--:|---|", *map(row, weight_files())]
     with atomic_write(README) as file:
         file.write((INTRODUCTION + "\n".join(lines) + "\n").encode())
     print(README)

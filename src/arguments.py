@@ -207,6 +207,16 @@ def positive_float(text: str) -> float:
     return _bounded(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
 
 
+def fraction(text: str) -> float:
+    """argparse type: a number above 0, at most 1."""
+    return _bounded(text, float, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def share(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    return _bounded(text, float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 def seed(text: str) -> int:
     """argparse type: what torch's generators take as a seed, with room for a second one."""
     return _bounded(text, int, "a whole number from 0 to 2^63 - 2", lambda value: 0 <= value < 2**63 - 1)

@@ -17,12 +17,16 @@ from src.models import build_model, canonical_name, folder_name
 
 FORMAT = 1
 _METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe")
-_SEEDS = re.compile(r"in(\d+)-gn(\d+)")
+_NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
+_SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A trained network with what its file says of itself; seeds, iteration and recipe are None where it does not."""
+    """A trained network with what its file says of itself; seeds, iteration and recipe are None where it does not.
+
+    `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them.
+    """
 
     network: nn.Module
     model: str
@@ -32,11 +36,20 @@ class Checkpoint:
     gradient_seed: int | None = None
     iteration: int | None = None
     recipe: dict[str, Any] | None = None
+    train_fraction: float = 1.0
+    shuffle_labels: float = 0.0
     sha256: str = ""
 
     @property
     def spec(self) -> DatasetSpec:
         return DATASETS[self.dataset]
+
+    @property
+    def seeds(self) -> str:
+        """What its weight folder is called; "" where the seeds are not known."""
+        if self.init_seed is None or self.gradient_seed is None:
+            return ""
+        return seeds_name(self.init_seed, self.gradient_seed, self.train_fraction, self.shuffle_labels)
 
     @property
     def sample(self) -> Tensor:
@@ -51,13 +64,23 @@ class Checkpoint:
             "path": str(self.path),
             "init_seed": self.init_seed,
             "gradient_seed": self.gradient_seed,
+            "train_fraction": self.train_fraction,
+            "shuffle_labels": self.shuffle_labels,
             "sha256": self.sha256,
         }
 
 
-def weight_folder(out_dir: Path, model: str, dataset: str, init_seed: int, gradient_seed: int) -> Path:
-    """Where the weights of one training run belong: <out>/<Model>/<Dataset>/in<i>-gn<j>."""
-    return out_dir / folder_name(model) / DATASETS[dataset].folder / f"in{init_seed}-gn{gradient_seed}"
+def seeds_name(init_seed: int, gradient_seed: int, train_fraction: float = 1.0, shuffle_labels: float = 0.0) -> str:
+    """What tells trainings of one network on one data set apart: in<i>-gn<j>[-f<fraction>][-s<share>]."""
+    name = f"in{init_seed}-gn{gradient_seed}"
+    # repr: two numbers that differ have names that differ
+    name += f"-f{float(train_fraction)!r}".removesuffix(".0") if train_fraction != 1 else ""
+    return name + (f"-s{float(shuffle_labels)!r}".removesuffix(".0") if shuffle_labels else "")
+
+
+def weight_folder(out_dir: Path, model: str, dataset: str, seeds: str) -> Path:
+    """Where the weights of one training run belong: <out>/<Model>/<Dataset>/<seeds>, the last as of `seeds_name`."""
+    return out_dir / folder_name(model) / DATASETS[dataset].folder / seeds
 
 
 def save(
@@ -73,7 +96,8 @@ def save(
 ) -> None:
     """Write the network's state with its metadata, atomically; readable with `weights_only=True`.
 
-    `recipe` holds the options that the network was trained with, as built-in values.
+    `recipe` holds the options that the network was trained with, as built-in values; `train_fraction` and
+    `shuffle_labels` only where they differ from 1 and 0.
     """
     record = {
         "format": FORMAT,
@@ -148,18 +172,21 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor
         return _facts_from_path(path), dict(state)
     if record["format"] != FORMAT:
         raise ValueError(f"{path} has the format {record['format']}, and this version reads {FORMAT}")
-    return {key: record.get(key) for key in _METADATA}, state
+    facts = {key: record.get(key) for key in _METADATA}
+    recipe = facts["recipe"] if isinstance(facts["recipe"], dict) else {}
+    return facts | {key: recipe[key] for key in ("train_fraction", "shuffle_labels") if key in recipe}, state
 
 
 def _facts_from_path(path: Path) -> dict[str, Any]:
-    """What <Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt tells; None for each part that tells nothing."""
+    """What <Model>/<Dataset>/in<i>-gn<j>.../<iteration>.pt tells; None for each part that tells nothing."""
     facts: dict[str, Any] = dict.fromkeys(("model", "dataset", "init_seed", "gradient_seed"))
     facts["iteration"] = int(path.stem) if path.stem.isdecimal() else None
     # the seeds' folder may be missing, so every folder of the path is asked, the nearest first; links are not followed,
     # since where they lead need not be named after a network
     for folder in Path(os.path.abspath(path)).parts[-2::-1][:3]:
         if seeds := _SEEDS.fullmatch(folder):
-            facts["init_seed"], facts["gradient_seed"] = (int(seed) for seed in seeds.groups())
+            facts["init_seed"], facts["gradient_seed"] = int(seeds[1]), int(seeds[2])
+            facts["train_fraction"], facts["shuffle_labels"] = float(seeds[3] or 1), float(seeds[4] or 0)
         for key, canonical in (("model", canonical_name), ("dataset", canonical_dataset)):
             try:
                 facts[key] = facts[key] or canonical(folder)

@@ -17,7 +17,7 @@ from src import checkpoints, report, results
 from src.checkpoints import Checkpoint
 from src.files import sole_maker
 from src.metrics import METRICS, Comparison, Health
-from src.training import History
+from src.learner import History
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"

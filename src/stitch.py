@@ -14,9 +14,8 @@ from src.metrics.moments import PairedMoments
 from src.outcome import Outcomes, Work
 from src.scores import Tally, tally
 from src.stitching import LOGITS, Cuts, StitchObjective, StitchSpec, initial_stitch
-from src.training import Resume, fit
+from src.training import DEBUG_STEPS, Resume, fit
 
-DEBUG_STEPS = 4  # batches an epoch of a spec that says `debug`
 LARGE_MOMENTS = 2048  # features of both sides; the sums of products of more take a while to solve
 Moments = dict[tuple[str, str, bool, bool], PairedMoments]
 Outcome = dict[str, Any] | FloatingPointError

@@ -33,6 +33,10 @@ class Task(ABC):
     def constant_accuracy(self, labels: Tensor) -> float:
         """Accuracy of the best constant answer, 0 to 1: what is reached without looking at the images."""
 
+    @abstractmethod
+    def strata(self, labels: Tensor) -> Tensor:
+        """A whole number an image, (images,): a fair share of the images has its part of each number."""
+
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Which decisions are right: booleans in the shape of the labels; their mean is the accuracy."""
         return self.predictions(logits) == labels
@@ -56,6 +60,9 @@ class SingleLabel(Task):
     def constant_accuracy(self, labels: Tensor) -> float:
         return labels.bincount().max().item() / len(labels)
 
+    def strata(self, labels: Tensor) -> Tensor:
+        return labels
+
 
 class MultiLabel(Task):
     """Independent yes/no attributes: sigmoid, labels (images, attributes) of 0.0 and 1.0, threshold 0.5."""
@@ -75,6 +82,9 @@ class MultiLabel(Task):
     def constant_accuracy(self, labels: Tensor) -> float:
         yes = labels.double().mean(0)
         return torch.maximum(yes, 1 - yes).mean().item()
+
+    def strata(self, labels: Tensor) -> Tensor:
+        return labels.new_zeros(len(labels), dtype=torch.int64)  # no image belongs to one class
 
 
 SINGLE_LABEL = SingleLabel()

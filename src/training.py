@@ -14,6 +14,7 @@ from src.files import parse_tensors, write_tensors
 from src.learner import History, Learner, Losses, steps_ahead
 from src.progress import bar
 
+DEBUG_STEPS = 4  # batches an epoch with --debug
 Validate = Callable[[Sequence[Learner]], Sequence[dict[str, float]]]
 
 

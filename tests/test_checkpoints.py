@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from src.checkpoints import load, save, weight_folder
+from src.checkpoints import load, save, seeds_name, weight_folder
 from src.models import build_model
 
 RECIPE = {"epochs": 3, "lr": 0.1, "optimizer": "sgd"}
@@ -82,7 +82,32 @@ def test_the_hash_tells_weights_apart(tmp_path: Path) -> None:
 
 
 def test_folders_of_weights(tmp_path: Path) -> None:
-    assert weight_folder(tmp_path, "nbn_tiny10", "celeba", 1, 22) == tmp_path / "NbnTiny10" / "CelebA" / "in1-gn22"
+    folder = tmp_path / "NbnTiny10" / "CelebA" / "in1-gn22"
+    assert weight_folder(tmp_path, "nbn_tiny10", "celeba", seeds_name(1, 22)) == folder
+
+
+@pytest.mark.parametrize(
+    ("fraction", "share", "name"),
+    [
+        (0.1, 0, "in3-gn4-f0.1"),
+        (1, 1, "in3-gn4-s1"),
+        (0.1, 1, "in3-gn4-f0.1-s1"),
+        (0.123456789, 0.25, "in3-gn4-f0.123456789-s0.25"),
+        (1e-5, 1e-7, "in3-gn4-f1e-05-s1e-07"),
+        (1, 0, "in3-gn4"),
+    ],
+)
+def test_the_folder_of_seeds_says_what_was_trained_on(tmp_path: Path, fraction: float, share: float, name: str) -> None:
+    assert seeds_name(3, 4, fraction, share) == name
+    found = load(write(tmp_path / "LeNet" / "Digits" / name / "1.pt", network().state_dict()))
+    assert (found.init_seed, found.gradient_seed) == (3, 4)
+    assert (found.train_fraction, found.shuffle_labels, found.seeds) == (fraction, share, name)
+    assert (found.facts()["train_fraction"], found.facts()["shuffle_labels"]) == (fraction, share)
+
+
+def test_a_folder_of_unknown_words_tells_no_seeds(tmp_path: Path) -> None:
+    found = load(write(tmp_path / "LeNet" / "Digits" / "in3-gn4-x1" / "1.pt", network().state_dict()))
+    assert (found.init_seed, found.seeds) == (None, "")
 
 
 @pytest.mark.parametrize(

@@ -49,16 +49,15 @@ def test_a_file_is_the_one_that_was_measured_and_tells_how_it_was_made(path: Pat
     assert f"{path.stat().st_size / 1e3:.0f}" == cells["kB"]
     assert command(checkpoint) == cells["command"]
     args = train_model.parse_args(shlex.split(cells["command"])[2:])
-    assert {key: getattr(args, key) for key in train_model.RECIPE} | (
-        {"amp": True} if args.amp else {}
-    ) == checkpoint.recipe
-    seeds = args.init_noise, args.gradient_noise
-    assert path.parent == checkpoints.weight_folder(HERE, args.model, args.dataset, *seeds)
-    assert (checkpoint.init_seed, checkpoint.gradient_seed) == seeds
+    assert train_model.recipe_facts(args) == checkpoint.recipe
+    assert path.parent == checkpoints.weight_folder(HERE, args.model, args.dataset, checkpoint.seeds)
+    assert (checkpoint.init_seed, checkpoint.gradient_seed) == (args.init_noise, args.gradient_noise)
     assert path.stem == str(checkpoint.iteration)
     with (path.parent / "training_log.csv").open() as log:
         rows = list(csv.DictReader(log))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
     assert len(rows) == args.epochs == int(cells["epochs"])
+    assert f"{float(rows[-1]['train_accuracy']):.2%}" == cells["training accuracy"]
     assert abs(float(rows[-1]["val_accuracy"]) - float(cells["accuracy"].strip("%")) / 100) < 0.01
 
 
@@ -67,7 +66,8 @@ def check_accuracy(path: Path) -> None:
     scores = evaluate(checkpoint.network, load_split(checkpoint.dataset, "val"))
     assert abs(scores["acc"] - float(cells["accuracy"].strip("%")) / 100) <= 1e-4
     assert scores["loss"] == pytest.approx(float(cells["loss"]), abs=1e-4)
-    assert scores["acc"] >= LEAST[path.parent.parent.relative_to(HERE).as_posix()]
+    variant = checkpoint.seeds.removeprefix(f"in{checkpoint.init_seed}-gn{checkpoint.gradient_seed}")
+    assert scores["acc"] >= LEAST[path.parent.parent.relative_to(HERE).as_posix() + variant]
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in DOWNLOADED], ids=name)

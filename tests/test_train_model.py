@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import eval_net
 import train_model
 from src import checkpoints, results
+from src.dataset import Split
 from src.files import parse_tensors, sole_maker
+from src.training import DEBUG_STEPS
 from tests.same import assert_same
 
 COMMAND = ("-m", "toy_w3", "-d", "toy", "-e", "2", "-b", "16", "-s", "2", "-lr", "0.01")
@@ -29,9 +32,9 @@ def test_weights_and_log_land_in_the_folder_of_the_network(toy: Path) -> None:
     result = train("--run-name", "r")
     assert sorted(path.name for path in FOLDER.iterdir()) == ["2.pt", "4.pt", "6.pt", "training_log.csv"]
     header, *rows = (FOLDER / "training_log.csv").read_text().splitlines()
-    assert header == "train_accuracy,train_loss,val_accuracy,val_loss"
-    assert len(rows) == 2
-    assert [float(value) for value in rows[1].split(",")[2:]] == pytest.approx(
+    assert header == "epoch,train_accuracy,train_loss,val_accuracy,val_loss"
+    assert [row.split(",")[0] for row in rows] == ["1", "2"]
+    assert [float(value) for value in rows[1].split(",")[3:]] == pytest.approx(
         [result["val"]["acc"], result["val"]["loss"]]
     )
     last = checkpoints.load(FOLDER / "6.pt")
@@ -177,6 +180,71 @@ def test_weights_of_another_architecture_or_none_are_refused(toy: Path, capsys: 
 
 def test_a_set_without_an_official_validation_split_says_so(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "toy has no split 'valid'; choose from train, val" in refusal(capsys, "--validate-on", "valid")
+
+
+def seen_in_training(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict, list[Split], str]:
+    """The result of a training, and the images that it was given, training and validation."""
+    splits = []
+
+    def spy(network, train, val, *arguments):
+        splits.extend([train, val])
+        return trained(network, train, val, *arguments)
+
+    trained = train_model.train_network
+    with monkeypatch.context() as patch:
+        patch.setattr(train_model, "train_network", spy)
+        result = train(*options)
+    return result, splits, Path(result["weights"]).parent.name
+
+
+def test_a_network_learns_of_fewer_images_and_of_wrong_labels(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, (whole, validation), _ = seen_in_training(monkeypatch)
+    options = ("--train-fraction", "0.5", "--shuffle-labels", "1", "--run-name", "r")
+    result, (fewer, same), folder = seen_in_training(monkeypatch, *options)
+    told = capsys.readouterr().err
+    assert "training on 24 of 48 images, alike of each class" in told
+    assert "the labels of 24 of them are shuffled" in told
+    assert folder == "in0-gn0-f0.5-s1" and result["iteration"] == 2  # of 24 images
+    assert fewer.labels.bincount().tolist() == [6] * 4
+    assert_same(same.labels, validation.labels)
+    loaded = checkpoints.load(result["weights"])
+    assert (loaded.train_fraction, loaded.shuffle_labels, loaded.seeds) == (0.5, 1.0, folder)
+    assert loaded.recipe and loaded.recipe["train_fraction"] == 0.5 and loaded.recipe["shuffle_labels"] == 1.0
+    assert results.read(Path(f"results/r/train_model-Toy_w3-Toy-{folder}.pkl"))["iteration"] == 2
+    eval_net.main([result["weights"], "--run-name", "e"])
+    assert f"toy_w3 {folder} (toy)" in capsys.readouterr().out
+    assert Path(f"results/e/eval_net-toy_w3-toy-{folder}-2.pkl").exists()
+    _, (other, _), _ = seen_in_training(monkeypatch, *options, "-g", "1")
+    assert (other.labels != fewer.labels).any()
+    assert "train_fraction" not in (checkpoints.load(FOLDER / "6.pt").recipe or {})
+    assert len(whole) == 48
+
+
+def test_a_resumed_training_sees_the_images_of_the_first(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, folder = ("--train-fraction", "0.7", "--shuffle-labels", "0.5"), FOLDER.with_name("in0-gn0-f0.7-s0.5")
+    whole = train("-o", "whole", *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_model, "write_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(*options)
+    other = folder.with_name("in0-gn0-f0.7-s1")
+    folder.rename(other)
+    assert "started with shuffle_labels 0.5, not 1.0" in refusal(capsys, *options[:3], "1", "--resume")
+    other.rename(folder)
+    resumed = train(*options, "--resume")
+    assert Path(resumed["weights"]).read_bytes() == Path(whole["weights"]).read_bytes()
+
+
+def test_debug_takes_a_few_batches_and_says_so_everywhere(toy: Path, capsys) -> None:
+    result = train("--debug", "-b", "4", "--run-name", "r")
+    assert result["iteration"] == 2 * DEBUG_STEPS < 2 * 48 // 4
+    assert f"debug: only {DEBUG_STEPS} batches an epoch" in capsys.readouterr().out
+    assert (checkpoints.load(result["weights"]).recipe or {})["debug"] is True
+    assert results.read(Path("results/r/train_model-Toy_w3-Toy-in0-gn0.pkl"))["params"]["debug"] is True
 
 
 def test_mixed_precision_trains_nearly_the_same_network_and_is_told(toy: Path) -> None:

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from src import training
 from src.dataset import DATASETS, Split
 from src.dataset.split import MemorySplit
-from src.progress import bar
 from src.learner import History, Learner
+from src.progress import bar
 from src.recipe import OPTIMIZERS, Recipe
 from src.training import Resume, fit, fit_one
 

@@ -1,7 +1,17 @@
 """Where images come from."""
 
+from src.dataset.change import shuffle_labels, take_fraction
 from src.dataset.spec import DatasetSpec
 from src.dataset.split import Split
 from src.dataset.table import DATASETS, SPLITS, canonical_dataset, load_split
 
-__all__ = ["DATASETS", "SPLITS", "DatasetSpec", "Split", "canonical_dataset", "load_split"]
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "DatasetSpec",
+    "Split",
+    "canonical_dataset",
+    "load_split",
+    "shuffle_labels",
+    "take_fraction",
+]

@@ -1,5 +1,6 @@
 """A split of a data set as a source of batches, whether it lives in memory or in a folder of JPEG files."""
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -52,6 +53,16 @@ class Split(ABC):
             yield self._normalise(images), labels
 
     @abstractmethod
+    def take(self, index: Tensor) -> "Split":
+        """A split of the images at these indices (kept,), in that order."""
+
+    def relabelled(self, labels: Tensor) -> "Split":
+        """A split of the same images with other labels."""
+        other = copy.copy(self)
+        other.labels = labels.to(self.device)
+        return other
+
+    @abstractmethod
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield batches of the raw uint8 images and the labels at these indices, on the device."""
 
@@ -71,6 +82,10 @@ class MemorySplit(Split):
     def __init__(self, spec: DatasetSpec, images: Tensor, labels: Tensor) -> None:
         super().__init__(spec, labels, images.device)
         self.images = images
+
+    def take(self, index: Tensor) -> "MemorySplit":
+        index = index.to(self.device)
+        return MemorySplit(self.spec, self.images[index], self.labels[index])
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
         # all at once: a copy for each batch would make a GPU finish the last one first
@@ -93,6 +108,10 @@ class FolderSplit(Split):
         super().__init__(spec, labels.to(device), torch.device(device))
         self.files = files
         self.num_workers = min(8, _usable_cores()) if num_workers is None else num_workers
+
+    def take(self, index: Tensor) -> "FolderSplit":
+        files, labels = [self.files[position] for position in index.tolist()], self.labels[index.to(self.device)]
+        return FolderSplit(self.spec, files, labels, device=self.device, num_workers=self.num_workers)
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
         indices = index.split(batch_size)

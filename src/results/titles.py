@@ -2,11 +2,17 @@
 
 from typing import Any
 
+from src.checkpoints import seeds_name
+
+TRAINED = ("train_fraction", "shuffle_labels")  # results of older versions lack these
+
 
 def network_name(network: dict[str, Any]) -> str:
     """Architecture and seeds of a network that a result describes, such as "Tiny10 in0-gn0"."""
-    seeds = f" in{network['init_seed']}-gn{network['gradient_seed']}" if network.get("init_seed") is not None else ""
-    return f"{network['model']}{seeds}"
+    if network.get("init_seed") is None:
+        return network["model"]
+    how = {key: network[key] for key in TRAINED if key in network}
+    return f"{network['model']} {seeds_name(network['init_seed'], network['gradient_seed'], **how)}"
 
 
 def stitch_title(result: dict[str, Any], arrow: str = "->") -> str:

@@ -47,7 +47,9 @@ OPTIONS = (
         "RATE",
         many=True,
     ),
-    Option("weight_decay", ("-wd", "--weight-decay"), "training", "pull of the weights towards 0", "natural_float", "X"),
+    Option(
+        "weight_decay", ("-wd", "--weight-decay"), "training", "pull of the weights towards 0", "natural_float", "X"
+    ),
     Option("l1", ("--l1",), "training", "weight of the mean |W| in the loss", "natural_float", "X"),
     Option(
         "cka_reg",
@@ -58,7 +60,9 @@ OPTIONS = (
         "X",
     ),
     Option("temperature", ("--temperature",), "training", "divides the logits of soft targets", "positive_float", "T"),
-    Option("seed", ("--seed",), "training", "of the init, the order of images and augmentation", "seed", "N", many=True),
+    Option(
+        "seed", ("--seed",), "training", "of the init, the order of images and augmentation", "seed", "N", many=True
+    ),
     Option(
         "save_frequency",
         ("-s", "--save-frequency"),
