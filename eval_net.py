@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> dict:
     checkpoint = checkpoints.load(args.model_path, model=args.model, dataset=args.dataset)
     parts = (checkpoint.model, checkpoint.dataset, checkpoint.seeds, args.model_path.stem)
     name = "-".join(["eval_net", *filter(None, parts)])
-    with cli.result_path(args, name) as path:
+    with cli.result_path(args, name, answers_anyway=True) as path:
         split = load_split(checkpoint.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
         network = checkpoint.network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     saved = load_stitch(args.pickle_path, args.stitch_type, front=args.front_model, end=args.end_model)
     for role, file in saved.weight_files.items():
         cli.notice(f"{role}: {file}")
-    with cli.result_path(args, f"eval_stitch-{args.pickle_path.stem}-{args.stitch_type}") as path:
+    with cli.result_path(args, f"eval_stitch-{args.pickle_path.stem}-{args.stitch_type}", answers_anyway=True) as path:
         split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
         network = saved.network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")

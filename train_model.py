@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,9 +262,13 @@ def train_network(
     def save_at(iteration: int) -> None:
         save_weights(network, args, facts, weight_file(folder, iteration))
 
-    def epoch_done(history: History, tell: Callable[[History, int], None] = cli.tell_epoch) -> None:
+    def epoch_done(history: History) -> None:
         write_log(folder / "training_log.csv", history)
-        tell(history, recipe.epochs)
+        cli.tell_epoch(history, recipe.epochs)
+
+    def resumed(epochs: int) -> None:
+        write_log(folder / "training_log.csv", learner.history)
+        cli.tell_resumed(epochs, recipe.epochs)
 
     learner = Learner(network, objective, recipe, after_step=save_at, after_step_every=args.save_frequency)
     return fit_one(
@@ -273,7 +277,7 @@ def train_network(
         seed=args.gradient_noise,
         validate=lambda: evaluate(network, val),
         after_epoch=epoch_done,
-        resume=Resume(resume_file, identity(args) | facts, lambda: epoch_done(learner.history, cli.tell_resumed)),
+        resume=Resume(resume_file, identity(args) | facts, resumed),
         max_steps=DEBUG_STEPS if args.debug else None,
         title=f"{folder.parts[-3]} on {folder.parts[-2]}",
     )

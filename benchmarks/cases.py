@@ -22,11 +22,13 @@ from src.dataset import DATASETS, load_split
 from src.dataset.split import MemorySplit
 from src.evaluation import compare, evaluate, view_pair
 from src.frozen import freeze
+from src.learner import Learner
 from src.metrics.gram import gram_sums
 from src.metrics.moments import least_squares
 from src.models import build_model
-from src.stitching import INITS, Pair, StitchObjective, build_stitch, cut_pair
-from src.training import Recipe, fit
+from src.recipe import Recipe
+from src.stitching import Cuts, Pair, StitchObjective, StitchSpec, cut_pair, initial_stitch
+from src.training import fit_one
 
 TRAIN, VAL = 50_000, 10_000
 
@@ -81,13 +83,12 @@ def stitch_epoch(model: str, layer: str, count: int, *, amp: bool = False) -> Ca
     """The plain way multiplies in float32 in any case."""
 
     def suite() -> None:
-        cut = pair(model, layer)
-        stitch = build_stitch(INITS["random"].build(cut.geometry, Generator().manual_seed(0), None), cut.geometry)
-        recipe = Recipe(epochs=1, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=1e-4)
-        split = data(count)
+        spec = StitchSpec(layer, layer, epochs=1, amp=amp)
+        cuts = Cuts(network(model, 0), network(model, 1), [spec], torch.zeros(2, 3, 32, 32))
+        stitch, split = initial_stitch(cuts.geometry(spec), None), data(count)
+        learner = Learner(stitch, StitchObjective(cuts, spec, stitch, split.spec.task), spec.recipe)
         nothing = {"loss": 0.0, "acc": 0.0}
-        objective = StitchObjective(cut, stitch, split.spec.task, amp=amp)
-        fit(stitch, split, objective, recipe=recipe, seed=0, validate=lambda: nothing)
+        fit_one(learner, split, seed=0, validate=lambda: nothing, share=lambda images: cuts.share([spec], images))
 
     def baseline() -> None:
         channels = pair(model, layer).geometry.inputs
@@ -141,12 +142,12 @@ def train_epoch(model: str, count: int) -> Case:
         trained, split = network(model, 0), data(count)
         trained.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-        def objective(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def objective(_: None, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logits = trained(images)
             return split.spec.task.loss(logits, labels), split.spec.task.correct(logits, labels)
 
         recipe = Recipe(epochs=1, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=1e-4)
-        fit(trained, split, objective, recipe=recipe, seed=0, validate=lambda: {"loss": 0.0, "acc": 0.0})
+        fit_one(Learner(trained, objective, recipe), split, seed=0, validate=lambda: {"loss": 0.0, "acc": 0.0})
 
     def baseline() -> None:
         plain.train_epoch(network(model, 0), plain_batches(count, train=True))

@@ -1,6 +1,7 @@
 """One pass over images that feeds the activations of two networks to whoever accumulates them."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from src.progress import bar
 
 BATCH_SIZE = 64  # a batch's activations stay in a processor's cache
 
-# images -> output of a layer, (n, *shape)
-Head = nn.Module | Callable[[Tensor], Tensor]
+# images -> output of a layer, (n, *shape), or of several by name
+Head = nn.Module | Callable[[Tensor], Any]
 
 
 @torch.inference_mode()

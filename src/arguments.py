@@ -14,6 +14,7 @@ from src.activations import BATCH_SIZE
 from src.dataset import DATASETS, SPLITS
 from src.metrics import METRICS
 from src.models import canonical_name, model_names
+from src.stitching.options import Option
 
 WIDTH = 80
 
@@ -78,9 +79,10 @@ def add_run_options(parser: argparse.ArgumentParser, *, out_dir: str = "results"
     group.add_argument("--overwrite", action="store_true", help="replace an existing result")
     if plot:
         group.add_argument("--plot", action="store_true", help=f"draw {plot}, in a PNG beside the result")
+    group.add_argument("--no-save", action="store_true", help="print only: write no result")
     group.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--debug", action="store_true", help="show tracebacks")
+    group.add_argument("--debug", action="store_true", help="a few batches an epoch, and tracebacks")
 
 
 def add_model_option(parser: argparse._ActionsContainer, *flags: str, whose: str = "") -> None:
@@ -135,14 +137,13 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._Argumen
     group.add_argument(
         "-g", "--group-at", type=positive, metavar="N", help="average over groups of N images (default: all at once)"
     )
-    group.add_argument(
-        "--memory",
-        type=positive_float,
-        default=8.0,
-        metavar="GB",
-        help="activations held at once; what exceeds it takes groups of images, or, for many layers, more passes",
-    )
+    text = "activations held at once; what exceeds it takes groups of images, or, for many layers, more passes"
+    add_memory_option(group, text)
     return group
+
+
+def add_memory_option(group: argparse._ActionsContainer, text: str) -> None:
+    group.add_argument("--memory", type=positive_float, default=8.0, metavar="GB", help=text)
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -168,6 +169,49 @@ def add_dataset_option(parser: argparse._ActionsContainer, *, default: str | Non
     parser.add_argument(
         "-d", "--dataset", choices=sorted(DATASETS), default=default, help=f"data set (default: {shown})"
     )
+
+
+def add_spec_options(
+    parser: argparse.ArgumentParser, options: Sequence[Option], defaults: Any
+) -> dict[str | None, argparse._ArgumentGroup]:
+    """Options that a table describes, each in its group; `defaults` has their values. Returns the groups by title."""
+    groups = {group.title: group for group in parser._action_groups}
+    for option in options:
+        group = groups.get(option.group) or parser.add_argument_group(option.group)
+        groups[option.group] = group
+        default = getattr(defaults, option.field)
+        if option.kind == "flag":
+            group.add_argument(*option.flags, action="store_true", help=option.help)
+            continue
+        text = f"{option.help}: {', '.join(option.choices)}" if option.choices else option.help
+        shown = " (default: full rank)" if option.field == "low_rank" else ""
+        group.add_argument(
+            *option.flags,
+            type=_listed(option) if option.many else _one_of(option),
+            default=default,
+            metavar=option.metavar or option.field.upper(),
+            help=f"{text}{', or several: a,b' * option.many}{shown}",
+        )
+    return groups
+
+
+def _one_of(option: Option) -> Callable[[str], Any]:
+    """argparse type: one value of an option."""
+
+    def parse(text: str) -> Any:
+        if option.kind != "name":
+            return KINDS[option.kind](text)
+        if text not in option.choices:
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(option.choices)})")
+        return text
+
+    return parse
+
+
+def _listed(option: Option) -> Callable[[str], list[Any]]:
+    """argparse type: values of an option, separated by commas."""
+    one = _one_of(option)
+    return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(",")))
 
 
 def add_amp_option(parser: argparse._ActionsContainer) -> None:
@@ -238,3 +282,19 @@ def _bounded(text: str, kind: Callable[[str], Any], wanted: str, accepts: Callab
         if accepts(value):
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+
+def rank(text: str) -> int | None:
+    """argparse type: 1, 2, 3 ..., or `full`."""
+    return None if text == "full" else positive(text)
+
+
+KINDS: dict[str, Callable[[str], Any]] = {
+    "positive": positive,
+    "natural": natural,
+    "positive_float": positive_float,
+    "natural_float": natural_float,
+    "finite_float": finite_float,
+    "seed": seed,
+    "rank": rank,
+}

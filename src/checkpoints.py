@@ -56,6 +56,11 @@ class Checkpoint:
         """Two blank images of the size that the network expects: enough to learn the shapes of its layers."""
         return torch.zeros(2, self.spec.channels, self.spec.size, self.spec.size)
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to an image in front of the network, as built-in values."""
+        return {"size": self.spec.size, "mean": list(self.spec.mean), "std": list(self.spec.std)}
+
     def facts(self) -> dict[str, Any]:
         """What a result says of the network: architecture, data set, weight file, seeds, and the file's digest."""
         return {
@@ -115,6 +120,16 @@ def save(
 def _plain(value: Tensor) -> Tensor:
     # a copy, since contiguous() keeps the odd strides that channels last gives to a single channel
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's state: names, kinds, shapes and bytes, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        plain = _plain(value)
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)};".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(path: Path | str, *, model: str | None = None, dataset: str | None = None) -> Checkpoint:

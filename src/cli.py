@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from src import checkpoints, report, results
 from src.checkpoints import Checkpoint
 from src.files import sole_maker
-from src.metrics import METRICS, Comparison, Health
 from src.learner import History
+from src.metrics import METRICS, Comparison, Health
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
@@ -133,9 +133,9 @@ def notice(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def tell_resumed(history: History, epochs: int) -> None:
+def tell_resumed(done: int, epochs: int) -> None:
     """A line on stderr about where an interrupted training goes on."""
-    notice(f"going on after epoch {len(history.epochs)} of {epochs}")
+    notice(f"going on after epoch {done} of {epochs}")
 
 
 def tell_epoch(history: History, epochs: int, *, always: bool = False) -> None:
@@ -145,36 +145,70 @@ def tell_epoch(history: History, epochs: int, *, always: bool = False) -> None:
         notice(f"epoch {len(history.epochs)} of {epochs}: {figures}")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a result goes: nowhere with --no-save, and with a problem where it should but cannot."""
+
+    path: Path | None
+    problem: OSError | None = None
+
+
 @contextlib.contextmanager
-def result_path(args: argparse.Namespace, name: str, *, out_dir: Path | None = None) -> Iterator[Path]:
+def result_path(
+    args: argparse.Namespace, name: str, *, out_dir: Path | None = None, answers_anyway: bool = False
+) -> Iterator[Place]:
     """Reserve results/<run>/<name>.pkl before any work; refuse an existing one unless --overwrite is given.
 
-    Results on training images have "-train" in their names.
-    With --plot the same holds for the picture beside it. A second run that would make the same file is refused too.
-    A folder that is still empty at the end, since the work failed, is removed.
+    Results on training images have "-train" in their names. With --plot the same holds for the picture beside it. A
+    second run that would make the same file is refused too. A folder that is still empty at the end, since the work
+    failed, is removed. With `answers_anyway` a place that cannot be written is no reason not to answer: `publish`
+    says it afterwards.
     """
-    folder = results.run_folder(out_dir or args.out_dir, args.run_name)
     split = getattr(args, "dataset_type", "val")
-    path = folder / (f"{name}.pkl" if split == "val" else f"{name}-{split}.pkl")
+    name = name if split == "val" else f"{name}-{split}"
+    with contextlib.ExitStack() as stack:
+        try:
+            place = Place(stack.enter_context(result_paths(args, [name], out_dir=out_dir))[0])
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if not answers_anyway:
+                raise
+            place = Place(None, error)
+        yield place
+
+
+@contextlib.contextmanager
+def result_paths(
+    args: argparse.Namespace, names: Sequence[str], *, picture: str | None = None, out_dir: Path | None = None
+) -> Iterator[list[Path | None]]:
+    """Reserve the files of several results as `result_path` does that of one; `picture` names one picture of all."""
+    if args.no_save:
+        for option in ("plot", "resume"):
+            if getattr(args, option, False):
+                raise ValueError(f"--no-save excludes --{option}: that is kept beside the result")
+        yield [None for _ in names]
+        return
+    folder = results.run_folder(out_dir or args.out_dir, args.run_name)
+    paths = [folder / f"{name}.pkl" for name in names]
+    drawn = [folder / f"{picture}.png"] if picture else [path.with_suffix(".png") for path in paths]
+    targets = paths + (drawn if getattr(args, "plot", False) else [])
     try:
-        with sole_maker(path):
-            for target in (path, picture_path(args, path)):
-                if target and target.exists() and not args.overwrite:
+        with contextlib.ExitStack() as stack:
+            for path in paths:
+                stack.enter_context(sole_maker(path))
+            for target in targets:
+                if target.exists() and not args.overwrite:
                     raise FileExistsError(f"{target} exists already; give --overwrite or another --run-name")
-            yield path
+            yield [*paths]
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
-def picture_path(args: argparse.Namespace, path: Path) -> Path | None:
-    """Where the picture of a result goes; None without --plot."""
-    return path.with_suffix(".png") if getattr(args, "plot", False) else None
-
-
 def publish(
     args: argparse.Namespace,
-    path: Path,
+    place: Place,
     result: dict[str, Any],
     text: str,
     *,
@@ -186,19 +220,34 @@ def publish(
     that the numbers of a long run are seen even where the disk is full.
     """
     if not args.json:
-        print(text, flush=True)
+        say(text)
     record = {"params": parameters(args), **result, **results.provenance()}
-    results.write(path, record, overwrite=args.overwrite)
-    picture = picture_path(args, path)
-    if picture and draw:
-        draw(record, picture)
-    elif args.overwrite:
-        path.with_suffix(".png").unlink(missing_ok=True)  # it showed the result that is gone now
-    places = {"result": str(path)} | ({"picture": str(picture)} if picture else {})
+    places: dict[str, str | None] = {"result": None}
+    if place.path:
+        results.write(place.path, record, overwrite=args.overwrite)
+        places = {"result": str(place.path)}
+        picture = place.path.with_suffix(".png")
+        if getattr(args, "plot", False) and draw:
+            draw(record, picture)
+            places["picture"] = str(picture)
+        elif args.overwrite:
+            picture.unlink(missing_ok=True)  # it showed the result that is gone now
     if args.json:
-        print(report.to_json(record | places))
-    else:
-        print("\n".join(f"{what}: {place}" for what, place in places.items()))
+        say(report.to_json(record | places))
+    elif place.path:
+        say("\n".join(f"{what}: {where}" for what, where in places.items()))
+    if place.problem:
+        raise place.problem
+
+
+def say(text: str) -> None:
+    """Print on stdout; whoever reads it may have had enough (`| head -1`), which is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # also for what Python itself still flushes at the end
+        os.close(nowhere)
 
 
 def parameters(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -129,11 +130,8 @@ def gather_moments(cuts: Cuts, specs: Sequence[StitchSpec], split: Split, *, tit
             geometry = cuts.geometries[cut]
             those.update(geometry.front_rows(front[cut[0]]), geometry.end_rows(end[cut[1]]))
 
-    layers = [list(dict.fromkeys(cut[side] for cut in moments)) for side in (0, 1)]
-    heads = [
-        lambda images, role=role, names=names: cuts.outputs(role, names, images)
-        for role, names in zip(("front", "end"), layers, strict=True)
-    ]
+    layers = list(dict.fromkeys(cut[0] for cut in moments)), list(dict.fromkeys(cut[1] for cut in moments))
+    heads = [partial(cuts.outputs, role, names) for role, names in zip(("front", "end"), layers, strict=True)]
     feed(heads, split, add, title=title)
     return moments
 

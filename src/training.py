@@ -22,12 +22,12 @@ Validate = Callable[[Sequence[Learner]], Sequence[dict[str, float]]]
 class Resume:
     """Where the state of a training is kept after each epoch, and what run it belongs to.
 
-    `told` is called once where training goes on: the interruption may have come before the epoch's news were told.
+    Where training goes on, `told` hears once how many epochs are done: the interruption may have come before it did.
     """
 
     file: Path
     identity: dict[str, Any]
-    told: Callable[[], None] | None = None
+    told: Callable[[int], None] | None = None
 
 
 def fit(
@@ -64,7 +64,7 @@ def fit(
     if resume and resume.file.is_file():
         run.load(resume)
         if resume.told and run.epochs:
-            resume.told()
+            resume.told(run.epochs)
     else:
         for learner in learners:
             if learner.snapshot_every:

@@ -8,12 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.dataset import DATASETS
 from src.dataset.split import MemorySplit
-from src.evaluation import collect_logits, score
 from src.metrics import PairedMoments
 from src.metrics.moments import Affine
 from src.models import build_model
-from src.stitching import TARGETS, Pair, StitchObjective, build_stitch, cut_pair
-from src.training import OPTIMIZERS
+from src.recipe import OPTIMIZERS
+from src.scores import Tally, tally
+from src.stitching import TARGETS, Cuts, Pair, StitchObjective, StitchSpec, build_stitch, cut_pair
 
 CUDA = torch.device("cuda", 0)
 
@@ -70,15 +70,18 @@ def test_batches_stay_on_the_device(fake, name: str) -> None:
 )
 @pytest.mark.parametrize("kind", ["full", "masked", "low-rank"])  # building an orthogonal one looks at values
 def test_a_training_step_of_a_stitch(fake, model: str, layer: str, kind: str) -> None:
-    pair = fake_pair(model, layer)
-    size = pair.geometry.inputs
-    affine = Affine(torch.randn(size, size), torch.zeros(size))
-    options = {"masked": {"mask": torch.ones(size, size)}, "low-rank": {"rank": 2}}
-    stitch = build_stitch(affine, pair.geometry, **options.get(kind, {})).to(CUDA)
+    front, end = (build_model(model, channels=3, classes=10, size=32).to(CUDA) for _ in range(2))
+    specs = [StitchSpec(layer, layer, target_type=target, l1=0.1) for target in TARGETS]
+    cuts = Cuts(front, end, specs, torch.zeros(2, 3, 32, 32, device=CUDA))
+    geometry = cuts.geometry(specs[0])
+    affine = Affine(torch.randn(geometry.outputs, geometry.inputs), torch.zeros(geometry.outputs))
+    options = {"masked": {"mask": torch.ones(geometry.outputs, geometry.inputs)}, "low-rank": {"rank": 2}}
+    stitch = build_stitch(affine, geometry, **options.get(kind, {})).to(CUDA)
     split = split_on(CUDA)
-    for target in TARGETS:
-        objective = StitchObjective(pair, stitch, split.spec.task, target, temperature=2.0, l1=0.1)
-        loss, correct = objective(*next(split.batches(4)))
+    images, labels = next(split.batches(4))
+    for spec in specs:
+        objective = StitchObjective(cuts, spec, stitch, split.spec.task)
+        loss, correct = objective(cuts.share([spec], images), images, labels)
         assert loss.device == CUDA and correct.device == CUDA
     for parameter in stitch.parameters():  # the backward pass itself asks for a real GPU
         parameter.grad = torch.zeros_like(parameter)
@@ -112,10 +115,11 @@ def test_scores_do_without_float64_on_the_device(fake) -> None:
     network = build_model("tiny10", channels=3, classes=10, size=32).eval()
     move_by_replacement(network, lambda value: torch.zeros(value.shape, dtype=value.dtype, device="mps"))
     with NoFloat64OnMps():
-        logits = collect_logits(lambda images: {"one": network(images)}, split)["one"]
-        assert logits.device.type == "cpu" and logits.shape == (8, 10)
+        counts = Tally(split.spec.task, target="one")
+        tally(lambda images: {"one": network(images)}, split, counts, batch_size=8)
+        assert counts.images == 8 and counts.decisions == 8
         with pytest.raises(DataDependentOutputException):  # as far as a score can go without values
-            score(logits, split.labels, split.spec.task)
+            counts.scores("one")
         with pytest.raises(TypeError, match="float64 tensor on mps"):
             torch.zeros(2, device="mps").double()
 

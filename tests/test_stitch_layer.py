@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from src.metrics.moments import Affine
+from src.recipe import OPTIMIZERS
 from src.stitching import Geometry, StitchLayer, build_stitch, from_arrays
-from src.training import OPTIMIZERS
 
 CHANNELS = Geometry((3, 4, 4), (5, 4, 4))
 FEATURES = Geometry((3,), (5,))

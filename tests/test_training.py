@@ -67,7 +67,7 @@ def train(net: nn.Module, *, recipe: Recipe = RECIPE, data: Split | None = None,
     one = learner(net, recipe=recipe, compute=options.pop("objective", None), **kept)
     file, identity = options.pop("resume_file", None), options.pop("identity", {})
     told = options.pop("on_resume", None)
-    resume = file and Resume(file, identity, told and (lambda: told(one.history)))
+    resume = file and Resume(file, identity, told and (lambda _: told(one.history)))
     options = {"seed": 7, "validate": lambda: score(net), "title": "", "resume": resume} | options
     return fit_one(one, data or split(), **options)
 

@@ -1,10 +1,12 @@
 """A split of a data set as a source of batches, whether it lives in memory or in a folder of JPEG files."""
 
 import copy
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -62,6 +64,16 @@ class Split(ABC):
         other.labels = labels.to(self.device)
         return other
 
+    def digest(self) -> str:
+        """SHA-256 of what the split holds: images (of files their names and sizes) and labels."""
+        digest = hashlib.sha256(self._contents())
+        digest.update(self.labels.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @abstractmethod
+    def _contents(self) -> Any:
+        """What tells the images apart from others, as bytes."""
+
     @abstractmethod
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
         """Yield batches of the raw uint8 images and the labels at these indices, on the device."""
@@ -82,6 +94,9 @@ class MemorySplit(Split):
     def __init__(self, spec: DatasetSpec, images: Tensor, labels: Tensor) -> None:
         super().__init__(spec, labels, images.device)
         self.images = images
+
+    def _contents(self) -> Any:
+        return self.images.cpu().contiguous().numpy()
 
     def take(self, index: Tensor) -> "MemorySplit":
         index = index.to(self.device)
@@ -108,6 +123,9 @@ class FolderSplit(Split):
         super().__init__(spec, labels.to(device), torch.device(device))
         self.files = files
         self.num_workers = min(8, _usable_cores()) if num_workers is None else num_workers
+
+    def _contents(self) -> Any:
+        return repr([(file.name, file.stat().st_size) for file in self.files]).encode()
 
     def take(self, index: Tensor) -> "FolderSplit":
         files, labels = [self.files[position] for position in index.tolist()], self.labels[index.to(self.device)]

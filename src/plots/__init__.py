@@ -2,6 +2,7 @@
 
 from src.plots.layers import draw_grid, draw_pair
 from src.plots.stitch import draw_stitch
+from src.plots.stitches import draw_stitches
 from src.plots.style import require_matplotlib
 
-__all__ = ["draw_grid", "draw_pair", "draw_stitch", "require_matplotlib"]
+__all__ = ["draw_grid", "draw_pair", "draw_stitch", "draw_stitches", "require_matplotlib"]

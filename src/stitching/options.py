@@ -29,40 +29,26 @@ class Option:
     many: bool = False
 
 
+_INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
+_TARGETS, _OPTIMIZERS = tuple(sorted(TARGETS)), tuple(sorted(OPTIMIZERS))
+_RATE = "learning rate, x0.1 at 1/3 and 2/3 of the epochs"
+_CKA = "weight in the loss of CKA with the end network's own"
+_TARGET = "true labels (hard), or what the networks say"
 OPTIONS = (
     Option("batch_size", ("-b", "--batch-size"), "images", "images a batch", "positive", "N"),
-    Option("init", ("-i", "--init"), "stitch", "the map before training", "name", "INIT", tuple(sorted(INITS)), True),
-    Option("mask", ("-m", "--mask"), "stitch", "which weights there are", "name", "MASK", tuple(sorted(MASKS)), True),
+    Option("init", ("-i", "--init"), "stitch", "the map before training", "name", "INIT", _INITS, many=True),
+    Option("mask", ("-m", "--mask"), "stitch", "which weights there are", "name", "MASK", _MASKS, many=True),
     Option("low_rank", ("-r", "--low-rank"), "stitch", "a product of this rank", "rank", "RANK", many=True),
     Option("orthogonal", ("--orthogonal",), "stitch", "keep the matrix orthogonal"),
     Option("flatten", ("-f", "--flatten"), "stitch", "map all features, not channels alike at all positions"),
     Option("resize", ("--resize",), "stitch", "interpolate to the end layer's height and width"),
     Option("epochs", ("-e", "--epochs"), "training", "passes over the training images", "natural", "N"),
-    Option(
-        "lr",
-        ("-lr", "--lr"),
-        "training",
-        "learning rate, x0.1 at 1/3 and 2/3 of the epochs",
-        "positive_float",
-        "RATE",
-        many=True,
-    ),
-    Option(
-        "weight_decay", ("-wd", "--weight-decay"), "training", "pull of the weights towards 0", "natural_float", "X"
-    ),
+    Option("lr", ("-lr", "--lr"), "training", _RATE, "positive_float", "RATE", many=True),
+    Option("weight_decay", ("-wd", "--weight-decay"), "training", "pull towards 0", "natural_float", "X"),
     Option("l1", ("--l1",), "training", "weight of the mean |W| in the loss", "natural_float", "X"),
-    Option(
-        "cka_reg",
-        ("--cka-reg",),
-        "training",
-        "weight in the loss of CKA with the end network's own",
-        "finite_float",
-        "X",
-    ),
+    Option("cka_reg", ("--cka-reg",), "training", _CKA, "finite_float", "X"),
     Option("temperature", ("--temperature",), "training", "divides the logits of soft targets", "positive_float", "T"),
-    Option(
-        "seed", ("--seed",), "training", "of the init, the order of images and augmentation", "seed", "N", many=True
-    ),
+    Option("seed", ("--seed",), "training", "of init, order of images, augmentation", "seed", "N", many=True),
     Option(
         "save_frequency",
         ("-s", "--save-frequency"),
@@ -71,17 +57,11 @@ OPTIONS = (
         "positive",
         "N",
     ),
-    Option("optimizer", ("--optimizer",), "training", "how to descend", "name", None, tuple(sorted(OPTIMIZERS))),
-    Option(
-        "target_type",
-        ("--target-type",),
-        "training",
-        "true labels (hard), or what the networks say",
-        "name",
-        None,
-        tuple(sorted(TARGETS)),
-    ),
+    Option("optimizer", ("--optimizer",), "training", "how to descend", "name", None, _OPTIMIZERS),
+    Option("target_type", ("--target-type",), "training", _TARGET, "name", None, _TARGETS),
 )
+# what may differ between the stitches of one command, beside their layers
+VARIED = tuple(option.field for option in OPTIONS if option.many)
 
 # option -> the value that leaves it out
 OFF = {

@@ -1,0 +1,58 @@
+"""Result files are read without running anything in them, and written whole or not at all."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from src.files import atomic_write
+from src.results.reader import parse
+
+FORMAT = 1
+
+
+def read(path: Path | str) -> Any:
+    """Open a result file of this suite, or of the published scripts, without running anything in it.
+
+    Raises FileNotFoundError, or ValueError where the file is damaged or holds what no result holds.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no result file {path}")
+    try:
+        result = parse(path.read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # a hostile or cut file can raise anything at all
+        reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else "it is damaged"
+        # words of the file may be in it: no more of them than a line, and nothing that a terminal would obey
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:200])
+        raise ValueError(f"cannot read {path} as a result: {reason}") from None
+    written_as = result.get("format", FORMAT) if isinstance(result, dict) else FORMAT
+    if not isinstance(written_as, int) or written_as != FORMAT:
+        raise ValueError(f"{path} has another format than {FORMAT}, the one that this version reads")
+    return result
+
+
+def write(path: Path, result: dict[str, Any], *, overwrite: bool) -> None:
+    """Write a result atomically; raises FileExistsError where it exists and `overwrite` is false."""
+    with atomic_write(path, overwrite=overwrite) as file:
+        pickle.dump(_portable(result | {"format": FORMAT}), file, protocol=4)
+
+
+def _portable(value: Any) -> Any:
+    """The same with frames whose texts are plain objects: pandas' own kinds of text vary with its version."""
+    if isinstance(value, dict):
+        return {key: _portable(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_portable(part) for part in value)
+    if not isinstance(value, pd.DataFrame):
+        return value
+    texts = [name for name, kind in value.dtypes.items() if isinstance(kind, pd.StringDtype)]
+    frame = value.astype(dict.fromkeys(texts, object))
+    for axis in ("index", "columns"):
+        labels = getattr(frame, axis)
+        if isinstance(labels.dtype, pd.StringDtype):
+            setattr(frame, axis, labels.astype(object))
+    return frame

@@ -1,0 +1,78 @@
+"""Files of stitches: what each is called, and where the state of an interrupted run lies."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from src.stitching import StitchSpec
+from src.stitching.options import VARIED
+from src.training import Resume
+
+SET = "stitches"  # what the files of several stitches together are called
+
+
+def file_names(specs: Sequence[StitchSpec]) -> list[str]:
+    """<front>-<end>[,<what differs>] of each stitch."""
+    differing = varied(specs)
+    names = []
+    for spec in specs:
+        parts = [f"{spec.front_layer or 'output'}-{spec.end_layer or 'output'}"]
+        names.append(",".join(parts + [f"{name}={setting_text(getattr(spec, name))}" for name in differing]))
+    return names
+
+
+def varied(specs: Sequence[Any]) -> list[str]:
+    """The options, beside layers, in which some stitches differ."""
+    return [name for name in VARIED if len({getattr(spec, name) for spec in specs}) > 1]
+
+
+def setting_text(value: Any) -> str:
+    """An option's value in a word: 0.001, semi-match, full for no rank."""
+    return "full" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def state_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The states that an interrupted run of stitches of these names left."""
+    if len(names) > 1:
+        return sorted(folder.glob(f"{SET}-*.resume.pt"))
+    file = folder / f"{names[0]}.resume.pt"
+    return [file] if file.exists() else []
+
+
+def check_states(folder: Path, names: Sequence[str], *, resume: bool, overwrite: bool) -> str | None:
+    """Neither throw away what an interrupted run has learnt, nor begin it anew in silence.
+
+    Raises FileExistsError for states that nobody asked to go on from; they are removed with `overwrite`. Returns a
+    notice where there is nothing to go on from.
+    """
+    found = state_files(folder, names)
+    if found and not resume and not overwrite:
+        raise FileExistsError(f"{found[0]} is of an interrupted run; --resume goes on, --overwrite starts anew")
+    if resume and not found:
+        missing = folder / (f"{names[0]}.resume.pt" if len(names) == 1 else f"{SET}-*.resume.pt")
+        return f"no {missing} to go on from; training starts at the first epoch"
+    if not resume:
+        for file in found:
+            file.unlink()
+    return None
+
+
+def resume_states(
+    folder: Path, names: Sequence[str], about: dict[str, Any], told: Callable[[int, int], None]
+) -> Callable[[Sequence[StitchSpec]], Resume]:
+    """Where the state of stitches that train together is kept, and what it is of.
+
+    `about` are digests and names of what the stitches are between. `told` hears how many epochs of how many are done.
+    """
+
+    def state(together: Sequence[StitchSpec]) -> Resume:
+        epochs = together[0].epochs
+        if len(names) == 1:
+            file, identity = folder / f"{names[0]}.resume.pt", asdict(together[0]) | about
+        else:
+            keys = [spec.key(**about) for spec in together]
+            file, identity = folder / f"{SET}-{keys[0][:16]}.resume.pt", {"stitches": keys}
+        return Resume(file, identity, lambda done: told(done, epochs))
+
+    return state
