@@ -1,20 +1,22 @@
-"""Evaluate a stitched network of a result file on ground truth labels."""
+"""Evaluate stitched networks of result files on ground truth labels."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from src import arguments, cli, report
 from src.config import choose_device
 from src.dataset import load_split
 from src.evaluation import evaluate
-from src.saved_stitch import STITCH_TYPES, load_stitch
+from src.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = arguments.parser(
         "eval_stitch",
-        "Measure the loss and the accuracy of a stitched network of a result file.",
-        "results/run1/bn3-bn3.pkl after\nresults/run1/bn3-bn3.pkl ps_inv -t train",
+        "Measure the loss and the accuracy of a stitched network of a result file, or of each in a folder.",
+        "results/run1/bn3-bn3.pkl after\nresults/run1/bn3-bn3.pkl ps_inv -t train\nresults/run1 after",
     )
     arguments.add_stitch_arguments(parser, STITCH_TYPES)
     arguments.add_split_options(parser)
@@ -25,18 +27,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, print and write; returns the result."""
     device = choose_device(args.device)
-    saved = load_stitch(args.pickle_path, args.stitch_type, front=args.front_model, end=args.end_model)
-    for role, file in saved.weight_files.items():
-        cli.notice(f"{role}: {file}")
-    with cli.result_path(args, f"eval_stitch-{args.pickle_path.stem}-{args.stitch_type}", answers_anyway=True) as path:
-        split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
-        network = saved.network.to(device)
-        scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
-        text = report.fill(f"{saved.title}: {args.stitch_type}, {args.dataset_type}, {len(split)} images")
-        text += f"\naccuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
-        result = {"stitch": str(args.pickle_path), "type": args.stitch_type, "images": len(split), **scores}
+    files = stitch_files(args.pickle_path)
+    name = f"eval_stitch-{args.pickle_path.stem}-{args.stitch_type}"
+    with cli.result_path(args, name, answers_anyway=True) as path:
+        rows = [evaluate_one(args, file, device) for file in files]
+        if args.pickle_path.is_dir():
+            result: dict[str, Any] = {"folder": str(args.pickle_path), "type": args.stitch_type, "stitches": rows}
+            text = folder_text(args, rows)
+        else:
+            (result,) = rows
+            text = report.fill(f"{result['title']}: {args.stitch_type}, {args.dataset_type}, {result['images']} images")
+            text += f"\naccuracy {result['acc']:.2%}, loss {result['loss']:.4f}"
         cli.publish(args, path, result, text)
     return result
+
+
+def evaluate_one(args: argparse.Namespace, file: Path, device: Any) -> dict[str, Any]:
+    """Scores of one stitched network, and what it is."""
+    saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model)
+    for role, weights in saved.weight_files.items():
+        cli.notice(f"{role}: {weights}")
+    split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
+    scores = evaluate(saved.network.to(device), split, batch_size=args.batch_size, title="evaluating")
+    return {"stitch": str(file), "title": saved.title, "type": args.stitch_type, "images": len(split), **scores}
+
+
+def folder_text(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
+    """A row a stitch."""
+    table = [
+        {"stitch": Path(row["stitch"]).stem, "accuracy": f"{row['acc']:.2%}", "loss": f"{row['loss']:.4f}"}
+        for row in rows
+    ]
+    title = f"{args.pickle_path}: {args.stitch_type}, {args.dataset_type}, {rows[0]['images']} images"
+    return f"{report.fill(title)}\n{report.columns_text(table, right=('accuracy', 'loss'), squeeze='stitch')}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -107,12 +107,14 @@ def add_pair_options(parser: argparse.ArgumentParser) -> None:
 
 def add_stitch_arguments(parser: argparse.ArgumentParser, stitch_types: Sequence[str]) -> None:
     """A result file with the type of stitch in it, and options for weight files that have moved since."""
-    parser.add_argument("pickle_path", type=Path, metavar="result", help="result file of stitch_nets.py")
+    parser.add_argument(
+        "pickle_path", type=Path, metavar="result", help="result file of stitch_nets.py, or a folder of them"
+    )
     parser.add_argument(
         "stitch_type",
         choices=stitch_types,
         metavar="stitch_type",
-        help="before or after training, or ps_inv: least squares on the validation images",
+        help="before or after training, or least squares: ps_inv on validation images, ls_train on training images",
     )
     group = parser.add_argument_group("networks")
     for flag, which in (("--front-model", "first"), ("--end-model", "second")):

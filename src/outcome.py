@@ -58,7 +58,8 @@ class Outcomes:
         exact, fitted = least_squares(on_val), least_squares(on_train) if on_train else None
         geometry = self.cuts.geometry(works[0].spec)
         for work in works:
-            _add_maps(work, on_val, exact, on_train, fitted)
+            own = work.spec.needs_train_moments  # what others asked for must not change what this one says
+            _add_maps(work, on_val, exact, on_train if own else None, fitted if own else None)
             for stage in STAGES:
                 if stage in work.maps:
                     work.names[stage] = self._name(work, stage)

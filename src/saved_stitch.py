@@ -1,5 +1,6 @@
 """A result file of a stitch -> the two networks, cut, and the stitch between them."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from src.frozen import freeze
 from src.results.titles import stitch_title
 from src.stitching import Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
 
-STITCH_TYPES = ("before", "after", "ps_inv")
+STITCH_TYPES = ("before", "after", "ps_inv", "ls_train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ def load_stitch(path: Path, stitch_type: str, *, front: Path | None = None, end:
     """Read a stitch that stitch_nets.py, or its published ancestor, wrote.
 
     `front` and `end` are where the weight files are now, if they have moved. Relative paths in the file are looked
-    for beside it, in the folders above it, and in the working folder. Raises FileNotFoundError for a missing file
+    for beside it, in the folders above it, and in the working folder; then files of the same digest below the
+    `model_weights/` of these folders. Raises FileNotFoundError for a missing file
     and ValueError for a file that is no stitch, lacks the type, or was made with other weights.
     """
     content = results.read(path)
@@ -68,10 +70,14 @@ def load_stitch(path: Path, stitch_type: str, *, front: Path | None = None, end:
     known = content.get("weights") or {"front": {}, "end": {}}
     networks = {}
     for role, moved in (("front", front), ("end", end)):
-        file = moved or _find(Path(params[f"{role}_model"]), path, role)
+        file = moved or _find(Path(params[f"{role}_model"]), path, role, known[role].get("sha256"))
         networks[role] = checkpoints.load(
             file, model=known[role].get("model"), dataset=params.get("dataset") or known[role].get("dataset")
         )
+        if not moved and networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
+            same = _by_digest(path, known[role]["sha256"])
+            if same:
+                networks[role] = checkpoints.load(same, model=known[role].get("model"))
         if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
     pair = cut_pair(
@@ -116,7 +122,7 @@ def _map_of_type(content: dict[str, Any], maps: dict[str, Any], stitch_type: str
     return arrays
 
 
-def _find(wanted: Path, result: Path, role: str) -> Path:
+def _find(wanted: Path, result: Path, role: str, sha256: str | None) -> Path:
     if wanted.is_absolute():
         places = [wanted]
     else:
@@ -124,4 +130,35 @@ def _find(wanted: Path, result: Path, role: str) -> Path:
     for place in places:
         if place.is_file():
             return place
+    if sha256 and (same := _by_digest(result, sha256)):
+        return same
     raise FileNotFoundError(f"the {role} network of {result} is not at {wanted}; say where it is: --{role}-model PATH")
+
+
+def _by_digest(result: Path, sha256: str) -> Path | None:
+    """A weight file of this digest below a `model_weights/` beside the result, above it, or in the working folder."""
+    for folder in dict.fromkeys((*result.resolve().parents, Path.cwd())):
+        for file in sorted((folder / "model_weights").rglob("*.pt")):
+            if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
+                return file
+    return None
+
+
+def stitch_files(path: Path) -> list[Path]:
+    """A result file, or the results of stitch_nets.py in a folder, in the order of their names.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.glob("*.pkl")) if _is_stitch(_readable(file))]
+    if not files:
+        raise FileNotFoundError(f"no result of stitch_nets.py in {path}")
+    return files
+
+
+def _readable(file: Path) -> Any:
+    try:
+        return results.read(file)
+    except ValueError:
+        return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from src.intervals import wilson
 from src.plots.style import (
     COLOURS,
     GREY,
@@ -21,6 +22,7 @@ from src.plots.style import (
     save,
     whole_numbers,
 )
+from src.report import EXACT_MARK, ROWS, exact_fits
 from src.results.titles import stitch_title
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ def draw_stitch(result: dict[str, Any], path: Path) -> None:
 
 
 def stitch_figure(result: dict[str, Any]) -> Figure:
-    figure = new_figure(9.6, 6.6, stitch_title(result, "\N{RIGHTWARDS ARROW}"))
+    doubtful = "   (debug: no result)" * bool(result["params"].get("debug"))
+    figure = new_figure(9.6, 6.6, stitch_title(result, "\N{RIGHTWARDS ARROW}") + doubtful)
     parts = figure.subfigures(2, 1, height_ratios=[1, 0.95], hspace=0.02)
     top, bottom = parts  # pyright: ignore[reportGeneralTypeIssues]
     matrices = {name: _matrix(result["trans_m"][name]["w"]) for name in MAPS}
@@ -108,7 +111,7 @@ def _draw_singular_values(axes: Axes, matrices: dict[str, np.ndarray]) -> None:
     if highest > 30 * lowest:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.12 * highest or 1.0)
     whole_numbers(axes.xaxis)
     legend(axes)
 
@@ -148,11 +151,44 @@ def _draw_curves(loss: Axes, accuracy: Axes, result: dict[str, Any]) -> None:
 
 
 def _draw_accuracies(axes: Axes, result: dict[str, Any]) -> None:
-    keys = {"front": "front", "end": "end", "before": "before", "after": "trans", "ps_inv": "ps_inv"}
-    values = [100 * result["model_results"][key]["acc"] for key in keys.values()]
-    bars = axes.bar(list(keys), values, color=[COLOURS[name] for name in keys], width=0.72)
-    axes.bar_label(bars, [f"{value:.1f}" for value in values], fontsize=SMALL, color=INK, padding=2)
-    finish(axes, title="accuracy on val", y="accuracy (%)", grid="y")
-    axes.set_ylim(0, 112)
-    axes.set_yticks(range(0, 101, 20))
+    """Accuracies with 95% intervals, on the range that these span; chance is a line, or named where it is far below."""
+    finish(axes, title="accuracy on val, 95% intervals", y="accuracy (%)", grid="y")
+    shown = {name: key for name, key in ROWS.items() if result["model_results"].get(key, {}).get("acc") is not None}
+    if not shown:
+        empty(axes, "no accuracy: the images are of other classes")
+        return
+    images, marked = result.get("images", {}).get("val"), exact_fits(result)
+    lowest, highest = 100.0, 0.0
+    for place, (name, key) in enumerate(shown.items()):
+        share = result["model_results"][key]["acc"]
+        low, high = wilson(share, images) if images else (share, share)
+        bars = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
+        axes.errorbar(
+            [place],
+            [100 * share],
+            yerr=bars,
+            color=COLOURS[name],
+            markerfacecolor="none" if name in marked else COLOURS[name],
+            marker="o",
+            markersize=6,
+            capsize=3,
+        )
+        axes.text(place + 0.16, 100 * share, f"{100 * share:.1f}", fontsize=SMALL, color=INK, va="center")
+        lowest, highest = min(lowest, 100 * low), max(highest, 100 * high)
+    margin = max(0.5, 0.12 * (highest - lowest))
+    chance = result.get("constant_accuracy")
+    if chance is not None and 100 * chance > lowest - 3 * margin:
+        lowest = min(lowest, 100 * chance)
+    axes.set_ylim(max(-2.0, lowest - margin), min(102.0, highest + margin))
+    if chance is not None:
+        inside = 100 * chance >= axes.get_ylim()[0]
+        if inside:
+            axes.axhline(100 * chance, color=GREY, linestyle=":", linewidth=1.3)
+        text = f"{'chance' if inside else 'chance, below:'} {100 * chance:.1f}"
+        axes.text(0.02, 0.02, text, fontsize=SMALL, color=GREY, transform=axes.transAxes)
+    axes.set_xlim(-0.5, len(shown) - 0.1)
+    names = [name + EXACT_MARK * (name in marked) for name in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=30 if len(shown) > 5 else 0)
     axes.grid(False, axis="x")
+    if marked:
+        axes.set_xlabel(f"{EXACT_MARK} fits whatever it is given", fontsize=SMALL, color=INK)

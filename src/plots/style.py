@@ -18,7 +18,7 @@ DPI = 130
 SMALL, NORMAL, LARGE = 9, 10, 11.5
 # Okabe and Ito's palette: distinct for the common kinds of colour blindness.
 ORANGE, BLUE, GREEN, INK, GREY, LIGHT = "#E69F00", "#0072B2", "#009E73", "#222222", "#8C8C8C", "#DDDDDD"
-COLOURS = {"front": GREY, "end": "#555555", "before": ORANGE, "after": BLUE, "ps_inv": GREEN}
+COLOURS = {"front": GREY, "end": "#555555", "before": ORANGE, "after": BLUE, "ps_inv": GREEN, "ls_train": "#CC79A7"}
 MARKERS = {"before": "D", "after": "o", "ps_inv": "s"}
 
 
