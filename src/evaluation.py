@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from src.activations import BATCH_SIZE, Head, feed
 from src.config import full_precision
 from src.dataset import Split
-from src.metrics import Comparison, PairedMoments
+from src.metrics import Cell, Grid, PairedMoments
 from src.metrics.linalg import float64_device
 from src.metrics.mapped import MappedSimilarity
 from src.metrics.moments import Affine
+from src.metrics.plan import plan_grid, require_possible
 from src.progress import bar
 from src.stitching import Geometry, Pair, StitchLayer
 from src.task import Task
@@ -141,16 +142,10 @@ class PairView:
         geometry = self.pair.geometry
         shapes = geometry.front_shape if stitch is None else geometry.end_shape, geometry.end_shape
 
-        def comparison(names: list[str]) -> Comparison:
-            return compare((front, self.pair.end_head), shapes, self.split, names, group=self.cka_group)
-
         others = ["l2"] if shapes[0] == shapes[1] else []
-        both = comparison(["cka", *others])
-        try:
-            values = both.result()
-        except ValueError:  # the CKA of a constant is undefined, but not its difference to something
-            values = {"cka": float("nan")} | (comparison(others).result() if others else {})
-        return {"cka": values["cka"], "l2": values.get("l2")}
+        values = compare((front, self.pair.end_head), shapes, self.split, ["cka", *others], group=self.cka_group).values
+        # the CKA of a constant is undefined, but not its difference to something
+        return {"cka": values.get("cka", math.nan), "l2": values.get("l2")}
 
 
 def view_pair(pair: Pair, split: Split, *, keep: bool, title: str) -> PairView:
@@ -181,7 +176,7 @@ def _can_share(geometry: Geometry, images: int) -> bool:
 
 def compare(
     heads: tuple[Head, Head],
-    shapes: tuple[Sequence[int], Sequence[int]],
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
     split: Split,
     names: Sequence[str],
     *,
@@ -189,20 +184,14 @@ def compare(
     group: int | None = None,
     memory: float | None = None,
     batch_size: int = BATCH_SIZE,
-) -> Comparison:
-    """Show one pass over a split to a comparison by the named metrics; `shapes` are those of one image's outputs.
+) -> Cell:
+    """Compare what two heads give, by the named metrics, in one pass over a split.
 
-    `view`, `group` and `memory` are as in `Comparison`.
+    `shapes` are those of one image's outputs; `view` and `group` as in `plan_grid`. Raises ValueError, before any
+    work, for a metric that these do not allow, and where the rows to be kept take more than `memory` bytes.
     """
-    comparison = Comparison(
-        names,
-        view,
-        n_images=len(split),
-        shape_x=shapes[0],
-        shape_y=shapes[1],
-        group=group,
-        memory=memory,
-        device=split.device,
-    )
-    feed(heads, split, comparison.update, batch_size=batch_size, title="comparing")
-    return comparison
+    plan = plan_grid(names, view, n_images=len(split), shapes_x=shapes[:1], shapes_y=shapes[1:], group=group)
+    require_possible(plan, memory)
+    grid = Grid(plan, split.device)
+    feed(heads, split, lambda x, y: grid.update([x], [y]), batch_size=batch_size, title="comparing")
+    return grid.cells()[0, 0]

@@ -36,7 +36,7 @@ def test_blocks_do_not_matter_and_a_constant_has_no_cka(side, monkeypatch) -> No
     for block in (2048, 7):
         for constant, size in {
             "mapped.BLOCK": block,
-            "many_gram.BLOCK": block,
+            "gram.BLOCK": block,
             "mapped.RUN": 6 if block == 7 else 4096,
             "mapped.MAPPED_BYTES": 1 if block == 7 else 10**9,
         }.items():
@@ -49,3 +49,16 @@ def test_blocks_do_not_matter_and_a_constant_has_no_cka(side, monkeypatch) -> No
     constant = MappedSimilarity(n_images=20, shape_x=(3, 4, 4), shape_y=(2, 4, 4))
     constant.update(x, torch.ones_like(y))
     assert all(cka != cka for cka in constant.cka([torch.eye(3)], side))
+
+
+def test_a_perfect_map_leaves_no_difference() -> None:
+    """Not even the rounding error of a difference of large sums, which was below 0."""
+    x = torch.randn(40, 7, 3, 3, generator=torch.Generator().manual_seed(2)) + 2
+    similarity = MappedSimilarity(n_images=40, shape_x=(7, 3, 3), shape_y=(7, 3, 3))
+    similarity.update(x, x)
+    assert similarity.l2(Affine(torch.eye(7), torch.zeros(7))) == 0
+    rotation = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(3)).double())[0]
+    rotated = torch.einsum("oc,nchw->nohw", rotation, x.double())
+    similarity = MappedSimilarity(n_images=40, shape_x=(7, 3, 3), shape_y=(7, 3, 3))
+    similarity.update(x.double(), rotated)
+    assert 0 <= similarity.l2(Affine(rotation, torch.zeros(7))) < 1e-14

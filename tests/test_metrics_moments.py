@@ -59,7 +59,7 @@ def test_large_means_do_not_cancel():
 
 
 def test_long_batches_are_cut_into_pieces(monkeypatch):
-    monkeypatch.setattr("src.metrics.rows.PIECE", 64)
+    monkeypatch.setattr("src.metrics.moments.LONG", 64)
     x, y = data(1300)
     moments = PairedMoments(5, 3)
     moments.update(x, y)
@@ -88,15 +88,18 @@ def test_update_leaves_its_arguments_alone():
         assert torch.equal(x, before[0]) and torch.equal(y, before[1])
 
 
-def test_merge_equals_one_pass():
+def test_moments_begun_in_inference_mode_go_on_outside():
     x, y = data()
-    first, second = moments_of(x[:123], y[:123]), moments_of(x[123:] + 0, y[123:])
-    first.merge(second)
-    first.merge(PairedMoments(5, 3))
-    assert_moments(first, x, y)
-    empty = PairedMoments(5, 3)
-    empty.merge(second)
-    assert_moments(empty, x[123:], y[123:])
+    with torch.inference_mode():
+        moments = moments_of(x[:123] + 0, y[:123] + 0)
+    moments.update(x[123:], y[123:])
+    assert_moments(moments, x, y)
+
+
+def test_complex_rows_are_refused():
+    x, y = data()
+    with pytest.raises(ValueError, match="complex"):
+        moments_of(x.to(torch.complex128), y)
 
 
 def test_empty_batches_and_bad_shapes():
@@ -107,8 +110,6 @@ def test_empty_batches_and_bad_shapes():
     for bad in ((x[:3], y[:2]), (x[:, :2], y), (x, y[:, :1]), (x[0], y[0])):
         with pytest.raises(ValueError, match="expected x"):
             moments.update(*bad)
-    with pytest.raises(ValueError, match="merge"):
-        moments.merge(PairedMoments(3, 5))
     for function in (least_squares, procrustes, correlation):
         with pytest.raises(ValueError, match="empty"):
             function(PairedMoments(2, 2))
@@ -177,19 +178,6 @@ def test_least_squares_at_condition_number_1e6():
     residual = (y - y.mean(0)).numpy() - (x - x.mean(0)).numpy() @ truth.T
     expected = 1 - (residual**2).sum() / (y - y.mean(0)).square().sum().item()
     assert r_squared(moments, fit) == pytest.approx(expected, abs=1e-4)
-
-
-def test_ridge_matches_its_definition():
-    x, y = data()
-    x = torch.cat([x, torch.ones(500, 1, dtype=torch.float64)], 1)
-    fit = least_squares(moments_of(x, y), ridge=0.3)
-    a, b = x[:, :5] - x[:, :5].mean(0), y - y.mean(0)
-    truth = torch.linalg.solve(a.T @ a / 500 + 0.3 * torch.eye(5, dtype=torch.float64), a.T @ b / 500).T
-    assert_close(fit.w[:, :5], truth)
-    assert not fit.w[:, 5].any()
-    assert_close(fit.b, y.mean(0) - fit.w @ x.mean(0))
-    with pytest.raises(ValueError, match="negative"):
-        least_squares(moments_of(x, y), ridge=-1)
 
 
 def test_constant_front_predicts_the_mean():
