@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name if args.layer is None else f"{name}-{layer or 'output'}") as path:
         split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
-        comparison = compare(
+        cell = compare(
             (stitched, end),
             (shape, shape),
             split,
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             memory=1e9 * args.memory,
             batch_size=args.batch_size,
         )
-        text, result = cli.comparison_report(comparison)
+        text, result = cli.comparison_report(cell)
         where = f"{args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
         cli.publish(args, path, result, report.fill(f"{saved.title}: {where}") + f"\n{text}")
     return result

@@ -6,16 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from src import arguments, cli, plots, report
-from src.checkpoints import Checkpoint
 from src.config import choose_device
-from src.cut import head
-from src.dataset import DATASETS, Split, load_split
-from src.evaluation import compare
-from src.frozen import freeze
-from src.layer_grid import ALL, Grid, choose_layers, compare_layers, layer_label
+from src.dataset import DATASETS, load_split
+from src.layer_grid import Comparison, compare_layers, layer_label
+from src.layers import ALL, choose_layers
 from src.metrics import METRICS
 from src.results.titles import network_name
 
@@ -74,11 +70,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     single = ALL not in (args.front_layer, args.end_layer) and len(layers[0]) == len(layers[1]) == 1
     names = args.front_layer, args.end_layer
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
-        split = load_split(args.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
-        work = compare_pair if single else compare_many
-        text, result = work(args, (front, end), layers, split)
-        networks = {"networks": [checkpoint.facts() for checkpoint in (front, end)]}
-        cli.publish(args, path, networks | result, text, draw=plots.draw_pair if single else plots.draw_grid)
+        comparison = compare_layers(
+            (front.network, end.network),
+            layers,
+            front.sample,
+            load_split(args.dataset, args.dataset_type, device=device, num_workers=args.num_workers),
+            args.methods,
+            view=args.view,
+            group=args.group_at,
+            batch_size=args.batch_size,
+            memory=1e9 * args.memory,
+            tell=cli.notice,
+        )
+        facts = [checkpoint.facts() for checkpoint in (front, end)]
+        text, result = (pair_report if single else grid_report)(comparison, list(map(network_name, facts)))
+        lines = [report.fill(f"{text[0]} ({args.dataset}, {args.dataset_type})"), *text[1:]]
+        result = {"networks": facts, "frame": comparison.frame(), **result}
+        cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
 
 
@@ -89,80 +97,47 @@ def short_name(text: str, layers: list[str]) -> str:
     return layer_label(layers[0]) if len(layers) == 1 else f"{layers[0]}..{layers[-1]}"
 
 
-def compare_pair(
-    args: argparse.Namespace, pair: tuple[Checkpoint, Checkpoint], layers: tuple[list[str], list[str]], split: Split
-) -> tuple[str, dict[str, Any]]:
-    """Text and result for one layer of each network."""
-    (layer1,), (layer2,) = layers
-    cuts = zip(pair, (layer1, layer2), strict=True)
-    heads = tuple(freeze(head(net.network, layer)).to(split.device) for net, layer in cuts)
-    with torch.no_grad():
-        shapes = [tuple(part(pair[0].sample.to(split.device)).shape[1:]) for part in heads]
-    comparison = compare(
-        (heads[0], heads[1]),
-        (shapes[0], shapes[1]),
-        split,
-        args.methods,
-        view=args.view,
-        group=args.group_at,
-        memory=1e9 * args.memory,
-        batch_size=args.batch_size,
-    )
-    text, result = cli.comparison_report(comparison)
-    labels = layer_label(layer1), layer_label(layer2)
-    rows = [(name, *labels, METRICS[name].number(value)) for name, value in result["values"].items()]
-    frame = pd.DataFrame(rows, columns=["method", "layer1", "layer2", "value"])
-    one, other = (f"{network_name(net.facts())}, {label}" for net, label in zip(pair, labels, strict=True))
-    title = f"{one} and {other} ({args.dataset}, {args.dataset_type})"
-    return f"{report.fill(title)}\n{text}", result | {"frame": frame}
+def pair_report(comparison: Comparison, networks: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Lines, a title first, and result for one layer of each network."""
+    text, result = cli.comparison_report(comparison.cells[0, 0])
+    labels = comparison.layers1 + comparison.layers2
+    return [" and ".join(map("{}, {}".format, networks, labels)), text], result
 
 
-def compare_many(
-    args: argparse.Namespace, pair: tuple[Checkpoint, Checkpoint], layers: tuple[list[str], list[str]], split: Split
-) -> tuple[str, dict[str, Any]]:
-    """Text and result for every pair of many layers."""
-    grid = compare_layers(
-        (pair[0].network, pair[1].network),
-        layers,
-        pair[0].sample,
-        split,
-        args.methods,
-        view=args.view,
-        group=args.group_at,
-        batch_size=args.batch_size,
-        memory=1e9 * args.memory,
-        tell=cli.notice,
-    )
-    rows, columns = (network_name(network.facts()) for network in pair)
-    title = f"{rows} (rows) and {columns} (columns) ({args.dataset}, {args.dataset_type})"
-    parts = [report.fill(title), *(grid_text(grid, name) for name in grid.tables), *doubts_text(grid)]
-    result = {"frame": grid.frame(), "layers1": grid.layers1, "layers2": grid.layers2}
-    return "\n".join(parts), result | {"refused": grid.refused, "warnings": grid.warnings}
+def grid_report(comparison: Comparison, networks: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Lines, a title first, and result for every pair of many layers."""
+    refused, warnings = comparison.refused(), comparison.warnings()
+    tables = [grid_text(comparison, name) for name in comparison.names]
+    lines = [f"{networks[0]} (rows) and {networks[1]} (columns)", *tables, *doubts_text(comparison, refused, warnings)]
+    result = {"layers1": comparison.layers1, "layers2": comparison.layers2}
+    return lines, result | {"refused": refused, "warnings": warnings}
 
 
-def grid_text(grid: Grid, name: str) -> str:
+def grid_text(comparison: Comparison, name: str) -> str:
     """A metric's matrix, and how often a layer is most similar to the layer of its own name."""
-    table = grid.tables[name]
-    lines = [f"\n{name}: {METRICS[name].meaning}", report.matrix_text(table, grid.layers1, grid.layers2)]
-    if grid.layers1 == grid.layers2 and not np.isnan(table).any():
-        best = table.argmax(1) if METRICS[name].identical == 1 else table.argmin(1)
+    table, layers = comparison.table(name), (comparison.layers1, comparison.layers2)
+    metric = METRICS[name]
+    heading = report.fill(f"{name}: {metric.meaning}; {metric.alike} means more alike")
+    lines = [f"\n{heading}", report.matrix_text(table, *layers)]
+    if layers[0] == layers[1] and not np.isnan(table).any():
+        best = table.argmax(1) if metric.alike == "higher" else table.argmin(1)
         hits = int((best == np.arange(len(table))).sum())
         lines.append(f"{hits} of {len(table)} layers are most similar to their namesake")
     return "\n".join(lines)
 
 
-def doubts_text(grid: Grid) -> list[str]:
+def doubts_text(comparison: Comparison, refused: pd.DataFrame, warnings: pd.DataFrame) -> list[str]:
     """One line for each method about pairs without a value, and one for each kind of warning."""
     lines = []
-    for name, rows in grid.refused.groupby("method", sort=False):
+    for name, rows in refused.groupby("method", sort=False):
         first = rows.iloc[0]
         lines.append(
-            f"{name}: no value for {len(rows)} of {grid.tables[str(name)].size} pairs; "
+            f"{name}: no value for {len(rows)} of {len(comparison.cells)} pairs; "
             f"{first['layer1']} and {first['layer2']}: {first['reason']}"
         )
-    if len(grid.warnings):
-        first = grid.warnings.iloc[0]
-        pairs = len(grid.warnings[["layer1", "layer2"]].drop_duplicates())
+    if len(warnings):
+        first = warnings.iloc[0]
+        pairs = len(warnings[["layer1", "layer2"]].drop_duplicates())
         lines.append(
             f"warnings for {pairs} pairs (all in the result); {first['layer1']} and {first['layer2']}: "
             f"{first['warning']}"

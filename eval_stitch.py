@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = arguments.parser(
         "eval_stitch",
         "Measure the loss and the accuracy of a stitched network of a result file, or of each in a folder.",
-        "results/run1/bn3-bn3.pkl after\nresults/run1/bn3-bn3.pkl ps_inv -t train\nresults/run1 after",
+        "results/run1/bn3-bn3.pkl ps_inv -t train\nresults/run1 after",
     )
     arguments.add_stitch_arguments(parser, STITCH_TYPES)
     arguments.add_split_options(parser)

@@ -25,7 +25,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "stitch_nets",
         "Sew the front of one network to the end of another with one affine layer, train that layer, and compare.",
         "model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3 -i ps_inv\n"
-        "a.pt b.pt bn7 bn7 -d cifar10 --low-rank 8 --target-type soft_2 --plot\n"
         "a.pt b.pt 'bn*' 'bn*' --resize -e 0 -i ps_inv --no-similarity --plot",
     )
     arguments.add_pair_arguments(parser)

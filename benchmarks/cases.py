@@ -114,7 +114,7 @@ def compare_nets(model: str, layer: str, count: int) -> Case:
     def suite() -> dict[str, float]:
         heads = [freeze(head(network(model, seed), layer)) for seed in (0, 1)]
         shape = tuple(heads[0](torch.zeros(1, 3, 32, 32)).shape[1:])
-        return compare((heads[0], heads[1]), (shape, shape), data(count), ["cka", "l2"]).result()
+        return compare((heads[0], heads[1]), (shape, shape), data(count), ["cka", "l2"]).values
 
     def baseline() -> tuple[float, float]:
         batches = plain_batches(count, train=False)
@@ -162,7 +162,7 @@ def cka_of_stored(count: int, features: int) -> Case:
         f"cka alone, {count} x {features}",
         count,
         count,
-        lambda: gram_sums(x, y, "samples"),
+        lambda: gram_sums([x], [y]),
         lambda: plain.cka(x.numpy(), y.numpy()),
     )
 

@@ -125,7 +125,9 @@ def add_stitch_arguments(parser: argparse.ArgumentParser, stitch_types: Sequence
 
 def add_method_argument(parser: argparse.ArgumentParser) -> None:
     """The measures to compute."""
-    parser.add_argument("methods", nargs="+", choices=sorted(METRICS), metavar="method", help=", ".join(METRICS))
+    lower = ", ".join(name for name, metric in METRICS.items() if metric.alike == "lower")
+    text = f"{', '.join(METRICS)}; of {lower} lower means more alike, of all others higher"
+    parser.add_argument("methods", nargs="+", choices=sorted(METRICS), metavar="method", help=text)
 
 
 def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -137,7 +139,12 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._Argumen
         help="a row is an image, or a position of channels (default: each method's usual)",
     )
     group.add_argument(
-        "-g", "--group-at", type=positive, metavar="N", help="average over groups of N images (default: all at once)"
+        "-g",
+        "--group-at",
+        "--group_at",
+        type=group_size,
+        metavar="N",
+        help="average over groups of N images (default: inf, all at once)",
     )
     text = "activations held at once; what exceeds it takes groups of images, or, for many layers, more passes"
     add_memory_option(group, text)
@@ -236,6 +243,17 @@ def model_name(text: str) -> str:
         return canonical_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def group_size(text: str) -> int | None:
+    """A whole number above 0, also with a point (256.0); None for inf, which is no group."""
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if value == math.inf:
+            return None
+        if value > 0 and value.is_integer():
+            return int(value)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number above 0 nor inf")
 
 
 def positive(text: str) -> int:

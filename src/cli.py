@@ -17,7 +17,7 @@ from src import checkpoints, report, results
 from src.checkpoints import Checkpoint
 from src.files import sole_maker
 from src.learner import History
-from src.metrics import METRICS, Comparison, Health
+from src.metrics import METRICS, Cell, Health
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
@@ -35,16 +35,23 @@ def load_pair(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint]:
     return front, end
 
 
-def comparison_report(comparison: Comparison) -> tuple[str, dict[str, Any]]:
-    """Text for stdout, a line a measure and what stands behind it, and the same for the result file."""
-    values, health = comparison.result(), comparison.health()
-    lines = [f"{'method':14} {'view':9} {'value':>12}"]
-    for name, value in values.items():
-        lines.append(f"{name:14} {comparison.views[name]:9} {METRICS[name].number(value):12.6f}")
-    for view in health.values():
+def comparison_report(cell: Cell) -> tuple[str, dict[str, Any]]:
+    """Text for stdout, a line a measure and what stands behind it, and the same for the result file.
+
+    Raises ValueError where there is no value at all.
+    """
+    if not cell.values:
+        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in cell.refused.items()))
+    lines = [f"{'method':14} {'view':9} {'value':>12}  more alike"]
+    for name, view in cell.views.items():
+        value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
+        lines.append(f"{name:14} {view:9} {value}  {METRICS[name].alike}")
+    lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
+    for view in cell.health.values():
         lines += _health_lines(view)
-    records = {view: asdict(record) for view, record in health.items()}
-    return "\n".join(lines), {"values": values, "views": dict(comparison.views), "health": records}
+    records = {view: asdict(record) for view, record in cell.health.items()}
+    parts = {"values": cell.values, "refused": cell.refused, "views": cell.views, "health": records}
+    return "\n".join(lines), parts
 
 
 def _health_lines(health: Health) -> list[str]:

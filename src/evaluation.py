@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from src.activations import BATCH_SIZE, Head, feed
 from src.dataset import Split
-from src.metrics import Comparison, PairedMoments
+from src.metrics import Cell, Grid, PairedMoments
 from src.metrics.mapped import MappedSimilarity
-from src.metrics.moments import Affine
+from src.metrics.plan import plan_grid, require_possible
 from src.scores import Tally, tally
 from src.stitching import Geometry, Pair, StitchLayer
 
@@ -50,40 +50,26 @@ class PairView:
         group = max(2, STORE_BYTES // (4 * features))
         return group if self.shared is None and group < len(self.split) else None
 
-    def similarities(self, stitches: Mapping[str, StitchLayer]) -> dict[str, dict[str, float | None]]:
-        """`cka` (biased, linear) and `l2` (mean squared difference) to the end network's activation.
+    def ckas(self, stitches: Mapping[str, StitchLayer]) -> dict[str, float]:
+        """Biased linear CKA with the end network's activation, NaN where one of both is constant.
 
-        For each stitch by its name, and for the front network's own activation, `front`. `l2` is None for
-        activations of different shapes; what is undefined, as the CKA of a constant, is NaN.
+        For each stitch by its name, and for the front network's own activation, `front`.
         """
         if self.shared is None:
             return {name: self._single(stitch) for name, stitch in {"front": None, **stitches}.items()}
-        geometry = self.pair.geometry
-        unchanged = Affine(torch.eye(geometry.inputs), torch.zeros(geometry.inputs))
-        maps = {"front": unchanged}
-        maps |= {name: Affine(stitch.matrix().detach(), stitch.bias.detach()) for name, stitch in stitches.items()}
-        ckas = self.shared.cka([affine.w for affine in maps.values()])
-        l2 = {name: self.shared.l2(a) if len(a.b) == geometry.outputs else None for name, a in maps.items()}
-        return {name: {"cka": cka, "l2": l2[name]} for name, cka in zip(maps, ckas, strict=True)}
+        weights = {"front": torch.eye(self.pair.geometry.inputs)}
+        weights |= {name: stitch.matrix().detach() for name, stitch in stitches.items()}
+        return dict(zip(weights, self.shared.cka(list(weights.values())), strict=True))
 
-    def _single(self, stitch: StitchLayer | None) -> dict[str, float | None]:
+    def _single(self, stitch: StitchLayer | None) -> float:
         def front(images: Tensor) -> Tensor:
             activation = self.pair.front_head(images)
             return activation if stitch is None else stitch(activation)
 
         geometry = self.pair.geometry
         shapes = geometry.front_shape if stitch is None else geometry.end_shape, geometry.end_shape
-
-        def comparison(names: list[str]) -> Comparison:
-            return compare((front, self.pair.end_head), shapes, self.split, names, group=self.cka_group)
-
-        others = ["l2"] if shapes[0] == shapes[1] else []
-        both = comparison(["cka", *others])
-        try:
-            values = both.result()
-        except ValueError:  # the CKA of a constant is undefined, but not its difference to something
-            values = {"cka": float("nan")} | (comparison(others).result() if others else {})
-        return {"cka": values["cka"], "l2": values.get("l2")}
+        cell = compare((front, self.pair.end_head), shapes, self.split, ["cka"], group=self.cka_group)
+        return cell.values.get("cka", math.nan)
 
 
 def view_pair(pair: Pair, split: Split, *, keep: bool, title: str) -> PairView:
@@ -114,7 +100,7 @@ def _can_share(geometry: Geometry, images: int) -> bool:
 
 def compare(
     heads: tuple[Head, Head],
-    shapes: tuple[Sequence[int], Sequence[int]],
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
     split: Split,
     names: Sequence[str],
     *,
@@ -122,20 +108,14 @@ def compare(
     group: int | None = None,
     memory: float | None = None,
     batch_size: int = BATCH_SIZE,
-) -> Comparison:
-    """Show one pass over a split to a comparison by the named metrics; `shapes` are those of one image's outputs.
+) -> Cell:
+    """Compare what two heads give, by the named metrics, in one pass over a split.
 
-    `view`, `group` and `memory` are as in `Comparison`.
+    `shapes` are those of one image's outputs; `view` and `group` as in `plan_grid`. Raises ValueError, before any
+    work, for a metric that these do not allow, and where the rows to be kept take more than `memory` bytes.
     """
-    comparison = Comparison(
-        names,
-        view,
-        n_images=len(split),
-        shape_x=shapes[0],
-        shape_y=shapes[1],
-        group=group,
-        memory=memory,
-        device=split.device,
-    )
-    feed(heads, split, comparison.update, batch_size=batch_size, title="comparing")
-    return comparison
+    plan = plan_grid(names, view, n_images=len(split), shapes_x=shapes[:1], shapes_y=shapes[1:], group=group)
+    require_possible(plan, memory)
+    grid = Grid(plan, split.device)
+    feed(heads, split, lambda x, y: grid.update([x], [y]), batch_size=batch_size, title="comparing")
+    return grid.cells()[0, 0]

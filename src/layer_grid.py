@@ -2,70 +2,68 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from src.activations import BATCH_SIZE, feed
-from src.cut import check_layers, heads, layer_names
+from src.cut import heads
 from src.dataset import Split
 from src.frozen import freeze
-from src.metrics import METRICS
-from src.metrics.many import ManyPairs, Shape, bytes_needed, plan_pair
+from src.metrics import METRICS, Cell, Grid
+from src.metrics.plan import GridPlan, Pair, Shape, plan_grid, require_possible
 from src.progress import bar
 
-ALL = "all"
 Tile = tuple[list[int], list[int]]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Tables {metric: (layers1, layers2)}, NaN where a pair has no value, with reasons and doubts by pair.
-
-    refused: rows of method, layer1, layer2, reason. warnings: rows of layer1, layer2, warning.
-    """
+class Comparison:
+    """What every pair of layers gives: {(i, j): cell} for the i-th of layers1 and the j-th of layers2."""
 
     layers1: list[str]
     layers2: list[str]
-    tables: dict[str, np.ndarray]
-    refused: pd.DataFrame
-    warnings: pd.DataFrame
+    cells: dict[Pair, Cell]
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics, in the order in which they were asked for."""
+        return list(self.cells[0, 0].views)
+
+    def table(self, name: str) -> np.ndarray:
+        """A metric's values, (layers1, layers2); NaN where a pair has none."""
+        shape = len(self.layers1), len(self.layers2)
+        return np.array([[self.cells[i, j].number(name) for j in range(shape[1])] for i in range(shape[0])])
 
     def frame(self) -> pd.DataFrame:
         """A row for each method and pair of layers: method, layer1, layer2, value."""
-        rows = [
-            (name, one, other, float(table[i, j]))
-            for name, table in self.tables.items()
-            for i, one in enumerate(self.layers1)
-            for j, other in enumerate(self.layers2)
-        ]
+        rows = [(name, *pair, cell.number(name)) for name in self.names for pair, cell in self._named()]
         return pd.DataFrame(rows, columns=["method", "layer1", "layer2", "value"])
 
+    def refused(self) -> pd.DataFrame:
+        """A row for each value that is missing: method, layer1, layer2, reason."""
+        rows = [
+            (name, *pair, cell.refused[name])
+            for name in self.names
+            for pair, cell in self._named()
+            if name in cell.refused
+        ]
+        return pd.DataFrame(rows, columns=["method", "layer1", "layer2", "reason"])
 
-def choose_layers(model: nn.Module, text: str) -> list[str]:
-    """Layers that a comma list names, or for "all" each that runs and holds no other layer, as nearly as known in
-    the order in which they run. Raises ValueError for a layer that the model does not have."""
-    if text == ALL:
-        names = [name for name in layer_names(model) if name and not any(model.get_submodule(name).children())]
-        return _in_order(model, names)
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    if len(names) > 1 and "" in names:
-        raise ValueError(f"an empty name among the layers {text!r}")
-    check_layers(model, names)
-    return names
+    def warnings(self) -> pd.DataFrame:
+        """A row for each doubt about a pair: layer1, layer2, warning."""
+        rows = [
+            (*pair, text) for pair, cell in self._named() for view in cell.health.values() for text in view.warnings
+        ]
+        return pd.DataFrame(rows, columns=["layer1", "layer2", "warning"])
 
-
-def _in_order(model: nn.Module, names: list[str]) -> list[str]:
-    part = heads(model, names)
-    if not isinstance(part, fx.GraphModule):
-        return names
-    nodes = {node: position for position, node in enumerate(part.graph.nodes)}
-    outputs: Any = next(node for node in nodes if node.op == "output").args[0]
-    return [name for _, name in sorted((nodes[output], name) for output, name in zip(outputs, names, strict=True))]
+    def _named(self) -> list[tuple[tuple[str, str], Cell]]:
+        ordered = sorted(self.cells.items())
+        return [((self.layers1[i], self.layers2[j]), cell) for (i, j), cell in ordered]
 
 
 def layer_label(name: str) -> str:
@@ -91,34 +89,27 @@ def compare_layers(
     batch_size: int = BATCH_SIZE,
     memory: float = 4e9,
     tell: Callable[[str], None] = lambda text: None,
-) -> Grid:
+) -> Comparison:
     """Compare each of the first network's layers with each of the second's by the named metrics.
 
-    `sample` is a batch of blank images. At most about `memory` bytes are held at once, unless a single pair needs
-    more: layers are then taken by blocks, with a pass over the images for each pair of blocks, and `tell` hears of it.
-    Raises ValueError where a metric can compare no pair at all.
+    `sample` is a batch of blank images. At most about `memory` bytes are held at once: layers are taken by blocks,
+    with a pass over the images for each pair of blocks, and `tell` hears of it. A block of one pair may hold more.
+    Raises ValueError where a metric can compare no pair at all, or all that is asked for is one pair that needs more.
     """
     shapes1, shapes2 = (shapes_of(heads(net, chosen), sample) for net, chosen in zip(networks, layers, strict=True))
-    _refuse_the_impossible(names, view, len(split), shapes1, shapes2, group)
-    work = _Work(networks, layers, (shapes1, shapes2), split, view, group, batch_size)
-    passes = work.passes(list(dict.fromkeys(names)), memory)
-    tell(work.plan_in_words(passes))
-    tables = {name: np.full((len(shapes1), len(shapes2)), np.nan) for name in dict.fromkeys(names)}
-    refused, warnings = [], []
-    labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
+    names = list(dict.fromkeys(names))
+    work = _Work(networks, layers, (shapes1, shapes2), split, view, group, batch_size, memory)
+    require_possible(work.plan(names, work.whole), memory)
+    passes = work.passes(names)
+    if work.pairs > 1:
+        tell(work.plan_in_words(passes))
+    parts: dict[Pair, list[Cell]] = {}
     for number, (some, tile) in enumerate(passes, start=1):
-        pairs, parts = work.compare(some, tile, f"pass {number} of {len(passes)}" if len(passes) > 1 else "comparing")
-        for name, part in parts.items():
-            tables[name][np.ix_(*tile)] = part
-        rows, columns = _picked(labels, tile)
-        refused += [(name, rows[i], columns[j], why) for (name, i, j), why in pairs.refused.items()]
-        warnings += [(rows[i], columns[j], text) for (i, j), texts in pairs.warnings.items() for text in texts]
-    return Grid(
-        *labels,
-        tables,
-        pd.DataFrame(refused, columns=["method", "layer1", "layer2", "reason"]),
-        pd.DataFrame(warnings, columns=["layer1", "layer2", "warning"]),
-    )
+        title = f"pass {number} of {len(passes)}" if len(passes) > 1 else "comparing"
+        for (i, j), cell in work.compare(some, tile, title).items():
+            parts.setdefault((tile[0][i], tile[1][j]), []).append(cell)
+    labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
+    return Comparison(*labels, {pair: Cell.joined(cells, names) for pair, cells in parts.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,26 +123,39 @@ class _Work:
     view: str | None
     group: int | None
     batch_size: int
+    memory: float
+
+    @property
+    def whole(self) -> Tile:
+        return list(range(len(self.layers[0]))), list(range(len(self.layers[1])))
+
+    @property
+    def pairs(self) -> int:
+        return len(self.layers[0]) * len(self.layers[1])
+
+    def plan(self, names: Sequence[str], tile: Tile) -> GridPlan:
+        """The plan of a pass over these pairs."""
+        one, other = _picked(self.shapes, tile)
+        return plan_grid(names, self.view, n_images=len(self.split), shapes_x=one, shapes_y=other, group=self.group)
 
     def needed(self, names: Sequence[str], tile: Tile) -> int:
         """Bytes that a pass over these pairs holds."""
-        return bytes_needed(names, self.view, len(self.split), *_picked(self.shapes, tile), self.group)
+        return self.plan(names, tile).bytes()
 
-    def passes(self, names: list[str], memory: float) -> list[tuple[list[str], Tile]]:
-        """Metrics and pairs of layers of each pass: all in one if it fits.
+    def passes(self, names: list[str]) -> list[tuple[list[str], Tile]]:
+        """Metrics and pairs of layers of each pass: all in one if it fits, or is a single pair.
 
         If not, the metrics with sums of products for every pair go apart: they would cut the layers, whose features
         the others share, into tiles as small as their own.
         """
-        whole = list(range(len(self.layers[0]))), list(range(len(self.layers[1])))
         by_pair = [name for name in names if METRICS[name].needs == "moments"]
         kinds = [names]
-        if self.needed(names, whole) > memory:
+        if self.pairs > 1 and self.needed(names, self.whole) > self.memory:
             kinds = [kind for kind in ([name for name in names if name not in by_pair], by_pair) if kind]
         return [
             (kind, tile)
             for kind in kinds
-            for tile in _tiles(whole, lambda rows, columns, kind=kind: self.needed(kind, (rows, columns)), memory)
+            for tile in _tiles(self.whole, lambda *tile, kind=kind: self.needed(kind, tile), self.memory)
         ]
 
     def plan_in_words(self, passes: list[tuple[list[str], Tile]]) -> str:
@@ -162,38 +166,19 @@ class _Work:
         remedy = "more --memory or a --group-at makes it fewer"
         return f"{counts}: {len(passes)} passes by blocks of layers, {size} each; {remedy}"
 
-    def compare(self, names: list[str], tile: Tile, title: str) -> tuple[ManyPairs, dict[str, np.ndarray]]:
+    def compare(self, names: list[str], tile: Tile, title: str) -> dict[Pair, Cell]:
         """Run one pass."""
-        device, (shapes1, shapes2) = self.split.device, _picked(self.shapes, tile)
-        pairs = ManyPairs(
-            names,
-            self.view,
-            n_images=len(self.split),
-            shapes_x=shapes1,
-            shapes_y=shapes2,
-            group=self.group,
-            device=device,
-        )
-        parts = [
-            freeze(heads(*pair)).to(device) for pair in zip(self.networks, _picked(self.layers, tile), strict=True)
-        ]
-        feed(parts, self.split, pairs.update, batch_size=self.batch_size, title=title)
-        with bar(pairs.steps, "inner products", unit="block") as progress:
-            return pairs, pairs.tables(on_block=progress.update)
+        device = self.split.device
+        grid = Grid(self.plan(names, tile), device)
+        chosen = zip(self.networks, _picked(self.layers, tile), strict=True)
+        parts = [freeze(heads(network, layers)).to(device) for network, layers in chosen]
+        feed(parts, self.split, grid.update, batch_size=self.batch_size, title=title)
+        with bar(grid.steps, "inner products", unit="block") as progress:
+            return grid.cells(on_block=progress.update)
 
 
 def _picked(sides: tuple[list[T], list[T]], tile: Tile) -> tuple[list[T], list[T]]:
     return [sides[0][i] for i in tile[0]], [sides[1][j] for j in tile[1]]
-
-
-def _refuse_the_impossible(
-    names: Sequence[str], view: str | None, n: int, shapes1: list[Shape], shapes2: list[Shape], group: int | None
-) -> None:
-    """Raise ValueError, before any work, for a metric that can compare none of the pairs."""
-    plans = [plan_pair(names, view, n, one, other, group) for one in shapes1 for other in shapes2]
-    for name in names:
-        if all(name in plan.refused for plan in plans):
-            raise ValueError(plans[0].refused[name])
 
 
 def _tiles(tile: Tile, needed: Callable[[list[int], list[int]], int], memory: float) -> Iterator[Tile]:

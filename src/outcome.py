@@ -64,7 +64,7 @@ class Outcomes:
                 if stage in work.maps:
                     work.names[stage] = self._name(work, stage)
         mine = {name: self._stitches[name][1] for work in works for name in work.names.values()}
-        ckas = {name: values["cka"] for name, values in view.similarities(mine).items()} if view else {}
+        ckas = view.ckas(mine) if view else {}
         for work in works:
             for stage, name in {"front": "front", **work.names}.items():
                 work.similar[f"cka{SUFFIX[stage]}"] = ckas.get(name)

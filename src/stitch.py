@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from src.activations import BATCH_SIZE, feed
+from src.activations import BATCH_SIZE
 from src.dataset import Split
 from src.evaluation import view_pair
+from src.gathering import gather_moments
 from src.learner import History, Learner
 from src.metrics.moments import PairedMoments
 from src.outcome import Outcomes, Work
@@ -17,8 +17,6 @@ from src.scores import Tally, tally
 from src.stitching import LOGITS, Cuts, StitchObjective, StitchSpec, initial_stitch
 from src.training import DEBUG_STEPS, Resume, fit
 
-LARGE_MOMENTS = 2048  # features of both sides; the sums of products of more take a while to solve
-Moments = dict[tuple[str, str, bool, bool], PairedMoments]
 Outcome = dict[str, Any] | FloatingPointError
 
 
@@ -86,13 +84,13 @@ def _stitch_group(
     tell: Tell,
 ) -> dict[StitchSpec, Outcome]:
     asking = [spec for spec in specs if spec.needs_train_moments]
-    on_train = gather_moments(cuts, asking, train, title="moments on train", tell=tell)
+    on_train = gather_moments(cuts, asking, train, title="moments on train", notice=tell.notice)
     works = [_start(cuts, spec, on_train.get(spec.cut), tell) for spec in specs]
     for together in _training_groups(works):
         _train(cuts, together, train, val, labelled, resume, tell)
     done = [work for work in works if not work.failure]
     outcomes = Outcomes(cuts)
-    on_val = gather_moments(cuts, [] if similarity else specs, val, title="moments on val", tell=tell)
+    on_val = gather_moments(cuts, [] if similarity else specs, val, title="moments on val", notice=tell.notice)
     for cut in dict.fromkeys(work.spec.cut for work in done):
         same = [work for work in done if work.spec.cut == cut]
         view = None
@@ -112,38 +110,6 @@ def _stitch_group(
         work.spec: FloatingPointError(work.failure) if work.failure else outcomes.result(work, counts) | surroundings
         for work in works
     }
-
-
-def gather_moments(cuts: Cuts, specs: Sequence[StitchSpec], split: Split, *, title: str, tell: Tell) -> Moments:
-    """The paired moments of every pair of layers of some stitches, from one pass over a split."""
-    moments: Moments = {}
-    for spec in specs:
-        geometry = cuts.geometry(spec)
-        if spec.cut not in moments:
-            _announce(geometry.inputs, geometry.outputs, len(split), tell)
-            moments[spec.cut] = PairedMoments(geometry.inputs, geometry.outputs, split.device)
-    if not moments:
-        return moments
-
-    def add(front: dict[str, Tensor], end: dict[str, Tensor]) -> None:
-        for cut, those in moments.items():
-            geometry = cuts.geometries[cut]
-            those.update(geometry.front_rows(front[cut[0]]), geometry.end_rows(end[cut[1]]))
-
-    layers = list(dict.fromkeys(cut[0] for cut in moments)), list(dict.fromkeys(cut[1] for cut in moments))
-    heads = [partial(cuts.outputs, role, names) for role, names in zip(("front", "end"), layers, strict=True)]
-    feed(heads, split, add, title=title)
-    return moments
-
-
-def _announce(inputs: int, outputs: int, images: int, tell: Tell) -> None:
-    if inputs + outputs > LARGE_MOMENTS:
-        held = 8 * (inputs * inputs + inputs * outputs + outputs * outputs) / 1e9
-        work = images * (inputs * inputs + inputs * outputs + outputs * outputs) * 2 / 1e12
-        tell.notice(
-            f"least squares of {outputs} x {inputs} weights from {images} images: {held:.1f} GB of sums, "
-            f"{work:.1f} Tflop in float64 and a decomposition of {inputs} x {inputs}; minutes"
-        )
 
 
 def _start(cuts: Cuts, spec: StitchSpec, moments: PairedMoments | None, tell: Tell) -> Work:

@@ -14,7 +14,7 @@ import pytest
 import compare_nets
 import layer_info
 import stitch_nets
-from src import cli, layer_grid, report, results
+from src import cli, layers, report, results
 from src.models import MODELS
 from src.results.titles import stitch_title
 from src.training import History
@@ -202,9 +202,9 @@ def test_bad_layers_are_one_line(words: list[str], message: str, toy: Path, caps
 
 def test_layers_come_in_the_order_in_which_they_run(toy: Path) -> None:
     network = save_toy(toy / "c3.pt", 3, 5)
-    names = layer_grid.choose_layers(network, "all")
+    names = layers.choose_layers(network, "all")
     assert names.index("relu") > names.index("conv2")  # its second call counts
-    assert layer_grid.choose_layers(network, "fc1, bn1,fc1") == ["fc1", "bn1"]
+    assert layers.choose_layers(network, "fc1, bn1,fc1") == ["fc1", "bn1"]
 
 
 def test_a_matrix_is_folded_and_long_labels_get_numbers() -> None:

@@ -127,5 +127,7 @@ def test_scores_do_without_float64_on_the_device(fake) -> None:
 def test_moments_on_the_device(fake) -> None:
     moments = PairedMoments(3, 5, CUDA)
     # what update() does with each piece; it then looks for NaN, which fake tensors do not have
-    moments._add(torch.zeros(8, 3, device=CUDA), torch.zeros(8, 5, device=CUDA))
+    moments.x.take(torch.zeros(8, 3, device=CUDA))
+    moments.y.take(torch.zeros(8, 5, device=CUDA))
+    moments.add_held()
     assert moments.xy.device == CUDA

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from src.metrics.cka import linear_cka
 from src.metrics.mapped import MappedSimilarity
-from src.metrics.moments import Affine
+from src.metrics.moments import Affine, squared_error
 
 
 @pytest.mark.parametrize(("shape_x", "shape_y"), [((3, 4, 4), (5, 4, 4)), ((3, 2, 2), (5, 2, 2)), ((4,), (3,))])
@@ -25,7 +25,7 @@ def test_cka_and_l2_of_maps_equal_those_of_mapped_activations(shape_x, shape_y) 
     for side in ("samples", "features", None):
         assert_close(similarity.cka([affine.w for affine in maps], side), expected, atol=1e-5, rtol=1e-5)
     for affine, values in zip(maps, mapped, strict=True):
-        assert abs(similarity.l2(affine) - float((values - y).square().mean())) < 1e-4
+        assert abs(squared_error(similarity.moments, affine) - float((values - y).square().mean())) < 1e-4
 
 
 @pytest.mark.parametrize("side", ["samples", "features"])
@@ -36,7 +36,7 @@ def test_blocks_do_not_matter_and_a_constant_has_no_cka(side, monkeypatch) -> No
     for block in (2048, 7):
         for constant, size in {
             "mapped.BLOCK": block,
-            "many_gram.BLOCK": block,
+            "gram.BLOCK": block,
             "mapped.RUN": 6 if block == 7 else 4096,
             "mapped.MAPPED_BYTES": 1 if block == 7 else 10**9,
         }.items():
@@ -49,3 +49,16 @@ def test_blocks_do_not_matter_and_a_constant_has_no_cka(side, monkeypatch) -> No
     constant = MappedSimilarity(n_images=20, shape_x=(3, 4, 4), shape_y=(2, 4, 4))
     constant.update(x, torch.ones_like(y))
     assert all(cka != cka for cka in constant.cka([torch.eye(3)], side))
+
+
+def test_a_perfect_map_leaves_no_difference() -> None:
+    """Not even the rounding error of a difference of large sums, which was below 0."""
+    x = torch.randn(40, 7, 3, 3, generator=torch.Generator().manual_seed(2)) + 2
+    similarity = MappedSimilarity(n_images=40, shape_x=(7, 3, 3), shape_y=(7, 3, 3))
+    similarity.update(x, x)
+    assert squared_error(similarity.moments, Affine(torch.eye(7), torch.zeros(7))) == 0
+    rotation = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(3)).double())[0]
+    rotated = torch.einsum("oc,nchw->nohw", rotation, x.double())
+    similarity = MappedSimilarity(n_images=40, shape_x=(7, 3, 3), shape_y=(7, 3, 3))
+    similarity.update(x.double(), rotated)
+    assert 0 <= squared_error(similarity.moments, Affine(rotation, torch.zeros(7))) < 1e-14

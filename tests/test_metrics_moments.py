@@ -60,7 +60,7 @@ def test_large_means_do_not_cancel():
 
 
 def test_long_batches_are_cut_into_pieces(monkeypatch):
-    monkeypatch.setattr("src.metrics.rows.PIECE", 64)
+    monkeypatch.setattr("src.metrics.moments.LONG", 64)
     x, y = data(1300)
     moments = PairedMoments(5, 3)
     moments.update(x, y)
@@ -87,6 +87,20 @@ def test_update_leaves_its_arguments_alone():
         before = x.clone(), y.clone()
         moments_of(x, y)
         assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+
+
+def test_moments_begun_in_inference_mode_go_on_outside():
+    x, y = data()
+    with torch.inference_mode():
+        moments = moments_of(x[:123] + 0, y[:123] + 0)
+    moments.update(x[123:], y[123:])
+    assert_moments(moments, x, y)
+
+
+def test_complex_rows_are_refused():
+    x, y = data()
+    with pytest.raises(ValueError, match="complex"):
+        moments_of(x.to(torch.complex128), y)
 
 
 def test_empty_batches_and_bad_shapes():

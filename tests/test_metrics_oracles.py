@@ -10,8 +10,10 @@ import scipy.linalg
 import torch
 from scipy.spatial.distance import cdist
 
-from src.metrics import METRICS, Comparison
+from src.metrics import METRICS
+from src.metrics.layer import Layer
 from src.metrics.neighbours import rbf_cka
+from tests.cells import number_of
 
 RANK_CUT = 1e-9
 
@@ -184,10 +186,7 @@ def test_published_numbers(name, dtype):
     x, y = (torch.tensor(side, dtype=dtype) for side in kornblith_pair())
     assert float(METRICS[name].of_rows(x, y)) == pytest.approx(KNOWN[name], abs=6e-6)
     assert ORACLES[name](*kornblith_pair()) == pytest.approx(KNOWN[name], abs=6e-6)
-    comparison = Comparison([name], n_images=100, shape_x=(10,), shape_y=(10,))
-    comparison.update(x[:33], y[:33])
-    comparison.update(x[33:], y[33:])
-    assert comparison.result()[name] == pytest.approx(KNOWN[name], abs=6e-6)
+    assert number_of(name, x, y, batch=33) == pytest.approx(KNOWN[name], abs=6e-6)
 
 
 @pytest.mark.reference
@@ -211,7 +210,7 @@ def test_oracles_agree_on_ordinary_data(name):
 
 
 def test_rbf_bandwidth_follows_threshold():
-    x, y = (torch.tensor(side) for side in kornblith_pair())
+    x, y = (Layer.of(torch.tensor(side)).rows for side in kornblith_pair())
     for threshold in (0.2, 1.0):
         expected = cka_rbf(*kornblith_pair(), threshold)
         assert rbf_cka(x, y, threshold) == pytest.approx(expected, abs=1e-12)

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from src.metrics import METRICS, linear_cka
-from src.metrics.comparison import Comparison
+from tests.cells import cell_of
 from tests.test_metrics_oracles import ORACLES, one_thread  # noqa: F401
 
 TRANSFORMATIONS = ("translation", "isotropic_scaling", "orthogonal", "invertible_linear")
@@ -128,8 +128,6 @@ def test_bad_matrices_are_refused(name):
 def test_ends_may_be_narrower():
     x, y = pair()
     names = [name for name in sorted(METRICS) if not METRICS[name].same_shape]
-    comparison = Comparison(names, n_images=400, shape_x=(6,), shape_y=(2,))
-    comparison.update(x, y[:, :2])
-    for name, value_ in comparison.result().items():
+    for name, value_ in cell_of(names, x, y[:, :2]).values.items():
         truth = METRICS[name].number(ORACLES[name](x.numpy(), y[:, :2].numpy()))
         assert METRICS[name].number(value_) == pytest.approx(truth, abs=1e-6)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.metrics import METRICS, Comparison
+from src.metrics import METRICS
+from tests.cells import number_of
 from tests.test_metrics_oracles import ORACLES, one_thread  # noqa: F401
 
 TABLE = Path(__file__).parent.parent / "docs" / "numerics.md"
@@ -115,11 +116,8 @@ REFUSED = {
 REFUSAL = "constant|at least|images are too few|median distance"
 
 
-def through_comparison(name: str, x: Tensor, y: Tensor) -> float:
-    comparison = Comparison([name], n_images=len(x), shape_x=x.shape[1:], shape_y=y.shape[1:])
-    for start in range(0, len(x), 77):
-        comparison.update(x[start : start + 77], y[start : start + 77])
-    return METRICS[name].number(comparison.result()[name])
+def through_grid(name: str, x: Tensor, y: Tensor) -> float:
+    return number_of(name, x, y, batch=77)
 
 
 def through_rows(name: str, x: Tensor, y: Tensor) -> float:
@@ -139,7 +137,7 @@ def tolerance(name: str, case: str, expected: float) -> float:
     return max(1, abs(expected)) * 2e-6
 
 
-@pytest.mark.parametrize("through", [through_comparison, through_rows])
+@pytest.mark.parametrize("through", [through_grid, through_rows])
 @pytest.mark.parametrize("case", sorted(CASES))
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_right_or_refused(name, case, through):
@@ -175,7 +173,7 @@ def row(case: str, name: str) -> tuple[str, str, str]:
     """Value, truth and absolute error as the table shows them; or the reason why there is no value."""
     x, y = CASES[case]()
     try:
-        value = through_comparison(name, x, y)
+        value = through_grid(name, x, y)
     except ValueError as error:
         return "refused", str(error).removeprefix(f"{name}: ").replace("|", "\\|"), ""
     exact = truth(name, x, y)
@@ -206,14 +204,14 @@ and `corr` the one-number summary is shown.
 def test_values_that_are_not_finite_are_refused(name, bad):
     x, y = (side.float() for side in pair())
     y[5, 3] = bad
-    for through in (through_comparison, through_rows):
+    for through in (through_grid, through_rows):
         with pytest.raises(ValueError, match="NaN or infinite"):
             through(name, x, y)
 
 
 def test_refusal_says_how_many_images_and_what_to_do():
     with pytest.raises(ValueError, match=r"at least 32 images, got 20.*--view channels"):
-        through_comparison("cca", *few_images())
+        through_grid("cca", *few_images())
 
 
 @pytest.mark.parametrize("name", ["cca", "cca_mean", "lr"])
@@ -224,7 +222,7 @@ def test_rounding_noise_is_no_direction(name):
     noisy[:, 2] = 30.1 + 3.6e-15 * (torch.arange(IMAGES) % 2).double()
     assert noisy[0, 2] != noisy[1, 2]
     without = x[:, [0, 1, 3, 4, 5, 6, 7]]
-    for through in (through_comparison, through_rows):
+    for through in (through_grid, through_rows):
         assert through(name, noisy, y) == pytest.approx(through(name, without, y), abs=1e-12)
 
 
@@ -233,7 +231,7 @@ def test_float32_features_far_from_zero(name):
     """More features than images, stored in float32, with means a hundred times the spread."""
     x, y = pair(150, 400)
     x, y = (30 + 0.3 * x).float(), (30 + 0.3 * y).float()
-    for through in (through_comparison, through_rows):
+    for through in (through_grid, through_rows):
         assert through(name, x, y) == pytest.approx(truth(name, x, y), abs=2e-6)
 
 
@@ -243,7 +241,7 @@ def test_sums_over_millions_of_float32_products(features):
     x, y = pair(2500, features)
     exact = float(METRICS["cka"].of_rows(x, y))
     assert float(METRICS["cka"].of_rows(x.float(), y.float())) == pytest.approx(exact, abs=1e-6)
-    assert through_comparison("cka", x.float(), y.float()) == pytest.approx(exact, abs=1e-6)
+    assert through_grid("cka", x.float(), y.float()) == pytest.approx(exact, abs=1e-6)
 
 
 def test_uncentred_float32_would_fail():

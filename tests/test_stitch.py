@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import src.gathering
 import src.stitch
 import stitch_nets
 from src import results
@@ -61,8 +62,8 @@ def test_each_of_many_is_what_it_is_alone(toy: Path) -> None:
 
 def test_seeds_have_batches_of_their_own_and_share_the_rest(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[str] = []
-    original = src.stitch.feed
-    monkeypatch.setattr(src.stitch, "feed", lambda *a, **o: passes.append(o["title"]) or original(*a, **o))
+    original = src.gathering.feed
+    monkeypatch.setattr(src.gathering, "feed", lambda *a, **o: passes.append(o["title"]) or original(*a, **o))
     specs = [replace(BASE, init="ps_inv", seed=seed) for seed in (0, 1, 2)]
     found = run(specs)
     assert passes == ["moments on train"]

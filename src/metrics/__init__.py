@@ -1,14 +1,15 @@
 """How two representations are compared: tensors in, numbers out."""
 
 from src.metrics.cka import linear_cka
-from src.metrics.comparison import Comparison
+from src.metrics.grid import Cell, Grid
 from src.metrics.health import Health
 from src.metrics.moments import PairedMoments, channels_last_rows, flat_rows
 from src.metrics.registry import METRICS, Metric
 
 __all__ = [
     "METRICS",
-    "Comparison",
+    "Cell",
+    "Grid",
     "Health",
     "Metric",
     "PairedMoments",

@@ -1,16 +1,17 @@
-"""Canonical correlations (CCA) and the three numbers people make of them, from matrices or from moments."""
+"""Canonical correlations (CCA) and the numbers people make of them, from moments."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from src.metrics.linalg import RANK_TOLERANCE, rank_floor, require_varying, unit_spectrum
+from src.metrics.linalg import eigh, rank_floor, require_varying, unit_spectrum
 from src.metrics.moments import PairedMoments
-from src.metrics.rows import paired, unit
 
 # Share of the variance that the principal directions kept by svcca explain.
 SVCCA_VARIANCE = 0.99
+# Canonical correlations closer than this count as equal: their directions are then rounding.
+TIE = 1e-6
 
 
 class Bases(NamedTuple):
@@ -33,68 +34,79 @@ def require_images(n: int, features: int, what: str, remedy: str = "use more ima
         )
 
 
-def r2_cca(x: Tensor, y: Tensor) -> float:
-    """Compare x: (images, dx) and y: (images, dy) by the mean squared canonical correlation, R2_CCA.
+def r2_cca(moments: PairedMoments) -> float:
+    """Return the mean squared canonical correlation, R2_CCA, of x: (rows, dx) and y: (rows, dy).
 
     The sum of squared correlations over the smaller of both ranks. In [0, 1]; 1: the side of smaller rank is a linear
     function of the other; 0: no linear relation. Invariant to invertible linear maps and translation of either side.
-    Raise ValueError where images <= features + 1 or a side is constant.
+    Raise ValueError where rows <= features + 1 or a side is constant.
     Source: Kornblith et al. 2019, table 1 (features there assumed centred); Raghu et al. 2017 for rank truncation.
     """
-    return r2_cca_of(bases_of_rows(x, y))
+    bases = _bases(moments)
+    return min(1.0, float(bases.cross.square().sum()) / min(bases.cross.shape))
 
 
-def mean_cca(x: Tensor, y: Tensor) -> float:
-    """Compare x: (images, dx) and y: (images, dy) by the mean canonical correlation.
+def mean_cca(moments: PairedMoments) -> float:
+    """Return the mean canonical correlation.
 
     Range, meaning, invariances and errors as `r2_cca`. Source: Kornblith et al. 2019, table 1; Raghu et al. 2017.
     """
-    return mean_cca_of(bases_of_rows(x, y))
+    return _mean_correlation(_bases(moments).cross)
 
 
-def pwcca(x: Tensor, y: Tensor) -> float:
-    """Compare x: (images, dx) and y: (images, dy) by canonical correlations weighted by what they carry of x.
+def pwcca(moments: PairedMoments) -> float:
+    """Return the mean canonical correlation, weighted by what each carries of x.
 
     The weight of a canonical variate h is the sum of |<h, x_j>| over the features x_j. In [0, 1]; 1 and 0 as `r2_cca`.
     Not symmetric. Invariant to invertible linear maps of y, but of x only to one common scale; to translation of both.
-    Errors as `r2_cca`. Source: Morcos et al. 2018, "Insights on representational similarity", section 3.
+    Where correlations tie, any axes of their space are canonical and the sum depends on which are taken; these are
+    then the principal axes of x's features within it, which do not depend on y. Errors as `r2_cca`.
+    Source: Morcos et al. 2018, "Insights on representational similarity", section 3.
     """
-    return pwcca_of(bases_of_rows(x, y))
+    bases = _bases(moments)
+    u, correlations, _ = torch.linalg.svd(bases.cross, full_matrices=False)
+    loadings = u.T @ bases.loading
+    for tied in _ties(correlations):
+        loadings[tied] = torch.linalg.svd(loadings[tied], full_matrices=False)[0].T @ loadings[tied]
+    weights = loadings.abs().sum(1)
+    return float((weights * correlations.clamp(max=1)).sum() / weights.sum())
 
 
-def svcca(x: Tensor, y: Tensor) -> float:
-    """Compare x: (images, dx) and y: (images, dy) by mean CCA of the principal directions with 99% of the variance.
+def pwcca_ties(moments: PairedMoments) -> str:
+    """Say in words how many canonical correlations tie; empty where none do."""
+    cross = _bases(moments).cross
+    count = sum(tied.stop - tied.start for tied in _ties(torch.linalg.svdvals(cross)))
+    return f"pwcca: {count} of {min(cross.shape)} correlations tie, their axes are a convention" if count else ""
+
+
+def _ties(correlations: Tensor) -> list[slice]:
+    """Runs of two or more equal numbers in a descending list."""
+    steps = torch.nonzero(correlations.diff().abs() >= TIE).flatten() + 1
+    ends = [0, *steps.tolist(), len(correlations)]
+    return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False) if stop - start > 1]
+
+
+def svcca(moments: PairedMoments) -> float:
+    """Return the mean canonical correlation of the principal directions with 99% of the variance.
 
     In [0, 1]. Invariant to rotation, reflection, one common scale and translation. Raise ValueError where a side is
-    constant or the directions that remain on both sides together are more than images - 2.
+    constant or the directions that remain on both sides together are more than rows - 2.
     Source: Raghu et al. 2017, "SVCCA: Singular Vector Canonical Correlation Analysis", section 2.
     """
-    x, y = paired(x.detach(), y.detach())
-    sides = []
-    for rows, name in ((x, "first"), (y, "second")):
-        u, s, vt = torch.linalg.svd(unit(rows.double(), name), full_matrices=False)
-        kept = _principal(s.square())
-        sides.append((u[:, :kept], s[:kept, None] * vt[:kept]))
-    _require_free(len(x), sides[0][0].shape[1], sides[1][0].shape[1])
-    return mean_cca_of(Bases(sides[0][0].T @ sides[1][0], sides[0][1]))
+    require_varying(*moments.live())
+    whiten_x, whiten_y = _principal_whitening(moments.xx), _principal_whitening(moments.yy)
+    # Where both sides' directions together outnumber images, some correlations are 1 whatever the data.
+    kept = whiten_x.shape[1] + whiten_y.shape[1]
+    require_images(moments.n, kept, "svcca (principal directions of both sides together)")
+    return _mean_correlation(whiten_x.T @ moments.xy @ whiten_y)
 
 
-def bases_of_rows(x: Tensor, y: Tensor) -> Bases:
-    """Return the bases by singular value decomposition of the rows themselves, which keeps full float64 accuracy."""
-    x, y = paired(x.detach(), y.detach())
-    require_images(len(x), max(x.shape[1], y.shape[1]), "CCA")
-    x, y = unit(x.double(), "first"), unit(y.double(), "second")
-    basis_x, basis_y = _orthonormal(x), _orthonormal(y)
-    return Bases(basis_x.T @ basis_y, basis_x.T @ x)
+def _mean_correlation(cross: Tensor) -> float:
+    return float(torch.linalg.svdvals(cross).clamp(max=1).mean())
 
 
-def _orthonormal(rows: Tensor) -> Tensor:
-    u, s, _ = torch.linalg.svd(rows / rows.norm(dim=0), full_matrices=False)
-    return u[:, s > s.max() * RANK_TOLERANCE**0.5]
-
-
-def bases_of_moments(moments: PairedMoments) -> Bases:
-    """Return the bases from sums of products; directions weaker than 3e-7 of the strongest are left out."""
+def _bases(moments: PairedMoments) -> Bases:
+    """Read the bases from sums of products; directions weaker than 3e-7 of the strongest are left out."""
     require_images(moments.n, max(moments.xy.shape), "CCA")
     require_varying(*moments.live())
     whiten_x, whiten_y = (
@@ -110,21 +122,8 @@ def _whitening(gram: Tensor, mean: Tensor, n: int) -> Tensor:
     return whiten
 
 
-def svcca_of_moments(moments: PairedMoments) -> float:
-    """Return svcca from sums of products."""
-    require_varying(*moments.live())
-    whiten_x, whiten_y = _principal_whitening(moments.xx), _principal_whitening(moments.yy)
-    _require_free(moments.n, whiten_x.shape[1], whiten_y.shape[1])
-    return mean_cca_of(Bases(whiten_x.T @ moments.xy @ whiten_y, whiten_x.T @ moments.xx))
-
-
-def _require_free(n: int, kept_x: int, kept_y: int) -> None:
-    # Where both sides' directions together outnumber images, some correlations are 1 whatever the data.
-    require_images(n, kept_x + kept_y, "svcca (principal directions of both sides together)")
-
-
 def _principal_whitening(gram: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = eigh(gram)
     values, vectors = values.flip(0), vectors.flip(1)
     kept = _principal(values)
     return vectors[:, :kept] / values[:kept].sqrt()
@@ -135,20 +134,3 @@ def _principal(variances: Tensor) -> int:
     explained = variances.cumsum(0) / variances.sum()
     # The last sum may round to just under 1, and the threshold itself must not drop a direction by a rounding error.
     return int((explained < SVCCA_VARIANCE - 1e-12).sum()) + 1
-
-
-def r2_cca_of(bases: Bases) -> float:
-    """Return R2_CCA of two bases."""
-    return min(1.0, float(bases.cross.square().sum()) / min(bases.cross.shape))
-
-
-def mean_cca_of(bases: Bases) -> float:
-    """Return the mean canonical correlation of two bases."""
-    return float(torch.linalg.svdvals(bases.cross).clamp(max=1).mean())
-
-
-def pwcca_of(bases: Bases) -> float:
-    """Return the weighted mean canonical correlation of two bases."""
-    u, correlations, _ = torch.linalg.svd(bases.cross, full_matrices=False)
-    weights = (u.T @ bases.loading).abs().sum(1)
-    return float((weights * correlations.clamp(max=1)).sum() / weights.sum())

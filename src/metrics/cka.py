@@ -1,10 +1,11 @@
 """Linear centred kernel alignment (CKA): biased, debiased, and differentiable."""
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from src.metrics.gram import GramSums, gram_sums
+from src.metrics.gram import GramSums
 from src.metrics.rows import paired, unit
 
 
@@ -27,39 +28,40 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     return (cross / self_x.sqrt() / self_y.sqrt()).clamp(max=1)
 
 
-def debiased_linear_cka(x: Tensor, y: Tensor) -> float:
-    """Compare x: (images, dx) and y: (images, dy) by linear CKA without the bias of few images.
+def cka_of_groups(groups: Sequence[GramSums]) -> float:
+    """Return biased linear CKA, <K, L> / sqrt(<K, K> <L, L>); over groups of images its mean, weighted by images."""
+    values = [_ratio(group.whole) for group in groups]
+    return sum(group.n * value for group, value in zip(groups, values, strict=True)) / sum(g.n for g in groups)
+
+
+def debiased_cka_of_groups(groups: Sequence[GramSums]) -> float:
+    """Return linear CKA without the bias of few images: unbiased HSIC of K and L over the root of those of K and of L.
 
     In [-1, 1]; 1 as for `linear_cka`; 0 on average for independent representations, whatever the number of features.
-    Same invariances. Raise ValueError where a side is constant or fewer than 4 images are given.
-    Source: Song et al. 2012, "Feature Selection via Dependence Maximization", eq. 5 (unbiased HSIC), put into
-    CKA as in Nguyen et al. 2021, "Do Wide and Deep Networks Learn the Same Things?", eq. 3.
+    Same invariances. Raise ValueError where a side is constant or fewer than 4 images are given. Source: Song et al.
+    2012, "Feature Selection via Dependence Maximization", eq. 5, put into CKA as in Nguyen et al. 2021, eq. 3.
+    Over groups of images each HSIC is averaged first, weighted by images, and the ratio taken once: the minibatch
+    estimator of Nguyen et al. 2021, eq. 2, whose numerator and denominators stay unbiased however small the groups.
     """
-    x, y = paired(x, y, least=4)
-    return debiased_cka_of_sums(gram_sums(unit(x.detach(), "first"), unit(y.detach(), "second")))
+    hsic = [0.0, 0.0, 0.0]
+    for group in groups:
+        if group.unbiased is None:
+            raise ValueError(f"{group.n} images are too few for debiased CKA; at least 4 are needed")
+        for index, part in enumerate(group.unbiased):
+            hsic[index] += part / (group.n - 3)  # over n (n - 3), times n
+    return _ratio(hsic)
 
 
-def cka_of_sums(sums: GramSums) -> float:
-    """Return biased linear CKA: <K, L> / sqrt(<K, K> <L, L>)."""
-    return _ratio(*(off + diagonal for off, diagonal in zip(sums.off, sums.diagonal, strict=True)))
+def bias_of(groups: Sequence[GramSums]) -> float | None:
+    """Return biased minus debiased CKA; None where one of them is undefined."""
+    try:
+        return cka_of_groups(groups) - debiased_cka_of_groups(groups) if groups else None
+    except ValueError:
+        return None
 
 
-def debiased_cka_of_sums(sums: GramSums) -> float:
-    """Return debiased linear CKA: the unbiased HSIC of K and L over the root of those of K with K and L with L."""
-    if sums.n < 4:
-        raise ValueError(f"{sums.n} images are too few for debiased CKA; at least 4 are needed")
-    k, other = sums.traces
-    traces = (k * other, k * k, other * other)
-    return _ratio(*(_unbiased(sums.n, *parts) for parts in zip(sums.off, sums.diagonal, traces, strict=True)))
-
-
-def _unbiased(n: int, off: float, diagonal: float, traces: float) -> float:
-    # Rows of centred Gram matrices sum to 0, so without its diagonal row i sums to -K_ii: every sum over the
-    # matrices without diagonals in Song's formula becomes one over diagonals.
-    return off + traces / ((n - 1) * (n - 2)) - 2 * diagonal / (n - 2)
-
-
-def _ratio(kl: float, kk: float, ll: float) -> float:
+def _ratio(sums: Sequence[float]) -> float:
+    kl, kk, ll = sums
     if not (kk > 0 and ll > 0):
         raise ValueError("CKA is undefined: a representation is constant")
     return max(-1.0, min(1.0, kl / math.sqrt(kk) / math.sqrt(ll)))

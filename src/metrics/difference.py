@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.linalg import float64_device, live_features
-from src.metrics.rows import float64_pieces, paired
+from src.metrics.rows import float64_pieces, require_real
 
 
 class Differences:
@@ -18,13 +18,17 @@ class Differences:
         self.device = float64_device(device)
         self.n = 0
         self.total = 0.0
-        self.mean, self.squares = (torch.zeros(2, d, dtype=torch.float64, device=self.device) for _ in range(2))
+        with torch.inference_mode(False):  # tensors made in inference mode could not be added to outside of it
+            self.mean, self.squares = (torch.zeros(2, d, dtype=torch.float64, device=self.device) for _ in range(2))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, x: Tensor, y: Tensor) -> None:
         """Add rows. Raise ValueError where the shapes differ or a value is not finite."""
         if x.shape != y.shape:
             raise ValueError(f"a difference needs equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
+        require_real(x)
+        require_real(y)
         if len(x) == 0:
             return
         for piece_x, piece_y in zip(float64_pieces(x, self.device), float64_pieces(y, self.device), strict=True):
@@ -42,47 +46,31 @@ class Differences:
             self.mean[index] += delta * (rows / (self.n + rows))
         self.n += rows
 
-    def live(self) -> tuple[Tensor, Tensor]:
-        """Tell for each side which features vary at all: (d,) and (d,) boolean."""
-        live = live_features(self.squares, self.mean, self.n)
-        return live[0], live[1]
-
-
-def l2(x: Tensor, y: Tensor) -> float:
-    """Return the mean squared difference of x and y: (images, features), over all elements.
-
-    In [0, inf), in squared units of the activations; 0: equal. No invariance. Raise ValueError for unequal shapes.
-    """
-    return l2_of(differences_of(x, y))
-
-
-def l2_relative(x: Tensor, y: Tensor) -> float:
-    """Return the squared difference of x and y: (images, features) relative to the spread of y about its mean.
-
-    sum |x - y|^2 / sum |y - mean(y)|^2, the mean taken of each feature over images. In [0, inf); 0: equal; 1: x
-    predicts y no better than a constant does. No invariance, not symmetric; this is 1 - R2 of the identity map.
-    Raise ValueError for unequal shapes or a constant y.
-    """
-    return l2_relative_of(differences_of(x, y))
-
 
 def differences_of(x: Tensor, y: Tensor) -> Differences:
-    """Return the differences of x and y: (images, features)."""
-    x, y = paired(x.detach(), y.detach(), least=1)
+    """Return the differences of x and y: (rows, d)."""
     differences = Differences(x.shape[1], x.device)
     differences.update(x, y)
     return differences
 
 
-def l2_of(differences: Differences) -> float:
-    """Return the mean squared difference."""
+def l2(differences: Differences) -> float:
+    """Return the mean squared difference of x and y: (rows, d), over all elements.
+
+    In [0, inf), in squared units of the activations; 0: equal. No invariance.
+    """
     if differences.n == 0:
         raise ValueError("no activations were seen: the data set is empty")
     return differences.total / (differences.n * differences.mean.shape[1])
 
 
-def l2_relative_of(differences: Differences) -> float:
-    """Return the squared difference relative to the spread of y."""
-    if not differences.live()[1].any():
+def l2_relative(differences: Differences) -> float:
+    """Return the squared difference of x and y: (rows, d) relative to the spread of y about its mean.
+
+    sum |x - y|^2 / sum |y - mean(y)|^2, the mean taken of each feature over images. In [0, inf); 0: equal; 1: x
+    predicts y no better than a constant does. No invariance, not symmetric; this is 1 - R2 of the identity map.
+    Raise ValueError for a constant y.
+    """
+    if not live_features(differences.squares[1], differences.mean[1], differences.n).any():
         raise ValueError("the second representation is constant: its spread cannot be a unit")
     return differences.total / float(differences.squares[1].sum())

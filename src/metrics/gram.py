@@ -1,32 +1,39 @@
-"""Sums over the Gram matrices K = x x^T and L = y y^T of centred images, never holding one of them whole."""
+"""Sums over the Gram matrices K = x x^T of centred images, never holding one of them whole."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from src.metrics.linalg import float64_device, require_varying
+from src.metrics.linalg import require_varying
 from src.metrics.moments import PairedMoments
-from src.metrics.rows import float64_pieces, piece_rows
+from src.metrics.rows import float64_pieces
 
 # Side of one block of a Gram matrix: the matrix product runs at full speed, and little is done below the diagonal.
 BLOCK = 512
-# Rows that are summed in float32 before float64 takes over, on the feature side.
-RUN = 4096
 
 
 class GramSums(NamedTuple):
-    """What linear CKA needs of K and L (n, n), both centred: sums of K*L, K*K and L*L (in this order), and traces.
+    """What linear CKA needs of K and L (n, n), both centred: sums of K*L, K*K and L*L, in this order.
 
-    off: over the entries off the diagonal; diagonal: over the diagonal. Kept apart, because the debiased estimator
-    wants the first without the second and must not lose it in a difference. traces: of K and L.
+    whole: over all entries. unbiased: over the entries off the diagonal of the U-centred matrices, whose rows without
+    their diagonal sum to 0 (Székely and Rizzo 2014): n (n - 3) times the unbiased HSIC of Song et al. 2012, eq. 5.
+    None where fewer than 4 images have none.
     """
 
     n: int
-    off: tuple[float, ...]
-    diagonal: tuple[float, ...]
-    traces: tuple[float, float]
+    whole: tuple[float, ...]
+    unbiased: tuple[float, ...] | None
+
+    def times(self, front: float, end: float) -> "GramSums":
+        """The sums of front * K and end * L."""
+        factors = front * end, front * front, end * end
+        whole, unbiased = (
+            sums and tuple(factor * part for factor, part in zip(factors, sums, strict=True))
+            for sums in (self.whole, self.unbiased)
+        )
+        return GramSums(self.n, whole or (), unbiased)
 
 
 def upper_blocks(n: int, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
@@ -35,6 +42,11 @@ def upper_blocks(n: int, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
     for index, rows in enumerate(cuts):
         for columns in cuts[index:]:
             yield rows, columns
+
+
+def blocks(n: int) -> int:
+    """Return how many blocks `gram_sums` goes through for n images."""
+    return sum(1 for _ in upper_blocks(n, BLOCK))
 
 
 def row_energies(x: Tensor) -> Tensor:
@@ -67,104 +79,64 @@ def block_sum(a: Tensor, b: Tensor, spare: Tensor) -> float:
 
 
 @torch.no_grad()
-def gram_sums(x: Tensor, y: Tensor, side: str | None = None) -> GramSums:
-    """Sum over the Gram matrices of centred x: (n, dx) and y: (n, dy), in their own precision with float64 sums.
+def gram_sums(
+    xs: Sequence[Tensor], ys: Sequence[Tensor], *, on_block: Callable[[], object] = lambda: None
+) -> dict[tuple[int, int], GramSums]:
+    """Sum over the Gram matrices of every pair of centred layers x: (n, dx) of `xs` and y: (n, dy) of `ys`.
 
-    side: "samples" goes over blocks of K and L, "features" over blocks of x^T x, x^T y and y^T y, whose sums of
-    squares are the same numbers; None takes the cheaper one.
+    Each layer's Gram matrix is computed once, block by block, in the layer's own precision. A block is U-centred in
+    float64 before anything is summed, its diagonal taken out: an image far from all others would otherwise drown the
+    rest. A layer's block does not depend on the other layers. `on_block` is called after each of `blocks(n)` blocks.
     """
-    n, features = len(x), x.shape[1] + y.shape[1]
-    energy_x, energy_y = row_energies(x), row_energies(y)
-    diagonal = tuple(float(a @ b) for a, b in ((energy_x, energy_y), (energy_x, energy_x), (energy_y, energy_y)))
-    if (side or ("features" if features <= n else "samples")) == "features":
-        pairs = ((x, y), (x, x), (y, y))
-        off = tuple(squared_products(a, b) - d for (a, b), d in zip(pairs, diagonal, strict=True))
-    else:
-        off = _off_diagonal(x, y)
-    return GramSums(n, off, diagonal, (float(energy_x.sum()), float(energy_y.sum())))
-
-
-def _off_diagonal(x: Tensor, y: Tensor) -> tuple[float, ...]:
-    gram_x, gram_y = BlockProduct(x), BlockProduct(y)
-    spare = torch.empty_like(gram_x.buffer)
-    totals = [0.0, 0.0, 0.0]
-    for rows, columns in upper_blocks(len(x)):
-        block_x, block_y = gram_x(rows, columns), gram_y(rows, columns)
-        weight = 2
+    layers, n = [*xs, *ys], len(xs[0])
+    energies = torch.stack([row_energies(layer) for layer in layers])
+    traces = energies.sum(1)
+    # centred rows sum to 0, so without its diagonal row i of K sums to -K_ii
+    shares = energies / (n - 2) - traces[:, None] / (2 * (n - 1) * (n - 2)) if n >= 4 else torch.zeros_like(energies)
+    total = torch.zeros(len(layers), len(layers), dtype=torch.float64, device=energies.device)
+    side = min(n, BLOCK)
+    buffer = energies.new_empty(len(layers) * side * side)
+    products = [BlockProduct(layer) for layer in layers]
+    for rows, columns in upper_blocks(n, BLOCK):
+        height, width = (len(range(n)[part]) for part in (rows, columns))
+        grams = buffer[: len(layers) * height * width].view(len(layers), height, width)
+        for gram, product, share in zip(grams, products, shares, strict=True):
+            gram.copy_(product(rows, columns)).add_(share[rows, None]).add_(share[columns])
         if rows == columns:
-            block_x.fill_diagonal_(0)
-            block_y.fill_diagonal_(0)
-            weight = 1
-        for index, (a, b) in enumerate(((block_x, block_y), (block_x, block_x), (block_y, block_y))):
-            totals[index] += weight * block_sum(a, b, spare)
-    return tuple(totals)
+            grams.diagonal(dim1=1, dim2=2).zero_()
+        flat = grams.flatten(1)
+        total.addmm_(flat, flat.T, alpha=1 if rows == columns else 2)
+        on_block()
+    return _pairwise(total, energies @ energies.T, traces, n, len(xs))
 
 
-def squared_products(a: Tensor, b: Tensor) -> float:
-    """Sum the squares of a^T b in blocks; of a^T a only the upper half is computed."""
-    total = 0.0
-    for i in range(0, a.shape[1], BLOCK):
-        for j in range(i if a is b else 0, b.shape[1], BLOCK):
-            block = torch.zeros((), dtype=torch.float64, device=a.device)
-            for rows_a, rows_b in zip(a[:, i : i + BLOCK].split(RUN), b[:, j : j + BLOCK].split(RUN), strict=True):
-                block = block + rows_a.T @ rows_b
-            total += (2 if a is b and j > i else 1) * float(block.square().sum())
-    return total
+def _pairwise(total: Tensor, diagonal: Tensor, traces: Tensor, n: int, firsts: int) -> dict[tuple[int, int], GramSums]:
+    whole = total + diagonal
+    if n >= 4:
+        whole = whole + 2 / (n - 2) * diagonal - torch.outer(traces, traces) / ((n - 1) * (n - 2))
+
+    def of(i: int, j: int) -> GramSums:
+        cells = ((i, j), (i, i), (j, j))
+        sums, unbiased = (tuple(float(matrix[cell]) for cell in cells) for matrix in (whole, total))
+        return GramSums(n, sums, unbiased if n >= 4 else None)
+
+    return {(i, j): of(i, firsts + j) for i in range(firsts) for j in range(len(total) - firsts)}
 
 
-class Energies:
-    """Sums over rows of |x - mean|^2 |y - mean|^2 and its like, in one pass: the diagonal sums of `GramSums`.
-
-    The means are known only at the end, so rows are shifted by the mean of the first ones and the shift is undone by
-    algebra; the sums that this takes are vectors.
-    """
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = float64_device(device)
-        self.shift: tuple[Tensor, Tensor] | None = None
-        self.products: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add rows x: (rows, dx), y: (rows, dy)."""
-        rows = piece_rows(x.shape[1] + y.shape[1])
-        for piece_x, piece_y in zip(x.split(rows), y.split(rows), strict=True):
-            self._add(piece_x.to(self.device, torch.float64), piece_y.to(self.device, torch.float64))
-
-    def _add(self, x: Tensor, y: Tensor) -> None:
-        if len(x) == 0:
-            return
-        if self.shift is None:
-            self.shift = x.mean(0), y.mean(0)
-        x, y = x - self.shift[0], y - self.shift[1]
-        a, b = x.square().sum(1), y.square().sum(1)
-        new = {"aa": a @ a, "ab": a @ b, "bb": b @ b, "ax": a @ x, "ay": a @ y, "bx": b @ x, "by": b @ y}
-        self.products = {key: self.products[key] + value if self.products else value for key, value in new.items()}
-
-    def diagonals(self, moments: PairedMoments) -> tuple[float, float, float]:
-        """Return the sums of K_ii L_ii, K_ii^2 and L_ii^2, given the moments of the same rows."""
-        if self.shift is None:
-            raise ValueError("no activations were seen: the data set is empty")
-        p, n = self.products, moments.n
-        d, e = moments.mean_x - self.shift[0], moments.mean_y - self.shift[1]
-        xx, yy = moments.xx, moments.yy
-
-        def undo(square, u, v, along_u, along_v, trace_u, trace_v, cross) -> float:
-            uu, vv = u @ u, v @ v
-            linear = vv * trace_u + uu * trace_v - 2 * (along_u + along_v)
-            return float(square + linear + 4 * (u @ cross @ v) + 3 * n * uu * vv)
-
-        return (
-            undo(p["ab"], d, e, p["bx"] @ d, p["ay"] @ e, xx.trace(), yy.trace(), moments.xy),
-            undo(p["aa"], d, d, p["ax"] @ d, p["ax"] @ d, xx.trace(), xx.trace(), xx),
-            undo(p["bb"], e, e, p["by"] @ e, p["by"] @ e, yy.trace(), yy.trace(), yy),
-        )
-
-
-def gram_sums_of_moments(moments: PairedMoments, energies: Energies) -> GramSums:
-    """Return the same sums without the images: |x^T y|^2 = <K, L>."""
+def gram_sums_of_moments(moments: PairedMoments) -> GramSums:
+    """Return the same sums without the images, |x^T y|^2 = <K, L>, from moments that hold energies."""
     require_varying(*moments.live())
-    diagonal = energies.diagonals(moments)
-    whole = [float(product.square().sum()) for product in (moments.xy, moments.xx, moments.yy)]
-    off = tuple(total - part for total, part in zip(whole, diagonal, strict=True))
-    return GramSums(moments.n, off, diagonal, (float(moments.xx.trace()), float(moments.yy.trace())))
+    n, x, y = moments.n, moments.x, moments.y
+    whole = tuple(float(product.square().sum()) for product in (moments.xy, moments.xx, moments.yy))
+    if n < 4:
+        return GramSums(n, whole, None)
+    k, other, u, v = float(moments.xx.trace()), float(moments.yy.trace()), x.energy(), y.energy()
+    traces = k * other, k * k, other * other
+    centred = u @ moments.all_xy @ v, u @ x.all_products @ u, v @ y.all_products @ v
+    diagonals = [float(part) + trace / n for part, trace in zip(centred, traces, strict=True)]
+    # the diagonals, out of the whole and out of the means of the rows
+    unbiased = tuple(
+        total - diagonal * n / (n - 2) + trace / ((n - 1) * (n - 2))
+        for total, diagonal, trace in zip(whole, diagonals, traces, strict=True)
+    )
+    return GramSums(n, whole, unbiased)

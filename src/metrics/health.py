@@ -1,30 +1,19 @@
 """Whether a comparison's numbers can be trusted: ranks, dead channels, bias, and warnings in words."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from src.metrics.gram import BLOCK
-from src.metrics.linalg import rank_floor, unit_spectrum
-from src.metrics.moments import PairedMoments
+from src.metrics.layer import Facts, facts_of_spread
+from src.metrics.linalg import unit_spectrum
+from src.metrics.moments import Sums
 from src.metrics.registry import METRICS
-from src.metrics.store import FeatureStore
 
-# Sides of the matrices whose rank is looked at; of larger ones a part, which bounds the rank from below.
+Shape = tuple[int, ...]
+# Features whose rank is looked at; that of more is bounded from below by that of a part.
 RANK_FEATURES = 2048
-RANK_IMAGES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What an accumulator knows of its two sides: live features, ranks, and mean over standard deviation."""
-
-    live: tuple[Tensor, Tensor]
-    rank: tuple[int, int] | None = None
-    rank_is_bound: bool = False
-    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,53 +35,41 @@ class Health:
     warnings: tuple[str, ...] = ()
 
 
-def evidence_of_moments(moments: PairedMoments) -> Evidence:
-    """Read ranks (at most RANK_FEATURES features a side, evenly picked) and live features from moments."""
-    sides = ((moments.xx, moments.mean_x), (moments.yy, moments.mean_y))
-    ranks, bound = [], False
-    for gram, mean in sides:
-        step = -(-len(gram) // RANK_FEATURES)
-        part = gram[::step, ::step]
-        ranks.append(len(unit_spectrum(part, mean[::step], moments.n).values))
-        bound = bound or (step > 1 and ranks[-1] == len(part))
-    offset = max(_offset(mean, gram.diagonal(), moments.n) for gram, mean in sides)
-    return Evidence(moments.live(), (ranks[0], ranks[1]), bound, offset)
+def facts_of_sums(sums: Sums, *, ranked: bool) -> Facts:
+    """Read the facts from sums of products; the rank, if asked, of at most RANK_FEATURES features, evenly picked."""
+    facts = facts_of_spread(sums.mean, sums.products.diagonal(), sums.n)
+    if not ranked:
+        return facts
+    step = -(-len(sums.mean) // RANK_FEATURES)
+    part = sums.products[::step, ::step]
+    rank = len(unit_spectrum(part, sums.mean[::step], sums.n).values)
+    return facts._replace(rank=(rank, step > 1 and rank == len(part)))
 
 
-def evidence_of_store(store: FeatureStore) -> Evidence:
-    """Read ranks (of at most RANK_IMAGES images, evenly picked) and live features from stored features."""
-    rows_x, rows_y = store.centred_rows()
-    sides = ((rows_x, store.mean_x, store.squares_x), (rows_y, store.mean_y, store.squares_y))
-    step = -(-store.n // RANK_IMAGES)
-    ranks = [_rank(rows[::step]) for rows, _, _ in sides]
-    bound = step > 1 and any(rank == len(rows_x[::step]) - 1 for rank in ranks)
-    offset = max(_offset(mean, squares, store.n) for _, mean, squares in sides)
-    return Evidence(store.live(), (ranks[0], ranks[1]), bound, offset)
-
-
-def evidence_of_sides(stores: tuple[FeatureStore, FeatureStore]) -> Evidence:
-    """Read live features, but no ranks, of the front side of one store and the end side of another."""
-    front, end = stores
-    offsets = _offset(front.mean_x, front.squares_x, front.n), _offset(end.mean_y, end.squares_y, end.n)
-    return Evidence((front.live()[0], end.live()[1]), offset=max(offsets))
-
-
-def _offset(mean: Tensor, squares: Tensor, n: int) -> float:
-    variance = float(squares.sum()) / max(1, n)
-    return float(mean.square().sum() / variance) ** 0.5 if variance > 0 else 0.0
-
-
-def _rank(rows: Tensor) -> int:
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for part in rows.split(BLOCK, dim=1):
-        part = part.double() - part.double().mean(0)
-        size = part.norm(dim=0)
-        part = part / torch.where(size > 0, size, torch.ones_like(size))
-        for start in range(0, len(gram), BLOCK // 2):  # down to the diagonal, which is all that eigvalsh reads
-            stop = start + BLOCK // 2
-            gram[start:stop, :stop].addmm_(part[start:stop], part[:stop].T)
-    values = torch.linalg.eigvalsh(gram)
-    return int((values > rank_floor(values)).sum())
+def health_of(
+    view: str,
+    images: int,
+    shapes: tuple[Shape, Shape],
+    facts: tuple[Facts, Facts],
+    names: Sequence[str],
+    group: int | None,
+    bias: float | None,
+) -> Health:
+    """Say what stands behind the named metrics of a view, given what is known of both sides and the bias of CKA."""
+    live, ranks = [side.live for side in facts], [side.rank for side in facts]
+    dead = [dead_channels(alive, shape[0]) for alive, shape in zip(live, shapes, strict=True)]
+    positions = math.prod(shapes[0][1:]) if view == "channels" else 1
+    health = Health(
+        view,
+        images,
+        images * positions,
+        (len(live[0]), len(live[1])),
+        (ranks[0][0], ranks[1][0]) if ranks[0] and ranks[1] else None,
+        any(rank is not None and rank[1] for rank in ranks),
+        (dead[0], dead[1]),
+        bias,
+    )
+    return replace(health, warnings=_doubts(health, facts, sorted(names), group))
 
 
 def dead_channels(live: Tensor, channels: int) -> int:
@@ -100,26 +77,26 @@ def dead_channels(live: Tensor, channels: int) -> int:
     return int((~live.reshape(channels, -1).any(1)).sum())
 
 
-def doubts(health: Health, evidence: Evidence, names: Iterable[str], group: int | None) -> tuple[str, ...]:
+def _doubts(health: Health, facts: tuple[Facts, Facts], names: list[str], group: int | None) -> tuple[str, ...]:
     """Say in words what makes the named metrics of this view doubtful."""
-    names, rows, (front, end) = sorted(names), health.rows, health.features
-    alive = [int(live.sum()) for live in evidence.live]
+    alive = [int(side.live.sum()) for side in facts]
     return tuple(
-        [*_doubtful_sides(health, evidence, alive), *_doubtful_counts(names, rows, front, end)]
+        [*_doubtful_sides(health, facts, alive), *_doubtful_counts(names, health.rows, *health.features)]
         + _doubtful_cka(health, names, group)
         + _doubtful_map(names, health, alive)
     )
 
 
-def _doubtful_sides(health: Health, evidence: Evidence, alive: list[int]) -> list[str]:
+def _doubtful_sides(health: Health, facts: tuple[Facts, Facts], alive: list[int]) -> list[str]:
     found = []
     for side, dead, live, features in zip(("front", "end"), health.dead_channels, alive, health.features, strict=True):
         if live == 0:
             found.append(f"the {side}'s activations are constant")
         elif 2 * live <= features:
             found.append(f"only {live} of the {side}'s {features} features vary ({dead} channels are dead)")
-    if evidence.offset > 1e3:
-        found.append(f"means are {evidence.offset:.0e} times the variation: float32 has lost that many digits")
+    offset = max(side.offset for side in facts)
+    if offset > 1e3:
+        found.append(f"means are {offset:.0e} times the variation: float32 has lost that many digits")
     return found
 
 

@@ -42,10 +42,16 @@ def unit_spectrum(gram: Tensor, mean: Tensor, n: int) -> Spectrum:
     live = live_features(gram.diagonal(), mean, n)
     scale = gram.diagonal()[live].sqrt()
     unit = gram[live][:, live] / scale / scale[:, None]
-    values, vectors = torch.linalg.eigh(unit)
+    values, vectors = eigh(unit)
     values, vectors = values.flip(0), vectors.flip(1)
     rank = int((values > rank_floor(values)).sum())
     return Spectrum(values[:rank], vectors[:, :rank], vectors[:, rank:], scale, live)
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (d,), ascending, and eigenvectors (d, d) of a symmetric float64 matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values, vectors
 
 
 def rank_floor(values: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 from src.metrics.canonical import require_images
 from src.metrics.linalg import require_varying
 from src.metrics.moments import PairedMoments, correlation, least_squares, r_squared
-from src.metrics.rows import paired
 
 
 class LinearMap(TypedDict):
@@ -29,13 +28,12 @@ class Correlations(TypedDict):
 
 def moments_of(x: Tensor, y: Tensor) -> PairedMoments:
     """Return the moments of x: (rows, dx) and y: (rows, dy)."""
-    x, y = paired(x.detach(), y.detach())
     moments = PairedMoments(x.shape[1], y.shape[1], x.device)
     moments.update(x, y)
     return moments
 
 
-def linear_map(x: Tensor, y: Tensor) -> LinearMap:
+def linear_map(moments: PairedMoments) -> LinearMap:
     """Fit y: (rows, dy) as an affine function of x: (rows, dx) by least squares (pseudo-inverse, smallest norm).
 
     r2 in [0, 1]; 1: y is an affine function of x; 0: x tells nothing about y. r2 is invariant to invertible linear
@@ -43,31 +41,22 @@ def linear_map(x: Tensor, y: Tensor) -> LinearMap:
     Raise ValueError where rows <= dx + 1 (any y would fit) or y is constant.
     Source: Csiszárik et al. 2021, "Similarity and Matching of Neural Network Representations".
     """
-    return linear_map_of(moments_of(x, y))
-
-
-def linear_map_of(moments: PairedMoments) -> LinearMap:
-    """Do the same from moments."""
-    require_images(moments.n, moments.xx.shape[0], "a linear map")
+    require_images(moments.n, len(moments.xx), "a linear map")
     fitted = least_squares(moments)
-    return LinearMap(w=_numpy(fitted.w), b=_numpy(fitted.b), r2=_share(r_squared(moments, fitted)))
+    # Least squares with a constant term cannot do worse than the mean or better than exact, except by rounding.
+    r2 = min(1.0, max(0.0, r_squared(moments, fitted)))
+    return LinearMap(w=_numpy(fitted.w), b=_numpy(fitted.b), r2=r2)
 
 
-def linear_regression(x: Tensor, y: Tensor) -> float:
+def linear_regression(moments: PairedMoments) -> float:
     """Return R2 of the linear regression of y: (rows, dy) on x: (rows, dx).
 
     Range, meaning, invariances and errors as r2 of `linear_map`. Source: Kornblith et al. 2019, table 1 (R2_LR).
     """
-    return linear_regression_of(moments_of(x, y))
+    return linear_map(moments)["r2"]
 
 
-def linear_regression_of(moments: PairedMoments) -> float:
-    """Do the same from moments."""
-    require_images(moments.n, moments.xx.shape[0], "linear regression")
-    return _share(r_squared(moments, least_squares(moments)))
-
-
-def procrustes_distance(x: Tensor, y: Tensor) -> float:
+def procrustes_distance(moments: PairedMoments) -> float:
     """Return the squared distance of x: (rows, dx) and y: (rows, dy) after the best rotation or reflection.
 
     Both are centred and scaled to Frobenius norm 1, the narrower padded with zero columns. In [0, 2]; 0: equal up to
@@ -75,17 +64,12 @@ def procrustes_distance(x: Tensor, y: Tensor) -> float:
     Raise ValueError where a side is constant.
     Source: Ding, Denain and Steinhardt 2021, "Grounding Representation Similarity"; Schönemann 1966.
     """
-    return procrustes_distance_of(moments_of(x, y))
-
-
-def procrustes_distance_of(moments: PairedMoments) -> float:
-    """Do the same from moments."""
     require_varying(*moments.live())
     nuclear = torch.linalg.svdvals(moments.xy).sum()
     return max(0.0, 2 - 2 * float(nuclear / moments.xx.trace().sqrt() / moments.yy.trace().sqrt()))
 
 
-def correlations(x: Tensor, y: Tensor) -> Correlations:
+def correlations(moments: PairedMoments) -> Correlations:
     """Correlate every feature of y: (rows, dy) with every feature of x: (rows, dx).
 
     The matrix is in [-1, 1], exactly 0 for features that do not vary. mean_best is in [-1, 1]; 1: every live feature
@@ -93,21 +77,11 @@ def correlations(x: Tensor, y: Tensor) -> Correlations:
     translation. Raise ValueError where a side is constant.
     Source: Li et al. 2016, "Convergent Learning" (semi-matching).
     """
-    return correlations_of(moments_of(x, y))
-
-
-def correlations_of(moments: PairedMoments) -> Correlations:
-    """Do the same from moments."""
     live_x, live_y = moments.live()
     require_varying(live_x, live_y)
     matrix = correlation(moments)
     best = matrix[live_y][:, live_x].max(1).values.mean()
     return Correlations(matrix=_numpy(matrix), mean_best=float(best))
-
-
-def _share(r2: float) -> float:
-    # Least squares with a constant term cannot do worse than the mean or better than exact, except by rounding.
-    return min(1.0, max(0.0, r2))
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""CKA and l2 of many channel maps of the same activation to another, from one pass.
+"""CKA of many channel maps of the same activation to another, from one pass.
 
 A stitch maps the channels of x alike at every position, so the products that linear CKA needs of a mapped x follow from
 those of x itself: (x M)^T y = M^T (x^T y) and (x M)^T (x M) = M^T (x^T x) M. The long sums over images are done once,
@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from src.metrics.cka import cka_of_sums
-from src.metrics.gram import RUN, squared_products
-from src.metrics.many_gram import many_gram_sums
-from src.metrics.moments import Affine, PairedMoments
-from src.metrics.store import FeatureStore
+from src.metrics.cka import cka_of_groups
+from src.metrics.gram import gram_sums
+from src.metrics.layer import Layer
+from src.metrics.moments import PairedMoments
 
+MAPS = 4
 BLOCK = 1024  # columns of x in a block of products
+RUN = 4096  # rows whose products are summed in float32 before float64 takes over
 MAPPED_BYTES = 1_000_000_000  # mapped activations that are kept at once
 
 
@@ -33,14 +34,14 @@ class MappedSimilarity:
     ) -> None:
         self.channels = shape_x[0]
         self.positions = tuple(shape_x[1:]), tuple(shape_y[1:])
-        sizes = [torch.Size(shape).numel() for shape in (shape_x, shape_y)]
-        self.store = FeatureStore(n_images, *sizes, device=device)
+        self.x, self.y = (Layer(n_images, torch.Size(shape).numel(), device) for shape in (shape_x, shape_y))
         self.moments = PairedMoments(shape_x[0], shape_y[0], device)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Add a batch of activations of the same images."""
         x, y = (values.movedim(1, -1).contiguous() for values in (x, y))  # a position's channels side by side
-        self.store.update(x.flatten(1), y.flatten(1))
+        self.x.update(x.flatten(1))
+        self.y.update(y.flatten(1))
         self.moments.update(x.flatten(0, -2), y.flatten(0, -2))
 
     def cka(self, weights: Sequence[Tensor], side: str | None = None) -> list[float]:
@@ -48,10 +49,10 @@ class MappedSimilarity:
 
         side: "samples" goes over Gram matrices of images, "features" over products of features; None takes the cheaper.
         """
-        x, y = self.store.centred_rows()
+        x, y = self.x.centre(), self.y.centre()
         weights = [w.to(x) for w in weights]
-        widths = [x.shape[1] // self.channels * len(w) for w in weights]
-        cheaper = len(x) * (sum(widths) + y.shape[1]) < (x.shape[1] + y.shape[1]) ** 2
+        # for as many maps as a stitch has, however many are asked for: no answer may depend on the others
+        cheaper = len(x) * (MAPS + 1) * y.shape[1] < (x.shape[1] + y.shape[1]) ** 2
         by_samples = (side or ("samples" if cheaper else "features")) == "samples"
         return self._cka_by_samples(x, y, weights) if by_samples else self._cka_by_features(x, y, weights)
 
@@ -61,8 +62,8 @@ class MappedSimilarity:
         for start in range(0, len(weights), at_once):
             some = weights[start : start + at_once]
             mapped = [(x.view(len(x), -1, self.channels) @ w.T).flatten(1) for w in some]
-            for sums in many_gram_sums(mapped, [y]).values():
-                ckas.append(cka_of_sums(sums) if min(sums.traces) > 0 else math.nan)
+            for sums in gram_sums(mapped, [y]).values():
+                ckas.append(cka_of_groups([sums]) if min(sums.whole[1:]) > 0 else math.nan)
         return ckas
 
     def _cka_by_features(self, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> list[float]:
@@ -78,17 +79,10 @@ class MappedSimilarity:
                 for i, w in enumerate(weights):
                     mapped = (w @ product).reshape(-1, self.channels) @ w.T
                     own[i] += (1 if first == second else 2) * _squares(mapped)
-        end = squared_products(y, y)
+        columns = y.split(BLOCK, 1)
+        end = sum((1 if a is b else 2) * _squares(_product(a, b)) for i, a in enumerate(columns) for b in columns[i:])
         scales = [(self_product * end) ** 0.5 for self_product in own]
         return [cross / scale if scale else math.nan for cross, scale in zip(with_y, scales, strict=True)]
-
-    def l2(self, affine: Affine) -> float:
-        """Mean squared difference of the mapped x and y."""
-        moments = self.moments
-        w, b = (value.to(moments.xx) for value in affine)
-        squares = (w @ moments.xx * w).sum() - 2 * (w * moments.xy.T).sum() + moments.yy.trace()
-        offset = w @ moments.mean_x + b - moments.mean_y
-        return float((squares / moments.n + offset @ offset) / len(moments.mean_y))
 
     def _blocks(self, x: Tensor) -> Iterator[slice]:
         """Columns of whole positions."""

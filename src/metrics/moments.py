@@ -1,16 +1,20 @@
 """Means and sums of products of two paired activations, gathered in one pass, and the affine maps that follow."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from src.metrics.linalg import float64_device, live_features, unit_spectrum
-from src.metrics.rows import piece_rows
+from src.metrics.rows import require_real
 
 # Few features want their long sums cut into so many parts, which cores take one by one and which fit their caches.
 THIN, PARTS = 64, 8
+# Rows that become float64 at a time: thin products want long sums, those of more features than WIDE need less.
+LONG, SHORT, WIDE = 8192, 512, 1024
+ROUNDING = 1e-14  # of the variance: float64 sums of products of float32 numbers tell no smaller difference from none
 
 
 def channels_last_rows(x: Tensor) -> Tensor:
@@ -34,78 +38,120 @@ def flat_rows(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+class Sums:
+    """Row count, mean and centred sums of products of one representation, (rows, d), in float64.
+
+    n: rows seen. mean: (d,). products: (d, d), centred, not divided by n. Batches are centred about their own mean and
+    then merged (Chan, Golub and LeVeque 1983), so nothing cancels, however large the means. With `energies` the
+    squared distance of a row from the first rows' mean is one more feature, which only `energy` sees.
+    """
+
+    def __init__(self, d: int, device: torch.device | str = "cpu", *, energies: bool = False) -> None:
+        self.n, self.d, device = 0, d, float64_device(device)
+        self.all_means, self.all_products = _zeros(device, d + energies), _zeros(device, d + energies, d + energies)
+        self.shift: Tensor | None = None
+        self.buffer = _zeros(device, 0)
+
+    mean = property(lambda self: self.all_means[: self.d])
+    products = property(lambda self: self.all_products[: self.d, : self.d])
+
+    def take(self, rows: Tensor) -> None:
+        """Hold the next rows, centred, as float64 (features, rows), in which products are fastest, until `settle`.
+
+        They live in a buffer until the next call; what the caller gave is left as it was.
+        """
+        size = len(self.all_means), len(rows)
+        if len(self.buffer) < math.prod(size):
+            self.buffer = _zeros(self.buffer.device, math.prod(size))
+        self.held = self.buffer[: math.prod(size)].view(size)
+        values, energy = self.held[: self.d].copy_(rows.mT), self.held[self.d :]
+        mean = values.mean(1)
+        values.sub_(mean[:, None])
+        if len(energy):
+            self.shift = mean if self.shift is None else self.shift
+            step = mean - self.shift
+            energy.copy_(values.square().sum(0) + 2 * step @ values + step @ step)
+            mean = torch.cat([mean, energy.mean(1)])
+            energy.sub_(mean[self.d :])
+        self.delta = mean - self.all_means
+        self.weight = self.n * len(rows) / (self.n + len(rows))
+
+    def settle(self) -> None:
+        """Add the rows that are held."""
+        _add_products(self.all_products, self, self)
+        rows = self.held.shape[1]
+        self.n += rows
+        self.all_means += self.delta * (rows / self.n)
+
+    def energy(self) -> Tensor:
+        """Weights (d + 1,) of a row's features that give its squared distance from the mean, less its average."""
+        assert self.shift is not None
+        return torch.cat([2 * (self.shift - self.mean), self.mean.new_ones(1)])
+
+
+def _zeros(device: torch.device, *shape: int) -> Tensor:
+    with torch.inference_mode(False):  # tensors made in inference mode could not be added to outside of it
+        return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+
+def _add_products(total: Tensor, x: Sums, y: Sums) -> None:
+    """Add those of the rows that both hold. All products are made alike, so that equal activations have equal
+    moments to the last bit."""
+    a, b, rows = x.held, y.held, x.held.shape[1]
+    parts = math.gcd(rows, PARTS) if len(a) + len(b) <= THIN else 1
+    if parts == 1:
+        total.addmm_(a, b.T)
+    else:
+        total += torch.bmm(_cut(a, parts), _cut(b, parts).mT).sum(0)
+    if x.weight:
+        total.addr_(x.delta, y.delta, alpha=x.weight)
+
+
+def _cut(held: Tensor, parts: int) -> Tensor:
+    return held.unflatten(1, (parts, -1)).transpose(0, 1)
+
+
 class PairedMoments:
     """Row count, means and centred sums of products of x: (rows, dx) and y: (rows, dy), in float64.
 
-    Batches are centred about their own mean and then merged (Chan, Golub and LeVeque 1983), so nothing
-    cancels, however large the means. Memory is O((dx + dy)^2), whatever the number of rows. The products are float64:
-    float32 sums of products lose every direction weaker than about 3e-4 of the strongest.
+    Memory is O((dx + dy)^2), whatever the number of rows. The products are float64: float32 sums of products lose
+    every direction weaker than about 3e-4 of the strongest.
 
     n: rows seen. mean_x: (dx,), mean_y: (dy,). xx: (dx, dx), xy: (dx, dy), yy: (dy, dy), centred, not divided by n.
     """
 
     def __init__(self, dx: int, dy: int, device: torch.device | str = "cpu") -> None:
-        self.device = float64_device(device)
-        self.n = 0
-        self.mean_x, self.mean_y = self._zeros(dx), self._zeros(dy)
-        self.xx, self.xy, self.yy = self._zeros(dx, dx), self._zeros(dx, dy), self._zeros(dy, dy)
-        self._buffers = [self._zeros(0), self._zeros(0)]
+        self._join(Sums(dx, device), Sums(dy, device))
 
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(*shape, dtype=torch.float64, device=self.device)
+    @classmethod
+    def of(cls, x: Sums, y: Sums) -> "PairedMoments":
+        """Moments of two representations whose own sums others may share; `gather` feeds them."""
+        moments = cls.__new__(cls)
+        moments._join(x, y)
+        return moments
 
-    @torch.no_grad()
+    def _join(self, x: Sums, y: Sums) -> None:
+        self.x, self.y, self.device = x, y, x.mean.device
+        self.all_xy = _zeros(self.device, len(x.all_means), len(y.all_means))
+
+    n = property(lambda self: self.x.n)
+    mean_x, mean_y = property(lambda self: self.x.mean), property(lambda self: self.y.mean)
+    xx, yy = property(lambda self: self.x.products), property(lambda self: self.y.products)
+    xy = property(lambda self: self.all_xy[: self.x.d, : self.y.d])
+
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Add rows. Raise ValueError where rows or features do not fit, or a value is not finite."""
+        """Add rows. Raise ValueError where rows or features do not fit, or a value is complex or not finite."""
         expected = len(self.mean_x), len(self.mean_y)
         if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or (x.shape[1], y.shape[1]) != expected:
             raise ValueError(
                 f"expected x (rows, {expected[0]}) and y (rows, {expected[1]}) with equally many rows, "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        if len(x) == 0:
-            return
-        rows = max(512, 2 * piece_rows(sum(expected)))  # longer than elsewhere: thin products want long sums
-        for piece_x, piece_y in zip(x.split(rows), y.split(rows), strict=True):
-            self._add(piece_x, piece_y)
-        if not torch.isfinite(self.xx.trace() + self.yy.trace()):
-            raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
+        gather([(self.x, x), (self.y, y)], [self], rows=rows_at_once(*expected))
 
-    def _add(self, x: Tensor, y: Tensor) -> None:
-        rows = len(x)
-        parts = math.gcd(rows, PARTS) if x.shape[1] + y.shape[1] <= THIN else 1
-        (x, mean_x), (y, mean_y) = (self._centred(side, values, parts) for side, values in enumerate((x, y)))
-        # three products alike, so that equal activations have equal moments to the last bit, and an l2 of exactly 0
-        for total, a, b in ((self.xx, x, x), (self.xy, x, y), (self.yy, y, y)):
-            if parts == 1:
-                total.addmm_(a[0], b[0].T)
-            else:
-                total += torch.bmm(a, b.mT).sum(0)
-        self._shift(rows, mean_x, mean_y)
-
-    def _centred(self, side: int, rows: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-        """The centred rows as float64 (parts, features, rows a part), in which such products are fastest, and the mean.
-
-        They live in a buffer of their side until the next call; what the caller gave is left as it was.
-        """
-        if len(self._buffers[side]) < rows.numel():
-            self._buffers[side] = self._zeros(rows.numel())
-        by_part = rows.unflatten(0, (parts, -1)).mT
-        exact = self._buffers[side][: rows.numel()].view(by_part.shape).copy_(by_part)
-        mean = exact.mean((0, 2))
-        return exact.sub_(mean[:, None]), mean
-
-    def _shift(self, rows: int, mean_x: Tensor, mean_y: Tensor) -> None:
-        """Account for the distance between the means of the rows so far and of `rows` new ones."""
-        delta_x, delta_y = mean_x - self.mean_x, mean_y - self.mean_y
-        weight = self.n * rows / (self.n + rows)
-        if weight:
-            self.xx.addr_(delta_x, delta_x, alpha=weight)
-            self.xy.addr_(delta_x, delta_y, alpha=weight)
-            self.yy.addr_(delta_y, delta_y, alpha=weight)
-        self.n += rows
-        self.mean_x += delta_x * (rows / self.n)
-        self.mean_y += delta_y * (rows / self.n)
+    def add_held(self) -> None:
+        """Add the products of the rows that both sides hold, before these settle."""
+        _add_products(self.all_xy, self.x, self.y)
 
     def live(self) -> tuple[Tensor, Tensor]:
         """Tell for each side which features vary at all: (dx,) and (dy,) boolean."""
@@ -113,6 +159,31 @@ class PairedMoments:
             live_features(self.xx.diagonal(), self.mean_x, self.n),
             live_features(self.yy.diagonal(), self.mean_y, self.n),
         )
+
+
+def rows_at_once(dx: int, dy: int) -> int:
+    """How many rows of so many features on either side become float64 at a time."""
+    return LONG if max(dx, dy) <= WIDE else SHORT
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def gather(sides: Sequence[tuple[Sums, Tensor]], pairs: Sequence[PairedMoments], *, rows: int) -> None:
+    """Add values (n, d), as many to each side, to sums of their own and to pairs among them, so many `rows` at a time.
+
+    How rows are cut does not depend on the company, so that a pair gets the same bits in any.
+    """
+    for _, values in sides:
+        require_real(values)
+    for start in range(0, len(sides[0][1]), rows):
+        for sums, values in sides:
+            sums.take(values[start : start + rows])
+        for pair in pairs:
+            pair.add_held()
+        for sums, _ in sides:
+            sums.settle()
+    if not all(torch.isfinite(sums.products.trace()) for sums, _ in sides):
+        raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
 
 class Affine(NamedTuple):
@@ -251,6 +322,9 @@ def squared_error(moments: PairedMoments, affine: Affine) -> float:
     """Return the mean squared difference of x w^T + b and y, over rows and channels of y; never below 0."""
     _require_rows(moments)
     w, b = affine.w.to(moments.xx), affine.b.to(moments.xx)
-    squares = ((w @ moments.xx) * w).sum() - 2 * (w * moments.xy.T).sum() + moments.yy.trace()
+    # [w, -1] times the moments of both sides times its own transpose
+    squares = ((w @ moments.xx - moments.xy.T) * w).sum() - (w @ moments.xy - moments.yy).trace()
     offset = w @ moments.mean_x + b - moments.mean_y
-    return max(0.0, float((squares.clamp(min=0) / moments.n + offset @ offset) / len(moments.mean_y)))
+    # what rounding leaves of a perfect map is no difference, and may be below 0
+    squares = squares if squares > ROUNDING * moments.yy.trace() else 0 * squares
+    return float((squares / moments.n + offset @ offset) / len(moments.mean_y))

@@ -4,27 +4,21 @@ import torch
 from torch import Tensor
 
 from src.metrics.gram import BLOCK, BlockProduct, block_sum, row_energies, upper_blocks
-from src.metrics.rows import paired, unit
 
 # Distances that the first, rough estimate of the median looks at.
 SAMPLE = 1 << 21
 
 
+@torch.no_grad()
 def rbf_cka(x: Tensor, y: Tensor, threshold: float = 0.5) -> float:
-    """Compare x: (images, dx) and y: (images, dy) by CKA with kernels exp(-|a - b|^2 / (2 (threshold m)^2)).
+    """Compare centred x: (images, dx) and y: (images, dy), of about unit scale, by CKA with kernels of distances.
 
-    m^2 is the median of the squared distances between all pairs of images, an image paired with itself included.
+    The kernels are exp(-|a - b|^2 / (2 (threshold m)^2)), with m^2 the median of the squared distances between all
+    pairs of images, an image paired with itself included. It goes block by block; no n x n matrix is held.
     In [0, 1]; 1: all distances agree up to one common scale; near 0: independent. Invariant to rotation, reflection,
     one common scale, translation. Raise ValueError below 3 images or where more than half of the distances are 0.
     Source: Kornblith et al. 2019, section 3 (thresholds 0.4 and 0.8 there), biased HSIC.
     """
-    x, y = paired(x.detach(), y.detach(), least=3)
-    return rbf_cka_centred(unit(x, "first"), unit(y, "second"), threshold)
-
-
-@torch.no_grad()
-def rbf_cka_centred(x: Tensor, y: Tensor, threshold: float = 0.5) -> float:
-    """Do the same for centred rows of about unit scale, block by block; an n x n matrix is never held."""
     n = len(x)
     if n < 3:
         raise ValueError(f"{n} images are too few for a median distance; at least 3 are needed")
@@ -106,21 +100,16 @@ def _bracket(distances: _Distances) -> tuple[float, float]:
     return float(ordered[int(0.45 * len(ordered))]), float(ordered[int(0.55 * len(ordered))])
 
 
+@torch.no_grad()
 def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> float:
     """Return the share of an image's k nearest neighbours in x: (images, dx) that are so in y: (images, dy) too.
 
-    Averaged over images, in [0, 1]; 1: every neighbourhood has the same members; k / (images - 1): chance. Euclidean
-    distances, the image itself left out. Invariant to rotation, reflection, one common scale, translation. Raise
-    ValueError for k or fewer images, or a constant side. Between equally far images the choice is arbitrary.
+    x and y are centred, of about unit scale, and taken a block of images at a time. Averaged over images, in [0, 1];
+    1: every neighbourhood has the same members; k / (images - 1): chance. Euclidean distances, the image itself left
+    out. Invariant to rotation, reflection, one common scale, translation. Raise ValueError for k or fewer images, or a
+    constant side. Between equally far images the choice is arbitrary.
     Source: Huh et al. 2024, "The Platonic Representation Hypothesis", appendix A (there on normalised features).
     """
-    x, y = paired(x.detach(), y.detach(), least=k + 1)
-    return mutual_knn_centred(unit(x, "first"), unit(y, "second"), k)
-
-
-@torch.no_grad()
-def mutual_knn_centred(x: Tensor, y: Tensor, k: int = 10) -> float:
-    """Do the same for centred rows of about unit scale, a block of images at a time."""
     n = len(x)
     if n <= k:
         raise ValueError(f"{n} images are too few for {k} neighbours; at least {k + 1} are needed")

@@ -4,30 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from src.metrics.canonical import (
-    bases_of_moments,
-    mean_cca,
-    mean_cca_of,
-    pwcca,
-    pwcca_of,
-    r2_cca,
-    r2_cca_of,
-    svcca,
-    svcca_of_moments,
-)
-from src.metrics.cka import cka_of_sums, debiased_cka_of_sums, debiased_linear_cka, linear_cka
-from src.metrics.difference import l2, l2_of, l2_relative, l2_relative_of
-from src.metrics.linear_maps import (
-    correlations,
-    correlations_of,
-    linear_map,
-    linear_map_of,
-    linear_regression,
-    linear_regression_of,
-    procrustes_distance,
-    procrustes_distance_of,
-)
-from src.metrics.neighbours import mutual_knn, mutual_knn_centred, rbf_cka, rbf_cka_centred
+from torch import Tensor
+
+from src.metrics.canonical import mean_cca, pwcca, pwcca_ties, r2_cca, svcca
+from src.metrics.cka import cka_of_groups, debiased_cka_of_groups
+from src.metrics.difference import differences_of, l2, l2_relative
+from src.metrics.gram import gram_sums
+from src.metrics.layer import Layer
+from src.metrics.linear_maps import correlations, linear_map, linear_regression, moments_of, procrustes_distance
+from src.metrics.neighbours import mutual_knn, rbf_cka
+from src.metrics.rows import paired
 
 INFINITY = float("inf")
 NOTHING: frozenset[str] = frozenset()
@@ -43,7 +29,7 @@ class Metric:
     views: how activations may become rows, the usual way first: "images" (n, c * h * w), "channels" (n * h * w, c).
     needs: what is gathered in the pass over the data: "moments" of the rows, "gram" sums, all the "features" of all
     images, or the "difference" of elements (the same in either view).
-    of_gathered: that -> value. of_rows: two plain matrices -> value.
+    of_gathered: that -> value. note: moments -> what is to be said of the value, or "".
     front, end: transformations of the one side, or of the other, that leave the value as it is.
     outnumbered: whose features the rows must outnumber: "front", "both" or "".
     identical: the value for two equal representations. summary: the key of the one number, where a value is a dict.
@@ -53,7 +39,6 @@ class Metric:
     meaning: str
     needs: Literal["moments", "gram", "features", "difference"]
     of_gathered: Callable[[Any], Any]
-    of_rows: Callable[..., Any]
     views: tuple[str, ...] = ("images", "channels")
     front: frozenset[str] = RIGID
     end: frozenset[str] = RIGID
@@ -62,11 +47,17 @@ class Metric:
     outnumbered: Literal["", "front", "both"] = ""
     same_shape: bool = False
     summary: str = ""
+    note: Callable[[Any], str] | None = None
 
     @property
     def invariances(self) -> frozenset[str]:
         """Transformations of either side that leave the value as it is."""
         return self.front & self.end
+
+    @property
+    def alike(self) -> Literal["higher", "lower"]:
+        """Which values mean more alike."""
+        return "higher" if self.identical == self.range[1] else "lower"
 
     def view(self, asked: str | None) -> str:
         """Return the view asked for where the metric has a choice, else its only or usual one."""
@@ -76,58 +67,56 @@ class Metric:
         """Return the one number of a value."""
         return float(value[self.summary] if self.summary else value)
 
+    def of_rows(self, x: Tensor, y: Tensor) -> Any:
+        """Return the value for two plain matrices, x: (rows, dx) and y: (rows, dy)."""
+        return self.of_gathered(_GATHER[self.needs](*paired(x.detach(), y.detach())))
 
-def _cca(name: str, meaning: str, of_bases: Callable, of_rows: Callable, front: frozenset[str] = LINEAR) -> Metric:
-    def of_moments(moments) -> float:
-        return of_bases(bases_of_moments(moments))
 
-    return Metric(name, meaning, "moments", of_moments, of_rows, front=front, end=LINEAR, outnumbered="both")
+_GATHER: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "moments": moments_of,
+    "difference": differences_of,
+    "gram": lambda x, y: [gram_sums([Layer.of(x).rows], [Layer.of(y).rows])[0, 0]],
+    "features": lambda x, y: (Layer.of(x).rows, Layer.of(y).rows),
+}
+
+
+def _cca(name: str, meaning: str, of_moments: Callable, **more: Any) -> Metric:
+    return Metric(
+        name, meaning, "moments", of_moments, **({"front": LINEAR, "end": LINEAR, "outnumbered": "both"} | more)
+    )
+
+
+def _difference(name: str, meaning: str, of_differences: Callable) -> Metric:
+    free = {"front": NOTHING, "end": NOTHING, "range": (0, INFINITY), "identical": 0, "same_shape": True}
+    return Metric(name, meaning, "difference", of_differences, **free)
 
 
 _ALL = (
-    Metric("cka", "linear CKA, biased", "gram", cka_of_sums, linear_cka),
-    Metric("cka_debiased", "linear CKA, debiased", "gram", debiased_cka_of_sums, debiased_linear_cka, range=(-1, 1)),
+    Metric("cka", "linear CKA, biased", "gram", cka_of_groups),
+    Metric("cka_debiased", "linear CKA, debiased", "gram", debiased_cka_of_groups, range=(-1, 1)),
     Metric(
         "cka_rbf",
         "CKA with Gaussian kernels, bandwidth half the median distance",
         "features",
-        lambda rows: rbf_cka_centred(*rows),
-        rbf_cka,
+        lambda rows: rbf_cka(*rows),
         views=("images",),
     ),
-    _cca("cca", "mean squared canonical correlation (R2_CCA)", r2_cca_of, r2_cca),
-    _cca("cca_mean", "mean canonical correlation", mean_cca_of, mean_cca),
-    _cca("pwcca", "canonical correlations weighted by what they carry of the front", pwcca_of, pwcca, SHIFT_AND_SCALE),
-    Metric("svcca", "mean canonical correlation of 99% of the variance", "moments", svcca_of_moments, svcca),
-    Metric(
-        "l2",
-        "mean squared difference",
-        "difference",
-        l2_of,
-        l2,
-        front=NOTHING,
-        end=NOTHING,
-        range=(0, INFINITY),
-        identical=0,
-        same_shape=True,
+    _cca("cca", "mean squared canonical correlation (R2_CCA)", r2_cca),
+    _cca("cca_mean", "mean canonical correlation", mean_cca),
+    _cca(
+        "pwcca",
+        "canonical correlations weighted by what they carry of the front",
+        pwcca,
+        front=SHIFT_AND_SCALE,
+        note=pwcca_ties,
     ),
-    Metric(
-        "l2_relative",
-        "squared difference relative to the end's variance",
-        "difference",
-        l2_relative_of,
-        l2_relative,
-        front=NOTHING,
-        end=NOTHING,
-        range=(0, INFINITY),
-        identical=0,
-        same_shape=True,
-    ),
+    Metric("svcca", "mean canonical correlation of 99% of the variance", "moments", svcca),
+    _difference("l2", "mean squared difference", l2),
+    _difference("l2_relative", "squared difference relative to the end's variance", l2_relative),
     Metric(
         "ps_inv",
         "least-squares map from front to end (w, b) and its R2",
         "moments",
-        linear_map_of,
         linear_map,
         views=("channels", "images"),
         front=LINEAR,
@@ -138,7 +127,6 @@ _ALL = (
         "lr",
         "R2 of the linear regression of end on front",
         "moments",
-        linear_regression_of,
         linear_regression,
         front=LINEAR,
         outnumbered="front",
@@ -147,7 +135,6 @@ _ALL = (
         "procrustes",
         "squared distance after the best rotation, both at norm 1",
         "moments",
-        procrustes_distance_of,
         procrustes_distance,
         range=(0, 2),
         identical=0,
@@ -156,7 +143,6 @@ _ALL = (
         "corr",
         "correlations of channels (end x front), and the mean best one",
         "moments",
-        correlations_of,
         correlations,
         views=("channels",),
         front=SHIFT_AND_SCALE,
@@ -168,8 +154,7 @@ _ALL = (
         "mutual_knn",
         "shared share of each image's 10 nearest neighbours",
         "features",
-        lambda rows: mutual_knn_centred(*rows),
-        mutual_knn,
+        lambda rows: mutual_knn(*rows),
         views=("images",),
     ),
 )

@@ -24,6 +24,12 @@ def float64_pieces(x: Tensor, device: torch.device) -> Iterator[Tensor]:
         yield buffer[: len(rows)].copy_(rows)
 
 
+def require_real(x: Tensor) -> None:
+    """Raise ValueError for complex numbers, whose imaginary part every sum here would lose."""
+    if x.is_complex():
+        raise ValueError("the activations are complex; compare their real and imaginary parts as channels of their own")
+
+
 def paired(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
     """Return x: (n, dx) and y: (n, dy) as floating point; raise ValueError unless n agrees and is at least `least`."""
     if x.dim() != 2 or y.dim() != 2 or len(x) != len(y):
@@ -58,4 +64,5 @@ def unit(x: Tensor, side: str) -> Tensor:
 
 
 def _floating(x: Tensor) -> Tensor:
+    require_real(x)
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -87,7 +87,7 @@ def _draw_heatmap(
 
     low, high = _range(metric, table)
     beyond = "max" if np.nanmax(table, initial=low) > high else "neither"
-    alike = metric.identical == 1
+    alike = metric.alike == "higher"
     colours = colormaps["cividis" if alike else "cividis_r"].with_extremes(bad=LIGHT)
     image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     axes.set_xticks(range(len(layers2)), layers2, rotation=90 if max(map(len, layers2)) > 4 else 0)
@@ -98,7 +98,7 @@ def _draw_heatmap(
         _write_values(axes, image, table)
     finish(axes, title=metric.name)
     bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02, extend=beyond)
-    bar.set_label(textwrap.fill(metric.meaning, letters), fontsize=SMALL, color=INK)
+    bar.set_label(textwrap.fill(f"{metric.meaning} ({metric.alike}: more alike)", letters), fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL)
 
 
@@ -170,7 +170,7 @@ def _draw_bar(axes: Axes, metric: Metric, value: float) -> None:
     axes.barh([0], [value], color=BLUE, height=0.55)
     axes.axvline(metric.identical, color=ORANGE, linewidth=2.5, linestyle=":", clip_on=False)
     finish(axes)
-    axes.set_yticks([0], [metric.name], fontsize=NORMAL)
+    axes.set_yticks([0], [f"{metric.name}\n({metric.alike}: more alike)"], fontsize=NORMAL)
     axes.set_xlim(low, high)
     axes.set_ylim(-0.5, 0.5)
     axes.text(1.02, 0.5, f"{value:.4g}", va="center", fontsize=NORMAL, color=INK, transform=axes.transAxes)
