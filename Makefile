@@ -1,5 +1,6 @@
 # make demo   environment, requirements, then a stitch of two shipped networks on the embedded digits
-# make test   the tests; those that need real data sets are skipped where these are absent
+# make test   the tests; those that need real data sets are skipped where these are absent. DEVICE=cuda runs the
+#             numerical ones on a GPU
 # make bench  times the suite against the plain way, some minutes on a quiet machine
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
 #
@@ -7,6 +8,7 @@
 
 VENV ?= .venv
 PYTHON ?= python3
+DEVICE ?= cpu
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
 
@@ -16,7 +18,7 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --plot --run-name demo --overwrite
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --device $(DEVICE)
 
 bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.run

@@ -13,10 +13,10 @@ def grid_of(
 ) -> Grid:
     """A grid that has seen these activations, in batches."""
     shapes = [[tuple(x.shape[1:]) for x in side] for side in (xs, ys)]
-    memory = options.pop("memory", None)
+    memory, device = options.pop("memory", None), options.pop("device", "cpu")
     plan = plan_grid(names, view, n_images=len(xs[0]), shapes_x=shapes[0], shapes_y=shapes[1], **options)
     require_possible(plan, memory)
-    grid = Grid(plan)
+    grid = Grid(plan, device)
     for start in range(0, len(xs[0]), batch):
         grid.update([x[start : start + batch] for x in xs], [y[start : start + batch] for y in ys])
     return grid

@@ -9,6 +9,10 @@ import pytest
 from tests.toy import toy as toy
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests/test_numbers_on_device.py computes: cpu, cuda, mps")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = {"data": "DATASET_ROOT_PYTORCH", "reference": "REFERENCE_DIR"}
     for item in items:

@@ -10,11 +10,14 @@ import torch
 import compare_nets
 import stitch_nets
 from src import results
+from src.intervals import wilson
 
 pytest.importorskip("matplotlib")
 from src.plots.layers import grid_figure, pair_figure
 from src.plots.stitch import stitch_figure
+from src.plots.stitches import stitches_figure
 
+ACCURACIES = "accuracy on val, 95% intervals"
 PNG = b"\x89PNG\r\n\x1a\n"
 TOY = ("a3.pt", "b5.pt")
 
@@ -47,7 +50,7 @@ def test_every_kind_of_stitch_is_drawn(arguments, toy) -> None:
     result = stitch(*arguments)
     figure = stitch_figure(result)
     titles = [axes.get_title() for axes in figure.get_axes()]
-    for title in ("singular values", "learning curve", "accuracy on val", "ps_inv: least squares"):
+    for title in ("singular values", "learning curve", ACCURACIES, "ps_inv: least squares"):
         assert title in titles
     for axes in figure.get_axes():
         assert axes.get_ylabel() or axes.get_xlabel() or not axes.get_title()
@@ -70,9 +73,76 @@ def test_the_panels_show_the_numbers(toy) -> None:
     val = [result["model_results"]["before"]["loss"], *result["trans_fit"]["val_loss"]]
     np.testing.assert_allclose(lines["val"], val)
     np.testing.assert_allclose(lines["after"], [result["model_results"]["trans"]["loss"]])
-    keys = ("front", "end", "before", "trans", "ps_inv")
+    keys = ("front", "end", "before", "trans", "ps_inv", "ls_train")
     written = [f"{100 * result['model_results'][key]['acc']:.1f}" for key in keys]
-    assert texts(panels["accuracy on val"]) == written
+    assert texts(panels[ACCURACIES])[: len(keys)] == written
+    assert texts(panels[ACCURACIES])[-1] == "chance 25.0"
+    low, high = panels[ACCURACIES].get_ylim()
+    assert low < 25 and high > 100 * max(wilson(result["model_results"][key]["acc"], 48)[1] for key in keys)
+
+
+def test_accuracies_near_one_are_told_apart_and_chance_is_named(toy) -> None:
+    result = stitch(*TOY, "bn1", "bn1", "-e", "1", "-i", "ps_inv")
+    result["images"]["val"], result["constant_accuracy"] = 10_000, 0.1
+    for place, scores in enumerate(result["model_results"].values()):
+        scores["acc"] = 0.992 + 0.001 * place
+    axes = next(axes for axes in stitch_figure(result).get_axes() if axes.get_title() == ACCURACIES)
+    low, high = axes.get_ylim()
+    assert 98 < low < 99.2 and 99.7 < high < 101
+    assert texts(axes)[-1] == "chance, below: 10.0"
+    result["fits"]["ps_inv"] = {"rows": 48, "unknowns": 49}
+    axes = next(axes for axes in stitch_figure(result).get_axes() if axes.get_title() == ACCURACIES)
+    assert [label.get_text() for label in axes.get_xticklabels()][4] == "ps_inv*"
+    assert "fits whatever it is given" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("bn1,conv2", "bn1,conv2"),
+        ("bn1,conv2", "bn1,conv2", "--seed", "0,1", "-i", "eye,perm"),
+        ("bn1", "bn1", "-r", "1,2,full", "--seed", "0,1"),
+        ("bn1,conv2", "bn1,conv2", "--pairs", "zip"),
+        ("bn1", "bn1", "-i", "eye,ps_inv", "-lr", "0.01,0.1"),
+        ("bn1", "bn1", "--seed", "0,1,2"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_set_is_drawn_and_nothing_is_cut(options, toy) -> None:
+    command = ["a3.pt", "b3.pt", *options, "-e", "1", "-b", "16", "--no-similarity"]
+    stitch_nets.main([*command, "--run-name", "r", "--plot"])
+    assert Path("results/r/stitches.png").read_bytes().startswith(PNG)
+    found = [results.read(path) for path in sorted(Path("results/r").glob("*.pkl"))]
+    figure = stitches_figure(found)
+    figure.draw_without_rendering()
+    for box in [axes.get_tightbbox() for axes in figure.get_axes()]:
+        assert box is None or (box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1)
+
+
+def test_the_map_and_the_curve_of_a_set_show_the_numbers(toy) -> None:
+    command = ["a3.pt", "b3.pt", "bn1,conv2", "conv1,bn1", "-e", "0", "-i", "ps_inv", "--run-name", "r"]
+    stitch_nets.main([*command, "--no-similarity"])
+    found = [results.read(path) for path in sorted(Path("results/r").glob("*.pkl"))]
+    panels = {axes.get_title(): axes for axes in stitches_figure(found).get_axes()}
+    (image,) = panels["before"].get_images()
+    fronts, ends = (
+        [label.get_text() for label in labels]
+        for labels in (panels["before"].get_yticklabels(), panels["before"].get_xticklabels())
+    )
+    for result in found:
+        scores, params = result["model_results"], result["params"]
+        row, column = fronts.index(params["front_layer"]), ends.index(params["end_layer"])
+        value = scores["before"]["acc"] / scores["end"]["acc"]
+        assert np.asarray(image.get_array())[row, column] == pytest.approx(value)
+
+    stitch_nets.main(["a3.pt", "b3.pt", "bn1", "bn1", "-r", "1,2", "--seed", "0,1", "-e", "0", "--run-name", "s"])
+    found = [results.read(path) for path in sorted(Path("results/s").glob("*.pkl"))]
+    (axes,) = stitches_figure(found).get_axes()
+    line = next(line for line in axes.get_lines() if line.get_label() == "before")
+    for place, rank in enumerate((1, 2)):
+        some = [one["model_results"] for one in found if one["params"]["low_rank"] == rank]
+        mean = np.mean([scores["before"]["acc"] / scores["end"]["acc"] for scores in some])
+        assert np.asarray(line.get_ydata())[place] == pytest.approx(mean)
 
 
 def test_heatmaps_hold_the_values(toy) -> None:

@@ -112,14 +112,15 @@ def test_the_command_runs(script: str, arguments: str, folder: Path, monkeypatch
     importlib.import_module(script).main([*shlex.split(arguments), *SHORTER.get(script, [])])
 
 
-def test_the_sweep_over_layers_runs(folder: Path) -> None:
+def test_the_table_of_the_sweep_is_shown(folder: Path) -> None:
+    (sweep,) = [arguments for script, arguments in COMMANDS if "--run-name sweep" in arguments]
     (script,) = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
-    script = script.replace("python stitch_nets.py", f"python {shlex.quote(str(REPOSITORY))}/stitch_nets.py")
-    command = ["bash", "-euc", script.replace("-e 5", "-e 1")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        importlib.import_module("stitch_nets").main([*shlex.split(sweep), *SHORTER["stitch_nets"]])
+    command = ["bash", "-euc", script]
     done = subprocess.run(command, cwd=folder, env=os.environ | paths, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    layers = re.search(r"^for layer in (.*); do$", script, re.MULTILINE)
-    assert layers
-    rows = done.stdout.splitlines()[-len(layers[1].split()) :]
-    assert [row.split()[1] for row in rows] == layers[1].split()
+    layers = shlex.split(sweep)[2].split(",")
+    assert [row.split()[1] for row in done.stdout.splitlines()[-len(layers) :]] == layers
