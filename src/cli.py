@@ -176,10 +176,8 @@ def result_path(
     with contextlib.ExitStack() as stack:
         try:
             place = Place(stack.enter_context(result_paths(args, [name], out_dir=out_dir))[0])
-        except FileExistsError:
-            raise
         except OSError as error:
-            if not answers_anyway:
+            if error.errno is None or not answers_anyway:  # without a number it is ours: something is there already
                 raise
             place = Place(None, error)
         yield place

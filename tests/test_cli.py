@@ -2,13 +2,18 @@
 
 import importlib
 import json
+import os
+import pickle
 import re
+import shutil
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import compare_nets
@@ -23,6 +28,7 @@ from tests.toy import save_toy
 SCRIPTS = ("train_model", "stitch_nets", "layer_info", "compare_nets", "compare_frank_m2", "eval_net", "eval_stitch")
 TOY = ("a3.pt", "b5.pt")
 STITCHED = "results/s/bn1-bn1.pkl"
+WEIGHTS = Path(__file__).parent.parent / "model_weights/Tiny10/Digits"
 COMMANDS = {
     "train_model": ("-m", "toy_w3", "-d", "toy", "-e", "1", "-b", "16"),
     "stitch_nets": (*TOY, "bn1", "bn1", "-e", "1", "-b", "16"),
@@ -275,6 +281,112 @@ def test_a_table_of_results(toy: Path) -> None:
     assert results.table("empty").empty and list(results.table("empty")) == list(frame)
 
 
+def test_a_table_says_what_a_result_rests_on(toy: Path) -> None:
+    stitch_nets.main([*TOY, "bn1", "bn1", "-e", "1", "-b", "16", "-i", "ps_inv", "--run-name", "a", "--debug"])
+    stitch_nets.main([*TOY, "pool", "fc1", "--flatten", "-e", "0", "--run-name", "a"])
+    rows = {row["front_layer"]: row for row in results.table("results").to_dict("records")}
+    one, other = rows["bn1"], rows["pool"]
+    assert one["debug"] is True and other["debug"] is False and one["amp"] is False
+    assert (one["front_architecture"], one["end_architecture"]) == ("toy_w3", "toy_w5")
+    assert (one["front_init_seed"], one["end_init_seed"], one["front_trained_on"]) == (0, 2, "toy")
+    result = results.read(one["path"])
+    assert one["key"] == result["key"] and one["accuracy_ls_train"] == result["model_results"]["ls_train"]["acc"]
+    assert one["l2_relative_after"] == result["l2_relative_frank"] and np.isnan(other["accuracy_ls_train"])
+    assert one["rows_per_unknown_ps_inv"] == 48 * 64 / 4 and other["rows_per_unknown_ps_inv"] == 48 / 13
+
+
+def test_rows_are_kept_and_read_anew_where_files_changed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*TOY, "bn1", "bn1", "-e", "0", "--no-similarity"]
+    stitch_nets.main([*command, "--seed", "0,1", "--run-name", "r"])
+    Path("results/other.pkl").write_bytes(pickle.dumps({"another": "script's"}))
+    first = results.table("results")
+    cache = Path("results/.stitches.jsonl")
+    assert len(cache.read_text().splitlines()) == 3
+    reads: list[Path] = []
+    monkeypatch.setattr("src.results.rows.read", lambda path: reads.append(path) or results.read(path))
+    pd.testing.assert_frame_equal(results.table("results"), first)
+    assert reads == []
+    stitch_nets.main([*command, "--seed", "0,1", "-i", "ones-zeros", "--run-name", "r", "--overwrite"])
+    assert list(results.table("results")["init"]) == ["ones-zeros"] * 2 and len(reads) == 2
+    cache.write_text(cache.read_text()[:-40] + "\nnonsense\n[1]\n")  # torn
+    assert len(results.table("results")) == 2 and 2 < len(reads) <= 4
+    cache.unlink()
+    cache.mkdir()  # cannot be written
+    assert len(results.table("results")) == 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_save_prints_and_writes_no_result(script: str, stitched: Path, capsys) -> None:
+    before = {path for path in stitched.rglob("*") if "snapshots" not in path.parts}
+    capsys.readouterr()
+    run(script, *COMMANDS[script], "--no-save")
+    printed = capsys.readouterr().out
+    assert printed and "result:" not in printed
+    run(script, *COMMANDS[script], "--no-save", "--json", *(["--overwrite"] if script == "train_model" else []))
+    assert json.loads(capsys.readouterr().out)["result"] is None
+    assert {path for path in stitched.rglob("*") if "snapshots" not in path.parts} == before
+    assert (stitched / "snapshots").exists() == (script == "train_model")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_who_only_answers_does_so_where_nothing_can_be_written(script: str, stitched: Path, capsys) -> None:
+    capsys.readouterr()
+    for place in ("/proc/nowhere", "a3.pt"):
+        if script == "train_model":
+            continue  # its results are beside its weights
+        with pytest.raises(SystemExit) as stop:
+            run(script, *COMMANDS[script], "-o", place)
+        captured = capsys.readouterr()
+        assert stop.value.code == 2 and captured.err.splitlines()[-1].startswith("error: ")
+        answers = script in ("layer_info", "eval_net", "eval_stitch")
+        assert bool(captured.out) == answers and "result:" not in captured.out
+
+
+def test_a_result_that_is_there_is_refused_before_any_work(stitched: Path, capsys) -> None:
+    run("eval_net", "a3.pt", "--run-name", "e")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run("eval_net", "a3.pt", "--run-name", "e")
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == "" and "exists already" in captured.err
+
+
+def test_whoever_has_read_enough_may_go(stitched: Path) -> None:
+    """`| head -1` is no error, and the result is written all the same."""
+    code = "import sys, layer_info; layer_info.main(sys.argv[1:])"
+    root = str(Path(layer_info.__file__).parent)
+    command = [sys.executable, "-c", code, "resnet20_w1", "--run-name", "h"]
+    with subprocess.Popen(
+        command, cwd=stitched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}
+    ) as script:
+        assert script.stdout and script.stderr
+        script.stdout.close()
+        errors = script.stderr.read()
+    assert script.returncode == 0 and errors == b""
+    assert (stitched / "results/h/layer_info-resnet20_w1-cifar10.pkl").exists()
+
+
+def test_a_stitch_at_chance_says_so_and_one_that_works_does_not(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = [str(WEIGHTS / f"in{seed}-gn{seed}/440.pt") for seed in (0, 1)]
+    stitch_nets.main([*weights, "bn4", "bn4", "-e", "1", "--no-save"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "no better than one constant answer" in text and "-lr" in text and "-i ps_inv" in text
+    stitch_nets.main([*weights, "bn4", "bn4", "-e", "1", "--no-save", "-i", "ps_inv"])
+    assert "constant answer" not in capsys.readouterr().out
+
+
+def test_a_fit_with_fewer_rows_than_unknowns_is_marked(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = [str(WEIGHTS / f"in{seed}-gn{seed}/440.pt") for seed in (0, 1)]
+    stitch_nets.main([*weights, "bn7", "bn7", "-e", "0", "--no-save"])
+    assert "ps_inv*" not in capsys.readouterr().out
+    stitch_nets.main([*weights, "bn5", "fc", "-f", "-e", "0", "--no-save"])
+    text = capsys.readouterr().out
+    assert re.search(r"^ps_inv\* +100.00%|^ps_inv\* +99", text, re.MULTILINE)
+    assert "fitted to 359 rows with" in " ".join(text.split())
+
+
 @pytest.mark.parametrize(("terminal", "always"), [(True, False), (True, True), (False, False)])
 def test_a_line_for_each_epoch_stands_in_for_the_bar(
     terminal: bool, always: bool, monkeypatch: pytest.MonkeyPatch, capsys
@@ -296,7 +408,8 @@ def test_titles_say_networks_layers_and_data_set() -> None:
 
 
 @pytest.mark.reference
-def test_the_published_result_has_a_row(reference: Path) -> None:
-    (row,) = results.table(reference).to_dict("records")
+def test_the_published_result_has_a_row(reference: Path, tmp_path: Path) -> None:
+    shutil.copy(reference / "published_bn3-bn3.pkl", tmp_path)  # the folder gets a cache
+    (row,) = results.table(tmp_path).to_dict("records")
     assert row["dataset"] == "cifar10" and row["front_layer"] == "bn3" and row["init"] == "ps_inv"
     assert row["accuracy_after"] == pytest.approx(0.8199) and np.isnan(row["accuracy_before"])
