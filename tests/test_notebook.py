@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import stitch_nets
+from src import results
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "explore_results.ipynb"
 
@@ -14,6 +15,14 @@ NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "explore_results.ipynb"
 @pytest.fixture(scope="module")
 def committed() -> dict:
     return json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+
+
+def test_it_refuses_to_join_unrelated_runs(toy: Path, committed: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    for end in ("b3.pt", "b5.pt"):
+        stitch_nets.main(["a3.pt", end, "bn1", "bn1", "-e", "0", "--run-name", end])
+    cell = next("".join(cell["source"]) for cell in committed["cells"] if "results.table(" in "".join(cell["source"]))
+    with pytest.raises(ValueError, match=r"several pairs of networks(.|\n)*b3.pt(.|\n)*b5.pt"):
+        exec(cell, {"results": results, "folder": toy / "results"})
 
 
 # the kernel's libraries warn of their own affairs
