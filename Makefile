@@ -24,6 +24,7 @@ bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.moments
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.many
 
 check: lint test
 

@@ -4,34 +4,42 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from src.dataset import DATASETS, DatasetSpec, canonical_dataset
-from src.files import parse_tensors, write_tensors
+from src.dataset import DATASETS, canonical_dataset
+from src.files import parse_safetensors, parse_tensors, write_tensors
 from src.models import build_model, canonical_name, folder_name
+from src.preprocessing import Preprocessing
 
 FORMAT = 1
-_METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe")
+_METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe", "preprocessing")
 _NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
 _SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A trained network with what its file says of itself; seeds, iteration and recipe are None where it does not.
+    """A network with what its file says of itself; seeds, iteration and recipe are None where it does not.
 
+    `model` is the name of an architecture, or the network spec of a foreign one; `dataset` is what it was trained on,
+    None where that is none of ours. `preprocessing` is what it does to images, `labels` names its classes, if known;
+    `path` is its file, or the spec where there is none. `resizes` says that images of any size are brought to its own.
     `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them.
     """
 
     network: nn.Module
     model: str
-    dataset: str
-    path: Path
+    dataset: str | None
+    path: Path | str
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+    resizes: bool = False
+    layout: str | None = None
     init_seed: int | None = None
     gradient_seed: int | None = None
     iteration: int | None = None
@@ -39,10 +47,6 @@ class Checkpoint:
     train_fraction: float = 1.0
     shuffle_labels: float = 0.0
     sha256: str = ""
-
-    @property
-    def spec(self) -> DatasetSpec:
-        return DATASETS[self.dataset]
 
     @property
     def seeds(self) -> str:
@@ -53,13 +57,9 @@ class Checkpoint:
 
     @property
     def sample(self) -> Tensor:
-        """Two blank images of the size that the network expects: enough to learn the shapes of its layers."""
-        return torch.zeros(2, self.spec.channels, self.spec.size, self.spec.size)
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What is done to an image in front of the network, as built-in values."""
-        return {"size": self.spec.size, "mean": list(self.spec.mean), "std": list(self.spec.std)}
+        """Two blank images as the network sees them: enough to learn the shapes of its layers."""
+        eyes = self.preprocessing
+        return torch.zeros(2, eyes.channels, eyes.size, eyes.size)
 
     def facts(self) -> dict[str, Any]:
         """What a result says of the network: architecture, data set, weight file, seeds, and the file's digest."""
@@ -98,11 +98,12 @@ def save(
     gradient_seed: int,
     iteration: int,
     recipe: dict[str, Any],
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Write the network's state with its metadata, atomically; readable with `weights_only=True`.
 
     `recipe` holds the options that the network was trained with, as built-in values; `train_fraction` and
-    `shuffle_labels` only where they differ from 1 and 0.
+    `shuffle_labels` only where they differ from 1 and 0. `preprocessing` is the network's, where not the data set's.
     """
     record = {
         "format": FORMAT,
@@ -112,6 +113,7 @@ def save(
         "gradient_seed": gradient_seed,
         "iteration": iteration,
         "recipe": recipe,
+        **({"preprocessing": asdict(preprocessing)} if preprocessing else {}),
         "state_dict": {name: _plain(value) for name, value in network.state_dict().items()},
     }
     write_tensors(path, record)
@@ -132,21 +134,49 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load(path: Path | str, *, model: str | None = None, dataset: str | None = None) -> Checkpoint:
+def load(
+    path: Path | str,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    size: int | None = None,
+    build: Callable[..., nn.Module] = build_model,
+    canonical: Callable[[str], str] = canonical_name,
+) -> Checkpoint:
     """Rebuild the network of a weight file, on the CPU, in eval mode.
 
     The metadata in the file say which architecture and data set it is for; for a plain state dict its path does
-    (<Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt), and `model` and `dataset` fill in what the path lacks.
+    (<Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt), and `model` and `dataset` fill in what the path lacks. `size` is of
+    the images, where not of the data set's. `build` and `canonical` make a network of a model's name.
     Raises FileNotFoundError, or ValueError with one line on what is wrong or missing.
     """
     path = Path(path)
     content, known, state = _open(path)
-    model = _agree(path, "model", known.pop("model"), model, canonical_name)
-    dataset = _agree(path, "dataset", known.pop("dataset"), dataset, canonical_dataset)
+    record = known.pop("preprocessing")
+    model = _agree(path, "model", known.pop("model"), model, canonical)
+    # another data set may be looked at by a network, which its file says better than an option
+    found = known.pop("dataset")
+    dataset = _agree(path, "dataset", found, None if found is not None else dataset, canonical_dataset)
     spec = DATASETS[dataset]
-    network = build_model(model, channels=spec.channels, classes=spec.classes, size=spec.size)
-    _fill(network, state, f"{path} does not fit {model} on {dataset}")
-    return Checkpoint(network.eval(), model, dataset, path, sha256=hashlib.sha256(content).hexdigest(), **known)
+    eyes = preprocessing_of(record, f"{path} says what it does to images, but not in a way known here")
+    eyes = eyes or spec.preprocessing
+    eyes = replace(eyes, size=size) if size else eyes
+    network = build(model, channels=eyes.channels, classes=spec.classes, size=eyes.size)
+    fill(network, state, f"{path} does not fit {model} on {dataset}")
+    digest = hashlib.sha256(content).hexdigest()
+    resizes = bool(size or record)
+    return Checkpoint(network.eval(), model, dataset, path, eyes, spec.labels, resizes=resizes, sha256=digest, **known)
+
+
+def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
+    """What a weight file's metadata say that its network does to images; None where they say nothing."""
+    if record is None:
+        return None
+    try:
+        size, mean, std, interpolation = (record[key] for key in ("size", "mean", "std", "interpolation"))
+        return Preprocessing(int(size), tuple(map(float, mean)), tuple(map(float, std)), interpolation)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(complaint) from None
 
 
 def fill_from(network: nn.Module, path: Path, *, model: str) -> tuple[str, str | None]:
@@ -163,8 +193,20 @@ def fill_from(network: nn.Module, path: Path, *, model: str) -> tuple[str, str |
     stays = any(name in state and state[name].shape != own[name].shape for name in parts)
     if stays:
         state |= {name: own[name] for name in parts}
-    _fill(network, state, f"{path} does not fit {model}")
+    fill(network, state, f"{path} does not fit {model}")
     return hashlib.sha256(content).hexdigest(), head if stays else None
+
+
+def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The SHA-256 of a weight file, what it says of itself, and its state dict; raises as `load` does."""
+    content, known, state = _open(path)
+    return hashlib.sha256(content).hexdigest(), known, state
+
+
+def source_digest(path: Path | str) -> str | None:
+    """The SHA-256 of the Python file that built the network of a weight file, as the file has it."""
+    record = _record(Path(path), Path(path).read_bytes())
+    return record.get("source_sha256") if isinstance(record, dict) else None
 
 
 def _open(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Tensor]]:
@@ -176,10 +218,7 @@ def _open(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Tensor]]:
 
 def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a weight file says of itself (or its path for it), None for what is unsaid; and its state dict."""
-    try:
-        record = parse_tensors(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is no weight file, or a damaged one: {error}") from None
+    record = _record(path, content)
     state = record.get("state_dict", record) if isinstance(record, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors")
@@ -192,9 +231,16 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor
     return facts | {key: recipe[key] for key in ("train_fraction", "shuffle_labels") if key in recipe}, state
 
 
+def _record(path: Path, content: bytes) -> Any:
+    try:
+        return parse_safetensors(content) if path.suffix == ".safetensors" else parse_tensors(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is no weight file, or a damaged one: {error}") from None
+
+
 def _facts_from_path(path: Path) -> dict[str, Any]:
     """What <Model>/<Dataset>/in<i>-gn<j>.../<iteration>.pt tells; None for each part that tells nothing."""
-    facts: dict[str, Any] = dict.fromkeys(("model", "dataset", "init_seed", "gradient_seed"))
+    facts: dict[str, Any] = dict.fromkeys(("model", "dataset", "init_seed", "gradient_seed", "preprocessing"))
     facts["iteration"] = int(path.stem) if path.stem.isdecimal() else None
     # the seeds' folder may be missing, so every folder of the path is asked, the nearest first; links are not followed,
     # since where they lead need not be named after a network
@@ -227,7 +273,7 @@ def _agree(path: Path, what: str, found: Any, given: str | None, canonical: Call
     return found or given or ""
 
 
-def _fill(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
+def fill(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
     """Load a state dict; refuse another architecture's, other shapes or kinds, and values that are not finite."""
     for name, wanted in network.state_dict().items():
         if name not in state:

@@ -158,6 +158,18 @@ def parse_tensors(content: bytes) -> Any:
         raise ValueError(_reason(error)) from None
 
 
+def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file, which holds nothing that could run; ValueError if it is damaged."""
+    try:
+        from safetensors.torch import load
+    except ImportError:
+        raise ValueError("safetensors is not installed: pip install -r requirements-nets.txt") from None
+    try:
+        return load(content)
+    except Exception as error:  # of kinds of its own
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
 def _reason(error: Exception) -> str:
     """Torch's reason in a line, without its advice to load the file unsafely."""
     if asked := re.search(r"GLOBAL (\S+)", str(error)):

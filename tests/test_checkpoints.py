@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from src.checkpoints import load, save, seeds_name, weight_folder
+from src.dataset import DATASETS
 from src.models import build_model
+from src.preprocessing import Preprocessing
 
 RECIPE = {"epochs": 3, "lr": 0.1, "optimizer": "sgd"}
 State = dict[str, Tensor]
@@ -48,7 +50,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert (found.init_seed, found.gradient_seed, found.iteration) == (3, 4, 120)
     assert found.recipe == RECIPE
     assert not found.network.training
-    assert found.spec.name == "digits"
+    assert found.preprocessing == DATASETS["digits"].preprocessing and found.labels == tuple("0123456789")
     assert found.network(found.sample).shape == (2, 10)
 
 
@@ -79,6 +81,17 @@ def test_the_hash_tells_weights_apart(tmp_path: Path) -> None:
     first, second, third = (load(tmp_path / f"{name}.pt", model="lenet", dataset="digits").sha256 for name in "abc")
     assert first == second != third
     assert len(first) == 64
+
+
+def test_a_network_with_eyes_of_its_own_keeps_them(tmp_path: Path) -> None:
+    eyes, path = Preprocessing(20, (0.5,), (0.25,), "bicubic"), tmp_path / "x.pt"
+    facts = {"model": "lenet", "dataset": "digits", "init_seed": 0, "gradient_seed": 0, "iteration": 1, "recipe": {}}
+    save(path, network(size=20), **facts, preprocessing=eyes)
+    found = load(path)
+    assert found.preprocessing == eyes and found.sample.shape == (2, 1, 20, 20)
+    write(path, torch.load(path, weights_only=True) | {"preprocessing": {"size": "large"}})
+    with pytest.raises(ValueError, match=r"x\.pt says what it does to images, but not in a way known here"):
+        load(path)
 
 
 def test_folders_of_weights(tmp_path: Path) -> None:
@@ -160,8 +173,7 @@ def test_arguments_that_contradict_are_refused(tmp_path: Path) -> None:
     assert load(path, model="LENET", dataset="digits").model == "lenet"
     with pytest.raises(ValueError, match=r"x\.pt is for the model lenet, not dense"):
         load(path, model="dense")
-    with pytest.raises(ValueError, match=r"x\.pt is for the dataset digits, not mnist"):
-        load(path, dataset="mnist")
+    assert load(path, dataset="mnist").dataset == "digits"  # whose images it is shown decides nothing about it
     plain = write(tmp_path / "LeNet" / "Digits" / "1.pt", network().state_dict())
     with pytest.raises(ValueError, match="is for the model lenet, not tiny10"):
         load(plain, model="tiny10")

@@ -28,7 +28,7 @@ def seeded(seed: int = 0) -> Generator:
 
 def numbered(n: int) -> Split:
     """Images that all show their own number, unchanged by normalisation, with that number as their label."""
-    spec = replace(DATASETS["digits"], mean=(0.0,), std=(1 / 255,))
+    spec = replace(DATASETS["digits"], size=4, mean=(0.0,), std=(1 / 255,))
     return MemorySplit(
         spec, torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4), torch.arange(n)
     )

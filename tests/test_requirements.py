@@ -53,7 +53,9 @@ def test_environment_names_one_channel():
     assert channels == ["- conda-forge", "- nodefaults"]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-plots.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-plots.txt", "requirements-dev.txt", "requirements-nets.txt"]
+)
 def test_every_requirement_has_a_bound(name: str):
     assert all(_requirements(name).values())
 

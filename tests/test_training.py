@@ -32,7 +32,7 @@ class Interrupted(Exception):
 def split(n: int = IMAGES) -> Split:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (n, 1, 6, 6), generator=generator, dtype=torch.uint8)
-    return MemorySplit(replace(DATASETS["digits"], classes=3, size=6), images, torch.arange(n) % 3)
+    return MemorySplit(replace(DATASETS["digits"], labels=tuple("abc"), size=6), images, torch.arange(n) % 3)
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -45,7 +45,7 @@ def read_toy(root: None, split: str) -> tuple[Tensor, Tensor]:
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A working folder with weights of toy networks: a3.pt and b3.pt of width 3, b5.pt of width 5."""
     digits = DATASETS["digits"]
-    spec = replace(digits, name="toy", folder="Toy", classes=CLASSES, size=SIZE, read=read_toy)
+    spec = replace(digits, name="toy", folder="Toy", labels=tuple("abcd"), size=SIZE, read=read_toy)
     monkeypatch.setitem(DATASETS, "toy", spec)
     monkeypatch.setitem(MODELS, "toy_w<width>", Architecture("Toy_w<width>", Toy))
     monkeypatch.chdir(tmp_path)

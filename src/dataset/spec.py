@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
+from src.preprocessing import Preprocessing
 from src.task import Task
 
 SPLITS = ("train", "val")  # what every data set has
@@ -14,14 +15,16 @@ SPLITS = ("train", "val")  # what every data set has
 class DatasetSpec:
     """One data set: what its images and labels are, and who reads and augments them.
 
-    `mean` and `std` normalise pixels scaled to 0..1, a value a channel. `read` gets the data root (None for an
-    embedded set) and the name of one of `splits`, and returns what `Split` needs of it.
+    `mean` and `std` of its pixels, scaled to 0..1, a value a channel, are what networks trained on it normalise by.
+    `labels` names the classes, in the order of the logits; sets whose names agree can judge each other's networks.
+    `read` gets the data root (None for an embedded set) and the name of one of `splits`, and returns what `Split`
+    needs of it.
     """
 
     name: str
     folder: str
     channels: int
-    classes: int
+    labels: tuple[str, ...]
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -31,3 +34,12 @@ class DatasetSpec:
     augment: Callable[[Tensor, Generator], Tensor]
     in_memory: bool = True
     splits: tuple[str, ...] = SPLITS
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What a network trained on these images does to them."""
+        return Preprocessing(self.size, self.mean, self.std)

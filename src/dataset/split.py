@@ -13,21 +13,23 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.dataset.spec import DatasetSpec
+from src.preprocessing import Preprocessing
 
 Batch = tuple[Tensor, Tensor]
 RESIZED = 256  # shorter side of images read from a folder, before the crop to the network's size
 
 
 class Split(ABC):
-    """Images of one data set with their labels, handed out as normalised batches on one device."""
+    """Images of one data set with their labels, handed out in batches on one device, as a network sees them.
+
+    Without `seen_by` that is a network trained on this data set.
+    """
 
     def __init__(self, spec: DatasetSpec, labels: Tensor, device: torch.device) -> None:
         self.spec = spec
         self.labels = labels
         self.device = device
-        self.mean, self.std = (
-            torch.tensor(values, device=device).view(1, -1, 1, 1) * 255 for values in (spec.mean, spec.std)
-        )
+        self._preprocess = spec.preprocessing.on(device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,7 +42,8 @@ class Split(ABC):
         augment: Generator | None = None,
         drop_last: bool = False,
     ) -> Iterator[Batch]:
-        """Yield (images, labels): float32 (n, channels, size, size), channels last in memory, and their labels.
+        """Yield (images, labels): float32 (n, channels, size, size), channels last in memory, and their labels; as
+        they are in the data set, in 0..255, where that is how they are seen.
 
         With `order` the images are shuffled; with `augment` each image is changed at random. Both are CPU
         generators, drawn from in this process only: equal seeds give equal batches on every device and for any
@@ -52,11 +55,17 @@ class Split(ABC):
         # split makes one empty batch of nothing
         for images, labels in self._read(index, batch_size) if len(index) else ():
             images = self._crop(images) if augment is None else self.spec.augment(images, augment)
-            yield self._normalise(images), labels
+            yield self._preprocess(images), labels
 
     @abstractmethod
     def take(self, index: Tensor) -> "Split":
         """A split of the images at these indices (kept,), in that order."""
+
+    def seen_by(self, preprocessing: Preprocessing | None) -> "Split":
+        """The same images as a network of that preprocessing sees them; None: as they are, (n, c, h, w) in 0..255."""
+        other = copy.copy(self)
+        other._preprocess = preprocessing.on(self.device) if preprocessing else lambda images: images
+        return other
 
     def relabelled(self, labels: Tensor) -> "Split":
         """A split of the same images with other labels."""
@@ -81,12 +90,6 @@ class Split(ABC):
     def _crop(self, images: Tensor) -> Tensor:
         return images
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        # a channel after the other while each has its own numbers, which takes long runs of them; then channels last,
-        # the layout in which convolutions are fastest, on processors and on GPUs
-        images = images.to(dtype=torch.float32, copy=True).sub_(self.mean).div_(self.std)
-        return images.to(memory_format=torch.channels_last, copy=True)
-
 
 class MemorySplit(Split):
     """A split small enough to live on the device as one tensor of bytes."""
@@ -99,8 +102,9 @@ class MemorySplit(Split):
         return self.images.cpu().contiguous().numpy()
 
     def take(self, index: Tensor) -> "MemorySplit":
-        index = index.to(self.device)
-        return MemorySplit(self.spec, self.images[index], self.labels[index])
+        other = copy.copy(self)
+        other.images, other.labels = (values[index.to(self.device)] for values in (self.images, self.labels))
+        return other
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
         # all at once: a copy for each batch would make a GPU finish the last one first
@@ -128,8 +132,10 @@ class FolderSplit(Split):
         return repr([(file.name, file.stat().st_size) for file in self.files]).encode()
 
     def take(self, index: Tensor) -> "FolderSplit":
-        files, labels = [self.files[position] for position in index.tolist()], self.labels[index.to(self.device)]
-        return FolderSplit(self.spec, files, labels, device=self.device, num_workers=self.num_workers)
+        other = copy.copy(self)
+        other.files = [self.files[position] for position in index.tolist()]
+        other.labels = self.labels[index.to(self.device)]
+        return other
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
         indices = index.split(batch_size)

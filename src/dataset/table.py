@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from src import config
-from src.dataset import augment
+from src.dataset import augment, labels
 from src.dataset.celeba import read_celeba
 from src.dataset.readers import read_digits, read_torchvision
 from src.dataset.spec import SPLITS, DatasetSpec
@@ -34,7 +34,7 @@ DATASETS: dict[str, DatasetSpec] = {
             name="digits",
             folder="Digits",
             channels=1,
-            classes=10,
+            labels=labels.DIGITS,
             size=32,
             mean=(0.3058,),
             std=(0.3241,),
@@ -43,17 +43,25 @@ DATASETS: dict[str, DatasetSpec] = {
             read=lambda root, split: read_digits(split),
             augment=augment.affine,
         ),
-        _torchvision("mnist", "MNIST", channels=1, classes=10, mean=(0.1307,), std=(0.3081,), augment=augment.affine),
         _torchvision(
-            "fashion", "FashionMNIST", channels=1, classes=10, mean=(0.2860,), std=(0.3530,), augment=augment.affine
+            "mnist", "MNIST", channels=1, labels=labels.DIGITS, mean=(0.1307,), std=(0.3081,), augment=augment.affine
         ),
-        _torchvision("cifar10", "CIFAR10", classes=10, **_CIFAR),
-        _torchvision("cifar100", "CIFAR100", classes=100, **_CIFAR),
+        _torchvision(
+            "fashion",
+            "FashionMNIST",
+            channels=1,
+            labels=labels.FASHION,
+            mean=(0.2860,),
+            std=(0.3530,),
+            augment=augment.affine,
+        ),
+        _torchvision("cifar10", "CIFAR10", labels=labels.CIFAR10, **_CIFAR),
+        _torchvision("cifar100", "CIFAR100", labels=labels.CIFAR100, **_CIFAR),
         DatasetSpec(
             name="celeba",
             folder="CelebA",
             channels=3,
-            classes=40,
+            labels=labels.CELEBA,
             size=224,
             mean=(117 / 255,) * 3,
             std=(1 / 255,) * 3,
@@ -98,9 +106,9 @@ def load_split(
         raise ValueError(f"{spec.name} has no split {split!r}; choose from {', '.join(spec.splits)}")
     if spec.root and root is None:
         root = config.data_root(spec.root)
-    images, labels = spec.read(root, split)
-    if len(labels) == 0:
+    images, targets = spec.read(root, split)
+    if len(targets) == 0:
         raise ValueError(f"the {split} split of {spec.name} in {root} is empty")
     if spec.in_memory:
-        return MemorySplit(spec, images.to(device), labels.to(device))
-    return FolderSplit(spec, images, labels, device=device, num_workers=num_workers)
+        return MemorySplit(spec, images.to(device), targets.to(device))
+    return FolderSplit(spec, images, targets, device=device, num_workers=num_workers)

@@ -1,0 +1,202 @@
+"""Where networks come from: a spec string -> a network, with what it does to images and what its classes are."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from src import checkpoints
+from src.checkpoints import Checkpoint
+from src.dataset import DATASETS, DatasetSpec, canonical_dataset
+from src.models import build_model, canonical_name, folder_name
+from src.preprocessing import Preprocessing
+from src.sources import python, timm, torchvision
+from src.sources.library import Architecture, Source
+from src.sources.spec import NetworkSpec, parse_spec
+from src.sources.transformers import open_classifier
+
+SOURCES: dict[str, Source] = {
+    "torchvision": torchvision.SOURCE,
+    "timm": timm.SOURCE,
+    "python": python.SOURCE,
+}
+PREFIXES = ("torchvision", "timm", "hf")
+HELP = "a weight file, tiny10#SEED, torchvision:NAME@FILE, timm:NAME@FILE, hf:FOLDER or FILE.py:FUNCTION@FILE"
+
+__all__ = ["HELP", "SOURCES", "architecture", "canonical_model", "model_folder", "open_network"]
+
+
+def open_network(
+    text: str,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+    named: bool = True,
+) -> Checkpoint:
+    """The network that a spec names, on the CPU, in eval mode.
+
+    `model` and `dataset` fill in what a plain state dict and its path lack; untrained networks are for the classes and
+    channels of `dataset`. `named` says that the user named the spec on the command line: only then may a weight file
+    make a Python file run, which `tell` is told. Raises ValueError or FileNotFoundError with one line.
+    """
+    spec = parse_spec(str(text), PREFIXES)
+    for_images = DATASETS[canonical_dataset(dataset)] if dataset else None
+    if spec.source == "file":
+        found = _open_file(spec, model, dataset, tell, named)
+    elif spec.source == "hf":
+        made, labels = open_classifier(spec.name, size=spec.view.get("size"))
+        found = _checkpoint(spec, made, labels)
+    else:
+        found = _open_architecture(spec, for_images)
+    return _seen_as_asked(found, spec)
+
+
+def canonical_model(name: str) -> str:
+    """A model's name in its canonical spelling: one of ours, or the spec of a foreign architecture, without weights.
+
+    Raises ValueError for what is neither.
+    """
+    spec = parse_spec(name, PREFIXES)
+    if spec.source not in SOURCES:
+        return canonical_name(name)
+    if spec.weights or spec.seed is not None or spec.view:
+        raise ValueError(f"{name} names more than an architecture; start from weights with --init-weights")
+    return spec.name if spec.source == "python" else f"{spec.source}:{spec.name}"
+
+
+def model_folder(name: str) -> str:
+    """The name of the weight folder of any model."""
+    try:
+        return folder_name(name)
+    except ValueError:
+        return re.sub(r"[^\w.-]", "_", canonical_model(name).rpartition("/")[2])
+
+
+def architecture(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+    """A fresh network of any architecture, ours or foreign, drawn from torch's global generator."""
+    spec = parse_spec(name, PREFIXES)
+    if spec.source in SOURCES:
+        return SOURCES[spec.source].build(spec.name, channels=channels, classes=classes, size=size)
+    return Architecture(build_model(name, channels=channels, classes=classes or 0, size=size or 0))
+
+
+def _open_file(
+    spec: NetworkSpec, model: str | None, dataset: str | None, tell: Callable[[str], None], named: bool
+) -> Checkpoint:
+    def build(name: str, *, channels: int, classes: int, size: int) -> nn.Module:
+        if parse_spec(name, PREFIXES).source == "python":
+            _may_run(name, checkpoints.source_digest(spec.name), spec.name, named)
+            tell(f"running {name}, for which {spec.name} was trained")
+        return architecture(name, channels=channels, classes=classes, size=size).network
+
+    size = spec.view.get("size")
+    return checkpoints.load(spec.name, model=model, dataset=dataset, size=size, build=build, canonical=canonical_model)
+
+
+def _may_run(name: str, stored: str | None, weights: str, named: bool) -> None:
+    """Refuse to run a Python file that a weight file asks for, unless it is the one that the user trained with."""
+    file = python.split_name(name)[0]
+    if not named:
+        raise ValueError(f"{weights} asks for {name}, which a result must not run: --front-model {name}@{weights}")
+    if not file.resolve().is_relative_to(Path.cwd()):
+        raise ValueError(f"{weights} asks for {name}, which lies outside the current folder; name it: {name}@{weights}")
+    if python.digest_of(name) != stored:
+        raise ValueError(f"{file} has changed since {weights} was trained; to run it all the same: {name}@{weights}")
+
+
+def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpoint:
+    """A network of a named architecture: untrained, with a file's weights, or with those that its source offers."""
+    if spec.weights is None and spec.seed is None and spec.source != "python":
+        word = SOURCES[spec.source].word
+        raise ValueError(
+            f"{spec.text} names no weights: {spec.text}#0 is untrained, {spec.text}@FILE or @{word} is not"
+        )
+    if spec.source == "own" and images is None:
+        raise ValueError(f"{spec.text} is untrained; name the data set for whose classes it is with -d")
+    digest, facts, state = "", {}, None
+    if spec.weights and spec.weights == SOURCES[spec.source].word:
+        published = SOURCES[spec.source].published
+        assert published
+        state = published(spec.name)
+    elif spec.weights:
+        digest, facts, state = checkpoints.read(Path(spec.weights))
+    size = spec.view.get("size")
+    if spec.source == "own" and images:
+        size = size or images.size
+    record = checkpoints.preprocessing_of(facts.get("preprocessing"), f"{spec.weights} does not say what it sees")
+    size = size or (record.size if record else None)
+    channels, classes = (images.channels, len(images.labels)) if images else (3, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed or 0)
+        if state is not None:
+            classes = _classes_of(spec, state, channels, size)
+        made = _build(spec, channels=channels, classes=classes, size=size)
+    if state is not None:
+        checkpoints.fill(made.network, state, f"{spec.weights} does not fit {spec.name}")
+    trained_on = facts.get("dataset")
+    labels = DATASETS[canonical_dataset(trained_on)].labels if trained_on else None
+    if state is None and images:
+        labels = images.labels
+    eyes = record or made.preprocessing or (images.preprocessing if images else None)
+    found = _checkpoint(spec, Architecture(made.network, eyes), labels, digest=digest)
+    return replace(found, dataset=canonical_dataset(trained_on) if trained_on else None)
+
+
+def _build(spec: NetworkSpec, **sizes: Any) -> Architecture:
+    name = spec.name if spec.source in ("own", "python") else f"{spec.source}:{spec.name}"
+    return architecture(name, **sizes)
+
+
+def _classes_of(spec: NetworkSpec, state: dict[str, torch.Tensor], channels: int, size: int | None) -> int | None:
+    """How many classes weights are for: the rows of the last linear layer; None leaves it to the architecture."""
+    with torch.random.fork_rng(devices=[]):
+        network = _build(spec, channels=channels, classes=None, size=size).network
+    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    weight = state.get(f"{heads[-1]}.weight") if heads else None
+    own = network.get_parameter(f"{heads[-1]}.weight").shape[0] if heads else None
+    return None if weight is None or weight.shape[0] == own else weight.shape[0]
+
+
+def _checkpoint(
+    spec: NetworkSpec, made: Architecture, labels: tuple[str, ...] | None, *, digest: str = ""
+) -> Checkpoint:
+    network = made.network.eval()
+    eyes = made.preprocessing or Preprocessing(spec.view.get("size", 224), (0.5,) * 3, (0.5,) * 3)
+    return Checkpoint(
+        network=network,
+        model=spec.name if spec.source in ("own", "python") else f"{spec.source}:{spec.name}",
+        dataset=None,
+        path=spec.text,
+        preprocessing=eyes,
+        labels=labels,
+        resizes=spec.source != "own" or "size" in spec.view,
+        init_seed=spec.seed,
+        sha256=digest or _digest(network),
+    )
+
+
+def _digest(network: nn.Module) -> str:
+    """A digest of all that a network holds: of an untrained one it stands in for that of its file."""
+    total = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return total.hexdigest()
+
+
+def _seen_as_asked(found: Checkpoint, spec: NetworkSpec) -> Checkpoint:
+    """The network with what stands behind the `?` of its spec, which wins over what its source says."""
+    eyes = {key: value for key, value in spec.view.items() if key != "layout"}
+    if not spec.view:
+        return found
+    seen = replace(found.preprocessing, **eyes) if eyes else found.preprocessing
+    if seen.channels != found.preprocessing.channels:
+        raise ValueError(f"{spec.text}: the network takes {found.preprocessing.channels} channels, not {seen.channels}")
+    layout = spec.view.get("layout", found.layout)
+    return replace(found, path=spec.text, preprocessing=seen, layout=layout, resizes=found.resizes or "size" in eyes)

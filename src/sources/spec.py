@@ -1,0 +1,117 @@
+"""The text that names a network on a command line, taken apart."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from src.models import canonical_name
+from src.preprocessing import INTERPOLATIONS
+
+LAYOUTS = ("maps", "channels_last", "tokens", "features")
+VIEW = {
+    "size": lambda text: _whole(text),
+    "mean": lambda text: _numbers(text),
+    "std": lambda text: _numbers(text),
+    "interpolation": lambda text: _one_of(text, INTERPOLATIONS),
+    "layout": lambda text: _one_of(text, LAYOUTS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A network spec: a line of SOURCES, the name there, and where its weights are from.
+
+    `weights` is a file or the source's own name for its weights, `seed` is of random ones; `view` is what stands
+    behind the `?`, in values.
+    """
+
+    text: str
+    source: str
+    name: str
+    weights: str | None = None
+    seed: int | None = None
+    view: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_spec(text: str, prefixes: tuple[str, ...]) -> NetworkSpec:
+    """Take a spec apart; `prefixes` are the sources that are named before a colon.
+
+    An existing file of exactly that name wins over any other reading. Raises ValueError, with the spec in it, for one
+    that cannot be read.
+    """
+    if Path(text).is_file():
+        return NetworkSpec(text, "file", text)
+    body, view = _split_view(text)
+    if Path(body).is_file():
+        return NetworkSpec(text, "file", body, view=view)
+    prefix, _, rest = body.partition(":")
+    if prefix in prefixes and prefix == "hf":
+        return NetworkSpec(text, prefix, _named(rest, text), view=view)
+    if prefix in prefixes:
+        return NetworkSpec(text, prefix, *_name_and_weights(rest, text), view=view)
+    if ".py:" in body:
+        file, _, rest = body.partition(".py:")
+        name, weights, seed = _name_and_weights(rest, text)
+        return NetworkSpec(text, "python", f"{file}.py:{name}", weights, seed, view)
+    if match := re.fullmatch(r"([^#@:/\\]+)#(.*)", body, re.DOTALL):
+        return NetworkSpec(text, "own", canonical_name(match[1]), None, _seed(match[2], text), view)
+    return NetworkSpec(text, "file", body, view=view)
+
+
+def _split_view(text: str) -> tuple[str, dict[str, Any]]:
+    body, *options = re.split(r"[?&](?=\w+=)", text)
+    view = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in VIEW:
+            raise ValueError(f"{text}: unknown {key!r} behind the ?; known are {', '.join(VIEW)}")
+        if key in view:
+            raise ValueError(f"{text}: {key} is given twice")
+        try:
+            view[key] = VIEW[key](value)
+        except ValueError as error:
+            raise ValueError(f"{text}: {key} is {error}") from None
+    return body, view
+
+
+def _name_and_weights(text: str, whole: str) -> tuple[str, str | None, int | None]:
+    """NAME, NAME@WEIGHTS or NAME#SEED."""
+    name, at, weights = text.partition("@")
+    if at:
+        if not weights:
+            raise ValueError(f"{whole}: no weights behind the @")
+        return _named(name, whole), weights, None
+    name, mark, seed = text.partition("#")
+    return _named(name, whole), None, _seed(seed, whole) if mark else None
+
+
+def _named(name: str, whole: str) -> str:
+    if not name:
+        raise ValueError(f"{whole}: no name behind the colon")
+    return name
+
+
+def _seed(text: str, whole: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        raise ValueError(f"{whole}: the seed behind the # is {text!r}, not a whole number")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
+        raise ValueError(f"{text!r}, not a whole number above 0")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r}, not numbers with commas between them") from None
+
+
+def _one_of(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise ValueError(f"{text!r}, none of {', '.join(choices)}")
+    return text

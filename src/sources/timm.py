@@ -1,0 +1,48 @@
+"""Classifiers of timm."""
+
+from typing import Any
+
+from src.preprocessing import Preprocessing
+from src.sources.library import Architecture, Source, State, first_line, require, unknown
+
+
+def build(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+    """A fresh network; its preprocessing is timm's record of it. Raises ValueError for unknown names."""
+    timm = require("timm")
+    if not timm.is_model(name):
+        raise unknown("timm", name, timm.list_models())
+    record = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"in_chans": channels} | ({} if classes is None else {"num_classes": classes})
+    own = record.input_size[-1] if record else 224
+    network = None
+    if size not in (None, own):
+        try:  # transformers must know the size, convolutions do not even take it
+            network = timm.create_model(name, pretrained=False, img_size=size, **options)
+        except TypeError:
+            network = None
+    try:
+        network = network or timm.create_model(name, pretrained=False, **options)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"timm:{name} cannot be made ({first_line(error)})") from None
+    config = network.pretrained_cfg
+    mean, std = (_of_channels(config[key], channels) for key in ("mean", "std"))
+    kind = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
+    return Architecture(network, Preprocessing(size or config["input_size"][-1], mean, std, kind))
+
+
+def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def published(name: str) -> State:
+    """The weights that timm offers for a network; it downloads them where it has not yet."""
+    timm = require("timm")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # of many kinds, by what stands between us and the weights
+        raise ValueError(
+            f"the weights of timm:{name} cannot be had ({first_line(error)}); name a file with timm:{name}@PATH"
+        ) from None
+
+
+SOURCE = Source(build, "pretrained", published)
