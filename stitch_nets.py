@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         train, val = (
             load_split(front.dataset, split, device=device, num_workers=args.num_workers) for split in ("train", "val")
         )
+        keys = stitch_keys(specs, (front, end), train, val)
         outcomes = stitch(
             cuts,
             train,
@@ -87,7 +88,6 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             tell=Tell(cli.notice, teller(specs, args)),
         )
         about = {"weights": {"front": front.facts(), "end": end.facts()}}
-        keys = stitch_keys(specs, (front, end), train, val)
         found = [
             {"params": cli.parameters(args) | asdict(spec), "key": key, **about, **outcome}
             for spec, key, outcome in zip(specs, keys, outcomes, strict=True)
@@ -138,7 +138,7 @@ def stitch_keys(specs: Sequence[StitchSpec], networks: Sequence[Checkpoint], tra
     """The key of each stitch: a digest of all that decides it."""
     surroundings = {
         "weights": [weights_digest(network.network) for network in networks],
-        "preprocessing": [network.preprocessing for network in networks],
+        "preprocessing": [asdict(network.preprocessing) for network in networks],
         "images": [split.digest() for split in (train, val)],
     }
     return [spec.key(**surroundings) for spec in specs]

@@ -26,8 +26,8 @@ class Source:
     """Where architectures come from.
 
     `build(name, channels=, classes=, size=)` makes a fresh one, drawn from torch's global generator; `classes` and
-    `size` are None where the source's own number is wanted. `published(name)` gives the state dict that the source itself
-    offers under `word`.
+    `size` are None where the source's own number is wanted. `published(name)` gives the state dict that the source
+    itself offers under `word`.
     """
 
     build: Callable[..., Architecture]
