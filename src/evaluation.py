@@ -75,7 +75,7 @@ class PairView:
 def view_pair(pair: Pair, split: Split, *, keep: bool, title: str) -> PairView:
     """Run one pass over a split; `keep` asks for what similarities need, besides the paired moments."""
     geometry = pair.geometry
-    if keep and _can_share(geometry, len(split)):
+    if keep and can_share(geometry, len(split)):
         shared = MappedSimilarity(
             n_images=len(split), shape_x=geometry.front_shape, shape_y=geometry.end_shape, device=split.device
         )
@@ -90,8 +90,8 @@ def view_pair(pair: Pair, split: Split, *, keep: bool, title: str) -> PairView:
     return PairView(pair, split, moments)
 
 
-def _can_share(geometry: Geometry, images: int) -> bool:
-    """Whether stitches map channels position by position, and the activations fit."""
+def can_share(geometry: Geometry, images: int) -> bool:
+    """Whether one pass serves the CKA of all stitches: they map channels position by position, and activations fit."""
     if geometry.is_flat or geometry.front_shape[1:] != geometry.end_shape[1:]:
         return False
     features = sum(math.prod(shape) for shape in (geometry.front_shape, geometry.end_shape))

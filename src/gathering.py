@@ -10,9 +10,9 @@ from src.activations import feed
 from src.dataset import Split
 from src.metrics.moments import PairedMoments, Sums, gather, rows_at_once
 from src.stitching import Cuts, Geometry, StitchSpec
+from src.upsampled import Cut, Upsampled, is_upsampled
 
 LARGE_MOMENTS = 2048  # features of both sides; the sums of products of more take a while to solve
-Cut = tuple[str, str, bool, bool]
 Moments = dict[Cut, PairedMoments]
 
 
@@ -29,7 +29,7 @@ def gather_moments(
     ends = list(dict.fromkeys(cut[1] for cut in gathering.geometries))
     heads = [partial(cuts.outputs, "front", fronts), partial(cuts.outputs, "end", ends)]
     feed(heads, split, gathering.add, title=title)
-    return gathering.moments
+    return gathering.moments()
 
 
 class _Gathering:
@@ -37,16 +37,21 @@ class _Gathering:
 
     def __init__(self, cuts: Cuts, chosen: Sequence[Cut], device: torch.device) -> None:
         self.geometries = {cut: cuts.geometries[cut] for cut in chosen}
+        small = {cut: geometry for cut, geometry in self.geometries.items() if is_upsampled(geometry)}
+        self.upsampled = Upsampled(small, device) if small else None
         self.sums: dict[tuple, Sums] = {}
-        self.moments: Moments = {}
+        self.direct: Moments = {}
         self.groups: dict[tuple, list[Cut]] = {}
         for cut, geometry in self.geometries.items():
             layout = self._layout(geometry)
-            front, end = ("front", cut[0], *layout), ("end", cut[1], *layout)
-            for key, features in ((front, geometry.inputs), (end, geometry.outputs)):
-                self.sums.setdefault(key, Sums(features, device))
-            self.moments[cut] = PairedMoments.of(self.sums[front], self.sums[end])
             self.groups.setdefault(layout, []).append(cut)
+            end = self._sums(("end", cut[1], *layout), geometry.outputs, device)
+            if cut not in small:
+                front = self._sums(("front", cut[0], *layout), geometry.inputs, device)
+                self.direct[cut] = PairedMoments.of(front, end)
+
+    def _sums(self, key: tuple, features: int, device: torch.device) -> Sums:
+        return self.sums.setdefault(key, Sums(features, device))
 
     @staticmethod
     def _layout(geometry: Geometry) -> tuple:
@@ -54,17 +59,28 @@ class _Gathering:
         return geometry.is_flat, geometry.end_shape[1:], rows_at_once(geometry.inputs, geometry.outputs)
 
     def add(self, front: dict[str, Tensor], end: dict[str, Tensor]) -> None:
+        if self.upsampled:
+            self.upsampled.add(front, end)
         for layout, cuts in self.groups.items():
             sides: dict[tuple, Tensor] = {}
             for cut in cuts:
-                geometry = self.geometries[cut]
-                keys = ("front", cut[0], *layout), ("end", cut[1], *layout)
-                if keys[0] not in sides:
+                geometry, keys = self.geometries[cut], (("front", cut[0], *layout), ("end", cut[1], *layout))
+                if cut in self.direct and keys[0] not in sides:
                     sides[keys[0]] = geometry.front_rows(front[cut[0]])
                 if keys[1] not in sides:
                     sides[keys[1]] = geometry.end_rows(end[cut[1]])
             shared = [(self.sums[key], rows) for key, rows in sides.items()]
-            gather(shared, [self.moments[cut] for cut in cuts], rows=layout[-1])
+            gather(shared, [self.direct[cut] for cut in cuts if cut in self.direct], rows=layout[-1])
+
+    def moments(self) -> Moments:
+        found = dict(self.direct)
+        if self.upsampled:
+            ends = {
+                cut[1]: self.sums[("end", cut[1], *self._layout(geometry))]
+                for cut, geometry in self.upsampled.geometries.items()
+            }
+            found |= dict(self.upsampled.finish(ends))
+        return {cut: found[cut] for cut in self.geometries}
 
 
 def _announce(inputs: int, outputs: int, images: int, notice: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from src.activations import BATCH_SIZE
 from src.dataset import Split
-from src.evaluation import view_pair
+from src.evaluation import PairView, can_share, view_pair
 from src.gathering import gather_moments
 from src.learner import History, Learner
 from src.metrics.moments import PairedMoments
@@ -90,16 +90,22 @@ def _stitch_group(
         _train(cuts, together, train, val, labelled, resume, tell)
     done = [work for work in works if not work.failure]
     outcomes = Outcomes(cuts)
-    on_val = gather_moments(cuts, [] if similarity else specs, val, title="moments on val", notice=tell.notice)
+    shared = {cut for cut, geometry in cuts.geometries.items() if similarity and can_share(geometry, len(val))}
+    others = [work.spec for work in done if work.spec.cut not in shared]
+    on_val = gather_moments(cuts, others, val, title="moments on val", notice=tell.notice)
     for cut in dict.fromkeys(work.spec.cut for work in done):
         same = [work for work in done if work.spec.cut == cut]
         view = None
-        if similarity:
+        if cut in shared:
             view = view_pair(
                 cuts.pair(same[0].spec), val, keep=True, title=f"activations on val, {cut[0]} and {cut[1]}"
             )
-            if view.cka_group:
-                tell.notice(f"cka: mean over groups of {view.cka_group} images, since all are too large to keep")
+        elif similarity:
+            view = PairView(cuts.pair(same[0].spec), val, on_val[cut])
+        if view and view.cka_group:
+            tell.notice(
+                f"cka: mean over groups of {view.cka_group} images, since all activations are too large to keep"
+            )
         outcomes.add(same, view.moments if view else on_val[cut], on_train.get(cut), view)
     counts = outcomes.score(done, val, labelled=labelled)
     surroundings = {

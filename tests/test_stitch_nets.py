@@ -187,7 +187,7 @@ def test_a_cka_over_groups_is_said(toy, monkeypatch, capsys) -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_constant_has_no_cka_but_an_l2(shared, toy, monkeypatch) -> None:
-    monkeypatch.setattr("src.evaluation._can_share", lambda *_: shared)
+    monkeypatch.setattr("src.stitch.can_share", lambda *_: shared)
     # the one seed in a few whose permutation keeps no weight of the identity: the stitch gives its bias everywhere
     result = stitch("a3.pt", "b3.pt", "bn1", "bn1", "-i", "eye", "-m", "random-permutation", "-e", "0", "--seed", "0")
     assert not result["trans_m"]["after"]["w"].any()

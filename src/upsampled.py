@@ -1,0 +1,107 @@
+"""Moments of activations that are interpolated up to a larger layer, from as many rows as they have themselves.
+
+Interpolation is linear, alike for all channels and one axis after the other: x becomes P x with P = Q R, Q of
+orthonormal columns. So the sums over all positions of (P x)(P x)^T and of (P x) y^T are those of (R x)(R x)^T and of
+(R x)(Q^T y)^T over the few positions of x. They are taken in float64 about a fixed point near the means (P leaves
+constants as they are) and centred at the end.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.metrics.linalg import float64_device
+from src.metrics.moments import PairedMoments, Sums
+from src.stitching import Geometry
+
+Cut = tuple[str, str, bool, bool]
+WORTHWHILE = 2  # times as many positions in the end as in the front
+
+
+def is_upsampled(geometry: Geometry) -> bool:
+    """Whether the front activation is interpolated to enough positions for this way to be the cheaper one."""
+    if geometry.is_flat or len(geometry.end_shape) != 3:
+        return False
+    (h, w), (height, width) = geometry.front_shape[1:], geometry.end_shape[1:]
+    return height >= h and width >= w and height * width >= WORTHWHILE * h * w
+
+
+class _Axis:
+    """Interpolation along one axis, (large, small), and its factors."""
+
+    def __init__(self, small: int, large: int, device: torch.device) -> None:
+        basis = torch.eye(small, dtype=torch.float64).view(1, small, small, 1)
+        moved = F.interpolate(basis, size=(large, 1), mode="bilinear", align_corners=False)[0, :, :, 0].T
+        q, r = torch.linalg.qr(moved)
+        self.q, self.r, self.weights = q.to(device), r.to(device), moved.sum(0).to(device)
+
+
+def _along_both(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """(n, c, h, w) -> rows (n * h' * w', c) of first (h', h) and second (w', w) applied to its axes."""
+    x = (x @ second.T).transpose(2, 3) @ first.T  # (n, c, w', h')
+    return x.transpose(0, 1).reshape(x.shape[1], -1).T
+
+
+class Upsampled:
+    """Feed it the outputs of layers of both networks by name; `finish` gives the moments of every pair."""
+
+    def __init__(self, geometries: dict[Cut, Geometry], device: torch.device) -> None:
+        self.geometries, self.device = geometries, float64_device(device)
+        self.axes: dict[tuple[int, int], _Axis] = {}
+        self.centres: dict[tuple[str, str], Tensor] = {}
+        self.images = 0
+        self.totals: dict[tuple, Tensor] = {}
+
+    def add(self, front: dict[str, Tensor], end: dict[str, Tensor]) -> None:
+        done: dict[tuple, Tensor] = {}
+        for cut, geometry in self.geometries.items():
+            if ("front", cut[0]) not in done:
+                done["front", cut[0]] = self._shifted("front", cut[0], front)
+            if ("end", cut[1]) not in done:
+                done["end", cut[1]] = self._shifted("end", cut[1], end)
+            x, y = done["front", cut[0]], done["end", cut[1]]
+            across = [
+                self._axis(*sizes) for sizes in zip(geometry.front_shape[1:], geometry.end_shape[1:], strict=True)
+            ]
+            size, small = geometry.end_shape[1:], geometry.front_shape[1:]
+            if (cut[0], size) not in done:
+                done[cut[0], size] = rows = _along_both(x, across[0].r, across[1].r)
+                self._add(("products", cut[0], size), rows.T @ rows)
+                self._add(("total", cut[0], size), torch.einsum("nchw,h,w->c", x, across[0].weights, across[1].weights))
+            if (cut[1], small) not in done:
+                done[cut[1], small] = _along_both(y, across[0].q.T, across[1].q.T)
+            self._add(("cross", cut), done[cut[0], size].T @ done[cut[1], small])
+        self.images += len(next(iter(front.values())))
+
+    def _shifted(self, role: str, layer: str, outputs: dict[str, Tensor]) -> Tensor:
+        """A layer's output in float64 about a fixed point near its means: those of the first batch."""
+        x = outputs[layer].to(self.device).double()
+        if (role, layer) not in self.centres:
+            self.centres[role, layer] = x.mean((0, 2, 3))
+        return x - self.centres[role, layer][:, None, None]
+
+    def _axis(self, small: int, large: int) -> _Axis:
+        if (small, large) not in self.axes:
+            self.axes[small, large] = _Axis(small, large, self.device)
+        return self.axes[small, large]
+
+    def _add(self, key: tuple, value: Tensor) -> None:
+        self.totals[key] = self.totals[key] + value if key in self.totals else value
+
+    def finish(self, ends: dict[str, Sums]) -> Iterable[tuple[Cut, PairedMoments]]:
+        """The moments of each pair, given the sums of the end layers. Raises ValueError for NaN and infinite values."""
+        for cut, geometry in self.geometries.items():
+            size, y = geometry.end_shape[1:], ends[cut[1]]
+            n = self.images * size[0] * size[1]
+            total = self.totals["total", cut[0], size]
+            x = Sums(geometry.inputs, self.device)
+            x.n = n
+            x.all_means.copy_(self.centres["front", cut[0]] + total / n)
+            x.all_products.copy_(self.totals["products", cut[0], size] - torch.outer(total, total) / n)
+            if not torch.isfinite(x.products.trace()):
+                raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
+            moments = PairedMoments.of(x, y)
+            moments.all_xy.copy_(self.totals["cross", cut] - torch.outer(total, y.mean - self.centres["end", cut[1]]))
+            yield cut, moments
