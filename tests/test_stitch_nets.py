@@ -354,3 +354,61 @@ def test_mixed_precision_trains_nearly_the_same_stitch(toy, options) -> None:
     assert_close(amp, after, atol=0.01, rtol=0)
     assert_close(mixed["trans_fit"]["train_loss"], exact["trans_fit"]["train_loss"], atol=0, rtol=0.02)
     assert exact["model_results"]["end"] == mixed["model_results"]["end"], "evaluations are float32"
+
+
+def test_moved_weights_are_found_by_their_digest_and_named(toy, capsys) -> None:
+    stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "1", "-b", "16")
+    place = Path("model_weights/Toy/kept")
+    place.mkdir(parents=True)
+    Path("a3.pt").rename(place / "first.pt")
+    Path("model_weights/other.pt").write_bytes(b"another file")
+    capsys.readouterr()
+    eval_stitch.main(["results/r/bn1-bn1.pkl", "after", "--no-save"])
+    assert f"front: {place.resolve() / 'first.pt'}" in capsys.readouterr().err
+    Path("a3.pt").write_bytes(Path("b3.pt").read_bytes())  # another network in its place
+    eval_stitch.main(["results/r/bn1-bn1.pkl", "after", "--no-save"])
+    assert f"front: {place.resolve() / 'first.pt'}" in capsys.readouterr().err
+    (place / "first.pt").unlink()
+    with pytest.raises(SystemExit):
+        eval_stitch.main(["results/r/bn1-bn1.pkl", "after", "--no-save"])
+    assert "a3.pt has changed since" in capsys.readouterr().err
+
+
+def test_a_folder_is_evaluated_stitch_by_stitch(toy, capsys) -> None:
+    command = ["a3.pt", "b5.pt", "bn1,conv2", "bn1", "-e", "1", "-b", "16", "--run-name", "r"]
+    stitch_nets.main(command)
+    Path("results/r/notes.txt").write_text("mine")
+    Path("results/r/eval_net-x.pkl").write_bytes(pickle.dumps({"acc": 1.0}))
+    capsys.readouterr()
+    eval_stitch.main(["results/r", "after", "--run-name", "e"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["stitch", "bn1-bn1", "conv2-bn1"]
+    result = results.read(Path("results/e/eval_stitch-r-after.pkl"))
+    for row in result["stitches"]:
+        assert row["acc"] == results.read(Path(row["stitch"]))["model_results"]["trans"]["acc"]
+    with pytest.raises(SystemExit):
+        eval_stitch.main(["results/e", "after"])
+    assert "no result of stitch_nets.py in results/e" in capsys.readouterr().err
+
+
+def test_weights_that_only_moved_do_not_hinder_a_resumed_run(toy, monkeypatch) -> None:
+    command = ["b5.pt", "bn1", "bn1", "-i", "ps_inv", "-e", "3", "-b", "16"]
+    stitch_nets.main(["a3.pt", *command, "--run-name", "whole"])
+    calls, tally = [], src.stitch.tally
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return tally(*arguments, **options)
+
+    monkeypatch.setattr(src.stitch, "tally", interrupted)
+    with pytest.raises(SystemExit):
+        stitch_nets.main(["a3.pt", *command, "--run-name", "s"])
+    monkeypatch.setattr(src.stitch, "tally", tally)
+    Path("moved").mkdir()
+    Path("a3.pt").rename("moved/a.pt")
+    stitch_nets.main(["moved/a.pt", *command, "--run-name", "s", "--resume"])
+    whole, resumed = (results.read(Path(f"results/{run}/bn1-bn1.pkl")) for run in ("whole", "s"))
+    assert whole["key"] == resumed["key"]
+    assert pickle.dumps(whole["trans_m"]) == pickle.dumps(resumed["trans_m"])
