@@ -7,7 +7,6 @@ import torch
 
 from src import arguments, cli, report
 from src.config import choose_device
-from src.dataset import load_split
 from src.evaluation import compare
 from src.saved_stitch import STITCH_TYPES, load_stitch
 
@@ -36,10 +35,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     layer = saved.end_layer if args.layer is None else args.layer
     stitched, end = (part.to(device) for part in saved.heads(layer))
     with torch.no_grad():
-        shape = tuple(end(saved.end.sample.to(device)).shape[1:])
+        shape = tuple(end(saved.viewing.sample.to(device)).shape[1:])
     name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name if args.layer is None else f"{name}-{layer or 'output'}") as path:
-        split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
+        split = saved.viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
         cell = compare(
             (stitched, end),
             (shape, shape),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from src import arguments, cli, plots, report
 from src.config import choose_device
-from src.dataset import DATASETS, load_split
+from src.dataset import DATASETS
 from src.layer_grid import Comparison, compare_layers, layer_label
 from src.layers import ALL, choose_layers
 from src.metrics import METRICS
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.plot:
         plots.require_matplotlib()
     device = choose_device(args.device)
-    front, end = cli.load_pair(args)
+    viewing = cli.open_pair(args)
+    front, end = viewing.networks
     layers = choose_layers(front.network, args.front_layer), choose_layers(end.network, args.end_layer)
     single = ALL not in (args.front_layer, args.end_layer) and len(layers[0]) == len(layers[1]) == 1
     names = args.front_layer, args.end_layer
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         comparison = compare_layers(
             (front.network, end.network),
             layers,
-            front.sample,
-            load_split(args.dataset, args.dataset_type, device=device, num_workers=args.num_workers),
+            viewing.sample,
+            viewing.split(args.dataset_type, device=device, num_workers=args.num_workers),
             args.methods,
             view=args.view,
             group=args.group_at,

@@ -1,13 +1,13 @@
 """Evaluate a trained network on ground truth labels."""
 
 import argparse
-from pathlib import Path
 
-from src import arguments, checkpoints, cli
+from src import arguments, cli
 from src.config import choose_device
-from src.dataset import load_split
 from src.evaluation import evaluate
 from src.results.titles import network_name
+from src.sources import HELP, model_folder, open_network
+from src.viewing import look
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "Measure the loss and the accuracy of a trained network.",
         "model_weights/Tiny10/Digits/in0-gn0/440.pt\nelsewhere/weights.pt -m tiny10 -d cifar10",
     )
-    parser.add_argument("model_path", type=Path, metavar="weights", help="weight file")
+    parser.add_argument("model_path", metavar="weights", help=HELP)
     group = arguments.add_split_options(parser)
     arguments.add_model_option(group, "-m", "--model")
     arguments.add_dataset_option(group)
@@ -27,18 +27,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     """Evaluate, print and write; returns the result."""
     device = choose_device(args.device)
-    checkpoint = checkpoints.load(args.model_path, model=args.model, dataset=args.dataset)
-    parts = (checkpoint.model, checkpoint.dataset, checkpoint.seeds, args.model_path.stem)
+    checkpoint = open_network(args.model_path, model=args.model, dataset=args.dataset, tell=cli.notice)
+    viewing = cli.show(look([checkpoint], args.dataset))
+    viewing.require_labels()
+    parts = (model_folder(checkpoint.model).lower(), viewing.dataset, checkpoint.seeds, checkpoint.stem)
     name = "-".join(["eval_net", *filter(None, parts)])
     with cli.result_path(args, name, answers_anyway=True) as path:
-        split = load_split(checkpoint.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
+        split = viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
         network = checkpoint.network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
         text = (
-            f"{network_name(checkpoint.facts())} ({checkpoint.dataset}): {args.dataset_type}, {len(split)} images\n"
+            f"{network_name(checkpoint.facts())} ({viewing.dataset}): {args.dataset_type}, {len(split)} images\n"
             f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
         )
-        result = {"model": checkpoint.model, "dataset": checkpoint.dataset, "images": len(split), **scores}
+        text += "".join(f"\nnote: {line}" for line in viewing.notes)
+        facts = {"model": checkpoint.model, "dataset": viewing.dataset, "network": checkpoint.facts()}
+        result = {**facts, "images": len(split), **scores}
         cli.publish(args, path, result, text)
     return result
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from src import arguments, cli, report
 from src.config import choose_device
-from src.dataset import load_split
 from src.evaluation import evaluate
 from src.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
 
@@ -47,7 +46,8 @@ def evaluate_one(args: argparse.Namespace, file: Path, device: Any) -> dict[str,
     saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model)
     for role, weights in saved.weight_files.items():
         cli.notice(f"{role}: {weights}")
-    split = load_split(saved.dataset, args.dataset_type, device=device, num_workers=args.num_workers)
+    saved.viewing.require_labels()
+    split = saved.viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
     scores = evaluate(saved.network.to(device), split, batch_size=args.batch_size, title="evaluating")
     return {"stitch": str(file), "title": saved.title, "type": args.stitch_type, "images": len(split), **scores}
 

@@ -9,31 +9,37 @@ from torch import Tensor, nn
 
 from src import arguments, cli, report
 from src.cut import heads, layer_names
-from src.dataset import DATASETS
-from src.models import build_model, folder_name
+from src.sources import HELP, model_folder, open_network
 from src.structure import split_layer
+from src.viewing import look
+
+DEFAULT = "cifar10"  # the images of a network that was trained on none of our data sets
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = arguments.parser(
         "layer_info",
-        "List the layers of an architecture, at each of which one can cut and stitch.",
-        "resnet20_w3\nlenet -d mnist",
+        "List the layers of a network, at each of which one can cut and stitch.",
+        "resnet20_w3 -d cifar100\nmodel_weights/Tiny10/Digits/in0-gn0/440.pt",
     )
-    parser.add_argument("model", type=arguments.model_name, help=f"architecture: {arguments.models_help()}")
-    arguments.add_dataset_option(parser.add_argument_group("images"), default="cifar10")
+    parser.add_argument("model", help=f"architecture: {arguments.models_help()}; or {HELP}")
+    arguments.add_dataset_option(parser.add_argument_group("images"), shown="the network's, else cifar10")
     arguments.add_run_options(parser)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> pd.DataFrame:
     """Print and write the table of layers; returns it, a row a layer."""
-    spec = DATASETS[args.dataset]
-    network = build_model(args.model, channels=spec.channels, classes=spec.classes, size=spec.size)
-    with cli.result_path(args, f"layer_info-{args.model}-{args.dataset}", answers_anyway=True) as path:
-        layers = describe_layers(network, torch.zeros(1, spec.channels, spec.size, spec.size))
-        title = f"{folder_name(args.model)} on {args.dataset}: images {spec.channels} x {spec.size} x {spec.size}"
-        cli.publish(args, path, {"layers": layers}, f"{title}\n{layers_text(layers)}")
+    shown = open_network(args.model, dataset=args.dataset, tell=cli.notice, bare=True)
+    dataset, eyes = args.dataset or shown.dataset or DEFAULT, shown.preprocessing
+    look([shown], dataset)
+    is_file = bool(shown.iteration or shown.recipe)
+    parts = [model_folder(shown.model).lower(), dataset] + ([shown.seeds, shown.stem] if is_file else [])
+    with cli.result_path(args, "-".join(["layer_info", *filter(None, parts)]), answers_anyway=True) as path:
+        layers = describe_layers(shown.network, shown.sample[:1])
+        title = f"{model_folder(shown.model)} on {dataset}: images {eyes.channels} x {eyes.size} x {eyes.size}"
+        result = {"layers": layers, "network": shown.facts()}
+        cli.publish(args, path, result, f"{title}\n{layers_text(layers)}")
     return layers
 
 

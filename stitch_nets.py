@@ -10,7 +10,7 @@ from typing import Any
 from src import arguments, cli, plots, report, results
 from src.checkpoints import Checkpoint, weights_digest
 from src.config import choose_device
-from src.dataset import Split, load_split
+from src.dataset import Split
 from src.layers import choose_layers
 from src.learner import History
 from src.stitch import Tell, stitch
@@ -62,27 +62,27 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.plot:
         plots.require_matplotlib()
     device = choose_device(args.device)
-    front, end = cli.load_pair(args)
+    viewing = cli.open_pair(args)
+    front, end = viewing.networks
     specs = [
         replace(setting, front_layer=one, end_layer=other)
         for one, other in layer_pairs(args, front, end)
         for setting in settings
     ]
-    cuts = Cuts(front.network.to(device), end.network.to(device), specs, front.sample.to(device))
+    cuts = Cuts(front.network.to(device), end.network.to(device), specs, viewing.sample.to(device))
     names = file_names(specs)
     single = len(specs) == 1
     with cli.result_paths(args, names, picture=None if single else SET) as paths:
         folder = paths[0].parent if paths[0] else None
         state = states_in(folder, names, args, (front, end)) if folder else None
-        train, val = (
-            load_split(front.dataset, split, device=device, num_workers=args.num_workers) for split in ("train", "val")
-        )
+        train, val = (viewing.split(name, device=device, num_workers=args.num_workers) for name in ("train", "val"))
         keys = stitch_keys(specs, (front, end), train, val)
         outcomes = stitch(
             cuts,
             train,
             val,
             similarity=not args.no_similarity,
+            labelled=viewing.labelled,
             memory=1e9 * args.memory,
             resume=state,
             tell=Tell(cli.notice, teller(specs, args)),

@@ -1,10 +1,9 @@
 """Train a network on a data set."""
 
 import argparse
-import contextlib
 import csv
 import io
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,18 @@ from src.checkpoints import seeds_name
 from src.config import choose_device, mixed_precision
 from src.dataset import DATASETS, Split, load_split, shuffle_labels, take_fraction
 from src.evaluation import evaluate
-from src.files import atomic_write, parse_tensors, sole_maker
+from src.files import atomic_write
 from src.learner import History, Learner
-from src.models import build_model
+from src.preprocessing import Preprocessing
 from src.recipe import OPTIMIZERS, Recipe
+from src.sources import architecture, own_size, source_sha256, split_model, start_from
 from src.training import DEBUG_STEPS, Resume, fit_one
+from src.weight_folder import RESUME, refuse_finished_or_other, remove_older, reserved
 
 LOG_COLUMNS: tuple[str, ...] = ("epoch", "train_accuracy", "train_loss", "val_accuracy", "val_loss")
-RESUME = "resume.pt"
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")
 # in the recipe only where they are not what is usual: a recipe of before these options is one without them
-UNUSUAL = {"amp": False, "train_fraction": 1.0, "shuffle_labels": 0.0, "debug": False}
+UNUSUAL = {"amp": False, "train_fraction": 1.0, "shuffle_labels": 0.0, "freeze_body": False, "debug": False}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "-m tiny10 -d cifar10\n-m lenet -d mnist -e 12 -i 1 -g 1 --resume",
     )
     group = parser.add_argument_group("network and images")
-    names = arguments.models_help()
+    names = f"{arguments.models_help()}; or torchvision:NAME, timm:NAME, FILE.py:FUNCTION"
     group.add_argument("-m", "--model", type=arguments.model_name, default="tiny10", metavar="MODEL", help=names)
     arguments.add_dataset_option(group, default="cifar10")
     group.add_argument(
@@ -70,9 +70,11 @@ def add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-i", "--init-noise", type=seed, default=0, metavar="SEED", help="seed of the first weights")
     group.add_argument(
         "--init-weights",
-        type=Path,
-        metavar="FILE",
+        metavar="SPEC",
         help="start from these weights; a head of another size stays random (default: all random)",
+    )
+    group.add_argument(
+        "--freeze-body", action="store_true", help="train the last linear layer alone, on what the others give"
     )
     group.add_argument(
         "-g",
@@ -109,12 +111,17 @@ def run(args: argparse.Namespace) -> dict:
     """Train, and return where the weights are with their scores and the training log."""
     device = choose_device(args.device)
     recipe = Recipe(args.epochs, args.batch_size, args.optimizer, args.lr, args.weight_decay)
-    with weight_folder(args) as folder, cli.result_path(args, result_name(folder), out_dir=Path("results")) as path:
+    seeds = seeds_name(args.init_noise, args.gradient_noise, args.train_fraction, args.shuffle_labels)
+    place = checkpoints.weight_folder(args.out_dir, args.model, args.dataset, seeds)
+    with (
+        reserved(place, resume=args.resume, overwrite=args.overwrite) as folder,
+        cli.result_path(args, result_name(folder), out_dir=Path("results")) as path,
+    ):
         resume_file = folder / RESUME
-        network, origin = initial_network(args)
-        facts = recipe_facts(args) | origin
+        start = initial_network(args)
+        network, facts = start.network, recipe_facts(args) | start.origin
         train, val = (
-            load_split(args.dataset, split, device=device, num_workers=args.num_workers)
+            load_split(args.dataset, split, device=device, num_workers=args.num_workers).seen_by(start.preprocessing)
             for split in ("train", args.validate_on)
         )
         train = training_images(train, args)
@@ -128,8 +135,8 @@ def run(args: argparse.Namespace) -> dict:
         if not args.resume:
             resume_file.unlink(missing_ok=True)
         network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        history = train_network(network, train, val, args, recipe, facts, resume_file)
-        weights = save_weights(network, args, facts, final)
+        history = train_network(start, train, val, args, recipe, facts, resume_file)
+        weights = save_weights(start, args, facts, final)
         scores = evaluate(network, val)
         text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {weights}"
         text += f"\ndebug: only {DEBUG_STEPS} batches an epoch" * args.debug
@@ -159,92 +166,45 @@ def training_images(train: Split, args: argparse.Namespace) -> Split:
     return train
 
 
-@contextlib.contextmanager
-def weight_folder(args: argparse.Namespace) -> Iterator[Path]:
-    """Reserve the folder of the weights; refuse one that another training fills, or has filled.
-
-    Folders that are still empty at the end, since the work failed, are removed.
-    """
-    seeds = seeds_name(args.init_noise, args.gradient_noise, args.train_fraction, args.shuffle_labels)
-    folder = checkpoints.weight_folder(args.out_dir, args.model, args.dataset, seeds)
-    try:
-        with sole_maker(folder / "training_log.csv", "wait for it, or give other seeds or another -o"):
-            refuse_existing(folder, resume=args.resume, overwrite=args.overwrite)
-            yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            for empty in (folder, *folder.parents[:2]):
-                empty.rmdir()
-
-
-def refuse_existing(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    if any(folder.glob("*.pt")) and not resume and not overwrite:
-        remedy = "--resume goes on, --overwrite starts anew" if (folder / RESUME).exists() else "give --overwrite or -o"
-        raise FileExistsError(f"{folder} holds a training already; {remedy}")
-
-
-def refuse_finished_or_other(folder: Path, facts: dict[str, Any], final: Path) -> None:
-    """Where no state is left to go on from, start anew only what was stopped in its first epoch."""
-    for path in snapshots(folder):
-        before = recipe_of(path)
-        if not before:
-            raise ValueError(f"cannot resume: {path} is not of a training by this script; give --overwrite or -o")
-        for key in sorted(before.keys() | facts.keys()):
-            if before.get(key) != facts.get(key):
-                raise ValueError(
-                    f"cannot resume: {path} was trained with {key} {before.get(key)}, not {facts.get(key)}; "
-                    "--overwrite starts anew"
-                )
-    if final.exists():
-        raise FileExistsError(f"{final} exists, so this training is finished; --overwrite starts anew")
-
-
-def remove_older(folder: Path, iteration: int, facts: dict[str, Any]) -> None:
-    """Delete the weights of a training that this one replaced, so that no one takes them for snapshots of it."""
-    for path in snapshots(folder):
-        recipe = recipe_of(path)
-        if recipe and (int(path.stem) > iteration or recipe != facts):
-            path.unlink()
-
-
-def snapshots(folder: Path) -> list[Path]:
-    """The weight files of the folder that are named by an iteration."""
-    return sorted(path for path in folder.glob("*.pt") if path.stem.isdecimal())
-
-
-def recipe_of(path: Path) -> dict[str, Any]:
-    """The recipe of a weight file; empty where it has none or is none of ours."""
-    try:
-        record = parse_tensors(path.read_bytes())
-    except ValueError:
-        return {}
-    recipe = record.get("recipe") if isinstance(record, dict) else None
-    return recipe if isinstance(recipe, dict) else {}
-
-
 def result_name(folder: Path) -> str:
     return f"train_model-{'-'.join(folder.parts[-3:])}"
 
 
-def initial_network(args: argparse.Namespace) -> tuple[nn.Module, dict[str, str]]:
-    """The network before training, and what the recipe says of the file it starts from, if any.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A network before training: what it does to images, what the recipe says of the weights it starts from, if any,
+    and the SHA-256 of the Python file that made it, if one did."""
+
+    network: nn.Module
+    preprocessing: Preprocessing
+    origin: dict[str, str]
+    source_sha256: str | None
+
+
+def initial_network(args: argparse.Namespace) -> Start:
+    """The network before training, its head sized for the data set.
 
     The random weights depend on the seed alone; torch's global generator is left as it was.
     """
-    spec = DATASETS[args.dataset]
+    images, (model, asked) = DATASETS[args.dataset], split_model(args.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.init_noise)
-        network = build_model(args.model, channels=spec.channels, classes=spec.classes, size=spec.size)
+        size = asked.get("size") or own_size(model, images)
+        made = architecture(model, channels=images.channels, classes=images.classes, size=size)
+    eyes = replace(made.preprocessing or images.preprocessing, **asked)
+    if args.freeze_body:
+        head = checkpoints.head_of(made.network)  # before anything is downloaded
+        cli.notice(f"training {head}, the last linear layer, alone")
     if args.init_weights is None:
-        return network, {}
-    digest, head = checkpoints.fill_from(network, args.init_weights, model=args.model)
+        return Start(made.network, eyes, {}, source_sha256(model))
+    digest, head = start_from(made.network, args.init_weights, model=model, tell=cli.notice)
     if head:
         cli.notice(f"the head {head} starts at random: it has another size in {args.init_weights}")
-    return network, {"init_weights": digest}
+    return Start(made.network, eyes, {"init_weights": digest}, source_sha256(model))
 
 
 def train_network(
-    network: nn.Module,
+    start: Start,
     train: Split,
     val: Split,
     args: argparse.Namespace,
@@ -252,7 +212,11 @@ def train_network(
     facts: dict[str, Any],
     resume_file: Path,
 ) -> History:
-    task, folder = train.spec.task, resume_file.parent
+    network, task, folder = start.network, train.spec.task, resume_file.parent
+    trained = network
+    if args.freeze_body:  # the rest is never trained: its parameters stay, and so do the statistics of its norms
+        network.eval().requires_grad_(False)
+        trained = network.get_submodule(checkpoints.head_of(network)).requires_grad_()
 
     def objective(shared: None, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with mixed_precision(images.device, enabled=args.amp):
@@ -260,7 +224,7 @@ def train_network(
         return task.loss(logits, labels), task.correct(logits, labels)
 
     def save_at(iteration: int) -> None:
-        save_weights(network, args, facts, weight_file(folder, iteration))
+        save_weights(start, args, facts, weight_file(folder, iteration))
 
     def epoch_done(history: History) -> None:
         write_log(folder / "training_log.csv", history)
@@ -270,7 +234,7 @@ def train_network(
         write_log(folder / "training_log.csv", learner.history)
         cli.tell_resumed(epochs, recipe.epochs)
 
-    learner = Learner(network, objective, recipe, after_step=save_at, after_step_every=args.save_frequency)
+    learner = Learner(trained, objective, recipe, after_step=save_at, after_step_every=args.save_frequency)
     return fit_one(
         learner,
         train,
@@ -288,16 +252,19 @@ def identity(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in ("model", "dataset", "init_noise", "gradient_noise", "validate_on")}
 
 
-def save_weights(network: nn.Module, args: argparse.Namespace, facts: dict[str, Any], path: Path) -> Path:
+def save_weights(start: Start, args: argparse.Namespace, facts: dict[str, Any], path: Path) -> Path:
+    own = start.preprocessing == DATASETS[args.dataset].preprocessing
     checkpoints.save(
         path,
-        network,
-        model=args.model,
+        start.network,
+        model=split_model(args.model)[0],
         dataset=args.dataset,
         init_seed=args.init_noise,
         gradient_seed=args.gradient_noise,
         iteration=int(path.stem),
         recipe=facts,
+        preprocessing=None if own else start.preprocessing,
+        source_sha256=start.source_sha256,
     )
     return path
 

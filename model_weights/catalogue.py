@@ -56,7 +56,7 @@ def command(checkpoint: Checkpoint) -> str:
 def row(path: Path) -> str:
     """A line of the table: a file's name, its training, its scores, its size and digest."""
     checkpoint = checkpoints.load(path)
-    scores = evaluate(checkpoint.network, load_split(checkpoint.dataset, "val"))
+    scores = evaluate(checkpoint.network, load_split(str(checkpoint.dataset), "val"))
     content = path.read_bytes()
     with (path.parent / "training_log.csv").open() as log:
         last = list(csv.DictReader(log))[-1]

@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 from src.activations import BATCH_SIZE
 from src.dataset import DATASETS, SPLITS
 from src.metrics import METRICS
-from src.models import canonical_name, model_names
+from src.models import model_names
+from src.sources import HELP as NETWORK_HELP
+from src.sources import split_model
 from src.stitching.options import Option
 
 WIDTH = 80
@@ -94,8 +96,8 @@ def add_model_option(parser: argparse._ActionsContainer, *flags: str, whose: str
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     """Two weight files."""
-    parser.add_argument("front_model", type=Path, metavar="front_weights", help="weight file of the first network")
-    parser.add_argument("end_model", type=Path, metavar="end_weights", help="weight file of the second network")
+    parser.add_argument("front_model", metavar="front_weights", help=f"the first network: {NETWORK_HELP}")
+    parser.add_argument("end_model", metavar="end_weights", help="the second network, likewise")
 
 
 def add_pair_options(parser: argparse.ArgumentParser) -> None:
@@ -118,9 +120,7 @@ def add_stitch_arguments(parser: argparse.ArgumentParser, stitch_types: Sequence
     )
     group = parser.add_argument_group("networks")
     for flag, which in (("--front-model", "first"), ("--end-model", "second")):
-        group.add_argument(
-            flag, type=Path, metavar="PATH", help=f"weights of the {which} network (default: what the result says)"
-        )
+        group.add_argument(flag, metavar="SPEC", help=f"weights of the {which} network (default: what the result says)")
 
 
 def add_method_argument(parser: argparse.ArgumentParser) -> None:
@@ -173,8 +173,8 @@ def add_worker_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_dataset_option(parser: argparse._ActionsContainer, *, default: str | None = None) -> None:
-    shown = default or "the one the network was trained on"
+def add_dataset_option(parser: argparse._ActionsContainer, *, default: str | None = None, shown: str = "") -> None:
+    shown = default or shown or "the one the network was trained on"
     parser.add_argument(
         "-d", "--dataset", choices=sorted(DATASETS), default=default, help=f"data set (default: {shown})"
     )
@@ -238,9 +238,10 @@ def models_help() -> str:
 
 
 def model_name(text: str) -> str:
-    """argparse type: a model's name in its canonical spelling."""
+    """argparse type: a model's name in its canonical spelling; that of a foreign one may end in ?size=64."""
     try:
-        return canonical_name(text)
+        model, asked = split_model(text)
+        return text if asked else model
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -56,6 +56,12 @@ class Checkpoint:
         return seeds_name(self.init_seed, self.gradient_seed, self.train_fraction, self.shuffle_labels)
 
     @property
+    def stem(self) -> str:
+        """The name of its file without the ending, or its spec, as it may stand in the name of another file."""
+        path = Path(self.path)
+        return path.stem if path.is_file() else re.sub(r"[^\w.-]", "_", path.name)
+
+    @property
     def sample(self) -> Tensor:
         """Two blank images as the network sees them: enough to learn the shapes of its layers."""
         eyes = self.preprocessing
@@ -67,6 +73,7 @@ class Checkpoint:
             "model": self.model,
             "dataset": self.dataset,
             "path": str(self.path),
+            "preprocessing": asdict(self.preprocessing),
             "init_seed": self.init_seed,
             "gradient_seed": self.gradient_seed,
             "train_fraction": self.train_fraction,
@@ -83,9 +90,17 @@ def seeds_name(init_seed: int, gradient_seed: int, train_fraction: float = 1.0, 
     return name + (f"-s{float(shuffle_labels)!r}".removesuffix(".0") if shuffle_labels else "")
 
 
+def model_folder(model: str) -> str:
+    """The name of the weight folder of an architecture: of a foreign one, what is left of its spec in a file name."""
+    try:
+        return folder_name(model)
+    except ValueError:
+        return re.sub(r"[^\w.-]", "_", re.sub(r"\?\w+=.*", "", model).rpartition("/")[2])
+
+
 def weight_folder(out_dir: Path, model: str, dataset: str, seeds: str) -> Path:
     """Where the weights of one training run belong: <out>/<Model>/<Dataset>/<seeds>, the last as of `seeds_name`."""
-    return out_dir / folder_name(model) / DATASETS[dataset].folder / seeds
+    return out_dir / model_folder(model) / DATASETS[dataset].folder / seeds
 
 
 def save(
@@ -99,11 +114,13 @@ def save(
     iteration: int,
     recipe: dict[str, Any],
     preprocessing: Preprocessing | None = None,
+    source_sha256: str | None = None,
 ) -> None:
     """Write the network's state with its metadata, atomically; readable with `weights_only=True`.
 
     `recipe` holds the options that the network was trained with, as built-in values; `train_fraction` and
-    `shuffle_labels` only where they differ from 1 and 0. `preprocessing` is the network's, where not the data set's.
+    `shuffle_labels` only where they differ from 1 and 0. `preprocessing` is the network's, where not the data set's;
+    `source_sha256` is of the Python file that builds it, where one does.
     """
     record = {
         "format": FORMAT,
@@ -114,6 +131,7 @@ def save(
         "iteration": iteration,
         "recipe": recipe,
         **({"preprocessing": asdict(preprocessing)} if preprocessing else {}),
+        **({"source_sha256": source_sha256} if source_sha256 else {}),
         "state_dict": {name: _plain(value) for name, value in network.state_dict().items()},
     }
     write_tensors(path, record)
@@ -179,22 +197,39 @@ def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
         raise ValueError(complaint) from None
 
 
-def fill_from(network: nn.Module, path: Path, *, model: str) -> tuple[str, str | None]:
-    """Start a network from a weight file of its architecture, whatever data set that is for.
+def fill_from(
+    network: nn.Module, path: Path, *, model: str, canonical: Callable[[str], str] = canonical_name
+) -> tuple[str, str | None]:
+    """Start a network from a weight file of its architecture, whatever data set that is for, as `fill_body` does.
 
-    Only the head, the last linear layer, may differ in size: it then stays as it is. Returns the file's SHA-256 and
-    the name of the head where it stayed, None where it came from the file. Raises as `load` does.
+    Returns the file's SHA-256 and the name of the head where it stayed. Raises as `load` does.
     """
-    content, known, state = _open(path)
-    _agree(path, "model", known["model"], model, canonical_name)
+    digest, known, state = read(path)
+    _agree(path, "model", known["model"], model, canonical)
+    return digest, fill_body(network, state, f"{path} does not fit {model}")
+
+
+def head_of(network: nn.Module) -> str:
+    """The name of the last linear layer, which decides between classes; ValueError where there is none."""
+    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise ValueError(f"{type(network).__name__} has no linear layer, so no head")
+    return heads[-1]
+
+
+def fill_body(network: nn.Module, state: dict[str, Tensor], complaint: str) -> str | None:
+    """Load a state dict whose head may differ in size, and nothing else: the head then stays as it is.
+
+    Returns its name where it stayed, None where it came from the state dict.
+    """
     own = network.state_dict()
-    head = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    head = head_of(network)
     parts = [name for name in own if name.startswith(f"{head}.")]
     stays = any(name in state and state[name].shape != own[name].shape for name in parts)
     if stays:
-        state |= {name: own[name] for name in parts}
-    fill(network, state, f"{path} does not fit {model}")
-    return hashlib.sha256(content).hexdigest(), head if stays else None
+        state = state | {name: own[name] for name in parts}
+    fill(network, state, complaint)
+    return head if stays else None
 
 
 def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -13,26 +13,28 @@ from typing import Any
 
 import torch
 
-from src import checkpoints, report, results
-from src.checkpoints import Checkpoint
+from src import report, results, sources
 from src.files import sole_maker
 from src.learner import History
 from src.metrics import METRICS, Cell, Health
+from src.viewing import Viewing, look
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def load_pair(args: argparse.Namespace) -> tuple[Checkpoint, Checkpoint]:
-    """Load the two networks that the arguments name; raises ValueError where they are for different data sets."""
-    front = checkpoints.load(args.front_model, model=args.model1, dataset=args.dataset)
-    end = checkpoints.load(args.end_model, model=args.model2, dataset=args.dataset)
-    if front.dataset != end.dataset:
-        raise ValueError(
-            f"the networks are for different data sets: {front.path} for {front.dataset}, {end.path} for {end.dataset}"
-        )
-    return front, end
+def open_pair(args: argparse.Namespace) -> Viewing:
+    """The two networks that the arguments name, in front of the data set that they name or were trained on."""
+    specs, models = (args.front_model, args.end_model), (args.model1, args.model2)
+    return show(look(sources.open_pair(specs, models=models, dataset=args.dataset, tell=notice), args.dataset))
+
+
+def show(viewing: Viewing) -> Viewing:
+    """Tell the user what figures on these images rest on."""
+    for line in viewing.notes:
+        notice(f"note: {line}")
+    return viewing
 
 
 def comparison_report(cell: Cell) -> tuple[str, dict[str, Any]]:

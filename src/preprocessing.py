@@ -1,11 +1,12 @@
 """What a network does to images before its first layer: size, mean and standard deviation are its own."""
 
-from collections.abc import Callable
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
@@ -36,20 +37,22 @@ class Preprocessing:
             raise ValueError(f"interpolation {self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
 
     @property
+    def parts(self) -> tuple[Any, ...]:
+        return self.size, self.mean, self.std, self.interpolation
+
+    @property
     def channels(self) -> int:
         return len(self.mean)
 
-    def on(self, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-        """The function that does it, with its numbers on the device of the images."""
-        mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) * 255 for v in (self.mean, self.std))
-
-        def preprocess(images: Tensor) -> Tensor:
-            # a channel after the other while each has its own numbers, which takes long runs of them; then channels
-            # last, the layout in which convolutions are fastest, on processors and on GPUs
-            images = self._resized(images.to(dtype=torch.float32, copy=True)).sub_(mean).div_(std)
-            return images.to(memory_format=torch.channels_last, copy=True)
-
-        return preprocess
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images as the network sees them, a copy on their own device."""
+        # small enough for a copy that a GPU need not wait for
+        numbers = torch.tensor([self.mean, self.std]).to(images.device, non_blocking=True)
+        mean, std = (values.view(1, -1, 1, 1) * 255 for values in numbers)
+        # a channel after the other while each has its own numbers, which takes long runs of them; then channels last,
+        # the layout in which convolutions are fastest, on processors and on GPUs
+        images = self._resized(images.to(dtype=torch.float32, copy=True)).sub_(mean).div_(std)
+        return images.to(memory_format=torch.channels_last, copy=True)
 
     def _resized(self, images: Tensor) -> Tensor:
         if images.shape[2:] == (self.size, self.size):
@@ -59,13 +62,26 @@ class Preprocessing:
         return images.clamp_(0, 255)  # bicubic overshoots
 
 
-class Seeing(nn.Module):
-    """A part of a network behind the network's own preprocessing; its last argument is images in 0..255."""
+def sighted(network: nn.Module, preprocessing: Preprocessing) -> nn.Module:
+    """The network for images in 0..255, which it preprocesses itself; its layers and their names are the network's.
 
-    def __init__(self, part: nn.Module, preprocessing: Preprocessing, device: torch.device) -> None:
-        super().__init__()
-        self.part = part
-        self.preprocess = preprocessing.on(device)
+    A shallow copy of a class of its own, so that it can be cut like the network.
+    """
+    kind = type(network)
 
-    def forward(self, *arguments: Tensor) -> Tensor:
-        return self.part(*arguments[:-1], self.preprocess(arguments[-1]))
+    def forward(self: nn.Module, images: Tensor) -> Any:
+        return kind.forward(self, _seen(images, preprocessing))
+
+    copied = copy.copy(network)
+    copied.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return copied
+
+
+def _seen(images: Any, preprocessing: Preprocessing) -> Any:
+    if isinstance(images, fx.Proxy):  # one step of the graph, for it asks for the size of its images
+        return images.tracer.create_proxy("call_function", _preprocess, (images, preprocessing.parts), {})
+    return preprocessing(images)
+
+
+def _preprocess(images: Tensor, parts: tuple[Any, ...]) -> Tensor:
+    return Preprocessing(*parts)(images)

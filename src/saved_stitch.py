@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from src import checkpoints, results
+from src import results
 from src.checkpoints import Checkpoint
 from src.cut import head, tail
 from src.frozen import freeze
 from src.results.titles import stitch_title
+from src.sources import names_file, open_network
 from src.stitching import Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
+from src.viewing import Viewing, look
 
 STITCH_TYPES = ("before", "after", "ps_inv", "ls_train")
 
@@ -22,12 +24,19 @@ STITCH_TYPES = ("before", "after", "ps_inv", "ls_train")
 class SavedStitch:
     """A stitch of a result file between its two networks, on the CPU, in eval mode."""
 
-    front: Checkpoint
-    end: Checkpoint
+    viewing: Viewing
     front_layer: str
     end_layer: str
     pair: Pair
     stitch: StitchLayer
+
+    @property
+    def front(self) -> Checkpoint:
+        return self.viewing.networks[0]
+
+    @property
+    def end(self) -> Checkpoint:
+        return self.viewing.networks[1]
 
     @property
     def title(self) -> str:
@@ -36,10 +45,10 @@ class SavedStitch:
 
     @property
     def dataset(self) -> str:
-        return self.front.dataset
+        return self.viewing.dataset
 
     @property
-    def weight_files(self) -> dict[str, Path]:
+    def weight_files(self) -> dict[str, Path | str]:
         return {"front": self.front.path, "end": self.end.path}
 
     @property
@@ -55,7 +64,7 @@ class SavedStitch:
         return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), freeze(head(self.end.network, layer))
 
 
-def load_stitch(path: Path, stitch_type: str, *, front: Path | None = None, end: Path | None = None) -> SavedStitch:
+def load_stitch(path: Path, stitch_type: str, *, front: str | None = None, end: str | None = None) -> SavedStitch:
     """Read a stitch that stitch_nets.py, or its published ancestor, wrote.
 
     `front` and `end` are where the weight files are now, if they have moved. Relative paths in the file are looked
@@ -68,31 +77,35 @@ def load_stitch(path: Path, stitch_type: str, *, front: Path | None = None, end:
         raise ValueError(f"{path} is no result of stitch_nets.py")
     params, maps = content["params"], content["trans_m"]
     known = content.get("weights") or {"front": {}, "end": {}}
-    networks = {}
+    networks: dict[str, Checkpoint] = {}
     for role, moved in (("front", front), ("end", end)):
-        file = moved or _find(Path(params[f"{role}_model"]), path, role, known[role].get("sha256"))
-        networks[role] = checkpoints.load(
-            file, model=known[role].get("model"), dataset=params.get("dataset") or known[role].get("dataset")
+        file = moved or _find(params[f"{role}_model"], path, role, known[role].get("sha256"))
+        networks[role] = open_network(
+            file,
+            model=known[role].get("model"),
+            dataset=known[role].get("dataset") or params.get("dataset"),
+            named=moved is not None,
         )
         if not moved and networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             same = _by_digest(path, known[role]["sha256"])
             if same:
-                networks[role] = checkpoints.load(same, model=known[role].get("model"))
+                networks[role] = open_network(same, model=known[role].get("model"), named=False)
         if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
+    viewing = look([networks["front"], networks["end"]], params.get("dataset"))
     pair = cut_pair(
-        networks["front"].network,
-        networks["end"].network,
+        viewing.networks[0].network,
+        viewing.networks[1].network,
         params["front_layer"],
         params["end_layer"],
-        networks["front"].sample,
+        viewing.sample,
         flatten=params.get("flatten", False),
         resize=params.get("resize", False),
     )
     arrays = _map_of_type(content, maps, stitch_type, path)
     stitch = from_arrays(arrays, pair.geometry)
     return SavedStitch(
-        **networks, front_layer=params["front_layer"], end_layer=params["end_layer"], pair=pair, stitch=stitch
+        viewing, front_layer=params["front_layer"], end_layer=params["end_layer"], pair=pair, stitch=stitch
     )
 
 
@@ -122,25 +135,29 @@ def _map_of_type(content: dict[str, Any], maps: dict[str, Any], stitch_type: str
     return arrays
 
 
-def _find(wanted: Path, result: Path, role: str, sha256: str | None) -> Path:
+def _find(text: str, result: Path, role: str, sha256: str | None) -> str:
+    """The network spec of a result, a weight file in it found from where the result is."""
+    if not names_file(text):
+        return text
+    wanted = Path(text)
     if wanted.is_absolute():
         places = [wanted]
     else:
         places = [folder / wanted for folder in (*result.resolve().parents, Path.cwd())]
     for place in places:
         if place.is_file():
-            return place
+            return str(place)
     if sha256 and (same := _by_digest(result, sha256)):
         return same
     raise FileNotFoundError(f"the {role} network of {result} is not at {wanted}; say where it is: --{role}-model PATH")
 
 
-def _by_digest(result: Path, sha256: str) -> Path | None:
+def _by_digest(result: Path, sha256: str) -> str | None:
     """A weight file of this digest below a `model_weights/` beside the result, above it, or in the working folder."""
     for folder in dict.fromkeys((*result.resolve().parents, Path.cwd())):
         for file in sorted((folder / "model_weights").rglob("*.pt")):
             if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
-                return file
+                return str(file)
     return None
 
 

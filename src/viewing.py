@@ -1,23 +1,23 @@
 """One or two networks in front of the images of a data set, each with its own preprocessing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.checkpoints import Checkpoint
 from src.dataset import DATASETS, DatasetSpec, Split, load_split
-from src.preprocessing import Preprocessing, Seeing
+from src.preprocessing import Preprocessing, sighted
 
 
 @dataclass(frozen=True, slots=True)
 class Viewing:
     """Networks that look at the same images.
 
-    Where all of them preprocess alike, the images are handed out that way, once for all; else as they are, and each
-    network's parts preprocess what they get. Raises ValueError, which says what differs, where a network cannot take
-    images of this data set.
+    Where all of them preprocess alike, the images are handed out that way, once for all; else as they are, and each of
+    `networks` preprocesses what it gets. Raises ValueError, which says what differs, where a network cannot take images
+    of this data set.
     """
 
     dataset: str
@@ -66,12 +66,8 @@ class Viewing:
                 )
 
     def split(self, name: str, *, device: torch.device | str = "cpu", num_workers: int | None = None) -> Split:
-        """The images of a split as the parts of `part` take them."""
+        """The images of a split as these networks and their parts take them."""
         return load_split(self.dataset, name, device=device, num_workers=num_workers).seen_by(self.shared)
-
-    def part(self, number: int, part: nn.Module, device: torch.device) -> nn.Module:
-        """A part of a network, for images of `split`: its heads and tails take these as their last argument."""
-        return part if self.shared else Seeing(part, self.networks[number].preprocessing, device)
 
     @property
     def sample(self) -> Tensor:
@@ -80,7 +76,7 @@ class Viewing:
         return torch.zeros(2, self.spec.channels, size, size)
 
 
-def view(networks: Sequence[Checkpoint], dataset: str | None) -> Viewing:
+def look(networks: Sequence[Checkpoint], dataset: str | None) -> Viewing:
     """The networks in front of a data set: the named one, else the one that they were trained on.
 
     Raises ValueError where that is none, or not one.
@@ -94,7 +90,10 @@ def view(networks: Sequence[Checkpoint], dataset: str | None) -> Viewing:
         dataset = next((name for name in trained_on.values() if name), None)
         if dataset is None:
             raise ValueError(f"{networks[0].path} is for no data set of ours; name one with -d")
-    return Viewing(dataset, tuple(networks))
+    viewing = Viewing(dataset, tuple(networks))
+    if viewing.shared:
+        return viewing
+    return Viewing(dataset, tuple(replace(one, network=sighted(one.network, one.preprocessing)) for one in networks))
 
 
 def _check_fit(network: Checkpoint, spec: DatasetSpec) -> None:

@@ -74,6 +74,16 @@ COMMANDS = [
     f"{STITCH} -i eye",
     f"{STITCH} -i perm",
     f"{STITCH} --low-rank 4",
+    # networks from elsewhere
+    "stitch_nets tiny10#x b5.pt bn1 bn1",
+    "stitch_nets torchvision:resnet18 b5.pt layer1 bn1",
+    "stitch_nets torchvision:resnet19#0 b5.pt layer1 bn1",
+    "stitch_nets torchvision:resnet18#0 b5.pt layer1 bn1",
+    "stitch_nets nothing.py:make b5.pt 0 bn1",
+    "eval_net b5.pt?size=large",
+    "eval_net b5.pt -d mnist",
+    "train_model -m torchvision:resnet18#0",
+    "train_model -m torchvision:resnet18 -d digits",
     # layers and shapes
     "stitch_nets a3.pt b5.pt bn2 bn1",
     "stitch_nets a3.pt b5.pt bn1 layer1.bn1",

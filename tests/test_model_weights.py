@@ -14,7 +14,7 @@ from src.dataset import DATASETS, load_split
 from src.evaluation import evaluate
 
 FILES = weight_files()
-DOWNLOADED = [path for path in FILES if DATASETS[checkpoints.load(path).dataset].root]
+DOWNLOADED = [path for path in FILES if DATASETS[str(checkpoints.load(path).dataset)].root]
 LEAST = {
     "Tiny10/CIFAR10": 0.86,
     "ResNet20_w1/CIFAR10": 0.89,
@@ -63,7 +63,7 @@ def test_a_file_is_the_one_that_was_measured_and_tells_how_it_was_made(path: Pat
 
 def check_accuracy(path: Path) -> None:
     cells, checkpoint = table()[path], checkpoints.load(path)
-    scores = evaluate(checkpoint.network, load_split(checkpoint.dataset, "val"))
+    scores = evaluate(checkpoint.network, load_split(str(checkpoint.dataset), "val"))
     assert abs(scores["acc"] - float(cells["accuracy"].strip("%")) / 100) <= 1e-4
     assert scores["loss"] == pytest.approx(float(cells["loss"]), abs=1e-4)
     variant = checkpoint.seeds.removeprefix(f"in{checkpoint.init_seed}-gn{checkpoint.gradient_seed}")

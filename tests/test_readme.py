@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -99,14 +100,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def marked(script: str, arguments: str) -> object:
-    """A command with the mark `data` where it needs a data set that is not embedded."""
+    """A command with the mark `data` where it needs a data set that is not embedded; skipped without its library."""
     needs_data = "cifar10" in arguments.lower() and script != "train_model"
-    return pytest.param(script, arguments, marks=[pytest.mark.data] if needs_data else [])
+    marks = [pytest.mark.data] if needs_data else []
+    if "timm:" in arguments and not importlib.util.find_spec("timm"):
+        marks.append(pytest.mark.skip(reason="timm is not installed"))
+    return pytest.param(script, arguments, marks=marks)
 
 
 @pytest.mark.parametrize(("script", "arguments"), [marked(*command) for command in COMMANDS])
 def test_the_command_runs(script: str, arguments: str, folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
+    (own,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (folder / "nets.py").write_text(own)
     if script == "train_model":
         arguments = arguments.replace("cifar10", "digits")  # the same code, in seconds
     importlib.import_module(script).main([*shlex.split(arguments), *SHORTER.get(script, [])])

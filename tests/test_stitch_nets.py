@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import eval_stitch
 import src.stitch
 import stitch_nets
-from src import results
+from src import results, viewing
 from src.dataset import load_split
 from src.saved_stitch import load_stitch
 from src.stitching import INITS, MASKS
@@ -290,7 +290,10 @@ def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch, capsys) 
         (["a3.pt", "no.pt", "bn1", "bn1"], "no weight file no.pt"),
         (["a3.pt", "b5.pt", "bn1", "bn1", "-b", "100"], "batch size 100 exceeds the 48 training images"),
         (["a3.pt", "b5.pt", "bn1", "bn1", "--device", "cuda:7"], "cuda:7"),
-        (["a3.pt", "b5.pt", "bn1", "bn1", "-d", "mnist"], "a3.pt is for the dataset toy, not mnist"),
+        (
+            ["a3.pt", "b5.pt", "bn1", "bn1", "-d", "mnist"],
+            "a3.pt takes images of 8 x 8, and those of mnist are 32 x 32",
+        ),
         (["a3.pt", str(WEIGHTS / "in0-gn0/440.pt"), "bn1", "bn1"], "a3.pt for toy.*440.pt for digits"),
         (["a3.pt", "b5.pt", "bn1", "bn1", "-lr", "1e30", "--optimizer", "sgd", "-b", "16"], "the loss is .* in epoch"),
     ],
@@ -308,7 +311,7 @@ def test_an_existing_result_is_refused_before_any_work(toy, capsys, monkeypatch)
     stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "0")
     capsys.readouterr()
     content = Path("results/r/bn1-bn1.pkl").read_bytes()
-    monkeypatch.setattr(stitch_nets, "load_split", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr(viewing, "load_split", lambda *a, **k: pytest.fail("work was done"))
     error = refused(capsys, "a3.pt", "b5.pt", "bn1", "bn1", "--run-name", "r")
     assert "exists already; give --overwrite" in error
     assert Path("results/r/bn1-bn1.pkl").read_bytes() == content

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
 from src import checkpoints
-from src.cut import head, tail
+from src.cut import head, layer_names, tail
 from src.dataset import DATASETS, load_split
 from src.evaluation import evaluate
-from src.preprocessing import Preprocessing
-from src.viewing import view
+from src.frozen import freeze
+from src.preprocessing import Preprocessing, sighted
+from src.viewing import look
 
 WEIGHTS = Path(__file__).parents[1] / "model_weights"
 MNIST = WEIGHTS / "Tiny10/MNIST/in0-gn0/1872.pt"
@@ -23,7 +25,7 @@ DIGITS = WEIGHTS / "Tiny10/Digits/in0-gn0/440.pt"
 def test_preprocessing_does_what_is_written_to_each_channel() -> None:
     images = torch.randint(0, 256, (3, 2, 5, 5), dtype=torch.uint8)
     before = images.clone()
-    seen = Preprocessing(5, (0.5, 0.25), (0.1, 2.0)).on("cpu")(images)
+    seen = Preprocessing(5, (0.5, 0.25), (0.1, 2.0))(images)
     mean, std = torch.tensor([0.5, 0.25]).view(1, 2, 1, 1), torch.tensor([0.1, 2.0]).view(1, 2, 1, 1)
     assert_close(seen, (images / 255 - mean) / std, rtol=1e-5, atol=1e-5)
     assert seen.is_contiguous(memory_format=torch.channels_last) and torch.equal(images, before)
@@ -33,10 +35,10 @@ def test_preprocessing_does_what_is_written_to_each_channel() -> None:
 def test_images_of_another_size_are_interpolated_in_the_range_of_pixels(kind: str) -> None:
     images = torch.zeros(1, 1, 6, 6)
     images[..., 3:] = 255
-    seen = Preprocessing(12, (0.0,), (1 / 255,), kind).on("cpu")(images)
+    seen = Preprocessing(12, (0.0,), (1 / 255,), kind)(images)
     assert seen.shape == (1, 1, 12, 12) and seen.min() >= 0 and seen.max() <= 255.001
     assert_close(seen.mean(), images.mean(), rtol=0.02, atol=0)
-    smaller = Preprocessing(3, (0.0,), (1 / 255,), kind).on("cpu")(images)
+    smaller = Preprocessing(3, (0.0,), (1 / 255,), kind)(images)
     assert smaller.shape == (1, 1, 3, 3) and (smaller[..., 0] < 10).all() and (smaller[..., 2] > 245).all()
 
 
@@ -59,7 +61,7 @@ def test_numbers_that_normalise_nothing_are_refused(change: dict, message: str) 
 def test_a_network_keeps_its_own_numbers_on_the_images_of_another_set() -> None:
     """The published range for MNIST networks on digits is .61 to .66; normalised by the digits' numbers it differs."""
     network = checkpoints.load(MNIST)
-    viewing = view([network], "digits")
+    viewing = look([network], "digits")
     assert viewing.labelled
     assert viewing.notes == [f"{MNIST} was trained on mnist, and is shown digits"]
     own = evaluate(network.network, viewing.split("val"))["acc"]
@@ -74,44 +76,71 @@ def test_what_does_not_fit_says_how() -> None:
     digits = checkpoints.load(DIGITS)
     for dataset, message in (("cifar10", "of 1 channels, and those of cifar10 have 3"),):
         with pytest.raises(ValueError, match=message):
-            view([digits], dataset)
+            look([digits], dataset)
     large = replace(digits, preprocessing=replace(digits.preprocessing, size=64))
     with pytest.raises(ValueError, match="takes images of 64 x 64, and those of digits are 32 x 32"):
-        view([large], None)
-    assert view([replace(large, resizes=True)], None).sample.shape == (2, 1, 64, 64)
+        look([large], None)
+    assert look([replace(large, resizes=True)], None).sample.shape == (2, 1, 64, 64)
 
 
 def test_classes_are_compared_by_name() -> None:
     network = checkpoints.load(MNIST)
-    assert not view([network], "fashion").labelled
+    assert not look([network], "fashion").labelled
     with pytest.raises(ValueError, match=r"decides between 10 other classes than those of fashion.*--freeze-body -d f"):
-        view([network], "fashion").require_labels()
-    view([network], "digits").require_labels()
+        look([network], "fashion").require_labels()
+    look([network], "digits").require_labels()
 
 
 def test_networks_of_different_sets_need_one_to_look_at() -> None:
     pair = [checkpoints.load(MNIST), checkpoints.load(DIGITS)]
     with pytest.raises(ValueError, match=r"are for different data sets: .* for mnist, .* for digits; name one with -d"):
-        view(pair, None)
+        look(pair, None)
     with pytest.raises(ValueError, match="is for no data set of ours; name one with -d"):
-        view([replace(pair[0], dataset=None)], None)
-    assert view([replace(pair[0], dataset=None), pair[1]], None).dataset == "digits"
+        look([replace(pair[0], dataset=None)], None)
+    assert look([replace(pair[0], dataset=None), pair[1]], None).dataset == "digits"
 
 
 @pytest.mark.parametrize("same", [True, False])
 @torch.no_grad()
 def test_each_network_of_a_pair_sees_what_it_would_see_alone(same: bool) -> None:
     pair = [checkpoints.load(DIGITS), checkpoints.load(DIGITS if same else MNIST)]
-    viewing = view(pair, "digits")
+    viewing = look(pair, "digits")
     assert (viewing.shared is not None) == same
     images, _ = next(viewing.split("val").batches(8))
     assert viewing.sample.shape[1:] == images.shape[1:]
-    for number, one in enumerate(pair):
-        alone, _ = next(view([one], "digits").split("val").batches(8))
-        cut = viewing.part(number, head(one.network, "bn3"), torch.device("cpu"))
-        assert torch.equal(cut(images), head(one.network, "bn3")(alone))
-        rest = viewing.part(number, tail(one.network, "bn3"), torch.device("cpu"))
-        assert torch.equal(rest(cut(images), images), tail(one.network, "bn3")(cut(images), alone))
+    for one, seeing in zip(pair, viewing.networks, strict=True):
+        assert (seeing.network is one.network) == same
+        assert layer_names(seeing.network) == layer_names(one.network)
+        alone, _ = next(look([one], "digits").split("val").batches(8))
+        activation, last = head(one.network, "bn3")(alone), one.network(alone)
+        assert torch.equal(head(seeing.network, "bn3")(images), activation)
+        assert torch.equal(freeze(head(seeing.network, "bn3"))(images), freeze(head(one.network, "bn3"))(alone))
+        assert torch.equal(seeing.network(images), last)
+        for layer in ("bn3", "conv1"):  # the second depends on nothing but its own output
+            given = head(one.network, layer)(alone)
+            assert torch.equal(tail(seeing.network, layer)(given, images), tail(one.network, layer)(given, alone))
+
+
+@torch.no_grad()
+def test_a_network_that_cannot_be_traced_sees_too() -> None:
+    class Winding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+            self.shift = nn.Parameter(torch.ones(4))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = self.conv(images)
+            return self.fc((x if x.sum() > 0 else -x).mean((2, 3)) + self.shift)
+
+    network, eyes = Winding().eval(), Preprocessing(6, (0.5,), (0.25,))
+    images = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8)
+    seeing = sighted(network, eyes)
+    assert torch.equal(seeing(images), network(eyes(images)))
+    assert torch.equal(head(seeing, "conv")(images), network.conv(eyes(images)))
+    given = torch.randn(3, 4, 4, 4)
+    assert torch.equal(tail(seeing, "conv")(given, images), tail(network, "conv")(given, eyes(images)))
+    assert type(seeing).__name__ == "Winding" and type(network) is Winding
 
 
 def test_training_images_are_augmented_before_anyone_preprocesses_them() -> None:

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Split(ABC):
         self.spec = spec
         self.labels = labels
         self.device = device
-        self._preprocess = spec.preprocessing.on(device)
+        self._preprocess: Callable[[Tensor], Tensor] = spec.preprocessing
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +64,7 @@ class Split(ABC):
     def seen_by(self, preprocessing: Preprocessing | None) -> "Split":
         """The same images as a network of that preprocessing sees them; None: as they are, (n, c, h, w) in 0..255."""
         other = copy.copy(self)
-        other._preprocess = preprocessing.on(self.device) if preprocessing else lambda images: images
+        other._preprocess = preprocessing or _as_they_are
         return other
 
     def relabelled(self, labels: Tensor) -> "Split":
@@ -89,6 +89,10 @@ class Split(ABC):
 
     def _crop(self, images: Tensor) -> Tensor:
         return images
+
+
+def _as_they_are(images: Tensor) -> Tensor:
+    return images
 
 
 class MemorySplit(Split):

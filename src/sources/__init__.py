@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from src import checkpoints
-from src.checkpoints import Checkpoint
+from src.checkpoints import Checkpoint, model_folder
 from src.dataset import DATASETS, DatasetSpec, canonical_dataset
-from src.models import build_model, canonical_name, folder_name
+from src.models import build_model, canonical_name
 from src.preprocessing import Preprocessing
 from src.sources import python, timm, torchvision
 from src.sources.library import Architecture, Source
@@ -25,10 +25,24 @@ SOURCES: dict[str, Source] = {
     "timm": timm.SOURCE,
     "python": python.SOURCE,
 }
+WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 PREFIXES = ("torchvision", "timm", "hf")
 HELP = "a weight file, tiny10#SEED, torchvision:NAME@FILE, timm:NAME@FILE, hf:FOLDER or FILE.py:FUNCTION@FILE"
 
-__all__ = ["HELP", "SOURCES", "architecture", "canonical_model", "model_folder", "open_network"]
+__all__ = [
+    "HELP",
+    "SOURCES",
+    "architecture",
+    "canonical_model",
+    "model_folder",
+    "names_file",
+    "open_network",
+    "open_pair",
+    "own_size",
+    "source_sha256",
+    "split_model",
+    "start_from",
+]
 
 
 def open_network(
@@ -38,14 +52,18 @@ def open_network(
     dataset: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
     named: bool = True,
+    bare: bool = False,
 ) -> Checkpoint:
     """The network that a spec names, on the CPU, in eval mode.
 
     `model` and `dataset` fill in what a plain state dict and its path lack; untrained networks are for the classes and
     channels of `dataset`. `named` says that the user named the spec on the command line: only then may a weight file
-    make a Python file run, which `tell` is told. Raises ValueError or FileNotFoundError with one line.
+    make a Python file run, which `tell` is told. `bare` says that an architecture may be named alone: it is then
+    untrained, of seed 0, for CIFAR-10 where no data set is named. Raises ValueError or FileNotFoundError with one line.
     """
     spec = parse_spec(str(text), PREFIXES)
+    if bare:
+        spec, dataset = _untrained(spec), dataset or ("cifar10" if not _is_trained(spec) else None)
     for_images = DATASETS[canonical_dataset(dataset)] if dataset else None
     if spec.source == "file":
         found = _open_file(spec, model, dataset, tell, named)
@@ -55,6 +73,41 @@ def open_network(
     else:
         found = _open_architecture(spec, for_images)
     return _seen_as_asked(found, spec)
+
+
+def _is_trained(spec: NetworkSpec) -> bool:
+    return spec.weights is not None or spec.source == "hf" or (spec.source == "file" and Path(spec.name).is_file())
+
+
+def _untrained(spec: NetworkSpec) -> NetworkSpec:
+    """The spec itself where it names weights; else that of a network of seed 0 of the architecture."""
+    if _is_trained(spec) or spec.seed is not None:
+        return spec
+    if spec.source == "file" and Path(spec.name).suffix in WEIGHT_FILES:
+        raise FileNotFoundError(f"no weight file {spec.name}")
+    own = {"source": "own", "name": canonical_name(spec.name)} if spec.source == "file" else {}
+    return replace(spec, seed=0, **own)
+
+
+def open_pair(
+    texts: tuple[str, str],
+    *,
+    models: tuple[str | None, str | None] = (None, None),
+    dataset: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[Checkpoint, Checkpoint]:
+    """The two networks that specs name; without a `dataset`, an untrained one is for that of the other."""
+    found: dict[int, Checkpoint] = {}
+    for number in sorted((0, 1), key=lambda number: not _is_trained(parse_spec(texts[number], PREFIXES))):
+        others = next((one.dataset for one in found.values()), None)
+        found[number] = open_network(texts[number], model=models[number], dataset=dataset or others, tell=tell)
+    return found[0], found[1]
+
+
+def names_file(text: str) -> bool:
+    """Whether a spec names a weight file, and nothing more than that."""
+    spec = parse_spec(text, PREFIXES)
+    return spec.source == "file" and not spec.view
 
 
 def canonical_model(name: str) -> str:
@@ -70,12 +123,41 @@ def canonical_model(name: str) -> str:
     return spec.name if spec.source == "python" else f"{spec.source}:{spec.name}"
 
 
-def model_folder(name: str) -> str:
-    """The name of the weight folder of any model."""
-    try:
-        return folder_name(name)
-    except ValueError:
-        return re.sub(r"[^\w.-]", "_", canonical_model(name).rpartition("/")[2])
+def split_model(name: str) -> tuple[str, dict[str, Any]]:
+    """A model that a network is to be trained of: its canonical name, and what stands behind the `?`, in values."""
+    spec = parse_spec(name, PREFIXES)
+    if spec.weights or spec.seed is not None or spec.source == "hf":
+        raise ValueError(f"{name} names more than an architecture; start from weights with --init-weights")
+    if "layout" in spec.view:
+        raise ValueError(f"{name}: training asks for no layout")
+    return canonical_model(re.sub(r"[?&]\w+=.*", "", name) if spec.view else name), spec.view
+
+
+def own_size(model: str, images: DatasetSpec) -> int | None:
+    """The size of images that a fresh network of ours, or of the user's, is made for; None: its source knows."""
+    return images.size if parse_spec(model, PREFIXES).source in ("file", "own", "python") else None
+
+
+def source_sha256(model: str) -> str | None:
+    """The SHA-256 of the Python file that makes a model; None for models that none makes."""
+    spec = parse_spec(model, PREFIXES)
+    return python.digest_of(spec.name) if spec.source == "python" else None
+
+
+def start_from(
+    network: nn.Module, text: str, *, model: str, tell: Callable[[str], None] = lambda line: None
+) -> tuple[str, str | None]:
+    """Start a network of an architecture from what a spec names, whose head may differ in size, and nothing else.
+
+    Returns the SHA-256 of its weights and the name of the head where it stayed as it was, else None.
+    """
+    spec = parse_spec(text, PREFIXES)
+    if spec.source == "file":
+        return checkpoints.fill_from(network, Path(spec.name), model=model, canonical=canonical_model)
+    found = open_network(text, tell=tell)
+    if found.model != model:
+        raise ValueError(f"{text} is for the model {found.model}, not {model}")
+    return found.sha256, checkpoints.fill_body(network, found.network.state_dict(), f"{text} does not fit {model}")
 
 
 def architecture(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
@@ -131,21 +213,22 @@ def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpo
         size = size or images.size
     record = checkpoints.preprocessing_of(facts.get("preprocessing"), f"{spec.weights} does not say what it sees")
     size = size or (record.size if record else None)
+    trained_on = DATASETS[canonical_dataset(facts["dataset"])] if facts.get("dataset") else None
+    images = trained_on or images
     channels, classes = (images.channels, len(images.labels)) if images else (3, None)
+    if spec.source == "python" and images:
+        size = size or images.size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed or 0)
-        if state is not None:
+        if state is not None and not trained_on:
             classes = _classes_of(spec, state, channels, size)
         made = _build(spec, channels=channels, classes=classes, size=size)
     if state is not None:
         checkpoints.fill(made.network, state, f"{spec.weights} does not fit {spec.name}")
-    trained_on = facts.get("dataset")
-    labels = DATASETS[canonical_dataset(trained_on)].labels if trained_on else None
-    if state is None and images:
-        labels = images.labels
+    labels = images.labels if images and (state is None or trained_on) else None
     eyes = record or made.preprocessing or (images.preprocessing if images else None)
     found = _checkpoint(spec, Architecture(made.network, eyes), labels, digest=digest)
-    return replace(found, dataset=canonical_dataset(trained_on) if trained_on else None)
+    return replace(found, dataset=trained_on.name if trained_on else None)
 
 
 def _build(spec: NetworkSpec, **sizes: Any) -> Architecture:
@@ -155,6 +238,9 @@ def _build(spec: NetworkSpec, **sizes: Any) -> Architecture:
 
 def _classes_of(spec: NetworkSpec, state: dict[str, torch.Tensor], channels: int, size: int | None) -> int | None:
     """How many classes weights are for: the rows of the last linear layer; None leaves it to the architecture."""
+    if spec.source == "python":  # which may ask for the number: the last matrix is nearly always that of the head
+        matrices = [value for value in state.values() if value.dim() == 2]
+        return len(matrices[-1]) if matrices else None
     with torch.random.fork_rng(devices=[]):
         network = _build(spec, channels=channels, classes=None, size=size).network
     heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
