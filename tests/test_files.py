@@ -140,7 +140,7 @@ import argparse, sys
 from pathlib import Path
 from typing import Any
 from src import cli
-args = argparse.Namespace(out_dir=Path(sys.argv[1]), run_name="shared/run", overwrite=False)
+args = argparse.Namespace(out_dir=Path(sys.argv[1]), run_name="shared/run", overwrite=False, no_save=False)
 for turn in range(400):
     try:
         with cli.result_path(args, sys.argv[2]):

@@ -217,7 +217,7 @@ def test_a_single_pair_has_bars(toy) -> None:
 )
 def test_absent_matplotlib_is_said_before_any_work(script, arguments, toy, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(script.cli, "load_pair", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(script.cli, "open_pair", lambda *_: pytest.fail("work was done"))
     with pytest.raises(SystemExit) as stop:
         script.main(list(arguments))
     captured = capsys.readouterr()
