@@ -39,7 +39,6 @@ class Checkpoint:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
     resizes: bool = False
-    layout: str | None = None
     init_seed: int | None = None
     gradient_seed: int | None = None
     iteration: int | None = None

@@ -65,10 +65,10 @@ def spec(text: str) -> NetworkSpec:
     ],
 )
 def test_a_spec_is_taken_apart(text: str, source: str, name: str, weights: str | None, seed: int | None) -> None:
-    for ending, view in (("", {}), ("?size=64&mean=0.5,0.25?layout=tokens", {"size": 64, "mean": (0.5, 0.25)})):
+    for ending, view in (("", {}), ("?size=64&mean=0.5,0.25", {"size": 64, "mean": (0.5, 0.25)})):
         found = spec(text + ending)
         assert (found.source, found.name, found.weights, found.seed) == (source, name, weights, seed)
-        assert found.view == (view | {"layout": "tokens"} if view else {})
+        assert found.view == view
 
 
 def test_an_existing_file_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ BAD = {
     "torchvision:resnet18#0?std=0,1,1": "is not positive",
     "torchvision:resnet18#0?mean=1": "differ in their number of channels",
     "torchvision:resnet18#0?mean=0&std=1": "the network takes 3 channels, not 1",
-    "torchvision:resnet18#0?layout=cube": "layout is 'cube', none of maps, channels_last, tokens, features",
+    "torchvision:resnet18#0?interpolation=cubic": "interpolation is 'cubic', none of bilinear, bicubic, nearest",
     "torchvision:resnet18#0?colour=red": "unknown 'colour' behind the ?; known are size, mean, std",
     "torchvision:resnet18#0?size=3&size=4": "size is given twice",
     "nothing.py:make": "no Python file nothing.py",

@@ -128,8 +128,6 @@ def split_model(name: str) -> tuple[str, dict[str, Any]]:
     spec = parse_spec(name, PREFIXES)
     if spec.weights or spec.seed is not None or spec.source == "hf":
         raise ValueError(f"{name} names more than an architecture; start from weights with --init-weights")
-    if "layout" in spec.view:
-        raise ValueError(f"{name}: training asks for no layout")
     return canonical_model(re.sub(r"[?&]\w+=.*", "", name) if spec.view else name), spec.view
 
 
@@ -278,11 +276,9 @@ def _digest(network: nn.Module) -> str:
 
 def _seen_as_asked(found: Checkpoint, spec: NetworkSpec) -> Checkpoint:
     """The network with what stands behind the `?` of its spec, which wins over what its source says."""
-    eyes = {key: value for key, value in spec.view.items() if key != "layout"}
     if not spec.view:
         return found
-    seen = replace(found.preprocessing, **eyes) if eyes else found.preprocessing
+    seen = replace(found.preprocessing, **spec.view)
     if seen.channels != found.preprocessing.channels:
         raise ValueError(f"{spec.text}: the network takes {found.preprocessing.channels} channels, not {seen.channels}")
-    layout = spec.view.get("layout", found.layout)
-    return replace(found, path=spec.text, preprocessing=seen, layout=layout, resizes=found.resizes or "size" in eyes)
+    return replace(found, path=spec.text, preprocessing=seen, resizes=found.resizes or "size" in spec.view)

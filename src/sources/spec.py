@@ -8,13 +8,11 @@ from typing import Any
 from src.models import canonical_name
 from src.preprocessing import INTERPOLATIONS
 
-LAYOUTS = ("maps", "channels_last", "tokens", "features")
 VIEW = {
     "size": lambda text: _whole(text),
     "mean": lambda text: _numbers(text),
     "std": lambda text: _numbers(text),
     "interpolation": lambda text: _one_of(text, INTERPOLATIONS),
-    "layout": lambda text: _one_of(text, LAYOUTS),
 }
 
 
