@@ -9,6 +9,7 @@ from src import arguments, cli, report
 from src.config import choose_device
 from src.dataset import load_split
 from src.evaluation import compare
+from src.metrics.products import described
 from src.saved_stitch import STITCH_TYPES, load_stitch
 
 
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         text, result = cli.comparison_report(cell)
         where = f"{args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
+        result["products"] = described(device)
         cli.publish(args, path, result, report.fill(f"{saved.title}: {where}") + f"\n{text}")
     return result
 

@@ -13,6 +13,7 @@ from src.dataset import DATASETS, load_split
 from src.layer_grid import Comparison, compare_layers, layer_label
 from src.layers import ALL, choose_layers
 from src.metrics import METRICS
+from src.metrics.products import described
 from src.results.titles import network_name
 
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         facts = [checkpoint.facts() for checkpoint in (front, end)]
         text, result = (pair_report if single else grid_report)(comparison, list(map(network_name, facts)))
         lines = [report.fill(f"{text[0]} ({args.dataset}, {args.dataset_type})"), *text[1:]]
-        result = {"networks": facts, "frame": comparison.frame(), **result}
+        result = {"networks": facts, "frame": comparison.frame(), **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.metrics.linalg import eigh, float64_device, live_features, rank_floor
+from src.metrics.linalg import float64_device, live_features, rank_floor
+from src.metrics.products import add_times, eigh, eigvalsh
 from src.metrics.rows import float64_pieces, require_real
 
 # Columns whose products are summed at once where sums of products of images are made in float64.
@@ -121,7 +122,7 @@ class Layer:
         gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
         for part in rows.split(BLOCK, dim=1):
             part = part.double()
-            gram.addmm_(part, part.T)
+            add_times(gram, part, part)
         values, vectors = eigh(gram)
         kept = values > rank_floor(values)
         return vectors[:, kept] * values[kept].sqrt()
@@ -138,10 +139,8 @@ def _rank(rows: Tensor) -> int:
         part = part.double() - part.double().mean(0)
         size = part.norm(dim=0)
         part = part / torch.where(size > 0, size, torch.ones_like(size))
-        for start in range(0, len(gram), BLOCK // 2):  # down to the diagonal, which is all that eigvalsh reads
-            stop = start + BLOCK // 2
-            gram[start:stop, :stop].addmm_(part[start:stop], part[:stop].T)
-    values = torch.linalg.eigvalsh(gram)
+        add_times(gram, part, part)
+    values = eigvalsh(gram)
     return int((values > rank_floor(values)).sum())
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.gram import BLOCK, BlockProduct, block_sum, row_energies, upper_blocks
+from src.metrics.products import times
 
 # Distances that the first, rough estimate of the median looks at.
 SAMPLE = 1 << 21
@@ -95,7 +96,7 @@ def median_squared_distance(x: Tensor) -> float:
 def _bracket(distances: _Distances) -> tuple[float, float]:
     x, energy = distances.product.x, distances.energy
     picked = slice(None, None, max(1, -(-len(x) * len(x) // SAMPLE)))
-    products = (x[picked] @ x.T).mul_(-2).add_(energy).add_(energy[picked][:, None])
+    products = times(x[picked], x).mul_(-2).add_(energy).add_(energy[picked][:, None])
     ordered = products.clamp_(min=0).flatten().sort().values
     return float(ordered[int(0.45 * len(ordered))]), float(ordered[int(0.55 * len(ordered))])
 
@@ -126,6 +127,6 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> float:
 
 def _nearest(x: Tensor, energy: Tensor, rows: slice, k: int) -> Tensor:
     # The distance less the row's own |x|^2, which does not change the order.
-    distances = (x[rows] @ x.T).mul_(-2).add_(energy)
+    distances = times(x[rows], x).mul_(-2).add_(energy)
     distances[torch.arange(len(distances)), torch.arange(rows.start, rows.stop)] = float("inf")
     return distances.topk(k, largest=False).indices
