@@ -12,7 +12,7 @@ from src.config import choose_device
 from src.dataset import DATASETS, load_split
 from src.layer_grid import Comparison, compare_layers, layer_label
 from src.layers import ALL, choose_layers
-from src.metrics import METRICS
+from src.metrics import MEASURES
 from src.metrics.products import described
 from src.results.titles import network_name
 
@@ -117,7 +117,7 @@ def grid_report(comparison: Comparison, networks: list[str]) -> tuple[list[str],
 def grid_text(comparison: Comparison, name: str) -> str:
     """A metric's matrix, and how often a layer is most similar to the layer of its own name."""
     table, layers = comparison.table(name), (comparison.layers1, comparison.layers2)
-    metric = METRICS[name]
+    metric = MEASURES[name]
     heading = report.fill(f"{name}: {metric.meaning}; {metric.alike} means more alike")
     lines = [f"\n{heading}", report.matrix_text(table, *layers)]
     if layers[0] == layers[1] and not np.isnan(table).any():

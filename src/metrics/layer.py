@@ -1,6 +1,6 @@
 """One layer's activations, an image a row, and what is known of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class Layer:
         with torch.inference_mode(False):
             self.buffer = torch.empty(n, d, device=self.device, dtype=dtype)
             self.mean, self.squares = (torch.zeros(d, dtype=torch.float64, device=self.device) for _ in range(2))
+        self.known: dict[str, Any] = {}  # what metrics of many pairs find out about this layer once
         self.clear(n)
 
     @classmethod
@@ -62,6 +63,7 @@ class Layer:
             raise ValueError(f"the layer holds {len(self.buffer)} images, not {n}")
         self.n, self.filled, self.centred, self.exponent = n, 0, False, 0
         self.mean.zero_()
+        self.known.clear()
 
     @property
     def rows(self) -> Tensor:
@@ -103,6 +105,16 @@ class Layer:
             self.exponent = round(rms.log2().item())
             rows.mul_(2.0**-self.exponent)
         return rows
+
+    @property
+    def offset(self) -> Tensor:
+        """The mean, (d,) float64, in the units of the centred rows: a row plus this is the activation."""
+        return self.mean * 2.0**-self.exponent
+
+    def require_varying(self, side: str) -> None:
+        """Raise ValueError where all images are alike."""
+        if not live_features(self.squares, self.mean, self.n).any():
+            raise ValueError(f"the {side} representation is constant")
 
     def facts(self, *, ranked: bool) -> Facts:
         """Return live features and offset, and the rank (of at most RANK_IMAGES images, evenly picked) if asked."""
