@@ -8,6 +8,9 @@ import torch
 from src import arguments, cli, report
 from src.config import choose_device
 from src.evaluation import compare
+from src.layer_grid import compare_outputs
+from src.metrics import FUNCTIONAL, Cell
+from src.metrics.products import described
 from src.saved_stitch import STITCH_TYPES, load_stitch
 
 
@@ -34,23 +37,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cli.notice(f"{role}: {file}")
     layer = saved.end_layer if args.layer is None else args.layer
     stitched, end = (part.to(device) for part in saved.heads(layer))
+    whole, sample = [part.to(device) for part in saved.heads("")], saved.viewing.sample.to(device)
     with torch.no_grad():
-        shape = tuple(end(saved.viewing.sample.to(device)).shape[1:])
+        shape = tuple(end(sample).shape[1:])
     name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name if args.layer is None else f"{name}-{layer or 'output'}") as path:
         split = saved.viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
-        cell = compare(
-            (stitched, end),
-            (shape, shape),
-            split,
-            args.methods,
-            view=args.view,
-            group=args.group_at,
-            memory=1e9 * args.memory,
-            batch_size=args.batch_size,
-        )
-        text, result = cli.comparison_report(cell)
+        names = [[name for name in args.methods if (name in FUNCTIONAL) == functional] for functional in (True, False)]
+        cells = [compare_outputs((whole[0], whole[1]), split, names[0], sample=sample, batch_size=args.batch_size)]
+        if names[1]:
+            cells += [
+                compare(
+                    (stitched, end),
+                    (shape, shape),
+                    split,
+                    names[1],
+                    view=args.view,
+                    group=args.group_at,
+                    memory=1e9 * args.memory,
+                    batch_size=args.batch_size,
+                )
+            ]
+        text, result = cli.comparison_report(Cell.joined(cells, args.methods))
         where = f"{args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
+        result["products"] = described(device)
         cli.publish(args, path, result, report.fill(f"{saved.title}: {where}") + f"\n{text}")
     return result
 

@@ -12,7 +12,8 @@ from src.config import choose_device
 from src.dataset import DATASETS
 from src.layer_grid import Comparison, compare_layers, layer_label
 from src.layers import ALL, choose_layers
-from src.metrics import METRICS
+from src.metrics import MEASURES
+from src.metrics.products import described
 from src.results.titles import network_name
 
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         facts = [checkpoint.facts() for checkpoint in (front, end)]
         text, result = (pair_report if single else grid_report)(comparison, list(map(network_name, facts)))
         lines = [report.fill(f"{text[0]} ({args.dataset}, {args.dataset_type})"), *text[1:]]
-        result = {"networks": facts, "frame": comparison.frame(), **result}
+        result = {"networks": facts, "frame": comparison.frame(), **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
 
@@ -117,7 +118,7 @@ def grid_report(comparison: Comparison, networks: list[str]) -> tuple[list[str],
 def grid_text(comparison: Comparison, name: str) -> str:
     """A metric's matrix, and how often a layer is most similar to the layer of its own name."""
     table, layers = comparison.table(name), (comparison.layers1, comparison.layers2)
-    metric = METRICS[name]
+    metric = MEASURES[name]
     heading = report.fill(f"{name}: {metric.meaning}; {metric.alike} means more alike")
     lines = [f"\n{heading}", report.matrix_text(table, *layers)]
     if layers[0] == layers[1] and not np.isnan(table).any():

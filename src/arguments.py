@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from src.activations import BATCH_SIZE
 from src.dataset import DATASETS, SPLITS
-from src.metrics import METRICS
+from src.metrics import MEASURES
 from src.models import model_names
 from src.sources import HELP as NETWORK_HELP
 from src.sources import split_model
@@ -125,9 +125,9 @@ def add_stitch_arguments(parser: argparse.ArgumentParser, stitch_types: Sequence
 
 def add_method_argument(parser: argparse.ArgumentParser) -> None:
     """The measures to compute."""
-    lower = ", ".join(name for name, metric in METRICS.items() if metric.alike == "lower")
-    text = f"{', '.join(METRICS)}; of {lower} lower means more alike, of all others higher"
-    parser.add_argument("methods", nargs="+", choices=sorted(METRICS), metavar="method", help=text)
+    lower = ", ".join(name for name, metric in MEASURES.items() if metric.alike == "lower")
+    text = f"{', '.join(MEASURES)}; of {lower} lower means more alike, of all others higher"
+    parser.add_argument("methods", nargs="+", choices=sorted(MEASURES), metavar="method", help=text)
 
 
 def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -16,7 +16,7 @@ import torch
 from src import report, results, sources
 from src.files import sole_maker
 from src.learner import History
-from src.metrics import METRICS, Cell, Health
+from src.metrics import MEASURES, Cell, Health
 from src.viewing import Viewing, look
 
 # What to do where the memory for a comparison is short.
@@ -47,7 +47,7 @@ def comparison_report(cell: Cell) -> tuple[str, dict[str, Any]]:
     lines = [f"{'method':14} {'view':9} {'value':>12}  more alike"]
     for name, view in cell.views.items():
         value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
-        lines.append(f"{name:14} {view:9} {value}  {METRICS[name].alike}")
+        lines.append(f"{name:14} {view:9} {value}  {MEASURES[name].alike}")
     lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
     for view in cell.health.values():
         lines += _health_lines(view)

@@ -114,7 +114,9 @@ def compare(
     `shapes` are those of one image's outputs; `view` and `group` as in `plan_grid`. Raises ValueError, before any
     work, for a metric that these do not allow, and where the rows to be kept take more than `memory` bytes.
     """
-    plan = plan_grid(names, view, n_images=len(split), shapes_x=shapes[:1], shapes_y=shapes[1:], group=group)
+    plan = plan_grid(
+        names, view, n_images=len(split), shapes_x=shapes[:1], shapes_y=shapes[1:], group=group, memory=memory
+    )
     require_possible(plan, memory)
     grid = Grid(plan, split.device)
     feed(heads, split, lambda x, y: grid.update([x], [y]), batch_size=batch_size, title="comparing")

@@ -2,6 +2,7 @@
 
 import fcntl
 import glob
+import importlib
 import io
 import os
 import re
@@ -161,7 +162,7 @@ def parse_tensors(content: bytes) -> Any:
 def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors file, which holds nothing that could run; ValueError if it is damaged."""
     try:
-        from safetensors.torch import load
+        load = importlib.import_module("safetensors.torch").load  # by name, for type checkers without the extra
     except ImportError:
         raise ValueError("safetensors is not installed: pip install -r requirements-nets.txt") from None
     try:

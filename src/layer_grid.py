@@ -9,11 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from src.activations import BATCH_SIZE, feed
+from src.activations import BATCH_SIZE, Head, feed
 from src.cut import heads
 from src.dataset import Split
 from src.frozen import freeze
-from src.metrics import METRICS, Cell, Grid
+from src.metrics import FUNCTIONAL, METRICS, Cell, Grid
+from src.metrics.linalg import float64_device
 from src.metrics.plan import GridPlan, Pair, Shape, plan_grid, require_possible
 from src.progress import bar
 
@@ -97,19 +98,53 @@ def compare_layers(
     Raises ValueError where a metric can compare no pair at all, or all that is asked for is one pair that needs more.
     """
     shapes1, shapes2 = (shapes_of(heads(net, chosen), sample) for net, chosen in zip(networks, layers, strict=True))
-    names = list(dict.fromkeys(names))
+    functional = [name for name in names if name in FUNCTIONAL]
+    outputs = compare_outputs(
+        (freeze(networks[0]), freeze(networks[1])), split, functional, batch_size=batch_size, sample=sample
+    )
+    names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
     work = _Work(networks, layers, (shapes1, shapes2), split, view, group, batch_size, memory)
-    require_possible(work.plan(names, work.whole), memory)
-    passes = work.passes(names)
-    if work.pairs > 1:
+    if names:
+        require_possible(work.plan(names, work.whole), memory)
+    passes = work.passes(names) if names else []
+    if work.pairs > 1 and passes:
         tell(work.plan_in_words(passes))
-    parts: dict[Pair, list[Cell]] = {}
+    parts = {(i, j): [outputs] for i in work.whole[0] for j in work.whole[1]}
     for number, (some, tile) in enumerate(passes, start=1):
         title = f"pass {number} of {len(passes)}" if len(passes) > 1 else "comparing"
         for (i, j), cell in work.compare(some, tile, title).items():
-            parts.setdefault((tile[0][i], tile[1][j]), []).append(cell)
+            parts[tile[0][i], tile[1][j]].append(cell)
     labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
-    return Comparison(*labels, {pair: Cell.joined(cells, names) for pair, cells in parts.items()})
+    return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
+
+
+def compare_outputs(
+    networks: tuple[Head, Head], split: Split, names: Sequence[str], *, sample: Tensor, batch_size: int = BATCH_SIZE
+) -> Cell:
+    """Compare what two networks, images -> logits, decide; without `names` nothing is run.
+
+    `sample` is a batch of blank images. Raises ValueError, before any work, where they have other classes than the
+    data set or each other.
+    """
+    if not names:
+        return Cell({}, {}, {}, {})
+    with torch.no_grad():
+        classes = [tuple(network(sample).shape[1:]) for network in networks]
+    if set(classes) != {(split.spec.classes,)}:
+        raise ValueError(
+            f"{', '.join(names)}: {' and '.join(map(str, classes))} outputs, where {split.spec.name} has "
+            f"{split.spec.classes} classes"
+        )
+    logits: list[list[Tensor]] = [[], []]
+
+    def keep(*outputs: Tensor) -> None:
+        for kept, output in zip(logits, outputs, strict=True):
+            kept.append(output.float().to(float64_device(output.device)))
+
+    feed(networks, split, keep, batch_size=batch_size, title="comparing outputs")
+    one, other = map(torch.cat, logits)
+    values = {name: FUNCTIONAL[name].of(one, other, split.labels.to(one.device), split.spec.task) for name in names}
+    return Cell(values, {}, dict.fromkeys(names, "logits"), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +171,15 @@ class _Work:
     def plan(self, names: Sequence[str], tile: Tile) -> GridPlan:
         """The plan of a pass over these pairs."""
         one, other = _picked(self.shapes, tile)
-        return plan_grid(names, self.view, n_images=len(self.split), shapes_x=one, shapes_y=other, group=self.group)
+        return plan_grid(
+            names,
+            self.view,
+            n_images=len(self.split),
+            shapes_x=one,
+            shapes_y=other,
+            group=self.group,
+            memory=self.memory,
+        )
 
     def needed(self, names: Sequence[str], tile: Tile) -> int:
         """Bytes that a pass over these pairs holds."""

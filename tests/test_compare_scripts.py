@@ -22,7 +22,7 @@ import stitch_nets
 from src import checkpoints, results
 from src.cut import head
 from src.dataset import load_split
-from src.metrics import METRICS
+from src.metrics import MEASURES, METRICS
 
 DIGITS = [
     str(Path(__file__).parent.parent / f"model_weights/Tiny10/Digits/{seeds}/440.pt")
@@ -60,12 +60,12 @@ def test_compare_nets_matches_a_plain_computation(tmp_path, monkeypatch, capsys)
 def test_every_method_runs_alone_and_all_together(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = [*DIGITS, "fc", "fc", "digits"]
-    compare_nets.main([*options, *METRICS, "-t", "train", "--run-name", "all"])
+    compare_nets.main([*options, *MEASURES, "-t", "train", "--run-name", "all"])
     together = results.read(Path("results/all/compare_nets-fc-fc-train.pkl"))["values"]
-    for name in METRICS:
+    for name in MEASURES:
         compare_nets.main([*options, name, "-t", "train", "-b", "77", "--run-name", name])
         alone = results.read(Path(f"results/{name}/compare_nets-fc-fc-train.pkl"))["values"][name]
-        assert METRICS[name].number(alone) == pytest.approx(METRICS[name].number(together[name]), abs=1e-6)
+        assert MEASURES[name].number(alone) == pytest.approx(MEASURES[name].number(together[name]), abs=1e-6)
 
 
 def test_views_and_groups(tmp_path, monkeypatch, capsys) -> None:

@@ -67,20 +67,6 @@ def test_long_batches_are_cut_into_pieces(monkeypatch):
     assert_moments(moments, x, y)
 
 
-@pytest.mark.parametrize(("dx", "dy"), [(5, 3), (40, 30)])  # few features are summed in parts, many are not
-@pytest.mark.parametrize("batch", [40, 12, 37, 1])  # eight parts, four, one, and no sum at all
-def test_features_and_parts_do_not_matter(dx, dy, batch):
-    x, y = data(480, dx, dy, dtype=torch.float32)
-    assert_moments(moments_of(x, y, batch), x, y)
-
-
-@pytest.mark.parametrize("features", [8, 40])
-def test_equal_activations_have_equal_moments_to_the_last_bit(features):
-    x, _ = data(400, features, dtype=torch.float32)
-    moments = moments_of(x, x, 80)
-    assert torch.equal(moments.xx, moments.xy) and torch.equal(moments.xx, moments.yy)
-
-
 def test_update_leaves_its_arguments_alone():
     for dtype in (torch.float32, torch.float64):
         x, y = data(dtype=dtype)

@@ -29,16 +29,18 @@ def test_median_distance_is_exact(images, monkeypatch):
 
 def test_blocks_do_not_change_kernels_and_neighbours(monkeypatch):
     x, y = rows()
-    values = [METRICS[name].of_rows(x, y) for name in ("cka_rbf", "mutual_knn")]
+    values = [METRICS[name].of_rows(x, y) for name in ("cka_rbf", "mutual_knn", "dist_corr", "jaccard")]
     monkeypatch.setattr("src.metrics.gram.BLOCK", 32)
     monkeypatch.setattr("src.metrics.neighbours.BLOCK", 32)
     monkeypatch.setattr("src.metrics.gram.upper_blocks.__defaults__", (32,))
-    assert [METRICS[name].of_rows(x, y) for name in ("cka_rbf", "mutual_knn")] == pytest.approx(values, abs=1e-7)
+    assert [METRICS[name].of_rows(x, y) for name in ("cka_rbf", "mutual_knn", "dist_corr", "jaccard")] == pytest.approx(
+        values, abs=1e-7
+    )
 
 
 def test_more_than_half_equal_images_have_no_bandwidth():
     x, _ = rows()
     x[:100] = x[0]
-    x = Layer.of(x).rows
+    x = Layer.of(x)
     with pytest.raises(ValueError, match="median distance"):
         rbf_cka(x, x)

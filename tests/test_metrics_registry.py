@@ -64,6 +64,15 @@ def test_identical_representations(name):
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
+def test_a_noisy_copy_is_nearer_than_something_else(name):
+    """Identical, then a copy with a little noise, then independent: further and further away, as `alike` says."""
+    generator = torch.Generator().manual_seed(5)
+    x, noise, other = torch.randn(3, 200, 6, generator=generator, dtype=torch.float64)
+    values = [value(name, x, y) for y in (x, x + 0.3 * noise, other)]
+    assert values == sorted(values, reverse=METRICS[name].alike == "higher") and len(set(values)) == 3
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
 def test_values_stay_in_range(name):
     low, high = METRICS[name].range
     for seed in range(5):
@@ -128,6 +137,30 @@ def test_bad_matrices_are_refused(name):
 def test_ends_may_be_narrower():
     x, y = pair()
     names = [name for name in sorted(METRICS) if not METRICS[name].same_shape]
-    for name, value_ in cell_of(names, x, y[:, :2]).values.items():
-        truth = METRICS[name].number(ORACLES[name](x.numpy(), y[:, :2].numpy()))
+    for name, value_ in cell_of(names, x, y[:, :3]).values.items():
+        truth = METRICS[name].number(ORACLES[name](x.numpy(), y[:, :3].numpy()))
         assert METRICS[name].number(value_) == pytest.approx(truth, abs=1e-6)
+
+
+def test_what_the_new_measures_need():
+    x, y = pair(images=30)
+    with pytest.raises(ValueError, match="fewer than 3 features"):
+        value("rsa", x, y[:, :2])
+    for name in ("jaccard", "rank_sim", "second_cos", "mutual_knn"):
+        with pytest.raises(ValueError, match="10 images are too few for 10 neighbours; at least 11"):
+            value(name, x[:10], y[:10])
+        assert METRICS[name].range[0] <= value(name, x[:11], y[:11]) <= 1  # everybody is a neighbour
+    zeros = x.clone()
+    zeros[:4] = 0
+    kept = ORACLES["aligned_cos"](zeros.numpy(), y.numpy())  # which leaves rows of zeros out
+    assert value("aligned_cos", zeros, y) == pytest.approx(kept, abs=1e-12)
+    wide = torch.randn(1030, 1025, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="1025 channels are too many"):
+        value("soft_match", wide, wide)
+
+
+def test_fewer_images_than_features_take_the_other_way():
+    generator = torch.Generator().manual_seed(4)
+    x, y = (torch.randn(20, d, generator=generator, dtype=torch.float64) + 1 for d in (50, 30))
+    for name in ("aligned_cos", "rsa", "jaccard", "dist_corr", "second_cos"):
+        assert value(name, x, y) == pytest.approx(ORACLES[name](x.numpy(), y.numpy()), abs=1e-10)

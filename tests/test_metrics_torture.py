@@ -109,7 +109,7 @@ OUTNUMBERED = {name for name, metric in METRICS.items() if metric.outnumbered} |
 # Constants have no direction, spread or neighbours: only differences from them, and fits of and by them, exist.
 REFUSED = {
     "few_images": OUTNUMBERED,
-    "barely_too_few": OUTNUMBERED | {"mutual_knn"},
+    "barely_too_few": OUTNUMBERED | {"mutual_knn", "jaccard", "rank_sim", "second_cos"},
     "constant_front": set(METRICS) - {"l2", "l2_relative", "ps_inv", "lr"},
     "constant_end": set(METRICS) - {"l2"},
 }

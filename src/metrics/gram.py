@@ -8,6 +8,7 @@ from torch import Tensor
 
 from src.metrics.linalg import require_varying
 from src.metrics.moments import PairedMoments
+from src.metrics.products import add_times, times
 from src.metrics.rows import float64_pieces
 
 # Side of one block of a Gram matrix: the matrix product runs at full speed, and little is done below the diagonal.
@@ -68,8 +69,9 @@ class BlockProduct:
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         """Return the block; it is valid until the next call."""
-        a, b = self.x[rows], self.x[columns]
-        return torch.mm(a, b.T, out=self.buffer[: len(a) * len(b)].view(len(a), len(b)))
+        a = self.x[rows]
+        b = a if rows == columns else self.x[columns]
+        return times(a, b, out=self.buffer[: len(a) * len(b)].view(len(a), len(b)))
 
 
 def block_sum(a: Tensor, b: Tensor, spare: Tensor) -> float:
@@ -105,7 +107,7 @@ def gram_sums(
         if rows == columns:
             grams.diagonal(dim1=1, dim2=2).zero_()
         flat = grams.flatten(1)
-        total.addmm_(flat, flat.T, alpha=1 if rows == columns else 2)
+        add_times(total, flat, flat, alpha=1 if rows == columns else 2)
         on_block()
     return _pairwise(total, energies @ energies.T, traces, n, len(xs))
 

@@ -17,7 +17,7 @@ from src.metrics.layer import Facts, Layer, facts_of_spread, span_bytes
 from src.metrics.linear_maps import moments_of
 from src.metrics.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
 from src.metrics.plan import GridPlan, Pair, features, group_sizes
-from src.metrics.registry import METRICS
+from src.metrics.registry import MEASURES, METRICS
 
 VIEWS = "images", "channels"
 # Coordinates of the second network's layers are kept, instead of found anew for each of the first's, up to this size.
@@ -39,7 +39,7 @@ class Cell:
 
     def number(self, name: str) -> float:
         """The one number of a metric; NaN where it was refused."""
-        return METRICS[name].number(self.values[name]) if name in self.values else math.nan
+        return MEASURES[name].number(self.values[name]) if name in self.values else math.nan
 
     @classmethod
     def joined(cls, cells: Sequence["Cell"], names: Sequence[str]) -> "Cell":
@@ -150,7 +150,7 @@ class Grid:
         for (i, j), cell in self.plan.cells.items():
             for name in cell.of("rows"):
                 if METRICS[name].needs != "gram":
-                    self._take(name, (i, j), (rows[0][i], rows[1][j]))
+                    self._take(name, (i, j), (self.layers[0][i], self.layers[1][j]))
         self._take_spans()
         for side, layers in enumerate(self.layers):
             for k, layer in layers.items():

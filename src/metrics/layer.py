@@ -1,11 +1,12 @@
 """One layer's activations, an image a row, and what is known of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from src.metrics.linalg import eigh, float64_device, live_features, rank_floor
+from src.metrics.linalg import float64_device, live_features, rank_floor
+from src.metrics.products import add_times, eigh, eigvalsh
 from src.metrics.rows import float64_pieces, require_real
 
 # Columns whose products are summed at once where sums of products of images are made in float64.
@@ -45,6 +46,7 @@ class Layer:
         with torch.inference_mode(False):
             self.buffer = torch.empty(n, d, device=self.device, dtype=dtype)
             self.mean, self.squares = (torch.zeros(d, dtype=torch.float64, device=self.device) for _ in range(2))
+        self.known: dict[str, Any] = {}  # what metrics of many pairs find out about this layer once
         self.clear(n)
 
     @classmethod
@@ -61,6 +63,7 @@ class Layer:
             raise ValueError(f"the layer holds {len(self.buffer)} images, not {n}")
         self.n, self.filled, self.centred, self.exponent = n, 0, False, 0
         self.mean.zero_()
+        self.known.clear()
 
     @property
     def rows(self) -> Tensor:
@@ -103,6 +106,16 @@ class Layer:
             rows.mul_(2.0**-self.exponent)
         return rows
 
+    @property
+    def offset(self) -> Tensor:
+        """The mean, (d,) float64, in the units of the centred rows: a row plus this is the activation."""
+        return self.mean * 2.0**-self.exponent
+
+    def require_varying(self, side: str) -> None:
+        """Raise ValueError where all images are alike."""
+        if not live_features(self.squares, self.mean, self.n).any():
+            raise ValueError(f"the {side} representation is constant")
+
     def facts(self, *, ranked: bool) -> Facts:
         """Return live features and offset, and the rank (of at most RANK_IMAGES images, evenly picked) if asked."""
         rows, step = self.centre(), -(-self.n // RANK_IMAGES)
@@ -121,7 +134,7 @@ class Layer:
         gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
         for part in rows.split(BLOCK, dim=1):
             part = part.double()
-            gram.addmm_(part, part.T)
+            add_times(gram, part, part)
         values, vectors = eigh(gram)
         kept = values > rank_floor(values)
         return vectors[:, kept] * values[kept].sqrt()
@@ -138,10 +151,8 @@ def _rank(rows: Tensor) -> int:
         part = part.double() - part.double().mean(0)
         size = part.norm(dim=0)
         part = part / torch.where(size > 0, size, torch.ones_like(size))
-        for start in range(0, len(gram), BLOCK // 2):  # down to the diagonal, which is all that eigvalsh reads
-            stop = start + BLOCK // 2
-            gram[start:stop, :stop].addmm_(part[start:stop], part[:stop].T)
-    values = torch.linalg.eigvalsh(gram)
+        add_times(gram, part, part)
+    values = eigvalsh(gram)
     return int((values > rank_floor(values)).sum())
 
 

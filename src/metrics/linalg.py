@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.metrics.products import eigh
+
 # Relative to the spread: below this a feature's variation is the rounding noise of its own mean.
 DEAD_RELATIVE_STD = 1e-12
 # Relative to the largest eigenvalue of unit-variance features. Sums of products square the condition number, so this
@@ -46,12 +48,6 @@ def unit_spectrum(gram: Tensor, mean: Tensor, n: int) -> Spectrum:
     values, vectors = values.flip(0), vectors.flip(1)
     rank = int((values > rank_floor(values)).sum())
     return Spectrum(values[:rank], vectors[:, :rank], vectors[:, rank:], scale, live)
-
-
-def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (d,), ascending, and eigenvectors (d, d) of a symmetric float64 matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return values, vectors
 
 
 def rank_floor(values: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """How well one representation is a linear, an orthogonal or a one-to-one function of the other."""
 
+import math
 from typing import TypedDict
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from src.metrics.canonical import require_images
 from src.metrics.linalg import require_varying
-from src.metrics.moments import PairedMoments, correlation, least_squares, r_squared
+from src.metrics.moments import ROUNDING, PairedMoments, correlation, least_squares, r_squared
 
 
 class LinearMap(TypedDict):
@@ -67,6 +68,18 @@ def procrustes_distance(moments: PairedMoments) -> float:
     require_varying(*moments.live())
     nuclear = torch.linalg.svdvals(moments.xy).sum()
     return max(0.0, 2 - 2 * float(nuclear / moments.xx.trace().sqrt() / moments.yy.trace().sqrt()))
+
+
+def angular_shape(moments: PairedMoments) -> float:
+    """Return the angle between x: (rows, dx) and y: (rows, dy), both centred, after the best rotation or reflection.
+
+    In [0, pi/2]; 0: equal up to rotation, reflection, one common scale and translation, to all of which it is
+    invariant. Read from the distance, since an arc cosine near 1 loses half of the digits. Raise ValueError where a
+    side is constant. Source: Williams et al. 2021, "Generalized Shape Metrics on Neural Representations".
+    """
+    squared = procrustes_distance(moments)
+    # what rounding leaves of equal sides is no distance
+    return 2 * math.asin(min(1.0, math.sqrt(squared) / 2)) if squared > ROUNDING else 0.0
 
 
 def correlations(moments: PairedMoments) -> Correlations:

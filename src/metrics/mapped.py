@@ -15,6 +15,7 @@ from src.metrics.cka import cka_of_groups
 from src.metrics.gram import gram_sums
 from src.metrics.layer import Layer
 from src.metrics.moments import PairedMoments
+from src.metrics.products import times
 
 MAPS = 4
 BLOCK = 1024  # columns of x in a block of products
@@ -95,7 +96,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """a^T b over images: runs of them in float32, their sum in float64, back in the precision of a."""
     total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64 if len(a) > RUN else a.dtype, device=a.device)
     for rows_a, rows_b in zip(a.split(RUN), b.split(RUN), strict=True):
-        total += rows_a.T @ rows_b
+        total += times(rows_a.T, rows_a.T if a is b else rows_b.T)
     return total.to(a.dtype)
 
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from src.metrics.linalg import float64_device, live_features, unit_spectrum
+from src.metrics.products import add_times
 from src.metrics.rows import require_real
 
-# Few features want their long sums cut into so many parts, which cores take one by one and which fit their caches.
-THIN, PARTS = 64, 8
 # Rows that become float64 at a time: thin products want long sums, those of more features than WIDE need less.
 LONG, SHORT, WIDE = 8192, 512, 1024
 ROUNDING = 1e-14  # of the variance: float64 sums of products of float32 numbers tell no smaller difference from none
@@ -95,20 +94,10 @@ def _zeros(device: torch.device, *shape: int) -> Tensor:
 
 
 def _add_products(total: Tensor, x: Sums, y: Sums) -> None:
-    """Add those of the rows that both hold. All products are made alike, so that equal activations have equal
-    moments to the last bit."""
-    a, b, rows = x.held, y.held, x.held.shape[1]
-    parts = math.gcd(rows, PARTS) if len(a) + len(b) <= THIN else 1
-    if parts == 1:
-        total.addmm_(a, b.T)
-    else:
-        total += torch.bmm(_cut(a, parts), _cut(b, parts).mT).sum(0)
+    """Add the products of the rows that both hold."""
+    add_times(total, x.held, y.held)
     if x.weight:
         total.addr_(x.delta, y.delta, alpha=x.weight)
-
-
-def _cut(held: Tensor, parts: int) -> Tensor:
-    return held.unflatten(1, (parts, -1)).transpose(0, 1)
 
 
 class PairedMoments:

@@ -1,38 +1,62 @@
-"""Metrics of distances between images: CKA with a Gaussian kernel, and mutual nearest neighbours."""
+"""Metrics of distances and cosines between images: kernels of distances, and nearest neighbours."""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from src.metrics.cosines import Cosines
 from src.metrics.gram import BLOCK, BlockProduct, block_sum, row_energies, upper_blocks
+from src.metrics.layer import Layer
+from src.metrics.products import times
 
+# Neighbours of an image.
+K = 10
+# Numbers of rows that are held beside each other to be multiplied pair by pair.
+PAIRED = 1 << 24
 # Distances that the first, rough estimate of the median looks at.
 SAMPLE = 1 << 21
 
 
 @torch.no_grad()
-def rbf_cka(x: Tensor, y: Tensor, threshold: float = 0.5) -> float:
-    """Compare centred x: (images, dx) and y: (images, dy), of about unit scale, by CKA with kernels of distances.
+def rbf_cka(x: Layer, y: Layer, threshold: float = 0.5) -> float:
+    """Compare x and y by CKA with kernels exp(-|a - b|^2 / (2 (threshold m)^2)).
 
-    The kernels are exp(-|a - b|^2 / (2 (threshold m)^2)), with m^2 the median of the squared distances between all
-    pairs of images, an image paired with itself included. It goes block by block; no n x n matrix is held.
+    m^2 is the median of the squared distances between all pairs of images, an image paired with itself included.
     In [0, 1]; 1: all distances agree up to one common scale; near 0: independent. Invariant to rotation, reflection,
     one common scale, translation. Raise ValueError below 3 images or where more than half of the distances are 0.
     Source: Kornblith et al. 2019, section 3 (thresholds 0.4 and 0.8 there), biased HSIC.
     """
-    n = len(x)
-    if n < 3:
-        raise ValueError(f"{n} images are too few for a median distance; at least 3 are needed")
-    kernels = [_Kernel(side, threshold) for side in (x, y)]
-    row_sums = torch.zeros(2, n, dtype=torch.float64, device=x.device)
-    spare = torch.empty_like(kernels[0].distances.product.buffer)
+    if x.n < 3:
+        raise ValueError(f"{x.n} images are too few for a median distance; at least 3 are needed")
+    return _alignment(_Kernel(x.centre(), threshold), _Kernel(y.centre(), threshold), x.n)
+
+
+@torch.no_grad()
+def distance_correlation(x: Layer, y: Layer) -> float:
+    """Return the distance correlation of x and y, of Euclidean distances, biased (V-statistic), its root taken.
+
+    In [0, 1]; 1: all distances agree up to one common scale; 0, with infinitely many images, exactly where x and y are
+    independent. Invariant to rotation, reflection, one common scale, translation. Raise ValueError for a constant side.
+    Source: Székely, Rizzo and Bakirov 2007, "Measuring and testing dependence by correlation of distances".
+    """
+    x.require_varying("first")
+    y.require_varying("second")
+    return _alignment(_Far(x.centre()), _Far(y.centre()), x.n) ** 0.5
+
+
+def _alignment(one: Kernel, other: Kernel, n: int) -> float:
+    """Align two matrices, centred in rows and columns, block by block; no n x n matrix is held."""
+    row_sums = torch.zeros(2, n, dtype=torch.float64, device=one.device)
+    spare = torch.empty_like(one.buffer)
     totals = [0.0, 0.0, 0.0]
     for rows, columns in upper_blocks(n):
-        k, other = kernels[0](rows, columns), kernels[1](rows, columns)
-        for sums, block in zip(row_sums, (k, other), strict=True):
+        k, other_k = one(rows, columns), other(rows, columns)
+        for sums, block in zip(row_sums, (k, other_k), strict=True):
             sums[rows] += block.sum(1)
             if rows != columns:
                 sums[columns] += block.sum(0)
-        for index, (a, b) in enumerate(((k, other), (k, k), (other, other))):
+        for index, (a, b) in enumerate(((k, other_k), (k, k), (other_k, other_k))):
             totals[index] += (1 if rows == columns else 2) * block_sum(a, b, spare)
     pairs = ((0, 1), (0, 0), (1, 1))
     hsic = [
@@ -56,9 +80,22 @@ class _Distances:
         return block.fill_diagonal_(0) if rows == columns else block
 
 
-class _Kernel:
-    def __init__(self, x: Tensor, threshold: float) -> None:
+class Kernel:
+    """Blocks of a matrix (images, images) of some function of distances; a block is valid until the next call."""
+
+    def __init__(self, x: Tensor) -> None:
         self.distances = _Distances(x)
+        self.buffer, self.device = self.distances.product.buffer, x.device
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        raise NotImplementedError
+
+
+class _Kernel(Kernel):
+    """The Gaussian one."""
+
+    def __init__(self, x: Tensor, threshold: float) -> None:
+        super().__init__(x)
         median = median_squared_distance(x)
         if median <= 0:
             raise ValueError("the median distance between images is 0: more than half of the pairs are equal")
@@ -66,6 +103,17 @@ class _Kernel:
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         return self.distances(rows, columns).mul_(self.factor).exp_()
+
+
+class _Far(Kernel):
+    """Distances less a typical one, which centring takes out anyhow, and which would drown their differences."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.typical = float(self.distances(slice(0, BLOCK), slice(0, BLOCK)).sqrt().mean(dtype=torch.float64))
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        return self.distances(rows, columns).sqrt_().sub_(self.typical)
 
 
 @torch.no_grad()
@@ -95,37 +143,102 @@ def median_squared_distance(x: Tensor) -> float:
 def _bracket(distances: _Distances) -> tuple[float, float]:
     x, energy = distances.product.x, distances.energy
     picked = slice(None, None, max(1, -(-len(x) * len(x) // SAMPLE)))
-    products = (x[picked] @ x.T).mul_(-2).add_(energy).add_(energy[picked][:, None])
+    products = times(x[picked], x).mul_(-2).add_(energy).add_(energy[picked][:, None])
     ordered = products.clamp_(min=0).flatten().sort().values
     return float(ordered[int(0.45 * len(ordered))]), float(ordered[int(0.55 * len(ordered))])
 
 
 @torch.no_grad()
-def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> float:
-    """Return the share of an image's k nearest neighbours in x: (images, dx) that are so in y: (images, dy) too.
+def mutual_knn(x: Layer, y: Layer, k: int = K) -> float:
+    """Return the share of an image's k nearest neighbours in x that are so in y too.
 
-    x and y are centred, of about unit scale, and taken a block of images at a time. Averaged over images, in [0, 1];
-    1: every neighbourhood has the same members; k / (images - 1): chance. Euclidean distances, the image itself left
-    out. Invariant to rotation, reflection, one common scale, translation. Raise ValueError for k or fewer images, or a
-    constant side. Between equally far images the choice is arbitrary.
+    Averaged over images, in [0, 1]; 1: every neighbourhood has the same members; k / (images - 1): chance. Euclidean
+    distances, the image itself left out. Invariant to rotation, reflection, one common scale, translation. Raise
+    ValueError for k or fewer images, or a constant side. Between equally far images the choice is arbitrary.
     Source: Huh et al. 2024, "The Platonic Representation Hypothesis", appendix A (there on normalised features).
     """
-    n = len(x)
-    if n <= k:
-        raise ValueError(f"{n} images are too few for {k} neighbours; at least {k + 1} are needed")
-    energies = [row_energies(side).to(side.dtype) for side in (x, y)]
-    if not all(bool((energy > 0).any()) for energy in energies):
-        raise ValueError("neighbours are undefined: a representation is constant")
-    shared = 0
-    for start in range(0, n, BLOCK):
-        rows = slice(start, min(start + BLOCK, n))
-        near_x, near_y = _nearest(x, energies[0], rows, k), _nearest(y, energies[1], rows, k)
-        shared += int((near_x[:, :, None] == near_y[:, None, :]).sum())
-    return shared / (n * k)
+    near_x, near_y = _both_near(x, y, k, "distance")
+    return float(_shared(near_x, near_y).sum()) / (x.n * k)
 
 
-def _nearest(x: Tensor, energy: Tensor, rows: slice, k: int) -> Tensor:
-    # The distance less the row's own |x|^2, which does not change the order.
-    distances = (x[rows] @ x.T).mul_(-2).add_(energy)
-    distances[torch.arange(len(distances)), torch.arange(rows.start, rows.stop)] = float("inf")
-    return distances.topk(k, largest=False).indices
+@torch.no_grad()
+def jaccard(x: Layer, y: Layer, k: int = K) -> float:
+    """Return the mean over images of shared over all of the k nearest neighbours by cosine, of rows as they are.
+
+    In [0, 1]; 1: every neighbourhood has the same members. Invariant to rotation, reflection and one common scale, but
+    not to translation. Errors and ties as `mutual_knn`. Source: Klabunde et al. 2025, "Similarity of Neural Network
+    Models: A Survey of Functional and Representational Measures".
+    """
+    near_x, near_y = _both_near(x, y, k, "cosine")
+    shared = _shared(near_x, near_y).sum((1, 2)).double()
+    return float((shared / (2 * k - shared)).mean())
+
+
+@torch.no_grad()
+def rank_similarity(x: Layer, y: Layer, k: int = K) -> float:
+    """Compare the ranks of the shared k nearest neighbours by cosine, of rows as they are; the mean over images.
+
+    With ranks r and r' of a shared neighbour in x and y, an image has the sum of 2 / ((1 + |r - r'|) (r + r')) over the
+    sum of 1 / i up to the number of shared ones; 0 where none is shared. In [0, 1]; 1 wherever what is shared is the
+    nearest, in the same order, which need not be all. Invariances, errors and ties as `jaccard`.
+    Source: Klabunde et al. 2025 (after Wang et al. 2020).
+    """
+    near_x, near_y = _both_near(x, y, k, "cosine")
+    same = _shared(near_x, near_y)
+    ranks = torch.arange(1, k + 1, dtype=torch.float64, device=same.device)
+    weights = 2 / ((1 + (ranks[:, None] - ranks).abs()) * (ranks[:, None] + ranks))
+    most = torch.cat([ranks.new_ones(1), (1 / ranks).cumsum(0)])
+    return float(((same * weights).sum((1, 2)) / most[same.sum((1, 2))]).mean())
+
+
+@torch.no_grad()
+def second_order_cosine(x: Layer, y: Layer, k: int = K) -> float:
+    """Compare how similar an image is, in x and in y, to all of its k nearest neighbours in either; mean over images.
+
+    That is the cosine of two vectors of cosines, of rows as they are, to the union of both neighbourhoods. In [-1, 1];
+    1: the same similarities up to a factor. Invariances, errors and ties as `jaccard`.
+    Source: Hamilton et al. 2016, "Cultural Shift or Linguistic Drift?"; Klabunde et al. 2025.
+    """
+    near_x, near_y = _both_near(x, y, k, "cosine")
+    cosines, total = (Cosines(x), Cosines(y)), 0.0
+    step = max(1, PAIRED // (2 * k * max(x.rows.shape[1], y.rows.shape[1])))
+    for start in range(0, x.n, step):
+        rows = slice(start, min(start + step, x.n))
+        repeated = (near_y[rows, :, None] == near_x[rows, None, :]).any(2)
+        union = torch.cat([near_x[rows], near_y[rows]], 1)
+        weights = torch.cat([torch.ones_like(repeated), ~repeated], 1).double()
+        one, other = (side.to(rows, union) * weights for side in cosines)
+        norms = one.norm(dim=1) * other.norm(dim=1)
+        total += float(((one * other).sum(1) / norms.clamp(min=1e-300)).sum())
+    return total / x.n
+
+
+def _shared(near_x: Tensor, near_y: Tensor) -> Tensor:
+    """Tell which neighbours are the same, (images, k, k)."""
+    return near_x[:, :, None] == near_y[:, None, :]
+
+
+def _both_near(x: Layer, y: Layer, k: int, kind: str) -> tuple[Tensor, Tensor]:
+    if x.n <= k:
+        raise ValueError(f"{x.n} images are too few for {k} neighbours; at least {k + 1} are needed")
+    x.require_varying("first")
+    y.require_varying("second")
+    return _nearest(x, k, kind), _nearest(y, k, kind)
+
+
+def _nearest(layer: Layer, k: int, kind: str) -> Tensor:
+    """Indices of the k nearest of each image but itself, the nearest first; found once a layer, in blocks of images."""
+    key = f"{k} nearest by {kind}"
+    if key not in layer.known:
+        rows = layer.centre()
+        energy = row_energies(rows).to(rows.dtype)
+        cosines = Cosines(layer) if kind == "cosine" else None
+        near = torch.empty(layer.n, k, dtype=torch.long, device=rows.device)
+        for start in range(0, layer.n, BLOCK):
+            some = slice(start, min(start + BLOCK, layer.n))
+            # the distance less the row's own |x|^2, which does not change the order
+            far = -cosines(some) if cosines else times(rows[some], rows).mul_(-2).add_(energy)
+            far[torch.arange(len(far)), torch.arange(some.start, some.stop)] = float("inf")
+            near[some] = far.topk(k, largest=False).indices
+        layer.known[key] = near
+    return layer.known[key]

@@ -38,7 +38,13 @@ class CellPlan:
 
 
 def plan_cell(
-    names: Sequence[str], view: str | None, n: int, shape_x: Shape, shape_y: Shape, group: int | None
+    names: Sequence[str],
+    view: str | None,
+    n: int,
+    shape_x: Shape,
+    shape_y: Shape,
+    group: int | None,
+    memory: float | None = None,
 ) -> CellPlan:
     """Plan a pair of layers that give (c, h, w) or (c,) for an image. Raise ValueError for an unknown metric."""
     plan = CellPlan()
@@ -48,6 +54,8 @@ def plan_cell(
         taken = plan.views[name] = view_of(metric, view, shape_x, shape_y)
         try:
             check_metric(metric, taken, n, shape_x, shape_y, group)
+            if metric.cost and memory is not None:
+                _check_cost(metric, n, flat, group, memory)
         except ValueError as error:
             plan.refused[name] = str(error)
             continue
@@ -122,6 +130,18 @@ def check_metric(metric: Metric, view: str, n: int, shape_x: Shape, shape_y: Sha
         raise ValueError(
             f"{metric.name} of {n} images with {dx} and {dy} features would take {taken / 1e9:.1f} GB of sums of "
             "products; use --view channels" + " or leave out --group-at" * ungrouped
+        )
+
+
+def _check_cost(metric: Metric, n: int, flat: tuple[int, int], group: int | None, memory: float) -> None:
+    assert metric.cost is not None
+    images = max(group_sizes(n, group))
+    needed = metric.cost(images, *flat)
+    if needed > memory:
+        fits = next(size for size in range(images, 0, -1 - images // 200) if metric.cost(size, *flat) <= memory)
+        raise ValueError(
+            f"{metric.name} of {images} images would take {needed / 1e9:.1f} GB beside the activations; average over "
+            f"groups, as with --group-at {max(2, fits * 2 // 3)}, or allow it with --memory {math.ceil(needed / 1e9)}"
         )
 
 
@@ -208,6 +228,7 @@ def plan_grid(
     shapes_x: Sequence[Shape],
     shapes_y: Sequence[Shape],
     group: int | None = None,
+    memory: float | None = None,
 ) -> GridPlan:
     """Plan the comparison of every pair of layers.
 
@@ -219,11 +240,13 @@ def plan_grid(
     for consecutive groups of that many images and averaged, weighted by images; a rest of less than half a group joins
     the last one. All others are exact over all images, so grouping does not touch them; without it, those that no
     rotation changes are computed from inner products of images where images are fewer than features.
+
+    memory: bytes that a metric may take beside the activations; None: any number.
     """
     group_sizes(n_images, group)
     shapes = [tuple(x) for x in shapes_x], [tuple(y) for y in shapes_y]
     cells = {
-        (i, j): plan_cell(names, view, n_images, x, y, group)
+        (i, j): plan_cell(names, view, n_images, x, y, group, memory)
         for i, x in enumerate(shapes[0])
         for j, y in enumerate(shapes[1])
     }

@@ -1,24 +1,42 @@
 """The table of metrics: what each one means, needs and is blind to."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
+from src.metrics.alignment import aligned_bytes, aligned_cosine, rsa, rsa_bytes, soft_match
 from src.metrics.canonical import mean_cca, pwcca, pwcca_ties, r2_cca, svcca
 from src.metrics.cka import cka_of_groups, debiased_cka_of_groups
 from src.metrics.difference import differences_of, l2, l2_relative
+from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.gram import gram_sums
 from src.metrics.layer import Layer
-from src.metrics.linear_maps import correlations, linear_map, linear_regression, moments_of, procrustes_distance
-from src.metrics.neighbours import mutual_knn, rbf_cka
+from src.metrics.linear_maps import (
+    angular_shape,
+    correlations,
+    linear_map,
+    linear_regression,
+    moments_of,
+    procrustes_distance,
+)
+from src.metrics.neighbours import (
+    distance_correlation,
+    jaccard,
+    mutual_knn,
+    rank_similarity,
+    rbf_cka,
+    second_order_cosine,
+)
 from src.metrics.rows import paired
 
 INFINITY = float("inf")
 NOTHING: frozenset[str] = frozenset()
 SHIFT_AND_SCALE = frozenset({"translation", "isotropic_scaling"})
 RIGID = SHIFT_AND_SCALE | {"orthogonal"}
+TURN_AND_SCALE = frozenset({"orthogonal", "isotropic_scaling"})
 LINEAR = RIGID | {"invertible_linear"}
 
 
@@ -32,6 +50,7 @@ class Metric:
     of_gathered: that -> value. note: moments -> what is to be said of the value, or "".
     front, end: transformations of the one side, or of the other, that leave the value as it is.
     outnumbered: whose features the rows must outnumber: "front", "both" or "".
+    cost: images, features of either side -> bytes that it takes beside the rows, where these are many.
     identical: the value for two equal representations. summary: the key of the one number, where a value is a dict.
     """
 
@@ -48,6 +67,7 @@ class Metric:
     same_shape: bool = False
     summary: str = ""
     note: Callable[[Any], str] | None = None
+    cost: Callable[[int, int, int], float] | None = None
 
     @property
     def invariances(self) -> frozenset[str]:
@@ -76,7 +96,7 @@ _GATHER: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "moments": moments_of,
     "difference": differences_of,
     "gram": lambda x, y: [gram_sums([Layer.of(x).rows], [Layer.of(y).rows])[0, 0]],
-    "features": lambda x, y: (Layer.of(x).rows, Layer.of(y).rows),
+    "features": lambda x, y: (Layer.of(x), Layer.of(y)),
 }
 
 
@@ -84,6 +104,10 @@ def _cca(name: str, meaning: str, of_moments: Callable, **more: Any) -> Metric:
     return Metric(
         name, meaning, "moments", of_moments, **({"front": LINEAR, "end": LINEAR, "outnumbered": "both"} | more)
     )
+
+
+def _of_layers(name: str, meaning: str, of: Callable, kept: frozenset[str] = RIGID, **more: Any) -> Metric:
+    return Metric(name, meaning, "features", lambda pair: of(*pair), ("images",), kept, kept, **more)
 
 
 def _difference(name: str, meaning: str, of_differences: Callable) -> Metric:
@@ -94,13 +118,8 @@ def _difference(name: str, meaning: str, of_differences: Callable) -> Metric:
 _ALL = (
     Metric("cka", "linear CKA, biased", "gram", cka_of_groups),
     Metric("cka_debiased", "linear CKA, debiased", "gram", debiased_cka_of_groups, range=(-1, 1)),
-    Metric(
-        "cka_rbf",
-        "CKA with Gaussian kernels, bandwidth half the median distance",
-        "features",
-        lambda rows: rbf_cka(*rows),
-        views=("images",),
-    ),
+    _of_layers("cka_rbf", "CKA with Gaussian kernels, bandwidth half the median distance", rbf_cka),
+    _of_layers("dist_corr", "distance correlation", distance_correlation),
     _cca("cca", "mean squared canonical correlation (R2_CCA)", r2_cca),
     _cca("cca_mean", "mean canonical correlation", mean_cca),
     _cca(
@@ -151,12 +170,51 @@ _ALL = (
         summary="mean_best",
     ),
     Metric(
-        "mutual_knn",
-        "shared share of each image's 10 nearest neighbours",
-        "features",
-        lambda rows: mutual_knn(*rows),
-        views=("images",),
+        "soft_match",
+        "correlation of channels matched in shares",
+        "moments",
+        soft_match,
+        views=("channels",),
+        front=SHIFT_AND_SCALE,
+        end=SHIFT_AND_SCALE,
+        range=(-1, 1),
+    ),
+    Metric(
+        "ang_shape",
+        "angle after the best rotation",
+        "moments",
+        angular_shape,
+        range=(0, math.pi / 2),
+        identical=0,
+    ),
+    _of_layers(
+        "aligned_cos",
+        "mean cosine of images after the best rotation, uncentred",
+        aligned_cosine,
+        kept=TURN_AND_SCALE,
+        range=(-1, 1),
+        cost=aligned_bytes,
+    ),
+    _of_layers(
+        "rsa",
+        "Spearman correlation of the similarities of images",
+        rsa,
+        kept=frozenset({"isotropic_scaling"}),
+        range=(-1, 1),
+        cost=rsa_bytes,
+    ),
+    _of_layers("mutual_knn", "shared share of each image's 10 nearest neighbours", mutual_knn),
+    _of_layers("jaccard", "shared over all 10 nearest neighbours by cosine, uncentred", jaccard, kept=TURN_AND_SCALE),
+    _of_layers("rank_sim", "ranks of the shared neighbours by cosine", rank_similarity, kept=TURN_AND_SCALE),
+    _of_layers(
+        "second_cos",
+        "cosine of the similarities to all neighbours by cosine",
+        second_order_cosine,
+        kept=TURN_AND_SCALE,
+        range=(-1, 1),
     ),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+# All that can be asked for by name: measures of layers, and of what networks decide.
+MEASURES: dict[str, Metric | Functional] = {**METRICS, **FUNCTIONAL}

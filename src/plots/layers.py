@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from src.metrics import METRICS, Metric
+from src.metrics import MEASURES, Metric
+from src.metrics.functional import Functional
 from src.plots.style import BLUE, INK, LIGHT, NORMAL, ORANGE, SMALL, finish, new_figure, save
 from src.results.titles import network_name
 
@@ -55,7 +56,7 @@ def grid_figure(result: dict[str, Any]) -> Figure:
     panels = figure.subplots(down, across, squeeze=False).ravel()
     names = [network_name(network) for network in result["networks"]]
     for axes, (name, table) in zip(panels, tables.items(), strict=False):
-        _draw_heatmap(figure, axes, METRICS[str(name)], table, layers1, layers2, letters=int(13 * height))
+        _draw_heatmap(figure, axes, MEASURES[str(name)], table, layers1, layers2, letters=int(13 * height))
         finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
         axes.tick_params(labelsize=SMALL if cell > 0.3 else 7)
     for axes in panels[len(tables) :]:
@@ -75,7 +76,7 @@ def _title(result: dict[str, Any]) -> str:
 def _draw_heatmap(
     figure: Figure,
     axes: Axes,
-    metric: Metric,
+    metric: Metric | Functional,
     table: np.ndarray,
     layers1: list[str],
     layers2: list[str],
@@ -127,7 +128,7 @@ def _write_values(axes: Axes, image: AxesImage, table: np.ndarray) -> None:
             )
 
 
-def _range(metric: Metric, table: np.ndarray) -> tuple[float, float]:
+def _range(metric: Metric | Functional, table: np.ndarray) -> tuple[float, float]:
     """Ends of the colour scale: from equal representations as far as the values go, in tenths where these are bounded.
 
     An end at the metric's own bounds would leave most colours unused, and so would one far beyond most values.
@@ -158,12 +159,12 @@ def pair_figure(result: dict[str, Any]) -> Figure:
     title = f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
     figure = new_figure(7.5, 0.95 + 0.62 * len(rows), title)
     for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows, strict=True):
-        _draw_bar(axes, METRICS[row["method"]], row["value"])
+        _draw_bar(axes, MEASURES[row["method"]], row["value"])
     finish(axes, x="dotted: value of equal representations")
     return figure
 
 
-def _draw_bar(axes: Axes, metric: Metric, value: float) -> None:
+def _draw_bar(axes: Axes, metric: Metric | Functional, value: float) -> None:
     """One metric on its own axis, with a line where equal representations would be."""
     high = metric.range[1] if math.isfinite(metric.range[1]) else max(1e-12, 1.25 * value)
     low = min(0.0, value)

@@ -1,0 +1,92 @@
+"""Products by whichever library: the numbers of a plain product, the same bytes again, and pools left as they were."""
+
+import numpy as np
+import pytest
+import torch
+
+from src.metrics import products
+
+SHAPES = [(1, 1, 3), (7, 9, 11), (300, 200, 500), (40, 3, 70_000), (5, 5, 0), (0, 3, 4), (600, 1, 600)]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_equal_plain_ones_and_repeat(shape, dtype, threads, monkeypatch):
+    monkeypatch.setattr(products, "SMALL", 0)  # as jobs of several threads, however small
+    m, n, k = shape
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(rows, k, generator=generator, dtype=torch.float64) for rows in (m, n))
+    tolerance = {"rtol": 0, "atol": (2e-6 if dtype == torch.float32 else 1e-13) * (k + 100)}
+    for first, second in ((a, b), (a, a)):
+        x = first.to(dtype)
+        y = x if second is first else second.to(dtype)
+        value = products.times(x, y)
+        np.testing.assert_allclose(value.double(), first @ second.T, **tolerance)
+        assert torch.equal(value, products.times(x, y))
+        out = torch.empty_like(value)
+        assert products.times(x, y, out=out) is out and torch.equal(out, value)
+        total = torch.ones_like(value)
+        products.add_times(total, x, y, alpha=2)
+        np.testing.assert_allclose(total.double(), 1 + 2 * first @ second.T, **tolerance)
+    if m > 100:
+        square = products.times(a, a)
+        assert torch.equal(square, square.T)
+
+
+def test_large_totals_are_added_to_in_parts(monkeypatch):
+    monkeypatch.setattr(products, "PART", 50)
+    a = torch.randn(30, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    total = torch.zeros(30, 30, dtype=torch.float64)
+    products.add_times(total, a, a)
+    np.testing.assert_allclose(total, a @ a.T, atol=1e-12)
+
+
+def test_decompositions_equal_those_of_torch(threads):
+    a = torch.randn(60, 60, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    matrix = a @ a.T
+    values, vectors = products.eigh(matrix)
+    np.testing.assert_allclose(vectors * values @ vectors.T, matrix, atol=1e-10)
+    np.testing.assert_allclose(values, torch.linalg.eigvalsh(matrix), atol=1e-10)
+    np.testing.assert_allclose(products.eigvalsh(matrix), values, atol=1e-10)
+    assert len(products.eigh(matrix[:0, :0])[0]) == 0
+
+
+def test_the_pools_of_the_libraries_are_left_as_they_were(threads):
+    before = [pool.get() for pool in products._pools()]
+    a = torch.randn(400, 400, dtype=torch.float64)
+    products.times(a, a)
+    products.eigh(a @ a.T)
+    assert [pool.get() for pool in products._pools()] == before
+
+
+@pytest.mark.parametrize(
+    ("vendor", "mkl", "numpy"),
+    [("GenuineIntel", True, False), ("AuthenticAMD", False, False), ("AuthenticAMD", True, True)],
+)
+def test_the_choice_follows_from_processor_and_libraries(vendor, mkl, numpy, monkeypatch):
+    monkeypatch.setattr(products, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    pool = products.Pool(lambda: 1, lambda count: None)
+    monkeypatch.setattr(products, "_pool", lambda library, suffix: pool)
+    products._pools.cache_clear()
+    try:
+        assert products.described().startswith("numpy" if numpy else "torch")
+        assert products.described("cuda:0").startswith("torch")
+        monkeypatch.setattr(products, "_pool", lambda library, suffix: None)
+        products._pools.cache_clear()
+        assert products.described().startswith("torch")  # a pool that cannot be bound
+    finally:
+        products._pools.cache_clear()
+
+
+def test_what_is_not_finite_goes_through():
+    a = torch.full((2, 3), float("inf"))
+    assert not torch.isfinite(products.times(a, -a)).any()
