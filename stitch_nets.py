@@ -107,7 +107,9 @@ def settings_of(args: argparse.Namespace) -> list[StitchSpec]:
 
     Raises ValueError for one that would be refused alone.
     """
+    rate = 1e-2 if args.whiten else 1e-3
     values = {field.name: getattr(args, field.name) for field in fields(StitchSpec) if not field.name.endswith("layer")}
+    values["lr"] = values["lr"] or rate
     lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
     chosen = (dict(zip(VARIED, combination, strict=True)) for combination in itertools.product(*lists))
     return [StitchSpec("", "", **(values | some)) for some in chosen]

@@ -193,11 +193,11 @@ def add_spec_options(
             group.add_argument(*option.flags, action="store_true", help=option.help)
             continue
         text = f"{option.help}: {', '.join(option.choices)}" if option.choices else option.help
-        shown = " (default: full rank)" if option.field == "low_rank" else ""
+        shown = f" (default: {option.default})" if option.default else ""
         group.add_argument(
             *option.flags,
             type=_listed(option) if option.many else _one_of(option),
-            default=default,
+            default=None if option.default else default,
             metavar=option.metavar or option.field.upper(),
             help=f"{text}{', or several: a,b' * option.many}{shown}",
         )

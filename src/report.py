@@ -157,7 +157,7 @@ def doubts(result: dict[str, Any]) -> list[str]:
         if after <= chance + 3 * error:
             found.append(
                 f"after training the stitch is right on {after:.1%} of the images, no better than one constant answer "
-                f"({chance:.1%}); try a higher -lr or another init, -i ps_inv"
+                f"({chance:.1%}); try --whiten, a higher -lr or another init, -i ps_inv"
             )
     return found
 

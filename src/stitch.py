@@ -1,7 +1,7 @@
 """Stitches between two networks: started, trained side by side, held against both. No options, files or printing."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -127,6 +127,7 @@ def _start(cuts: Cuts, spec: StitchSpec, moments: PairedMoments | None, tell: Te
         rank=spec.low_rank,
         orthogonal=spec.orthogonal,
         seed=spec.seed,
+        whiten=spec.whiten,
     ).to(cuts.device)
     if not layer.matrix().any():
         tell.notice(f"warning: --mask {spec.mask} keeps no weight of --init {spec.init}; all weights start at zero")
@@ -161,7 +162,7 @@ def _train(
         Learner(
             work.layer,
             StitchObjective(cuts, work.spec, work.layer, train.spec.task, labelled=labelled),
-            work.spec.recipe,
+            replace(work.spec.recipe, weight_decay=0.0) if work.spec.whiten else work.spec.recipe,
             snapshot=work.layer.snapshot,
             snapshot_every=work.spec.save_frequency * max(1, work.spec.epochs),
         )

@@ -30,6 +30,9 @@ KINDS: list[dict[str, Any]] = [
     {"cka_reg": 0.1},
     {"l1": 0.1},
     {"optimizer": "sgd"},
+    {"whiten": True},
+    {"whiten": True, "mask": "semi-match", "init": "ps_inv", "l1": 0.1},
+    {"whiten": True, "low_rank": 2},
     {"front_layer": "pool", "end_layer": "conv2", "resize": True},
     {"front_layer": "fc1", "end_layer": "fc1"},
 ]

@@ -10,14 +10,23 @@ from torch.nn.utils import parametrizations
 
 from src.metrics.moments import Affine, orthogonal_factor, reduced_rank
 from src.stitching.geometry import Geometry
+from src.stitching.whitening import Coordinates
 
 Arrays = dict[str, Any]
 
 
 class StitchLayer(nn.Module):
-    """A full matrix. Other kinds of stitch differ only in how `matrix()`, always (out, in), comes about."""
+    """A full matrix. Other kinds of stitch differ only in how their `core` comes about.
 
-    def __init__(self, affine: Affine, geometry: Geometry) -> None:
+    With `coordinates` the core is the V of y = D V S (x - m) + b, else it is the matrix itself: the same maps, trained
+    along another path.
+    """
+
+    m: Tensor
+    s: Tensor
+    d: Tensor
+
+    def __init__(self, affine: Affine, geometry: Geometry, coordinates: Coordinates | None = None) -> None:
         super().__init__()
         expected = (geometry.outputs, geometry.inputs)
         if tuple(affine.w.shape) != expected or tuple(affine.b.shape) != expected[:1]:
@@ -26,33 +35,50 @@ class StitchLayer(nn.Module):
                 f"got {tuple(affine.w.shape)} and {tuple(affine.b.shape)}"
             )
         self.geometry = geometry
-        self.bias = nn.Parameter(affine.b.detach().float().clone())
-        self._set_matrix(affine.w.detach().float().clone())
+        w, b = affine.w.detach(), affine.b.detach()
+        self.is_whitened = coordinates is not None
+        if coordinates:
+            b = b.to(coordinates.m) + w.to(coordinates.m) @ coordinates.m
+            w = coordinates.into(w)
+            for name in ("m", "s", "d"):
+                self.register_buffer(name, getattr(coordinates, name).float())
+        self.bias = nn.Parameter(b.float().clone())
+        self._set_core(w.float().clone())
 
-    def _set_matrix(self, w: Tensor) -> None:
+    def _set_core(self, w: Tensor) -> None:
         self.weight = nn.Parameter(w)
+
+    def core(self) -> Tensor:
+        """What is trained in place of the matrix, (out, in)."""
+        return self.weight
 
     def matrix(self) -> Tensor:
         """W, (out, in)."""
-        return self.weight
+        return self.d[:, None] * (self.core() @ self.s) if self.is_whitened else self.core()
+
+    def offset(self, w: Tensor) -> Tensor:
+        """The b of y = x W^T + b, (out,), for this matrix."""
+        return self.bias - w @ self.m if self.is_whitened else self.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the front layer's output (n, *front_shape) to (n, *end_shape)."""
         x, w = self.geometry.interpolate(x), self.matrix()
+        b = self.offset(w)
         if self.geometry.is_flat:
-            return F.linear(x.flatten(1), w, self.bias).view(len(x), *self.geometry.end_shape)
-        return F.linear(x, w, self.bias) if x.dim() == 2 else F.conv2d(x, w[:, :, None, None], self.bias)
+            return F.linear(x.flatten(1), w, b).view(len(x), *self.geometry.end_shape)
+        return F.linear(x, w, b) if x.dim() == 2 else F.conv2d(x, w[:, :, None, None], b)
 
     def arrays(self) -> Arrays:
         """A copy of the map for result files: `w`, (out, in, 1, 1) where it acts on channels, else (out, in); `b`."""
-        return {"w": _copied(self._shaped_matrix()), "b": _copied(self.bias)}
+        w = self.matrix()
+        return {"w": _copied(self._shaped(w)), "b": _copied(self.offset(w))}
 
     def snapshot(self) -> dict[str, Tensor]:
         """The map as parameters for the history of training: `weight`, shaped as in `arrays`, and `bias`."""
-        return {"weight": self._shaped_matrix(), "bias": self.bias}
-
-    def _shaped_matrix(self) -> Tensor:
         w = self.matrix()
+        return {"weight": self._shaped(w), "bias": self.offset(w)}
+
+    def _shaped(self, w: Tensor) -> Tensor:
         return w[:, :, None, None] if self.geometry.is_convolution else w
 
 
@@ -61,42 +87,55 @@ class MaskedStitch(StitchLayer):
 
     mask: Tensor
 
-    def __init__(self, affine: Affine, geometry: Geometry, mask: Tensor) -> None:
+    def __init__(
+        self, affine: Affine, geometry: Geometry, mask: Tensor, coordinates: Coordinates | None = None
+    ) -> None:
         # weights start at zero under the mask and get no gradient there, so no optimizer can move them
-        super().__init__(Affine(affine.w * mask.to(affine.w), affine.b), geometry)
+        super().__init__(Affine(affine.w * mask.to(affine.w), affine.b), geometry, coordinates)
         self.register_buffer("mask", mask.float())
 
-    def matrix(self) -> Tensor:
+    def core(self) -> Tensor:
         return self.weight * self.mask
 
 
 class LowRankStitch(StitchLayer):
     """A product of two factors (out, r) and (r, in), the best approximation of the initial matrix to start with."""
 
-    def __init__(self, affine: Affine, geometry: Geometry, rank: int) -> None:
+    def __init__(self, affine: Affine, geometry: Geometry, rank: int, coordinates: Coordinates | None = None) -> None:
         self.rank = rank
-        super().__init__(affine, geometry)
+        if coordinates:  # the best approximation is that of the matrix, not that of its whitened form
+            left, right = reduced_rank(affine.w.detach().double(), rank)
+            affine = Affine(left @ right, affine.b)
+        super().__init__(affine, geometry, coordinates)
 
-    def _set_matrix(self, w: Tensor) -> None:
+    def _set_core(self, w: Tensor) -> None:
         left, right = reduced_rank(w.double(), self.rank)
         self.left, self.right = nn.Parameter(left.float()), nn.Parameter(right.float())
 
-    def matrix(self) -> Tensor:
+    def core(self) -> Tensor:
         return self.left @ self.right
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`left` (out, r) and `right` (r, in), whose product is the matrix."""
+        if self.is_whitened:
+            return self.d[:, None] * self.left, self.right @ self.s
+        return self.left, self.right
 
     def arrays(self) -> Arrays:
         """As for a full matrix, and the factors `left` (out, r) and `right` (r, in)."""
-        return super().arrays() | {"left": _copied(self.left), "right": _copied(self.right)}
+        left, right = self.factors()
+        return super().arrays() | {"left": _copied(left), "right": _copied(right)}
 
     def snapshot(self) -> dict[str, Tensor]:
         """The factors `left` and `right`, which are smaller than their product, and `bias`."""
-        return {"left": self.left, "right": self.right, "bias": self.bias}
+        left, right = self.factors()
+        return {"left": left, "right": right, "bias": self.offset(self.matrix())}
 
 
 class OrthogonalStitch(StitchLayer):
     """A matrix with orthonormal rows or columns, whichever are fewer: the nearest to the initial one to start with."""
 
-    def _set_matrix(self, w: Tensor) -> None:
+    def _set_core(self, w: Tensor) -> None:
         self.weight = nn.Parameter(orthogonal_factor(w.double()).float())
         parametrizations.orthogonal(self, "weight")
 
@@ -108,13 +147,19 @@ def build_stitch(
     mask: Tensor | None = None,
     rank: int | None = None,
     orthogonal: bool = False,
+    coordinates: Coordinates | None = None,
 ) -> StitchLayer:
-    """The stitch of the asked kind that starts from an affine map; at most one restriction is given."""
+    """The stitch of the asked kind that starts from an affine map; at most one restriction is given.
+
+    `coordinates` are those in which it is trained; an orthogonal one is so in its own alone.
+    """
     if rank is not None:
-        return LowRankStitch(affine, geometry, rank)
+        return LowRankStitch(affine, geometry, rank, coordinates)
     if orthogonal:
         return OrthogonalStitch(affine, geometry)
-    return StitchLayer(affine, geometry) if mask is None else MaskedStitch(affine, geometry, mask)
+    if mask is not None:
+        return MaskedStitch(affine, geometry, mask, coordinates)
+    return StitchLayer(affine, geometry, coordinates)
 
 
 def from_arrays(arrays: Arrays, geometry: Geometry) -> StitchLayer:

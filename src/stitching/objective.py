@@ -37,6 +37,10 @@ class StitchObjective:
         own = {"front": shared.front.get(LOGITS), "end": shared.end.get(LOGITS)}
         teachers = {role: own[role].float() for role in TARGETS[spec.target_type].teachers}  # pyright: ignore
         loss = target_loss(spec.target_type, self.task, logits, labels, teachers, temperature=spec.temperature)
+        if spec.whiten and spec.weight_decay:  # an optimizer would pull at the coordinates, not at the map
+            w = self.stitch.matrix()
+            size = w.square().sum() + self.stitch.offset(w).square().sum()
+            loss = loss + spec.weight_decay / 2 * size
         if spec.l1:
             loss = loss + spec.l1 * self.stitch.matrix().abs().mean()
         if spec.cka_reg:

@@ -16,7 +16,7 @@ class Option:
     """A command line's option for a field of a spec. Defaults are the spec's.
 
     kind: what it takes, a key of KINDS in `src/arguments.py`; "flag" takes nothing. many: whether it takes several
-    values, separated by commas, for as many stitches.
+    values, separated by commas, for as many stitches. default: its default in words, where it is None.
     """
 
     field: str
@@ -27,27 +27,39 @@ class Option:
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     many: bool = False
+    default: str = ""
 
 
 _INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
 _TARGETS, _OPTIMIZERS = tuple(sorted(TARGETS)), tuple(sorted(OPTIMIZERS))
 _RATE = "learning rate, x0.1 at 1/3 and 2/3 of the epochs"
+_RATES = "0.001, with --whiten 0.01"
 _CKA = "weight in the loss of CKA with the end network's own"
 _TARGET = "true labels (hard), or what the networks say"
 OPTIONS = (
     Option("batch_size", ("-b", "--batch-size"), "images", "images a batch", "positive", "N"),
     Option("init", ("-i", "--init"), "stitch", "the map before training", "name", "INIT", _INITS, many=True),
     Option("mask", ("-m", "--mask"), "stitch", "which weights there are", "name", "MASK", _MASKS, many=True),
-    Option("low_rank", ("-r", "--low-rank"), "stitch", "a product of this rank", "rank", "RANK", many=True),
+    Option(
+        "low_rank",
+        ("-r", "--low-rank"),
+        "stitch",
+        "a product of this rank",
+        "rank",
+        "RANK",
+        many=True,
+        default="full rank",
+    ),
     Option("orthogonal", ("--orthogonal",), "stitch", "keep the matrix orthogonal"),
     Option("flatten", ("-f", "--flatten"), "stitch", "map all features, not channels alike at all positions"),
     Option("resize", ("--resize",), "stitch", "interpolate to the end layer's height and width"),
     Option("epochs", ("-e", "--epochs"), "training", "passes over the training images", "natural", "N"),
-    Option("lr", ("-lr", "--lr"), "training", _RATE, "positive_float", "RATE", many=True),
+    Option("lr", ("-lr", "--lr"), "training", _RATE, "positive_float", "RATE", many=True, default=_RATES),
     Option("weight_decay", ("-wd", "--weight-decay"), "training", "pull towards 0", "natural_float", "X"),
     Option("l1", ("--l1",), "training", "weight of the mean |W| in the loss", "natural_float", "X"),
     Option("cka_reg", ("--cka-reg",), "training", _CKA, "finite_float", "X"),
     Option("temperature", ("--temperature",), "training", "divides the logits of soft targets", "positive_float", "T"),
+    Option("whiten", ("--whiten",), "training", "train in coordinates in which the activations are white"),
     Option("seed", ("--seed",), "training", "of init, order of images, augmentation", "seed", "N", many=True),
     Option(
         "save_frequency",

@@ -42,6 +42,7 @@ class StitchSpec:
     weight_decay: float = 1e-4
     seed: int = 0
     save_frequency: int = 10
+    whiten: bool = False
     amp: bool = False
     debug: bool = False
 
@@ -68,7 +69,7 @@ class StitchSpec:
 
     @property
     def needs_train_moments(self) -> bool:
-        return needs_moments(self.init, self.mask)
+        return needs_moments(self.init, self.mask) or self.whiten
 
     def key(self, **surroundings: Any) -> str:
         """A digest of the spec and of what it is about: weights, preprocessing, images.

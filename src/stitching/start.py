@@ -2,11 +2,12 @@
 
 from torch import Generator
 
-from src.metrics.moments import PairedMoments
+from src.metrics.moments import Affine, PairedMoments
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS, Restriction
 from src.stitching.layer import StitchLayer, build_stitch
 from src.stitching.masks import MASKS
+from src.stitching.whitening import coordinates_of
 
 
 def initial_stitch(
@@ -18,18 +19,27 @@ def initial_stitch(
     rank: int | None = None,
     orthogonal: bool = False,
     seed: int = 0,
+    whiten: bool = False,
 ) -> StitchLayer:
     """The stitch that these names and restrictions, of which one may be given, ask for.
 
-    `moments` are those of the training images, not augmented; they are needed where `needs_moments` says so. `seed`
-    decides what is drawn at random.
+    `moments` are those of the training images, not augmented; they are needed where `needs_moments` says so, and to
+    `whiten` the coordinates in which the matrix is trained. `seed` decides what is drawn at random: a map between
+    whitened activations, where these are the coordinates.
     """
     generator = Generator().manual_seed(seed)
     # a drawn init comes before a drawn mask: the order decides the numbers of both
     drawn = None if INITS[init].needs_moments else INITS[init].build(geometry, generator)
     allowed = None if mask == "identity" else MASKS[mask].build(geometry, generator, moments)
     affine = drawn or INITS[init].build(geometry, generator, moments, Restriction(allowed, rank, orthogonal))
-    return build_stitch(affine, geometry, mask=allowed, rank=rank, orthogonal=orthogonal)
+    coordinates = None
+    if whiten and not orthogonal:
+        assert moments is not None
+        coordinates = coordinates_of(moments, by_channel=allowed is not None)
+        if init == "random":
+            w = coordinates.out_of(affine.w)
+            affine = Affine(w, coordinates.centre + coordinates.d * affine.b - w @ coordinates.m)
+    return build_stitch(affine, geometry, mask=allowed, rank=rank, orthogonal=orthogonal, coordinates=coordinates)
 
 
 def needs_moments(init: str, mask: str) -> bool:

@@ -1,0 +1,47 @@
+"""Coordinates in which the front activations are white and the end's have variance one: a shorter way to an optimum."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.metrics.moments import PairedMoments
+
+WEAKEST = 1e-6  # of the largest eigenvalue of the front's covariance: weaker directions are left out
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinates:
+    """y = D V S (x - m) + b for a trained V: m (in,) the front's mean, D (out,) the end's standard deviations.
+
+    S (in, in) is the inverse square root of the front's covariance, and `back` its pseudo-inverse. centre: (out,) the
+    end's mean. All float64.
+    """
+
+    m: Tensor
+    s: Tensor
+    back: Tensor
+    d: Tensor
+    centre: Tensor
+
+    def into(self, w: Tensor) -> Tensor:
+        """The V of a matrix (out, in), as far as the front activations vary."""
+        return w.to(self.d) / self.d[:, None] @ self.back
+
+    def out_of(self, v: Tensor) -> Tensor:
+        """The matrix of a V."""
+        return self.d[:, None] * (v.to(self.d) @ self.s)
+
+
+def coordinates_of(moments: PairedMoments, *, by_channel: bool = False) -> Coordinates:
+    """The coordinates of two activations; `by_channel` scales front channels alone and mixes none of them."""
+    covariance, variances = moments.xx / moments.n, moments.yy.diagonal() / moments.n
+    live = moments.live()
+    d = torch.where(live[1], variances.clamp(min=0).sqrt(), 1.0)
+    if by_channel:
+        std = torch.where(live[0], covariance.diagonal().clamp(min=0).sqrt(), 1.0)
+        return Coordinates(moments.mean_x, torch.diag(1 / std), torch.diag(std), d, moments.mean_y)
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > WEAKEST * values.max().clamp(min=0)
+    values, vectors = values[kept].sqrt(), vectors[:, kept]
+    return Coordinates(moments.mean_x, vectors / values @ vectors.T, vectors * values @ vectors.T, d, moments.mean_y)
