@@ -1,6 +1,8 @@
 """Compare the stitched representation of a result file with the end network's own."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from src.evaluation import compare
 from src.layer_grid import compare_outputs
 from src.metrics import FUNCTIONAL, Cell
 from src.metrics.products import described
-from src.saved_stitch import STITCH_TYPES, load_stitch
+from src.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,37 +34,78 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare, print and write; returns the result."""
     device = choose_device(args.device)
-    saved = load_stitch(args.pickle_path, args.stitch_type, front=args.front_model, end=args.end_model)
-    for role, file in saved.weight_files.items():
-        cli.notice(f"{role}: {file}")
+    files = stitch_files(args.pickle_path)
+    name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
+    with cli.result_path(args, name if args.layer is None else f"{name}-{args.layer or 'output'}") as path:
+        found = [compare_one(args, file, device) for file in files]
+        if args.pickle_path.is_dir():
+            text, result = folder_report(args, files, found)
+        else:
+            title, cell = found[0]
+            text, result = cli.comparison_report(cell)
+            text = f"{report.fill(title)}\n{text}"
+        result["products"] = described(device)
+        cli.publish(args, path, result, text)
+    return result
+
+
+def compare_one(args: argparse.Namespace, file: Path, device: Any) -> tuple[str, Cell]:
+    """What is compared, in words, and the comparison of one stitch."""
+    saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model)
+    for role, weights in saved.weight_files.items():
+        cli.notice(f"{role}: {weights}")
     layer = saved.end_layer if args.layer is None else args.layer
     stitched, end = (part.to(device) for part in saved.heads(layer))
-    whole, sample = [part.to(device) for part in saved.heads("")], saved.viewing.sample.to(device)
-    with torch.no_grad():
-        shape = tuple(end(sample).shape[1:])
-    name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
-    with cli.result_path(args, name if args.layer is None else f"{name}-{layer or 'output'}") as path:
-        split = saved.viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
-        names = [[name for name in args.methods if (name in FUNCTIONAL) == functional] for functional in (True, False)]
-        cells = [compare_outputs((whole[0], whole[1]), split, names[0], sample=sample, batch_size=args.batch_size)]
-        if names[1]:
-            cells += [
-                compare(
-                    (stitched, end),
-                    (shape, shape),
-                    split,
-                    names[1],
-                    view=args.view,
-                    group=args.group_at,
-                    memory=1e9 * args.memory,
-                    batch_size=args.batch_size,
-                )
-            ]
-        text, result = cli.comparison_report(Cell.joined(cells, args.methods))
-        where = f"{args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
-        result["products"] = described(device)
-        cli.publish(args, path, result, report.fill(f"{saved.title}: {where}") + f"\n{text}")
-    return result
+    sample = saved.viewing.sample.to(device)
+    split = saved.viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
+    functional = [name for name in args.methods if name in FUNCTIONAL]
+    others = [name for name in args.methods if name not in FUNCTIONAL]
+    cells: list[Cell] = []
+    if functional:
+        whole, whole_end = (part.to(device) for part in saved.heads(""))
+        cells += [compare_outputs((whole, whole_end), split, functional, sample=sample, batch_size=args.batch_size)]
+    if others:
+        with torch.no_grad():
+            shape = tuple(end(sample).shape[1:])
+        cells += [
+            compare(
+                (stitched, end),
+                (shape, shape),
+                split,
+                others,
+                view=args.view,
+                group=args.group_at,
+                memory=1e9 * args.memory,
+                batch_size=args.batch_size,
+            )
+        ]
+    title = f"{saved.title}: {args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
+    return title, Cell.joined(cells, args.methods)
+
+
+def folder_report(
+    args: argparse.Namespace, files: Sequence[Path], found: Sequence[tuple[str, Cell]]
+) -> tuple[str, dict[str, Any]]:
+    """Text, a row a stitch and a column a method, and the same for the result file.
+
+    Raises ValueError where no stitch has a value at all.
+    """
+    if not any(cell.values for _, cell in found):
+        cli.comparison_report(found[0][1])
+    table, notes, rows = [], [], []
+    for file, (title, cell) in zip(files, found, strict=True):
+        numbers = {name: f"{cell.number(name):.4f}" if name in cell.values else "-" for name in args.methods}
+        table.append({"stitch": file.stem, **numbers})
+        notes += [f"{file.stem}: {name}: no value: {reason}" for name, reason in cell.refused.items()]
+        notes += [f"{file.stem}: warning: {text}" for health in cell.health.values() for text in health.warnings]
+        rows.append({"stitch": str(file), "title": title, **cli.comparison_record(cell)})
+    where = args.layer or ("the stitched layer" if args.layer is None else "output")
+    lines = [
+        report.fill(f"{args.pickle_path}: {args.stitch_type} at {where}, {args.dataset_type}"),
+        report.columns_text(table, right=args.methods, squeeze="stitch"),
+        *(report.fill(note) for note in notes),
+    ]
+    return "\n".join(lines), {"folder": str(args.pickle_path), "type": args.stitch_type, "stitches": rows}
 
 
 def main(argv: list[str] | None = None) -> None:

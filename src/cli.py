@@ -51,9 +51,13 @@ def comparison_report(cell: Cell) -> tuple[str, dict[str, Any]]:
     lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
     for view in cell.health.values():
         lines += _health_lines(view)
+    return "\n".join(lines), comparison_record(cell)
+
+
+def comparison_record(cell: Cell) -> dict[str, Any]:
+    """What a result file says of a comparison."""
     records = {view: asdict(record) for view, record in cell.health.items()}
-    parts = {"values": cell.values, "refused": cell.refused, "views": cell.views, "health": records}
-    return "\n".join(lines), parts
+    return {"values": cell.values, "refused": cell.refused, "views": cell.views, "health": records}
 
 
 def _health_lines(health: Health) -> list[str]:

@@ -216,3 +216,17 @@ class TestReference:
         for weight, name in zip(weights, "xy", strict=True):
             np.save(f"{name}.npy", activation(weight, "bn5", "val", "cifar10").reshape(10_000, -1))
         assert float32_cka("x.npy", "y.npy") == pytest.approx(published["cka"], abs=1e-6)
+
+
+def test_a_folder_is_compared_stitch_by_stitch(toy, capsys) -> None:
+    stitch_nets.main(["a3.pt", "b5.pt", "bn1,conv2", "bn1", "-e", "0", "--run-name", "r"])
+    capsys.readouterr()
+    compare_frank_m2.main(["results/r", "before", "cka", "jsd", "l2", "--run-name", "c"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:2]] == [["stitch", "cka", "jsd", "l2"]]
+    rows = results.read(Path("results/c/compare_frank_m2-r-before.pkl"))["stitches"]
+    for row, line, name in zip(rows, lines[2:], ("bn1-bn1", "conv2-bn1"), strict=False):
+        compare_frank_m2.main([f"results/r/{name}.pkl", "before", "cka", "jsd", "l2", "--run-name", name])
+        alone = results.read(Path(f"results/{name}/compare_frank_m2-{name}-before.pkl"))
+        assert row["values"] == alone["values"] and row["stitch"] == f"results/r/{name}.pkl"
+        assert line.split() == [name, *(f"{row['values'][method]:.4f}" for method in ("cka", "jsd", "l2"))]
