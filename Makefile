@@ -43,7 +43,7 @@ $(VENV)/.demo-ready: requirements.txt requirements-plots.txt | $(VENV)/bin/pytho
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-plots.txt
 	touch $@
 
-$(VENV)/.dev-ready: requirements.txt requirements-plots.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/.dev-ready: requirements.txt requirements-plots.txt requirements-nets.txt requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

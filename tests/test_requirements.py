@@ -61,4 +61,4 @@ def test_every_requirement_has_a_bound(name: str):
 
 
 def test_developers_get_what_users_get():
-    assert {"-r requirements.txt", "-r requirements-plots.txt"} <= set(_lines("requirements-dev.txt"))
+    assert {f"-r requirements{kind}.txt" for kind in ("", "-plots", "-nets")} <= set(_lines("requirements-dev.txt"))
