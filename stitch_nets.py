@@ -10,11 +10,14 @@ from typing import Any
 from src import arguments, cli, plots, report, results
 from src.checkpoints import Checkpoint, weights_digest
 from src.config import choose_device
+from src.controls import CONTROLS, choose_controls
 from src.dataset import Split
 from src.layers import choose_layers
 from src.learner import History
-from src.stitch import Tell, stitch
+from src.sources import untrained
+from src.stitch import Plan, Tell, stitch
 from src.stitch_folder import SET, check_states, file_names, resume_states, state_files
+from src.stitch_table import stitch_table, stitches_table
 from src.stitching import Cuts, StitchSpec
 from src.stitching.options import OPTIONS, VARIED
 from src.training import Resume
@@ -45,6 +48,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("training and evaluation")
     arguments.add_amp_option(group)
+    group.add_argument(
+        "--controls",
+        type=arguments.checked(choose_controls),
+        metavar="LIST",
+        help=f"hold each stitch against controls: all, or some of {', '.join(CONTROLS)} (default: none)",
+    )
     group.add_argument("--no-similarity", action="store_true", help="leave out CKA, the dearest part of many stitches")
     arguments.add_memory_option(group, "GB of moments held at once; more stitches than fit are taken in groups")
     group.add_argument("--resume", action="store_true", help="go on with the interrupted run of --run-name")
@@ -77,16 +86,16 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         state = states_in(folder, names, args, (front, end)) if folder else None
         train, val = (viewing.split(name, device=device, num_workers=args.num_workers) for name in ("train", "val"))
         keys = stitch_keys(specs, (front, end), train, val)
-        outcomes = stitch(
-            cuts,
-            train,
-            val,
+        plan = Plan(
             similarity=not args.no_similarity,
             labelled=viewing.labelled,
+            controls=args.controls or (),
+            fresh=lambda seed: viewing.seen(untrained(front, seed), front),
             memory=1e9 * args.memory,
             resume=state,
             tell=Tell(cli.notice, teller(specs, args)),
         )
+        outcomes = stitch(cuts, train, val, plan)
         about = {"weights": {"front": front.facts(), "end": end.facts()}}
         found = [
             {"params": cli.parameters(args) | asdict(spec), "key": key, **about, **outcome}
@@ -151,8 +160,9 @@ def states_in(
 ) -> Callable[[Sequence[StitchSpec]], Resume]:
     if text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite):
         cli.notice(text)
-    digests = dict(zip(("front weights", "end weights"), (network.sha256 for network in networks), strict=True))
-    return resume_states(folder, names, digests | {"dataset": networks[0].dataset}, cli.tell_resumed)
+    about = dict(zip(("front weights", "end weights"), (network.sha256 for network in networks), strict=True))
+    about |= {"dataset": networks[0].dataset} | ({"controls": args.controls} if args.controls else {})
+    return resume_states(folder, names, about, cli.tell_resumed)
 
 
 def publish(
@@ -162,10 +172,10 @@ def publish(
     if not found:
         return
     if single:
-        cli.publish(args, cli.Place(paths[0]), found[0], report.stitch_table(found[0]), draw=plots.draw_stitch)
+        cli.publish(args, cli.Place(paths[0]), found[0], stitch_table(found[0]), draw=plots.draw_stitch)
         return
     if not args.json:
-        cli.say(report.stitches_table(found))
+        cli.say(stitches_table(found))
     for path, result in zip(paths, found, strict=True):
         if path:
             results.write(path, result | results.provenance(), overwrite=args.overwrite)

@@ -67,21 +67,34 @@ def sighted(network: nn.Module, preprocessing: Preprocessing) -> nn.Module:
 
     A shallow copy of a class of its own, so that it can be cut like the network.
     """
+    return _looking_through(network, _preprocess, preprocessing.parts)
+
+
+def for_half(network: nn.Module, half: int) -> nn.Module:
+    """The network for images of twice its channels, of which it sees the first (0) or the second (1) half.
+
+    A shallow copy like `sighted`.
+    """
+    return _looking_through(network, _half, half)
+
+
+def _looking_through(network: nn.Module, function: Any, how: Any) -> nn.Module:
+    """A shallow copy whose forward pass gets function(images, how) instead of the images."""
     kind = type(network)
 
-    def forward(self: nn.Module, images: Tensor) -> Any:
-        return kind.forward(self, _seen(images, preprocessing))
+    def forward(self: nn.Module, images: Any) -> Any:
+        if isinstance(images, fx.Proxy):  # one step of the graph, for it may ask for the size of its images
+            return kind.forward(self, images.tracer.create_proxy("call_function", function, (images, how), {}))
+        return kind.forward(self, function(images, how))
 
     copied = copy.copy(network)
     copied.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     return copied
 
 
-def _seen(images: Any, preprocessing: Preprocessing) -> Any:
-    if isinstance(images, fx.Proxy):  # one step of the graph, for it asks for the size of its images
-        return images.tracer.create_proxy("call_function", _preprocess, (images, preprocessing.parts), {})
-    return preprocessing(images)
-
-
 def _preprocess(images: Tensor, parts: tuple[Any, ...]) -> Tensor:
     return Preprocessing(*parts)(images)
+
+
+def _half(images: Tensor, half: int) -> Tensor:
+    return images.chunk(2, 1)[half].contiguous(memory_format=torch.channels_last)

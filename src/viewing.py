@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.checkpoints import Checkpoint
 from src.dataset import DATASETS, DatasetSpec, Split, load_split
@@ -65,6 +65,10 @@ class Viewing:
                     f"accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
                 )
 
+    def seen(self, network: nn.Module, like: Checkpoint) -> nn.Module:
+        """A network that preprocesses as one of these does, for the images that `split` hands out."""
+        return network if self.shared else sighted(network, like.preprocessing)
+
     def split(self, name: str, *, device: torch.device | str = "cpu", num_workers: int | None = None) -> Split:
         """The images of a split as these networks and their parts take them."""
         return load_split(self.dataset, name, device=device, num_workers=num_workers).seen_by(self.shared)
@@ -93,7 +97,7 @@ def look(networks: Sequence[Checkpoint], dataset: str | None) -> Viewing:
     viewing = Viewing(dataset, tuple(networks))
     if viewing.shared:
         return viewing
-    return Viewing(dataset, tuple(replace(one, network=sighted(one.network, one.preprocessing)) for one in networks))
+    return Viewing(dataset, tuple(replace(one, network=viewing.seen(one.network, one)) for one in networks))
 
 
 def _check_fit(network: Checkpoint, spec: DatasetSpec) -> None:

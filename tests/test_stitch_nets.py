@@ -80,7 +80,7 @@ def test_every_combination_trains_and_reads_back(init, mask, kind, toy, learners
     images, _ = next(val.batches(len(val)))
     path = toy / "results/r/bn1-bn1.pkl"
     with torch.no_grad():
-        expected = cuts.logits(spec, trained, cuts.outputs("front", ["bn1"], images), images)
+        expected = cuts.logits(spec, trained, cuts.fronts([spec], images), images)
         assert_close(load_stitch(path, "after").network(images), expected, atol=1e-6, rtol=1e-6)
     for kind_of_map, key in (("before", "before"), ("after", "trans")):
         eval_stitch.main([str(path), kind_of_map, "--run-name", "e", "--overwrite"])

@@ -18,7 +18,7 @@ from src.preprocessing import Preprocessing
 from src.sources import python, timm, torchvision
 from src.sources.library import Architecture, Source
 from src.sources.spec import NetworkSpec, parse_spec
-from src.sources.transformers import open_classifier
+from src.sources.transformers import Logits, open_classifier
 
 SOURCES: dict[str, Source] = {
     "torchvision": torchvision.SOURCE,
@@ -164,6 +164,16 @@ def architecture(name: str, *, channels: int, classes: int | None, size: int | N
     if spec.source in SOURCES:
         return SOURCES[spec.source].build(spec.name, channels=channels, classes=classes, size=size)
     return Architecture(build_model(name, channels=channels, classes=classes or 0, size=size or 0))
+
+
+def untrained(like: Checkpoint, seed: int) -> nn.Module:
+    """A fresh network of a checkpoint's architecture, for the same images and classes, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(like.network, Logits):
+            return like.network.fresh().eval()
+        eyes, classes = like.preprocessing, len(like.labels) if like.labels else None
+        return architecture(like.model, channels=eyes.channels, classes=classes, size=eyes.size).network.eval()
 
 
 def _open_file(
