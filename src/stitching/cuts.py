@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from src.axes import doubts, find_outputs, layouts_of
 from src.config import mixed_precision
 from src.cut import head, heads, tail
 from src.frozen import freeze
 from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
-from src.stitching.network import Pair
+from src.stitching.network import Pair, pair_geometry
 from src.stitching.options import check_sizes
 from src.stitching.spec import StitchSpec
 from src.stitching.targets import TARGETS
@@ -31,32 +32,38 @@ class Shared:
 class Cuts:
     """What the stitches `specs` between two networks need of them; an image passes each network once for all.
 
-    `sample` is a batch of images that tells the shapes, on the device of the networks. Raises ValueError, before any
-    work, for layers that do not exist or cannot be stitched, and for inits and ranks that do not suit their sizes.
+    `sample` is a batch of images that tells the shapes, on the device of the networks; `layouts` are those asked for,
+    of the front and of the end network. Raises ValueError, before any work, for layers that do not exist or cannot be
+    stitched, and for inits and ranks that do not suit their sizes.
     """
 
-    def __init__(self, front: nn.Module, end: nn.Module, specs: Sequence[StitchSpec], sample: Tensor) -> None:
+    def __init__(
+        self,
+        front: nn.Module,
+        end: nn.Module,
+        specs: Sequence[StitchSpec],
+        sample: Tensor,
+        *,
+        layouts: tuple[str | None, str | None] = (None, None),
+    ) -> None:
         self.specs = list(specs)
         self.device = sample.device
         self._networks = {"front": front, "end": end}
         self._heads: dict[tuple[str, tuple[str, ...]], nn.Module] = {}
         self._tails: dict[str, nn.Module] = {}
-        shapes = {
-            role: {layer: tuple(output.shape[1:]) for layer, output in self._blank(role, layers, sample).items()}
-            for role, layers in (("front", self.front_layers), ("end", self.end_layers))
-        }
+        given = zip(("front", "end"), (self.front_layers, self.end_layers), layouts, strict=True)
+        found = {role: find_outputs(self._networks[role], layers, sample, asked) for role, layers, asked in given}
+        self._layouts = {role: layouts_of(outputs) for role, outputs in found.items()}
+        told = [line for role, outputs in found.items() for line in doubts(self._networks[role], outputs)]
+        self.notes = list(dict.fromkeys(told))
         self.geometries: dict[tuple[str, str, bool, bool], Geometry] = {}
         for spec in self.specs:
             if spec.cut not in self.geometries:
-                both = shapes["front"][spec.front_layer], shapes["end"][spec.end_layer]
-                self.geometries[spec.cut] = Geometry(*both, flatten=spec.flatten, resize=spec.resize)
+                sides = found["front"][spec.front_layer], found["end"][spec.end_layer]
+                self.geometries[spec.cut] = pair_geometry(*sides, flatten=spec.flatten, resize=spec.resize)
             check_sizes(asdict(spec), self.geometries[spec.cut])
         for layer in self.end_layers:  # a tail that cannot be cut is refused now, too
             self.end_tail(layer)
-
-    def _blank(self, role: str, layers: list[str], sample: Tensor) -> Outputs:
-        with torch.no_grad():
-            return self.outputs(role, layers, sample)
 
     @property
     def front_layers(self) -> list[str]:
@@ -75,7 +82,7 @@ class Cuts:
         if not key[1]:
             return {}
         if key not in self._heads:
-            self._heads[key] = freeze(heads(self._networks[role], key[1])).to(images.device)
+            self._heads[key] = freeze(heads(self._networks[role], key[1], self._layouts[role])).to(images.device)
         return dict(zip(key[1], self._heads[key](images), strict=True))
 
     @torch.no_grad()
@@ -90,7 +97,7 @@ class Cuts:
     def end_tail(self, layer: str) -> nn.Module:
         """(output of a layer of the end network, images) -> its logits."""
         if layer not in self._tails:
-            self._tails[layer] = freeze(tail(self._networks["end"], layer))
+            self._tails[layer] = freeze(tail(self._networks["end"], layer, layouts=self._layouts["end"]))
         return self._tails[layer]
 
     def logits(self, spec: StitchSpec, stitch: StitchLayer, front: Outputs, images: Tensor) -> Tensor:
@@ -99,6 +106,6 @@ class Cuts:
 
     def pair(self, spec: StitchSpec) -> Pair:
         """The two networks cut at the layers of one stitch alone."""
-        front_head = freeze(head(self._networks["front"], spec.front_layer))
-        end_head = freeze(head(self._networks["end"], spec.end_layer))
+        front_head = freeze(head(self._networks["front"], spec.front_layer, self._layouts["front"]))
+        end_head = freeze(head(self._networks["end"], spec.end_layer, self._layouts["end"]))
         return Pair(front_head, end_head, self.end_tail(spec.end_layer), self.geometry(spec))
