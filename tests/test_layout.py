@@ -161,7 +161,7 @@ def test_resizing_interpolates_the_grid_and_keeps_tokens_without_a_place() -> No
     back = resized(wanted, Layout("channels_last"), Layout("tokens", grid=(4, 6), prefix=1), (25, 1))
     assert torch.equal(back[:, :, 1:, 0].unflatten(2, (4, 6)), wanted)
     assert_close(back[:, :, 0, 0], wanted.mean((2, 3)))
-    with pytest.raises(ValueError, match=r"gives \(5, 23, 1\), tokens, and .*: tokens that lie in no square grid"):
+    with pytest.raises(ValueError, match=r"gives \(5, 23, 1\), tokens and .*: tokens that lie in no square grid"):
         Geometry((5, 23, 1), (5, 4, 4), resize=True, front_layout=Layout("tokens"))
 
 

@@ -47,7 +47,7 @@ class Geometry:
 
     def _described(self, side: str) -> str:
         shape, layout = getattr(self, f"{side}_shape"), getattr(self, f"{side}_layout")
-        return f"{shape}" if layout.is_plain else f"{shape}, {layout},"
+        return f"{shape}" if layout.is_plain else f"{shape}, {layout}"
 
     @property
     def is_flat(self) -> bool:
