@@ -21,6 +21,7 @@ from src.stitch_table import stitch_table, stitches_table
 from src.stitching import Cuts, StitchSpec
 from src.stitching.options import OPTIONS, VARIED
 from src.training import Resume
+from src.viewing import Viewing
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,17 +76,20 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     front, end = viewing.networks
     specs = [
         replace(setting, front_layer=one, end_layer=other)
-        for one, other in layer_pairs(args, front, end)
+        for one, other in layer_pairs(args, viewing)
         for setting in settings
     ]
-    cuts = Cuts(front.network.to(device), end.network.to(device), specs, viewing.sample.to(device))
+    networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
+    cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=asked)
+    for line in cuts.notes:
+        cli.notice(f"note: {line}")
     names = file_names(specs)
     single = len(specs) == 1
     with cli.result_paths(args, names, picture=None if single else SET) as paths:
         folder = paths[0].parent if paths[0] else None
         state = states_in(folder, names, args, (front, end)) if folder else None
         train, val = (viewing.split(name, device=device, num_workers=args.num_workers) for name in ("train", "val"))
-        keys = stitch_keys(specs, (front, end), train, val)
+        keys = stitch_keys(cuts, (front, end), train, val)
         plan = Plan(
             similarity=not args.no_similarity,
             labelled=viewing.labelled,
@@ -124,8 +128,12 @@ def settings_of(args: argparse.Namespace) -> list[StitchSpec]:
     return [StitchSpec("", "", **(values | some)) for some in chosen]
 
 
-def layer_pairs(args: argparse.Namespace, front: Checkpoint, end: Checkpoint) -> list[tuple[str, str]]:
-    layers = choose_layers(front.network, args.front_layer), choose_layers(end.network, args.end_layer)
+def layer_pairs(args: argparse.Namespace, viewing: Viewing) -> list[tuple[str, str]]:
+    (front, end), sample = viewing.networks, viewing.sample
+    layers = [
+        choose_layers(network.network, text, sample)
+        for network, text in ((front, args.front_layer), (end, args.end_layer))
+    ]
     if args.pairs == "all":
         return list(itertools.product(*layers))
     if len(layers[0]) != len(layers[1]):
@@ -145,14 +153,17 @@ def teller(specs: Sequence[StitchSpec], args: argparse.Namespace) -> Callable[[S
     return tell
 
 
-def stitch_keys(specs: Sequence[StitchSpec], networks: Sequence[Checkpoint], train: Split, val: Split) -> list[str]:
+def stitch_keys(cuts: Cuts, networks: Sequence[Checkpoint], train: Split, val: Split) -> list[str]:
     """The key of each stitch: a digest of all that decides it."""
     surroundings = {
         "weights": [weights_digest(network.network) for network in networks],
         "preprocessing": [asdict(network.preprocessing) for network in networks],
         "images": [split.digest() for split in (train, val)],
     }
-    return [spec.key(**surroundings) for spec in specs]
+    geometries = [cuts.geometry(spec.cut) for spec in cuts.specs]
+    plain = [geometry.front_layout.is_plain and geometry.end_layout.is_plain for geometry in geometries]
+    turned = [{} if same else {"layouts": one.layouts} for same, one in zip(plain, geometries, strict=True)]
+    return [spec.key(**surroundings, **layouts) for spec, layouts in zip(cuts.specs, turned, strict=True)]
 
 
 def states_in(
@@ -162,6 +173,7 @@ def states_in(
         cli.notice(text)
     about = dict(zip(("front weights", "end weights"), (network.sha256 for network in networks), strict=True))
     about |= {"dataset": networks[0].dataset} | ({"controls": args.controls} if args.controls else {})
+    about |= {f"{role} layout": one.layout for role, one in zip(("front", "end"), networks, strict=True) if one.layout}
     return resume_states(folder, names, about, cli.tell_resumed)
 
 

@@ -129,7 +129,7 @@ def stage(
             for split, split_name in ((train, "train"), (val, "val"))
         )
     front, end = networks.pop("front"), networks.pop("end")
-    return Stage(Cuts(front, end, specs, sample, networks), train, val)
+    return Stage(Cuts(front, end, specs, sample, others=networks, layouts=cuts.asked), train, val)
 
 
 def shuffled(split: Split, seed: int) -> Coupled:

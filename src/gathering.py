@@ -55,7 +55,7 @@ class _Gathering:
     @staticmethod
     def _layout(geometry: Geometry) -> tuple:
         """What decides the rows of a batch: flat or the positions, and how many become float64 at a time."""
-        return geometry.is_flat, geometry.end_shape[1:], rows_at_once(geometry.inputs, geometry.outputs)
+        return geometry.is_flat, geometry.places, rows_at_once(geometry.inputs, geometry.outputs)
 
     def add(self, outputs: Shared) -> None:
         if self.upsampled:

@@ -131,7 +131,7 @@ class Outcomes:
         stages = {"front": "front", "end": "end", **work.names}
         agreeing = {stage: name for stage, name in stages.items() if stage != "end"}
         return {
-            "geometry": {"front": geometry.front_shape, "end": geometry.end_shape},
+            "geometry": {"front": geometry.front_shape, "end": geometry.end_shape, "layouts": geometry.layouts},
             "trans_fit": pd.DataFrame(work.history.epochs, columns=FIT_COLUMNS),
             "trans_history": {iteration: _published(state) for iteration, state in work.history.snapshots.items()},
             "trans_m": work.maps,

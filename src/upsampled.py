@@ -22,7 +22,8 @@ WORTHWHILE = 2  # times as many positions in the end as in the front
 
 def is_upsampled(geometry: Geometry) -> bool:
     """Whether the front activation is interpolated to enough positions for this way to be the cheaper one."""
-    if geometry.is_flat or len(geometry.end_shape) != 3:
+    tokens = geometry.front_layout.kind == "tokens" or geometry.end_layout.kind == "tokens"
+    if tokens or geometry.is_flat or len(geometry.end_shape) != 3:
         return False
     (h, w), (height, width) = geometry.front_shape[1:], geometry.end_shape[1:]
     return height >= h and width >= w and height * width >= WORTHWHILE * h * w

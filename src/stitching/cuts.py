@@ -6,12 +6,13 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, fx, nn
 
+from src.axes import Output, doubts, find_outputs, layouts_of
 from src.config import mixed_precision
-from src.cut import head, heads, tail
+from src.cut import Layouts, head, heads, tail
 from src.frozen import freeze
-from src.stitching.geometry import Geometry, Shape
+from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
-from src.stitching.network import Pair
+from src.stitching.network import Pair, pair_geometry
 from src.stitching.options import check_sizes
 from src.stitching.spec import Cut, StitchSpec
 from src.stitching.targets import TARGETS
@@ -25,8 +26,9 @@ class Cuts:
     """What the stitches `specs` between two networks need of them; an image passes each network once for all.
 
     `sample` is a batch of images that tells the shapes, on the device of the networks. `others` are networks beside the
-    two, of the front's architecture, by the `source` of the specs that take their fronts. Raises ValueError, before any
-    work, for layers that do not exist or cannot be stitched, and for inits and ranks that do not suit their sizes.
+    two, of the front's architecture, by the `source` of the specs that take their fronts. `layouts` are those asked
+    for, of the front and of the end network. Raises ValueError, before any work, for layers that do not exist or cannot
+    be stitched, and for inits and ranks that do not suit their sizes.
     """
 
     def __init__(
@@ -35,14 +37,18 @@ class Cuts:
         end: nn.Module,
         specs: Sequence[StitchSpec],
         sample: Tensor,
+        *,
         others: Mapping[str, nn.Module] | None = None,
+        layouts: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self.specs = list(specs)
         self.sample = sample
         self.networks = {"front": front, "end": end, **(others or {})}
         self._heads: dict[tuple[str, tuple[str, ...]], nn.Module] = {}
         self._tails: dict[str, nn.Module] = {}
-        self._shapes: dict[tuple[str, str], Shape] = {}
+        self.asked = layouts
+        self.notes: list[str] = []
+        self._found: dict[str, dict[str, Output]] = {source: {} for source in self.networks}
         self._geometries: dict[Cut, Geometry] = {}
         for source, layers in layers_of(self.specs).items():
             self._look(source, layers)
@@ -55,19 +61,23 @@ class Cuts:
     def device(self) -> torch.device:
         return self.sample.device
 
-    @torch.no_grad()
     def _look(self, source: str, layers: Sequence[str]) -> None:
-        """Learn the shapes of layers from one pass."""
-        outputs = self.outputs(source, layers, self.sample)
-        self._shapes |= {(source, layer): tuple(output.shape[1:]) for layer, output in outputs.items()}
+        """Learn the shapes and layouts of layers from one pass."""
+        network, asked = self.networks[source], self.asked[source == "end"]
+        found = find_outputs(network, layers, self.sample, asked)
+        self.notes = list(dict.fromkeys([*self.notes, *doubts(network, found)]))
+        self._found[source] |= found
+
+    def _layouts(self, source: str) -> Layouts:
+        return layouts_of(self._found[source])
 
     def geometry(self, cut: Cut) -> Geometry:
         if cut not in self._geometries:
-            for side in ((cut.source, cut.front_layer), ("end", cut.end_layer)):
-                if side not in self._shapes:
-                    self._look(side[0], [side[1]])
-            front, end = self._shapes[cut.source, cut.front_layer], self._shapes["end", cut.end_layer]
-            self._geometries[cut] = Geometry(front, end, flatten=cut.flatten, resize=cut.resize)
+            for source, layer in ((cut.source, cut.front_layer), ("end", cut.end_layer)):
+                if layer not in self._found[source]:
+                    self._look(source, [layer])
+            front, end = self._found[cut.source][cut.front_layer], self._found["end"][cut.end_layer]
+            self._geometries[cut] = pair_geometry(front, end, flatten=cut.flatten, resize=cut.resize)
         return self._geometries[cut]
 
     def outputs(self, source: str, layers: Sequence[str], images: Tensor) -> Outputs:
@@ -76,7 +86,7 @@ class Cuts:
         if not key[1]:
             return {}
         if key not in self._heads:
-            self._heads[key] = freeze(heads(self.networks[source], key[1])).to(images.device)
+            self._heads[key] = freeze(heads(self.networks[source], key[1], self._layouts(source))).to(images.device)
         return dict(zip(key[1], self._heads[key](images), strict=True))
 
     def fronts(
@@ -99,7 +109,7 @@ class Cuts:
     def end_tail(self, layer: str) -> nn.Module:
         """(output of a layer of the end network, images) -> its logits."""
         if layer not in self._tails:
-            self._tails[layer] = freeze(tail(self.networks["end"], layer))
+            self._tails[layer] = freeze(tail(self.networks["end"], layer, layouts=self._layouts("end")))
         return self._tails[layer]
 
     def finish(self, layer: str, activation: Tensor, images: Tensor) -> Tensor:
@@ -122,8 +132,8 @@ class Cuts:
 
     def pair(self, spec: StitchSpec) -> Pair:
         """The two networks cut at the layers of one stitch alone."""
-        front_head = freeze(head(self.networks[spec.source], spec.front_layer))
-        end_head = freeze(head(self.networks["end"], spec.end_layer))
+        front_head = freeze(head(self.networks[spec.source], spec.front_layer, self._layouts(spec.source)))
+        end_head = freeze(head(self.networks["end"], spec.end_layer, self._layouts("end")))
         return Pair(front_head, end_head, self.end_tail(spec.end_layer), self.geometry(spec.cut))
 
 
