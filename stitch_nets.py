@@ -17,7 +17,9 @@ from src.stitch import Tell, stitch
 from src.stitch_folder import SET, check_states, file_names, resume_states, state_files
 from src.stitching import Cuts, StitchSpec
 from src.stitching.options import OPTIONS, VARIED
+from src.stitching.targets import TARGETS
 from src.training import Resume
+from src.viewing import Viewing
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +36,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.add_pair_options(parser)
     group = parser.add_argument_group("images")
     arguments.add_dataset_option(group)
-    arguments.add_worker_option(group)
+    group.add_argument(
+        "--evaluate-on",
+        type=arguments.dataset_name,
+        metavar="DATASET",
+        help="score on the validation images of this data set, of the same classes (default: those of -d)",
+    )
+    arguments.add_reading_options(group)
     arguments.add_spec_options(parser, OPTIONS, StitchSpec("", ""))
     group = parser.add_argument_group("stitch")
     group.add_argument(
@@ -64,6 +72,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     device = choose_device(args.device)
     viewing = cli.open_pair(args)
     front, end = viewing.networks
+    scored = viewing
+    if args.evaluate_on:
+        scored = cli.show(viewing.elsewhere(args.evaluate_on, size=args.image_size))
+    if any(not TARGETS[setting.target_type].teachers for setting in settings):
+        viewing.require_labels()
     specs = [
         replace(setting, front_layer=one, end_layer=other)
         for one, other in layer_pairs(args, front, end)
@@ -74,9 +87,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     single = len(specs) == 1
     with cli.result_paths(args, names, picture=None if single else SET) as paths:
         folder = paths[0].parent if paths[0] else None
-        state = states_in(folder, names, args, (front, end)) if folder else None
-        train, val = (viewing.split(name, device=device, num_workers=args.num_workers) for name in ("train", "val"))
-        keys = stitch_keys(specs, (front, end), train, val)
+        state = states_in(folder, names, args, viewing) if folder else None
+        how = {"device": device, **arguments.reading(args, cli.notice)}
+        train, val = viewing.split("train", **how), scored.split("val", **how)
+        keys = stitch_keys(specs, viewing, train, val)
         outcomes = stitch(
             cuts,
             train,
@@ -136,23 +150,28 @@ def teller(specs: Sequence[StitchSpec], args: argparse.Namespace) -> Callable[[S
     return tell
 
 
-def stitch_keys(specs: Sequence[StitchSpec], networks: Sequence[Checkpoint], train: Split, val: Split) -> list[str]:
-    """The key of each stitch: a digest of all that decides it."""
-    surroundings = {
+def stitch_keys(specs: Sequence[StitchSpec], viewing: Viewing, train: Split, val: Split) -> list[str]:
+    """The key of each stitch: a digest of all that decides it; of data sets the images of both splits."""
+    networks = viewing.networks
+    surroundings: dict[str, Any] = {
         "weights": [weights_digest(network.network) for network in networks],
         "preprocessing": [asdict(network.preprocessing) for network in networks],
         "images": [split.digest() for split in (train, val)],
     }
+    if any(viewing.reordered):
+        surroundings["classes"] = [viewing.answers, *(network.labels for network in networks)]
     return [spec.key(**surroundings) for spec in specs]
 
 
 def states_in(
-    folder: Path, names: Sequence[str], args: argparse.Namespace, networks: Sequence[Checkpoint]
+    folder: Path, names: Sequence[str], args: argparse.Namespace, viewing: Viewing
 ) -> Callable[[Sequence[StitchSpec]], Resume]:
     if text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite):
         cli.notice(text)
-    digests = dict(zip(("front weights", "end weights"), (network.sha256 for network in networks), strict=True))
-    return resume_states(folder, names, digests | {"dataset": networks[0].dataset}, cli.tell_resumed)
+    digests = dict(zip(("front weights", "end weights"), (network.sha256 for network in viewing.networks), strict=True))
+    about = digests | {"dataset": viewing.dataset}
+    about |= {name: getattr(args, name) for name in ("evaluate_on", "image_size") if getattr(args, name)}
+    return resume_states(folder, names, about, cli.tell_resumed)
 
 
 def publish(

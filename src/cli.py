@@ -27,7 +27,8 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 def open_pair(args: argparse.Namespace) -> Viewing:
     """The two networks that the arguments name, in front of the data set that they name or were trained on."""
     specs, models = (args.front_model, args.end_model), (args.model1, args.model2)
-    return show(look(sources.open_pair(specs, models=models, dataset=args.dataset, tell=notice), args.dataset))
+    pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, tell=notice)
+    return show(look(pair, args.dataset, size=args.image_size))
 
 
 def show(viewing: Viewing) -> Viewing:

@@ -53,7 +53,7 @@ class Files(Sequence[Path]):
         return len(self._names)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.folder / os.fsdecode(self._names[index])
+        return self.folder / os.fsdecode(bytes(self._names[index]))
 
     def take(self, index: Sequence[int]) -> "Files":
         other = Files(self.folder, ())
