@@ -67,7 +67,7 @@ def open_temporary(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            file = temporary.open("xb")
+            file = temporary.open("x+b")
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
         with suppress(OSError):  # a file system without locks: no one will remove anything there

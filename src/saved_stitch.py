@@ -25,6 +25,7 @@ class SavedStitch:
     """A stitch of a result file between its two networks, on the CPU, in eval mode."""
 
     viewing: Viewing
+    trained_on: str
     front_layer: str
     end_layer: str
     pair: Pair
@@ -40,8 +41,9 @@ class SavedStitch:
 
     @property
     def title(self) -> str:
-        layers = {"front_layer": self.front_layer, "end_layer": self.end_layer, "dataset": self.dataset}
-        return stitch_title({"params": layers, "weights": {"front": self.front.facts(), "end": self.end.facts()}})
+        params = {"front_layer": self.front_layer, "end_layer": self.end_layer, "dataset": self.trained_on}
+        params |= {"evaluate_on": self.dataset} if self.dataset != self.trained_on else {}
+        return stitch_title({"params": params, "weights": {"front": self.front.facts(), "end": self.end.facts()}})
 
     @property
     def dataset(self) -> str:
@@ -98,6 +100,7 @@ def load_stitch(
         if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
     viewing = look([networks["front"], networks["end"]], params.get("dataset"), size=size)
+    trained_on = viewing.dataset
     if params.get("evaluate_on"):
         viewing = viewing.elsewhere(params["evaluate_on"], size=size)
     pair = cut_pair(
@@ -111,9 +114,7 @@ def load_stitch(
     )
     arrays = _map_of_type(content, maps, stitch_type, path)
     stitch = from_arrays(arrays, pair.geometry)
-    return SavedStitch(
-        viewing, front_layer=params["front_layer"], end_layer=params["end_layer"], pair=pair, stitch=stitch
-    )
+    return SavedStitch(viewing, trained_on, params["front_layer"], params["end_layer"], pair, stitch)
 
 
 def _is_stitch(content: Any) -> bool:

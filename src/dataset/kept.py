@@ -187,7 +187,7 @@ def cache_key(files: Sequence[Path], target: Target) -> str:
 def _whole(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return array if array.shape == shape and array.dtype == np.uint8 else None
 

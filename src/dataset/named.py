@@ -53,7 +53,8 @@ def dataset_folder(text: str) -> str:
 
 def file_part(text: str) -> str:
     """A data set in the name of a result file."""
-    return dataset_folder(text) if text.partition(":")[0] in KINDS else text
+    kind = text.partition(":")[0]
+    return f"{kind}_{dataset_folder(text)}" if kind in KINDS else text
 
 
 def is_known(text: str | None) -> bool:
