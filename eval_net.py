@@ -30,8 +30,9 @@ def run(args: argparse.Namespace) -> dict:
     device = choose_device(args.device)
     about = {"model": args.model, "dataset": args.dataset, "size": args.image_size}
     checkpoint = open_network(args.model_path, **about, tell=cli.notice)
-    viewing = cli.show(look([checkpoint], args.dataset, size=args.image_size))
+    viewing = look([checkpoint], args.dataset, size=args.image_size)
     viewing.require_labels()
+    cli.show(viewing)
     parts = (model_folder(checkpoint.model).lower(), file_part(viewing.dataset), checkpoint.seeds, checkpoint.stem)
     name = "-".join(["eval_net", *filter(None, parts)])
     with cli.result_path(args, name, answers_anyway=True) as path:

@@ -70,13 +70,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.plot:
         plots.require_matplotlib()
     device = choose_device(args.device)
-    viewing = cli.open_pair(args)
+    viewing = cli.open_pair(args, labelled=any(not TARGETS[one.target_type].teachers for one in settings))
     front, end = viewing.networks
     scored = viewing
     if args.evaluate_on:
         scored = cli.show(viewing.elsewhere(args.evaluate_on, size=args.image_size))
-    if any(not TARGETS[setting.target_type].teachers for setting in settings):
-        viewing.require_labels()
     specs = [
         replace(setting, front_layer=one, end_layer=other)
         for one, other in layer_pairs(args, front, end)

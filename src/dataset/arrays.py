@@ -55,17 +55,21 @@ class _opened:
     def __enter__(self) -> Any:
         if not self.path.is_file():
             raise FileNotFoundError(f"no file {self.path}")
-        with self.path.open("rb") as file:
-            if file.read(2) != b"PK":
-                raise ValueError(f"{self.path} is no .npz file")
+        self.bytes = self.path.open("rb")  # by us: numpy leaves a damaged file open
         try:
-            self.file: Any = np.load(self.path, allow_pickle=False)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if self.bytes.read(2) != b"PK":
+                raise ValueError(f"{self.path} is no .npz file")
+            self.bytes.seek(0)
+            return np.load(self.bytes, allow_pickle=False)
+        except (OSError, EOFError, zipfile.BadZipFile) as error:
+            self.bytes.close()
             raise ValueError(f"{self.path} is a damaged .npz file: {error}") from None
-        return self.file
+        except BaseException:
+            self.bytes.close()
+            raise
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.file.close()
+        self.bytes.close()
         if isinstance(error, zipfile.BadZipFile | EOFError | OSError | KeyError):
             raise ValueError(f"{self.path} is a damaged .npz file: {error}") from None
 
