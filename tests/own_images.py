@@ -1,6 +1,7 @@
 """Data sets as users keep them: folders of images and files of arrays, made of the embedded digits."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +46,8 @@ def write_table(root: Path, each: int = 3) -> Path:
     return root
 
 
-def write_arrays(path: Path, each: int = 3, **others: np.ndarray) -> Path:
-    arrays = {}
+def write_arrays(path: Path, each: int = 3, **others: Any) -> Path:
+    arrays: dict[str, Any] = {}
     for split in SPLITS:
         arrays[f"x_{split}"], arrays[f"y_{split}"] = digits_of(split, each)
     np.savez(path, **(arrays | others))

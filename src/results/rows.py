@@ -35,7 +35,7 @@ AGREEING = {"front": "m1"} | {stage: stage for stage in ("before", "after", "ps_
 def table(folder: Path | str) -> pd.DataFrame:
     """A row for each result of stitch_nets.py below a folder, in the order of their paths.
 
-    Columns: run (the folder of the file), dataset, SETTINGS as in `params`, of each network front_<fact> and
+    Columns: run (the folder of the file), dataset, evaluate_on, SETTINGS as in `params`, of each network front_<fact> and
     end_<fact> (architecture, trained_on, init_seed, gradient_seed), then for each
     stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared with
     the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
@@ -138,6 +138,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
     return {
         "run": path.parent.name,
         "dataset": params.get("dataset") or networks["front"].get("dataset"),
+        "evaluate_on": params.get("evaluate_on"),
         **{name: params.get(name) for name in SETTINGS},
         **{f"{role}_{fact}": facts.get(key) for role, facts in networks.items() for fact, key in NETWORK.items()},
         **{name: math.nan if value is None else float(value) for name, value in numbers.items()},
