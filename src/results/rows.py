@@ -35,10 +35,10 @@ AGREEING = {"front": "m1"} | {stage: stage for stage in ("before", "after", "ps_
 def table(folder: Path | str) -> pd.DataFrame:
     """A row for each result of stitch_nets.py below a folder, in the order of their paths.
 
-    Columns: run (the folder of the file), dataset, evaluate_on, SETTINGS as in `params`, of each network front_<fact> and
-    end_<fact> (architecture, trained_on, init_seed, gradient_seed), then for each
-    stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared with
-    the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
+    Columns: run (the folder of the file), dataset, evaluate_on (where it was scored on another), SETTINGS as in
+    `params`, of each network front_<fact> and end_<fact> (architecture, trained_on, init_seed, gradient_seed), then for
+    each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared
+    with the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
     l2_relative_<stage>; rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What
     a file lacks is missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in a file beside
