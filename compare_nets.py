@@ -76,7 +76,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(args.device)
     viewing = cli.open_pair(args)
     front, end = viewing.networks
-    layers = choose_layers(front.network, args.front_layer), choose_layers(end.network, args.end_layer)
+    layers = tuple(
+        choose_layers(network.network, text, viewing.sample)
+        for network, text in ((front, args.front_layer), (end, args.end_layer))
+    )
     single = ALL not in (args.front_layer, args.end_layer) and len(layers[0]) == len(layers[1]) == 1
     names = args.front_layer, args.end_layer
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
@@ -90,6 +93,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             group=args.group_at,
             batch_size=args.batch_size,
             memory=1e9 * args.memory,
+            layouts=(front.layout, end.layout),
             tell=cli.notice,
         )
         facts = [checkpoint.facts() for checkpoint in (front, end)]

@@ -4,11 +4,11 @@ import argparse
 import math
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from src import arguments, cli, report
-from src.cut import heads, layer_names
+from src.axes import Output, doubts, find_outputs
+from src.cut import layer_names
 from src.dataset import file_part
 from src.sources import HELP, model_folder, open_network
 from src.structure import split_layer
@@ -37,35 +37,43 @@ def run(args: argparse.Namespace) -> pd.DataFrame:
     is_file = bool(shown.iteration or shown.recipe)
     parts = [model_folder(shown.model).lower(), file_part(dataset)] + ([shown.seeds, shown.stem] if is_file else [])
     with cli.result_path(args, "-".join(["layer_info", *filter(None, parts)]), answers_anyway=True) as path:
-        layers = describe_layers(shown.network, shown.sample[:1])
+        layers = describe_layers(shown.network, shown.sample, shown.layout)
         title = f"{model_folder(shown.model)} on {dataset}: images {eyes.channels} x {eyes.size} x {eyes.size}"
         result = {"layers": layers, "network": shown.facts()}
         cli.publish(args, path, result, f"{title}\n{layers_text(layers)}")
     return layers
 
 
-def describe_layers(network: nn.Module, images: Tensor) -> pd.DataFrame:
-    """Index, name, kind, output shape (without the batch), parameters and way to stitch of each layer that runs."""
-    names = layer_names(network)
-    network.eval()
-    with torch.no_grad():
-        outputs = heads(network, names)(images)
+def describe_layers(network: nn.Module, images: Tensor, asked: str | None = None) -> pd.DataFrame:
+    """Index, name, kind, output shape (without the batch), its layout, parameters and way to stitch of each layer that
+    runs; `asked` is the layout that wins where it fits."""
+    names = layer_names(network, images)
+    outputs = find_outputs(network, names, images, asked)
+    for line in doubts(network, outputs):
+        cli.notice(f"note: {line}")
     rows = []
-    for index, (name, output) in enumerate(zip(names, outputs, strict=True)):
+    for index, (name, output) in enumerate(outputs.items()):
         module = network.get_submodule(split_layer(name)[0])
-        shape = tuple(output.shape[1:])
         rows.append(
             {
                 "index": index,
                 "layer": name or "(all)",
                 "kind": type(module).__name__,
-                "output": " x ".join(map(str, shape)),
-                "numbers": math.prod(shape),
+                "output": " x ".join(map(str, output.shape)),
+                "layout": str(output.layout or "-"),
+                "numbers": math.prod(output.shape),
                 "parameters": sum(parameter.numel() for parameter in module.parameters()),
-                "stitch": {1: "features", 3: "channels"}.get(len(shape), "-") if name else "-",
+                "stitch": stitch_way(output) if name else "-",
             }
         )
     return pd.DataFrame(rows)
+
+
+def stitch_way(output: Output) -> str:
+    """How a stitch maps what a layer gives; "-" where it cannot."""
+    if output.layout is None:
+        return "-"
+    return "features" if output.layout.kind == "features" else "channels"
 
 
 def layers_text(layers: pd.DataFrame) -> str:
@@ -76,12 +84,19 @@ def layers_text(layers: pd.DataFrame) -> str:
             "layer": row["layer"],
             "kind": row["kind"],
             "output": row["output"].replace(" ", ""),
+            "layout": row["layout"],
             "params": row["parameters"],
             "by": row["stitch"][0],
         }
         for row in layers.to_dict("records")
     ]
     legend = "by: how a stitch maps: c, channels alike at all positions; f, all features; -, no stitch here"
+    kinds = {
+        "last": "last: channels stand last, height x width x channels",
+        "tokens": "tokens p+h x w: p class or register tokens, and patches in h rows",
+        "?": "?: a guess",
+    }
+    legend += "".join(f". {text}" for mark, text in kinds.items() if any(mark in row["layout"] for row in rows))
     return f"{report.columns_text(rows, right=('', 'params'), squeeze='kind')}\n{report.fill(legend)}"
 
 

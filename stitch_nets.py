@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from src import arguments, cli, plots, report, results
-from src.checkpoints import Checkpoint, weights_digest
+from src.checkpoints import weights_digest
 from src.config import choose_device
+from src.controls import CONTROLS, choose_controls
 from src.dataset import Split
 from src.layers import choose_layers
 from src.learner import History
-from src.stitch import Tell, stitch
+from src.sources import untrained
+from src.stitch import Plan, Tell, stitch
 from src.stitch_folder import SET, check_states, file_names, resume_states, state_files
+from src.stitch_table import stitch_table, stitches_table
 from src.stitching import Cuts, StitchSpec
 from src.stitching.options import OPTIONS, VARIED
 from src.stitching.targets import TARGETS
@@ -53,6 +56,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("training and evaluation")
     arguments.add_amp_option(group)
+    group.add_argument(
+        "--controls",
+        type=arguments.checked(choose_controls),
+        metavar="LIST",
+        help=f"hold each stitch against controls: all, or some of {', '.join(CONTROLS)} (default: none)",
+    )
     group.add_argument("--no-similarity", action="store_true", help="leave out CKA, the dearest part of many stitches")
     arguments.add_memory_option(group, "GB of moments held at once; more stitches than fit are taken in groups")
     group.add_argument("--resume", action="store_true", help="go on with the interrupted run of --run-name")
@@ -77,10 +86,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         scored = cli.show(viewing.elsewhere(args.evaluate_on, size=args.image_size))
     specs = [
         replace(setting, front_layer=one, end_layer=other)
-        for one, other in layer_pairs(args, front, end)
+        for one, other in layer_pairs(args, viewing)
         for setting in settings
     ]
-    cuts = Cuts(front.network.to(device), end.network.to(device), specs, viewing.sample.to(device))
+    networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
+    cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=asked)
+    for line in cuts.notes:
+        cli.notice(f"note: {line}")
     names = file_names(specs)
     single = len(specs) == 1
     with cli.result_paths(args, names, picture=None if single else SET) as paths:
@@ -88,17 +100,17 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         state = states_in(folder, names, args, viewing) if folder else None
         how = {"device": device, **arguments.reading(args, cli.notice)}
         train, val = viewing.split("train", **how), scored.split("val", **how)
-        keys = stitch_keys(specs, viewing, train, val)
-        outcomes = stitch(
-            cuts,
-            train,
-            val,
+        keys = stitch_keys(cuts, viewing, train, val)
+        plan = Plan(
             similarity=not args.no_similarity,
             labelled=viewing.labelled,
+            controls=args.controls or (),
+            fresh=lambda seed: viewing.seen(untrained(front, seed), front),
             memory=1e9 * args.memory,
             resume=state,
             tell=Tell(cli.notice, teller(specs, args)),
         )
+        outcomes = stitch(cuts, train, val, plan)
         about = {"weights": {"front": front.facts(), "end": end.facts()}}
         found = [
             {"params": cli.parameters(args) | asdict(spec), "key": key, **about, **outcome}
@@ -127,8 +139,12 @@ def settings_of(args: argparse.Namespace) -> list[StitchSpec]:
     return [StitchSpec("", "", **(values | some)) for some in chosen]
 
 
-def layer_pairs(args: argparse.Namespace, front: Checkpoint, end: Checkpoint) -> list[tuple[str, str]]:
-    layers = choose_layers(front.network, args.front_layer), choose_layers(end.network, args.end_layer)
+def layer_pairs(args: argparse.Namespace, viewing: Viewing) -> list[tuple[str, str]]:
+    (front, end), sample = viewing.networks, viewing.sample
+    layers = [
+        choose_layers(network.network, text, sample)
+        for network, text in ((front, args.front_layer), (end, args.end_layer))
+    ]
     if args.pairs == "all":
         return list(itertools.product(*layers))
     if len(layers[0]) != len(layers[1]):
@@ -148,7 +164,7 @@ def teller(specs: Sequence[StitchSpec], args: argparse.Namespace) -> Callable[[S
     return tell
 
 
-def stitch_keys(specs: Sequence[StitchSpec], viewing: Viewing, train: Split, val: Split) -> list[str]:
+def stitch_keys(cuts: Cuts, viewing: Viewing, train: Split, val: Split) -> list[str]:
     """The key of each stitch: a digest of all that decides it; of data sets the images of both splits."""
     networks = viewing.networks
     surroundings: dict[str, Any] = {
@@ -158,7 +174,10 @@ def stitch_keys(specs: Sequence[StitchSpec], viewing: Viewing, train: Split, val
     }
     if any(viewing.reordered):
         surroundings["classes"] = [viewing.answers, *(network.labels for network in networks)]
-    return [spec.key(**surroundings) for spec in specs]
+    geometries = [cuts.geometry(spec.cut) for spec in cuts.specs]
+    plain = [geometry.front_layout.is_plain and geometry.end_layout.is_plain for geometry in geometries]
+    turned = [{} if same else {"layouts": one.layouts} for same, one in zip(plain, geometries, strict=True)]
+    return [spec.key(**surroundings, **layouts) for spec, layouts in zip(cuts.specs, turned, strict=True)]
 
 
 def states_in(
@@ -166,9 +185,11 @@ def states_in(
 ) -> Callable[[Sequence[StitchSpec]], Resume]:
     if text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite):
         cli.notice(text)
-    digests = dict(zip(("front weights", "end weights"), (network.sha256 for network in viewing.networks), strict=True))
-    about = digests | {"dataset": viewing.dataset}
+    networks = viewing.networks
+    about = dict(zip(("front weights", "end weights"), (network.sha256 for network in networks), strict=True))
+    about |= {"dataset": viewing.dataset} | ({"controls": args.controls} if args.controls else {})
     about |= {name: getattr(args, name) for name in ("evaluate_on", "image_size") if getattr(args, name)}
+    about |= {f"{role} layout": one.layout for role, one in zip(("front", "end"), networks, strict=True) if one.layout}
     return resume_states(folder, names, about, cli.tell_resumed)
 
 
@@ -179,10 +200,10 @@ def publish(
     if not found:
         return
     if single:
-        cli.publish(args, cli.Place(paths[0]), found[0], report.stitch_table(found[0]), draw=plots.draw_stitch)
+        cli.publish(args, cli.Place(paths[0]), found[0], stitch_table(found[0]), draw=plots.draw_stitch)
         return
     if not args.json:
-        cli.say(report.stitches_table(found))
+        cli.say(stitches_table(found))
     for path, result in zip(paths, found, strict=True):
         if path:
             results.write(path, result | results.provenance(), overwrite=args.overwrite)

@@ -85,7 +85,7 @@ def stitch_epoch(model: str, layer: str, count: int, *, amp: bool = False) -> Ca
     def suite() -> None:
         spec = StitchSpec(layer, layer, epochs=1, amp=amp)
         cuts = Cuts(network(model, 0), network(model, 1), [spec], torch.zeros(2, 3, 32, 32))
-        stitch, split = initial_stitch(cuts.geometry(spec), None), data(count)
+        stitch, split = initial_stitch(cuts.geometry(spec.cut), None), data(count)
         learner = Learner(stitch, StitchObjective(cuts, spec, stitch, split.spec.task), spec.recipe)
         nothing = {"loss": 0.0, "acc": 0.0}
         fit_one(learner, split, seed=0, validate=lambda: nothing, share=lambda images: cuts.share([spec], images))

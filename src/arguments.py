@@ -275,6 +275,18 @@ def models_help() -> str:
     return ", ".join(model_names())
 
 
+def checked(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse type: what a function makes of a text, its ValueError a line that names the option."""
+
+    def parse(text: str) -> Any:
+        try:
+            return function(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
 def model_name(text: str) -> str:
     """argparse type: a model's name in its canonical spelling; that of a foreign one may end in ?size=64."""
     try:

@@ -29,7 +29,8 @@ class Checkpoint:
 
     `model` is the name of an architecture, or the network spec of a foreign one; `dataset` is what it was trained on
     (folder:PATH and arrays:PATH are where that was), None where that is none of ours. `preprocessing` is what it does
-    to images, `labels` names its classes, if known; `path` is its file, or the spec where there is none.
+    to images, `labels` names its classes, if known; `path` is its file, or the spec where there is none. `layout` is
+    how the outputs of its layers are to be read, where the user says so.
     `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them.
     """
 
@@ -39,6 +40,7 @@ class Checkpoint:
     path: Path | str
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
+    layout: str | None = None
     init_seed: int | None = None
     gradient_seed: int | None = None
     iteration: int | None = None

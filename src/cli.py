@@ -16,7 +16,7 @@ import torch
 from src import report, results, sources
 from src.files import sole_maker
 from src.learner import History
-from src.metrics import MEASURES, Cell, Health
+from src.metrics import MEASURES, Cell
 from src.viewing import Viewing, look
 
 # What to do where the memory for a comparison is short.
@@ -56,8 +56,8 @@ def comparison_report(cell: Cell) -> tuple[str, dict[str, Any]]:
         value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
         lines.append(f"{name:14} {view:9} {value}  {MEASURES[name].alike}")
     lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
-    for view in cell.health.values():
-        lines += _health_lines(view)
+    for health in cell.health.values():
+        lines += report.health_lines(asdict(health))
     return "\n".join(lines), comparison_record(cell)
 
 
@@ -65,19 +65,6 @@ def comparison_record(cell: Cell) -> dict[str, Any]:
     """What a result file says of a comparison."""
     records = {view: asdict(record) for view, record in cell.health.items()}
     return {"values": cell.values, "refused": cell.refused, "views": cell.views, "health": records}
-
-
-def _health_lines(health: Health) -> list[str]:
-    facts = [f"{health.images} images", f"features {health.features[0]} and {health.features[1]}"]
-    if health.rank:
-        facts.append(f"rank {'at least ' * health.rank_is_bound}{health.rank[0]} and {health.rank[1]}")
-    facts.append(f"dead channels {health.dead_channels[0]} and {health.dead_channels[1]}")
-    if health.cka_bias is not None:
-        facts.append(f"biased - debiased CKA {health.cka_bias:.4f}")
-    return [
-        report.fill(f"{health.view}: {', '.join(facts)}"),
-        *(report.fill(f"warning: {warning}") for warning in health.warnings),
-    ]
 
 
 @contextlib.contextmanager

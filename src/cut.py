@@ -2,69 +2,81 @@
 
 `head(model, layer)` computes a layer's output and nothing after it; `tail(model, layer)` continues from there.
 torch.fx records which value each module returned; the graph is then redirected and what nobody uses any more is
-removed. A network that cannot be traced is cut with forward hooks instead (`hooked`): same results, no saved work.
+removed. A layer of a network that cannot be traced is cut with forward hooks instead (`hooked`): same results, no saved
+work.
 
 A layer's output is its value before any later operation changes it. Where a module runs several times in one forward
-pass, its last call counts. `name:0` is the first tensor of a layer that returns several.
+pass, its last call counts. `name:0` is the first tensor of a layer that returns several. With `layouts` parts hand out
+and take outputs in canonical form (`layout`).
 
 Parts are cut from a copy of the model's structure in eval mode that shares its parameters and buffers; the model that
 was given stays as it was, to the last flag.
 """
 
 import difflib
-import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
-from src.hooked import HookedHeads, HookedTail
-from src.structure import several, share_structure, split_layer
+from src.hooked import HookedHeads, HookedTail, running_layers
+from src.layout import Layout, to_canonical, to_original
+from src.structure import in_plain_order, needs_plain_memory, share_structure, split_layer
+from src.tracing import Trace, makes_views, output_node, overwrites, trace_model
 
-_IN_PLACE = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "ior", "iand", "ixor")}
-_RETURN_SEVERAL = (nn.MultiheadAttention, nn.RNNBase)  # modules that tracing does not look into
-FOLDS = "reads a convolution alone"  # the mark of a BatchNorm node, for `freeze`
+Layouts = Mapping[str, Layout]
 
 
-def head(model: nn.Module, layer: str) -> nn.Module:
+def head(model: nn.Module, layer: str, layouts: Layouts | None = None) -> nn.Module:
     """The module images -> output of `layer`; raises ValueError for a layer that does not exist or does not run."""
-    return _Single(heads(model, [layer]), layer)
+    return _Single(heads(model, [layer], layouts), layer)
 
 
-def heads(model: nn.Module, layers: Sequence[str]) -> nn.Module:
+def heads(model: nn.Module, layers: Sequence[str], layouts: Layouts | None = None) -> nn.Module:
     """The module images -> tuple of the outputs of `layers`, all from one pass."""
+    layouts = layouts or {}
     check_layers(model, layers)
-    model = share_structure(model).eval()
-    trace = _trace(model)
+    model, trace = _traced_copy(model, layers)
     if trace is None:
-        return HookedHeads(model, layers)
+        return HookedHeads(model, layers, layouts)
     nodes = [trace.find(layer) for layer in layers]
-    if _overwrites(model, trace.graph):
+    if overwrites(model, trace.graph):
         nodes = [_copy_of(trace.graph, node) for node in nodes]
-    _output_node(trace.graph).args = (tuple(nodes),)
+    last = output_node(trace.graph)
+    with trace.graph.inserting_before(last):
+        named = zip(layers, nodes, strict=True)
+        nodes = [_turned(trace.graph, node, to_canonical, layouts.get(layer)) for layer, node in named]
+    last.args = (tuple(nodes),)
     return _assemble(model, trace.graph)
 
 
-def tail(model: nn.Module, layer: str, until: str = "") -> nn.Module:
+def tail(model: nn.Module, layer: str, until: str = "", layouts: Layouts | None = None) -> nn.Module:
     """The module (output of `layer`, images) -> logits, or -> output of the later layer `until`.
 
     Only what the given output does not determine is computed from the images: where no skip connection leads
     around the layer, nothing of the network before it runs. Raises ValueError like `head`, and where `until` does
     not depend on `layer`.
     """
+    layouts = layouts or {}
     check_layers(model, [layer, until])
-    model = share_structure(model).eval()
-    trace = _trace(model)
+    model, trace = _traced_copy(model, [layer, until])
     if trace is None:
-        return HookedTail(model, layer, until)
+        return HookedTail(model, layer, until, layouts)
     graph = trace.graph
     node, last = trace.find(layer), trace.find(until)
-    with graph.inserting_before(next(iter(graph.nodes))):
+    first = next(iter(graph.nodes))
+    with graph.inserting_before(first):
         activation = graph.placeholder("activation")
-    _output_node(graph).args = (last,)
+    images = next(node for node in graph.nodes if node.op == "placeholder" and node is not activation)
+    with graph.inserting_after(images):
+        own = _turned(graph, activation, to_original, layouts.get(layer))
+        if needs_plain_memory(model) and makes_views(graph):
+            with graph.inserting_after(own if own is not activation else images):
+                own = graph.call_function(in_plain_order, (own,))
+    with graph.inserting_before(output_node(graph)):
+        output_node(graph).args = (_turned(graph, last, to_canonical, layouts.get(until)),)
     for same in trace.all_of(layer, node):
-        same.replace_all_uses_with(activation)
-    if _overwrites(model, graph):
+        same.replace_all_uses_with(own)
+    if overwrites(model, graph):
         for kept in (activation, last):
             _copy_of(graph, kept)
     module = _assemble(model, graph)
@@ -73,22 +85,28 @@ def tail(model: nn.Module, layer: str, until: str = "") -> nn.Module:
     return module
 
 
-def layer_names(model: nn.Module) -> list[str]:
+def layer_names(model: nn.Module, sample: Tensor | None = None) -> list[str]:
     """Names of the layers that run in a forward pass, in the order of the model's registration; '' is the whole.
 
-    A layer that returns several tensors stands there by each of them, `name:0`, `name:1` ...
+    A layer that returns several tensors stands there by each of them, `name:0`, `name:1` ... Where the model cannot be
+    traced, a pass of `sample` tells what runs; without one, all layers are named.
     """
-    trace = _trace(share_structure(model).eval())
     names = [name for name, _ in model.named_modules()]
-    if trace is None:
+    copied = share_structure(model).eval()
+    trace = trace_model(copied)
+    if trace and not trace.opaque:
+        ran = list(trace.outputs)
+    elif sample is None:
         return names
-    several_of = {name: [f"{name}:{index}" for index in range(count)] for name, count in trace.counts.items()}
-    return [one for name in names for one in several_of.get(name, [name]) if one in trace.outputs]
+    else:
+        ran = running_layers(share_structure(model).eval(), sample)
+    order = {name: place for place, name in enumerate(names)}
+    return sorted(ran, key=lambda layer: (order[split_layer(layer)[0]], split_layer(layer)[1] or 0))
 
 
-def is_traced(model: nn.Module) -> bool:
-    """Whether the model is cut by its graph; otherwise hooks do it, and each part runs the whole network."""
-    return _trace(share_structure(model).eval()) is not None
+def is_traced(part: nn.Module) -> bool:
+    """Whether a part was cut by its graph; if not, hooks did it, and it runs the whole network."""
+    return not any(isinstance(module, HookedHeads | HookedTail) for module in part.modules())
 
 
 def check_layers(model: nn.Module, layers: Iterable[str]) -> None:
@@ -102,99 +120,19 @@ def check_layers(model: nn.Module, layers: Iterable[str]) -> None:
             )
 
 
-class _Tracer(fx.Tracer):
-    """Records the value that each module returned, containers included; the last call wins.
-
-    counts: how many tensors a layer returns, for those that return several.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: dict[str, fx.Node] = {}
-        self.counts: dict[str, int] = {}
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """Images alone are given: what else `forward` takes keeps its default, so that it decides nothing later."""
-        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
-        output = super().call_module(m, forward, args, kwargs)
-        self.record(self.path_of_module(m), m, output)
-        return output
-
-    def record(self, name: str, module: nn.Module, output: Any) -> None:
-        for known in [name, *(f"{name}:{index}" for index in range(self.counts.pop(name, 0)))]:
-            self.outputs.pop(known, None)
-        if isinstance(output, fx.Proxy) and not isinstance(module, _RETURN_SEVERAL):
-            self.outputs[name] = output.node
-            return
-        whole: Any = output
-        parts = [whole[0], whole[1]] if isinstance(output, fx.Proxy) else several(output)
-        self.counts[name] = len(parts)
-        self.outputs |= {f"{name}:{i}": part.node for i, part in enumerate(parts) if isinstance(part, fx.Proxy)}
+def _traced_copy(model: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, Trace | None]:
+    """A copy of the model's structure in eval mode, and its graph if that tells of all these layers."""
+    copied = share_structure(model).eval()
+    trace = trace_model(copied)
+    if trace is None or not trace.knows(list(layers)):
+        return share_structure(model).eval(), None
+    # what failed half-way may have left anything in a module that is still to run
+    return share_structure(model).eval() if trace.opaque else copied, trace
 
 
-class _Trace:
-    """Graph of a model and the node of each layer."""
-
-    def __init__(self, graph: fx.Graph, outputs: dict[str, fx.Node], counts: dict[str, int]) -> None:
-        self.graph, self.outputs, self.counts = graph, outputs, counts
-
-    def find(self, layer: str) -> fx.Node:
-        name, index = split_layer(layer)
-        if layer not in self.outputs and self.counts.get(name):
-            raise ValueError(
-                f"the layer {name!r} returns {self.counts[name]} values; name a tensor of them, such as {name}:0"
-            )
-        if index is not None and layer not in self.outputs and name in self.outputs:
-            raise ValueError(f"the layer {name!r} returns one tensor; name it without {layer[len(name) :]}")
-        if layer not in self.outputs:
-            raise ValueError(f"the layer {layer!r} does not run in a forward pass")
-        return self.outputs[layer]
-
-    def all_of(self, layer: str, node: fx.Node) -> list[fx.Node]:
-        """The node itself, and what else takes the same element out of a value of several."""
-        if split_layer(layer)[1] is None or node.target is not operator.getitem:
-            return [node]
-        return [user for user in node.args[0].users if user.target is operator.getitem and user.args == node.args]  # pyright: ignore
-
-
-def _trace(model: nn.Module) -> _Trace | None:
-    """None where the model cannot be traced faithfully. The model is a copy: tracing may leave traces in it."""
-    tracer = _Tracer()
-    try:
-        graph = tracer.trace(model)
-    except Exception:  # the model's own code runs here, with values that it does not expect: anything may come
-        return None
-    result = _output_node(graph).args[0]
-    images = [node for node in graph.nodes if node.op == "placeholder"]
-    # dead code elimination would drop an operation that is called for its side effect alone
-    hidden_effect = any(_is_in_place(model, node) and not node.users for node in graph.nodes)
-    if len(images) != 1 or hidden_effect:
-        return None
-    _mark_foldable(model, graph)
-    if isinstance(result, fx.Node):
-        tracer.outputs[""] = result
-    else:
-        parts = several(result)
-        tracer.counts[""] = len(parts)
-        tracer.outputs |= {f":{i}": part for i, part in enumerate(parts) if isinstance(part, fx.Node)}
-    return _Trace(graph, tracer.outputs, tracer.counts)
-
-
-def _mark_foldable(model: nn.Module, graph: fx.Graph) -> None:
-    """Mark the BatchNorms that alone read a convolution, in the whole network: no cut may change what is folded."""
-    for node in graph.nodes:
-        before = node.args[0] if node.args else None
-        if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
-            continue
-        convolution, norm = (model.get_submodule(str(one.target)) for one in (before, node))
-        if len(before.users) == 1 and isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            node.meta[FOLDS] = True
-
-
-def _output_node(graph: fx.Graph) -> fx.Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+def _turned(graph: fx.Graph, node: fx.Node, turn: object, layout: Layout | None) -> fx.Node:
+    """A node's value in canonical form, or out of it; the node itself where that is the same."""
+    return graph.call_function(turn, (node, layout.kind)) if layout and not layout.is_plain else node  # pyright: ignore
 
 
 def _assemble(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -202,24 +140,8 @@ def _assemble(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
+    module.meta["plain_memory"] = needs_plain_memory(model) and makes_views(module.graph)
     return module.eval()
-
-
-def _overwrites(model: nn.Module, graph: fx.Graph) -> bool:
-    return any(_is_in_place(model, node) for node in graph.nodes)
-
-
-def _is_in_place(model: nn.Module, node: fx.Node) -> bool:
-    """Whether a node may change its input, as ReLU(inplace=True), x.relu_() and x += y do."""
-    if node.op == "call_module":
-        return getattr(model.get_submodule(str(node.target)), "inplace", False)
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
-        written = node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-        return written or bool(node.kwargs.get("inplace", False))
-    return False
 
 
 def _copy_of(graph: fx.Graph, node: fx.Node) -> fx.Node:

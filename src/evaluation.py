@@ -92,7 +92,7 @@ def view_pair(pair: Pair, split: Split, *, keep: bool, title: str) -> PairView:
 
 def can_share(geometry: Geometry, images: int) -> bool:
     """Whether one pass serves the CKA of all stitches: they map channels position by position, and activations fit."""
-    if geometry.is_flat or geometry.front_shape[1:] != geometry.end_shape[1:]:
+    if geometry.is_flat or geometry.is_resized or geometry.front_shape[1:] != geometry.end_shape[1:]:
         return False
     features = sum(math.prod(shape) for shape in (geometry.front_shape, geometry.end_shape))
     return 4 * images * features <= STORE_BYTES

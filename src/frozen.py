@@ -7,8 +7,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from src.cut import FOLDS
-from src.structure import share_structure
+from src.structure import needs_plain_memory, share_structure
+from src.tracing import FOLDS
 
 
 def freeze(part: nn.Module) -> nn.Module:
@@ -26,6 +26,8 @@ def freeze(part: nn.Module) -> nn.Module:
         graph_module.graph.eliminate_dead_code()
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()
+    if needs_plain_memory(part):
+        return part
     return part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

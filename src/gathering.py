@@ -9,8 +9,8 @@ from torch import Tensor
 from src.activations import feed
 from src.dataset import Split
 from src.metrics.moments import PairedMoments, Sums, gather, rows_at_once
-from src.stitching import Cuts, Geometry, StitchSpec
-from src.upsampled import Cut, Upsampled, is_upsampled
+from src.stitching import Cut, Cuts, Geometry, Shared, StitchSpec
+from src.upsampled import Upsampled, is_upsampled
 
 LARGE_MOMENTS = 2048  # features of both sides; the sums of products of more take a while to solve
 Moments = dict[Cut, PairedMoments]
@@ -20,15 +20,14 @@ def gather_moments(
     cuts: Cuts, specs: Sequence[StitchSpec], split: Split, *, title: str, notice: Callable[[str], None]
 ) -> Moments:
     """The paired moments of every pair of layers of some stitches, from one pass over a split."""
+    specs = [spec for spec in specs if not spec.constant]
     if not specs:
         return {}
     gathering = _Gathering(cuts, list(dict.fromkeys(spec.cut for spec in specs)), split.device)
     for geometry in gathering.geometries.values():
         _announce(geometry.inputs, geometry.outputs, len(split), notice)
-    fronts = list(dict.fromkeys(cut[0] for cut in gathering.geometries))
-    ends = list(dict.fromkeys(cut[1] for cut in gathering.geometries))
-    heads = [partial(cuts.outputs, "front", fronts), partial(cuts.outputs, "end", ends)]
-    feed(heads, split, gathering.add, title=title)
+    ends = {"end": [spec.end_layer for spec in specs]}
+    feed([partial(cuts.fronts, specs, more=ends)], split, gathering.add, title=title)
     return gathering.moments()
 
 
@@ -36,7 +35,7 @@ class _Gathering:
     """Moments of many pairs of layers, which share the sums of a layer that they lay out alike."""
 
     def __init__(self, cuts: Cuts, chosen: Sequence[Cut], device: torch.device) -> None:
-        self.geometries = {cut: cuts.geometries[cut] for cut in chosen}
+        self.geometries = {cut: cuts.geometry(cut) for cut in chosen}
         small = {cut: geometry for cut, geometry in self.geometries.items() if is_upsampled(geometry)}
         self.upsampled = Upsampled(small, device) if small else None
         self.sums: dict[tuple, Sums] = {}
@@ -45,9 +44,9 @@ class _Gathering:
         for cut, geometry in self.geometries.items():
             layout = self._layout(geometry)
             self.groups.setdefault(layout, []).append(cut)
-            end = self._sums(("end", cut[1], *layout), geometry.outputs, device)
+            end = self._sums(("end", cut.end_layer, *layout), geometry.outputs, device)
             if cut not in small:
-                front = self._sums(("front", cut[0], *layout), geometry.inputs, device)
+                front = self._sums((cut.source, cut.front_layer, *layout), geometry.inputs, device)
                 self.direct[cut] = PairedMoments.of(front, end)
 
     def _sums(self, key: tuple, features: int, device: torch.device) -> Sums:
@@ -56,19 +55,20 @@ class _Gathering:
     @staticmethod
     def _layout(geometry: Geometry) -> tuple:
         """What decides the rows of a batch: flat or the positions, and how many become float64 at a time."""
-        return geometry.is_flat, geometry.end_shape[1:], rows_at_once(geometry.inputs, geometry.outputs)
+        return geometry.is_flat, geometry.places, rows_at_once(geometry.inputs, geometry.outputs)
 
-    def add(self, front: dict[str, Tensor], end: dict[str, Tensor]) -> None:
+    def add(self, outputs: Shared) -> None:
         if self.upsampled:
-            self.upsampled.add(front, end)
+            self.upsampled.add(outputs)
         for layout, cuts in self.groups.items():
             sides: dict[tuple, Tensor] = {}
             for cut in cuts:
-                geometry, keys = self.geometries[cut], (("front", cut[0], *layout), ("end", cut[1], *layout))
-                if cut in self.direct and keys[0] not in sides:
-                    sides[keys[0]] = geometry.front_rows(front[cut[0]])
-                if keys[1] not in sides:
-                    sides[keys[1]] = geometry.end_rows(end[cut[1]])
+                geometry = self.geometries[cut]
+                front, end = (cut.source, cut.front_layer, *layout), ("end", cut.end_layer, *layout)
+                if cut in self.direct and front not in sides:
+                    sides[front] = geometry.front_rows(outputs[cut.source][cut.front_layer])
+                if end not in sides:
+                    sides[end] = geometry.end_rows(outputs["end"][cut.end_layer])
             shared = [(self.sums[key], rows) for key, rows in sides.items()]
             gather(shared, [self.direct[cut] for cut in cuts if cut in self.direct], rows=layout[-1])
 
@@ -76,7 +76,7 @@ class _Gathering:
         found = dict(self.direct)
         if self.upsampled:
             ends = {
-                cut[1]: self.sums[("end", cut[1], *self._layout(geometry))]
+                cut.end_layer: self.sums[("end", cut.end_layer, *self._layout(geometry))]
                 for cut, geometry in self.upsampled.geometries.items()
             }
             found |= dict(self.upsampled.finish(ends))

@@ -1,25 +1,28 @@
 """Networks that cannot be traced, cut by forward hooks: the whole network runs, for heads and tails alike."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from src.structure import several, split_layer
+from src.layout import Layout
+from src.structure import in_plain_order, needs_plain_memory, several, split_layer
 
 # (layer, what it returned) -> what it is to return instead, None for the same
 Hook = Callable[[str, Any], Any]
+PLAIN = Layout()
 
 
 class HookedHeads(nn.Module):
-    """images -> tuple of the outputs of `layers`, each of its last call."""
+    """images -> tuple of the outputs of `layers`, each of its last call, canonical where a layout says how."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], layouts: Mapping[str, Layout]) -> None:
         super().__init__()
         self.model = model
         self.layers = list(layers)
+        self.layouts = dict(layouts)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -33,21 +36,25 @@ class HookedHeads(nn.Module):
         for layer in self.layers:
             if layer not in captured:
                 raise ValueError(f"the layer {layer!r} does not run in a forward pass")
-        return tuple(captured[layer] for layer in self.layers)
+        return tuple(self.layouts.get(layer, PLAIN).canonical(captured[layer]) for layer in self.layers)
 
 
 class HookedTail(nn.Module):
     """(output of `layer`, images) -> output of `until`: what the layer's last call returned is exchanged."""
 
-    def __init__(self, model: nn.Module, layer: str, until: str) -> None:
+    def __init__(self, model: nn.Module, layer: str, until: str, layouts: Mapping[str, Layout]) -> None:
         super().__init__()
         self.model = model
         self.layer = layer
         self.until = until
+        self.layouts = layouts.get(layer, PLAIN), layouts.get(until, PLAIN)
+        self.in_plain_memory = needs_plain_memory(model)
         self.calls: int | None = None
         self.eval()
 
     def forward(self, activation: Tensor, images: Tensor) -> Tensor:
+        activation = self.layouts[0].original(activation)
+        activation = in_plain_order(activation) if self.in_plain_memory else activation
         if self.calls is None:
             self.calls = self._count(images)
             self._require_dependence(activation, images)
@@ -55,7 +62,7 @@ class HookedTail(nn.Module):
         if seen != self.calls:  # the images decide how often the layer runs
             self.calls = self._count(images)
             result, _ = self._run(activation, images, self.calls)
-        return result
+        return self.layouts[1].canonical(result)
 
     def _run(self, activation: Tensor, images: Tensor, at: int) -> tuple[Tensor, int]:
         """The result, with the layer's call number `at` exchanged, and the number of calls."""
@@ -98,6 +105,25 @@ class HookedTail(nn.Module):
             raise ValueError(
                 f"the layer {self.until!r} does not depend on {self.layer!r}; name one that comes after it"
             )
+
+
+@torch.no_grad()
+def running_layers(model: nn.Module, sample: Tensor) -> list[str]:
+    """The layers that run in a pass of these images, in the order of their last calls, '' the whole at the end.
+
+    A layer that returns several values stands there by each tensor among them, `name:0` ...
+    """
+    found: dict[str, list[str]] = {}
+
+    def note(layer: str, output: Any) -> None:
+        found.pop(layer, None)  # to stand in the order of last calls
+        parts = several(output)
+        of_several = [f"{layer}:{number}" for number, part in enumerate(parts) if isinstance(part, Tensor)]
+        found[layer] = of_several if parts else [layer] * isinstance(output, Tensor)
+
+    with _hooks(model, [name for name, _ in model.named_modules()], note):
+        model(sample)
+    return [layer for layers in found.values() for layer in layers]
 
 
 def tensor_of(layer: str, output: Any) -> Tensor:

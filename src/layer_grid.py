@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from src.activations import BATCH_SIZE, Head, feed
+from src.axes import Output, doubts, find_outputs, layouts_of
 from src.cut import heads
 from src.dataset import Split
 from src.frozen import freeze
 from src.metrics import FUNCTIONAL, METRICS, Cell, Grid
 from src.metrics.linalg import float64_device
-from src.metrics.plan import GridPlan, Pair, Shape, plan_grid, require_possible
+from src.metrics.plan import GridPlan, Pair, plan_grid, require_possible
 from src.progress import bar
 
 Tile = tuple[list[int], list[int]]
@@ -72,12 +73,6 @@ def layer_label(name: str) -> str:
     return name or "output"
 
 
-def shapes_of(part: nn.Module, sample: Tensor) -> list[Shape]:
-    """Shape of one image's output of each layer."""
-    with torch.no_grad():
-        return [tuple(output.shape[1:]) for output in part(sample)]
-
-
 def compare_layers(
     networks: tuple[nn.Module, nn.Module],
     layers: tuple[list[str], list[str]],
@@ -89,21 +84,26 @@ def compare_layers(
     group: int | None = None,
     batch_size: int = BATCH_SIZE,
     memory: float = 4e9,
+    layouts: tuple[str | None, str | None] = (None, None),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare each of the first network's layers with each of the second's by the named metrics.
 
     `sample` is a batch of blank images. At most about `memory` bytes are held at once: layers are taken by blocks,
     with a pass over the images for each pair of blocks, and `tell` hears of it. A block of one pair may hold more.
+    `layouts` are those asked for, of each network; `tell` also hears what had to be guessed.
     Raises ValueError where a metric can compare no pair at all, or all that is asked for is one pair that needs more.
     """
-    shapes1, shapes2 = (shapes_of(heads(net, chosen), sample) for net, chosen in zip(networks, layers, strict=True))
+    found = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
+    told = [line for network, outputs in zip(networks, found, strict=True) for line in doubts(network, outputs)]
+    for line in dict.fromkeys(told):
+        tell(f"note: {line}")
     functional = [name for name in names if name in FUNCTIONAL]
     outputs = compare_outputs(
         (freeze(networks[0]), freeze(networks[1])), split, functional, batch_size=batch_size, sample=sample
     )
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
-    work = _Work(networks, layers, (shapes1, shapes2), split, view, group, batch_size, memory)
+    work = _Work(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
     if names:
         require_possible(work.plan(names, work.whole), memory)
     passes = work.passes(names) if names else []
@@ -153,7 +153,7 @@ class _Work:
 
     networks: tuple[nn.Module, nn.Module]
     layers: tuple[list[str], list[str]]
-    shapes: tuple[list[Shape], list[Shape]]
+    outputs: tuple[dict[str, Output], dict[str, Output]]
     split: Split
     view: str | None
     group: int | None
@@ -170,13 +170,16 @@ class _Work:
 
     def plan(self, names: Sequence[str], tile: Tile) -> GridPlan:
         """The plan of a pass over these pairs."""
-        one, other = _picked(self.shapes, tile)
+        shapes = [
+            [outputs[layer].canonical for layer in chosen]
+            for outputs, chosen in zip(self.outputs, _picked(self.layers, tile), strict=True)
+        ]
         return plan_grid(
             names,
             self.view,
             n_images=len(self.split),
-            shapes_x=one,
-            shapes_y=other,
+            shapes_x=shapes[0],
+            shapes_y=shapes[1],
             group=self.group,
             memory=self.memory,
         )
@@ -213,8 +216,8 @@ class _Work:
         """Run one pass."""
         device = self.split.device
         grid = Grid(self.plan(names, tile), device)
-        chosen = zip(self.networks, _picked(self.layers, tile), strict=True)
-        parts = [freeze(heads(network, layers)).to(device) for network, layers in chosen]
+        chosen = zip(self.networks, _picked(self.layers, tile), self.outputs, strict=True)
+        parts = [freeze(heads(network, layers, layouts_of(found))).to(device) for network, layers, found in chosen]
         feed(parts, self.split, grid.update, batch_size=self.batch_size, title=title)
         with bar(grid.steps, "inner products", unit="block") as progress:
             return grid.cells(on_block=progress.update)

@@ -1,7 +1,8 @@
 """What came of stitches: their maps, how near these come to the end network, and what the stitched networks do."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from src.activations import BATCH_SIZE
 from src.dataset import Split
 from src.evaluation import PairView
 from src.learner import History
+from src.metrics.health import facts_of_sums, health_of
 from src.metrics.moments import Affine, PairedMoments, least_squares, squared_error
+from src.probe import Probe
 from src.scores import Tally, tally
-from src.stitching import LOGITS, Cuts, MaskedStitch, StitchLayer, StitchSpec, from_arrays
+from src.stitching import LOGITS, Cuts, Geometry, MaskedStitch, StitchLayer, StitchSpec, from_arrays
 from src.stitching.inits import INITS
+from src.verdicts import intervals_of, penalty_of, score_of
 
 FIT_COLUMNS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 # the published keys: cka is the front network's, cka_frank that of the trained stitch
@@ -29,7 +33,8 @@ STAGES = ("before", "after", "ps_inv", "ls_train")  # maps that are scored
 class Work:
     """A stitch on its way: what it is to be, the layer, what training made of it, and why it failed if it did.
 
-    names: under which name each of its maps is scored; maps that are equal share one.
+    names: under which name each of its maps is scored; maps that are equal share one. controls: under which names the
+    networks of each control are.
     """
 
     spec: StitchSpec
@@ -37,6 +42,7 @@ class Work:
     initial: dict[str, Any]
     history: History = field(default_factory=History)
     failure: str | None = None
+    controls: dict[str, list[str]] = field(default_factory=dict)
     maps: dict[str, dict[str, Any]] = field(default_factory=dict)
     fits: dict[str, dict[str, int]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -50,13 +56,15 @@ class Outcomes:
         self.cuts = cuts
         self._known: dict[tuple, str] = {}
         self._stitches: dict[str, tuple[StitchSpec, StitchLayer]] = {}
+        self._probes: dict[str, tuple[str, Probe]] = {}
 
     def add(
         self, works: Sequence[Work], on_val: PairedMoments, on_train: PairedMoments | None, view: PairView | None
     ) -> None:
         """Finish the maps of stitches of one pair of layers, from its moments; similarity from a view of it."""
         exact, fitted = least_squares(on_val), least_squares(on_train) if on_train else None
-        geometry = self.cuts.geometry(works[0].spec)
+        geometry = self.cuts.geometry(works[0].spec.cut)
+        health = _health(geometry, on_val)
         for work in works:
             own = work.spec.needs_train_moments  # what others asked for must not change what this one says
             _add_maps(work, on_val, exact, on_train if own else None, fitted if own else None)
@@ -68,6 +76,7 @@ class Outcomes:
         for work in works:
             for stage, name in {"front": "front", **work.names}.items():
                 work.similar[f"cka{SUFFIX[stage]}"] = ckas.get(name)
+            work.similar["health"] = health
             work.similar["cka_group_at"] = view.cka_group if view else None
             work.similar |= _distances(work.maps, on_val, same_shape=geometry.front_shape == geometry.end_shape)
 
@@ -76,33 +85,53 @@ class Outcomes:
         key = work.spec.cut, w.tobytes(), b.tobytes()
         if key not in self._known:
             self._known[key] = name = f"map {len(self._known)}"
-            layer = from_arrays(work.maps[stage], self.cuts.geometry(work.spec)).to(self.cuts.device)
+            layer = from_arrays(work.maps[stage], self.cuts.geometry(work.spec.cut)).to(self.cuts.device)
             self._stitches[name] = work.spec, layer
+        return self._known[key]
+
+    def hold_against(self, work: Work, sewn: Mapping[str, Sequence[Work]], probe: Probe | None) -> None:
+        """Name the networks of a stitch's controls, so that they are scored with it: those that came through."""
+        for control, others in sewn.items():
+            if not others and control != "probe":
+                work.controls[control] = ["end"]  # the end network stitched to itself by a map that changes nothing
+            elif others and not any(other.failure for other in others):
+                work.controls[control] = [self._name_of(other) for other in others]
+        if probe:
+            work.controls["probe"] = [f"probe {work.spec.front_layer}"]
+            self._probes[work.controls["probe"][0]] = work.spec.front_layer, probe
+
+    def _name_of(self, control: Work) -> str:
+        key = (control.spec,)
+        if key not in self._known:
+            self._known[key] = f"control {len(self._known)}"
+            self._stitches[self._known[key]] = control.spec, control.layer
         return self._known[key]
 
     def score(self, works: Sequence[Work], val: Split, *, labelled: bool) -> Tally:
         """One pass over the validation images that scores both networks and every map of every stitch."""
         couples = dict.fromkeys(couple for work in works for couple in _couples(work.names).values())
-        counts = Tally(val.spec.task, target="end", couples=list(couples), labelled=labelled)
-        layers = [*(work.spec.front_layer for work in works), LOGITS]
+        kept = {name for work in works for name in _resampled(work, several=val.labels.dim() > 1)}
+        counts = Tally(val.spec.task, target="end", couples=list(couples), labelled=labelled, keep=kept)
+        specs = [spec for spec, _ in self._stitches.values()]
+        more = {"front": [LOGITS, *(layer for layer, _ in self._probes.values())], "end": [LOGITS]}
 
         def forward(images: Tensor) -> dict[str, Tensor]:
-            front = self.cuts.outputs("front", layers, images)
-            logits = {"front": front[LOGITS], "end": self.cuts.outputs("end", [LOGITS], images)[LOGITS]}
-            stitched = {
-                name: self.cuts.logits(spec, layer, front, images) for name, (spec, layer) in self._stitches.items()
+            fronts = self.cuts.fronts(specs, images, more)
+            logits = {role: fronts[role][LOGITS] for role in ("front", "end")}
+            logits |= {
+                name: self.cuts.logits(spec, layer, fronts, images) for name, (spec, layer) in self._stitches.items()
             }
-            return logits | stitched
+            return logits | {name: probe(fronts["front"][layer]) for name, (layer, probe) in self._probes.items()}
 
         return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
 
     def result(self, work: Work, counts: Tally) -> dict[str, Any]:
         """What a result file says of one stitch."""
-        geometry = self.cuts.geometry(work.spec)
+        geometry = self.cuts.geometry(work.spec.cut)
         stages = {"front": "front", "end": "end", **work.names}
         agreeing = {stage: name for stage, name in stages.items() if stage != "end"}
         return {
-            "geometry": {"front": geometry.front_shape, "end": geometry.end_shape},
+            "geometry": {"front": geometry.front_shape, "end": geometry.end_shape, "layouts": geometry.layouts},
             "trans_fit": pd.DataFrame(work.history.epochs, columns=FIT_COLUMNS),
             "trans_history": {iteration: _published(state) for iteration, state in work.history.snapshots.items()},
             "trans_m": work.maps,
@@ -110,8 +139,55 @@ class Outcomes:
             "model_results": {PUBLISHED.get(stage, stage): counts.scores(name) for stage, name in stages.items()},
             "hits": {key: counts.hits(*couple) for key, couple in _couples(work.names).items()},
             "m2_sim": {{"front": "m1"}.get(stage, stage): counts.agreement(name) for stage, name in agreeing.items()},
+            **_verdicts(work, stages, counts),
             **work.similar,
         }
+
+
+def _health(geometry: Geometry, moments: PairedMoments) -> dict[str, Any]:
+    """Ranks and dead channels of the two activations on validation images, and what makes a fit to them doubtful."""
+    if geometry.is_flat:
+        view, shapes, positions = "images", (geometry.front_shape, geometry.end_shape), 1
+    else:
+        view, across = "channels", geometry.end_shape[1:]
+        shapes = ((geometry.inputs, *across), (geometry.outputs, *across))
+        positions = math.prod(across)
+    facts = tuple(facts_of_sums(sums, ranked=True) for sums in (moments.x, moments.y))
+    return asdict(health_of(view, moments.n // positions, shapes, facts, ["ps_inv"], None, None))  # pyright: ignore
+
+
+def _resampled(work: Work, *, several: bool) -> list[str]:
+    """The networks whose decisions are kept image by image: those of the score; all, of several labels."""
+    if several:
+        return ["front", "end", *work.names.values(), *(name for names in work.controls.values() for name in names)]
+    bounds = [work.controls.get(control, []) for control in ("self", "untrained")]
+    return [work.names["after"], *bounds[0], *bounds[1]] if all(bounds) else []
+
+
+def _verdicts(work: Work, stages: Mapping[str, str], counts: Tally) -> dict[str, Any]:
+    """The controls' figures, how sure the accuracies are, and what they say of the trained stitch."""
+    controls = {control: _control(names, counts) for control, names in work.controls.items()}
+    single = {control: names[0] for control, names in work.controls.items() if len(names) == 1}
+    found: dict[str, Any] = {
+        "intervals": {row: intervals_of(counts, name) for row, name in {**stages, **single}.items()},
+        "penalty": penalty_of(counts, work.names["after"]),
+    }
+    if controls:
+        found["controls"] = controls
+    if {"self", "untrained"} <= controls.keys():
+        ceiling = work.controls["self"][0]
+        found["score"] = score_of(counts, work.names["after"], work.controls["untrained"], ceiling)
+    return found
+
+
+def _control(names: Sequence[str], counts: Tally) -> dict[str, Any]:
+    """What the networks of a control reach: the mean of several, and the figures of each."""
+    each = [{**counts.scores(name), **counts.agreement(name)} for name in names]
+    kept = ("acc", "loss", "rel_acc", "same_class_out")
+    means = {key: None if each[0][key] is None else float(np.mean([one[key] for one in each])) for key in kept}
+    if names == ["end"]:
+        return means | {"by_construction": True}
+    return means | ({"each": [{key: one[key] for key in kept} for one in each]} if len(each) > 1 else {})
 
 
 def _add_maps(

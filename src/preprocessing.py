@@ -1,7 +1,6 @@
 """What a network does to images before its first layer: size, mean and standard deviation are its own."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,22 +83,37 @@ def presented(
     `order` says which of its logits come first, second ...; None leaves images or logits as they are. Its layers and
     their names are the network's: a shallow copy of a class of its own, so that it can be cut like the network.
     """
+    before = (_preprocess, preprocessing.parts) if preprocessing else None
+    return _between(network, before, (_reordered, order) if order else None)
+
+
+def for_half(network: nn.Module, half: int) -> nn.Module:
+    """The network for images of twice its channels, of which it sees the first (0) or the second (1) half.
+
+    A shallow copy like `presented`.
+    """
+    return _between(network, (_half, half), None)
+
+
+def _between(network: nn.Module, before: tuple[Any, Any] | None, after: tuple[Any, Any] | None) -> nn.Module:
+    """A shallow copy between functions of what comes in and what goes out, each with what it is told beside that."""
     kind = type(network)
 
-    def forward(self: nn.Module, images: Tensor) -> Any:
-        seen = images if preprocessing is None else _applied(_preprocess, images, preprocessing.parts)
-        logits = kind.forward(self, seen)
-        return logits if order is None else _applied(_reordered, logits, order)
+    def forward(self: nn.Module, images: Any) -> Any:
+        return _applied(after, kind.forward(self, _applied(before, images)))
 
     copied = copy.copy(network)
     copied.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     return copied
 
 
-def _applied(function: Callable[[Tensor, Any], Tensor], values: Any, options: tuple[Any, ...]) -> Any:
-    if isinstance(values, fx.Proxy):  # one step of the graph, for it asks for the size of its images
-        return values.tracer.create_proxy("call_function", function, (values, options), {})
-    return function(values, options)
+def _applied(step: tuple[Any, Any] | None, values: Any) -> Any:
+    if step is None:
+        return values
+    function, how = step
+    if isinstance(values, fx.Proxy):  # one step of the graph, for it may ask for the size of its images
+        return values.tracer.create_proxy("call_function", function, (values, how), {})
+    return function(values, how)
 
 
 def _preprocess(images: Tensor, parts: tuple[Any, ...]) -> Tensor:
@@ -108,3 +122,7 @@ def _preprocess(images: Tensor, parts: tuple[Any, ...]) -> Tensor:
 
 def _reordered(logits: Tensor, order: tuple[int, ...]) -> Tensor:
     return logits[:, list(order)]
+
+
+def _half(images: Tensor, half: int) -> Tensor:
+    return images.chunk(2, 1)[half].contiguous(memory_format=torch.channels_last)

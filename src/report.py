@@ -3,15 +3,11 @@
 import json
 import math
 import textwrap
-from collections.abc import Sequence
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-
-from src.results.titles import network_name, stitch_title
-from src.stitch_folder import setting_text, varied
 
 WIDTH = 80
 SMALL = 256  # numbers; larger arrays are left out of JSON
@@ -108,99 +104,15 @@ def _fitted(text: str, width: int) -> str:
     return text if not width or len(text) <= width else f"{text[: width - 1]}~"
 
 
-# what a row of the table is called in a result, and how the keys of its similarity end
-ROWS = {name: name for name in ("front", "end", "before", "after", "ps_inv", "ls_train")} | {"after": "trans"}
-SIMILAR = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_inv", "ls_train": "_ls_train"}
-EXACT_MARK = "*"
-
-
-def stitch_table(result: dict[str, Any]) -> str:
-    """What still works: a row for each network, and how close each comes to the end network."""
-    lines = [fill(stitch_title(result))]
-    lines += [f"{'':10} {'accuracy':>9} {'loss':>8} {'relative':>9} {'agrees':>8} {'CKA':>7} {'l2':>9}"]
-    end, marked = result["model_results"]["end"]["acc"], exact_fits(result)
-    for row, key in ROWS.items():
-        if key not in result["model_results"]:
-            continue
-        scores = result["model_results"][key]
-        similar = result["m2_sim"].get("m1" if row == "front" else row, {})
-        cka, l2 = (result.get(f"{name}{SIMILAR[row]}") if row in SIMILAR else None for name in ("cka", "l2"))
-        relative = None if scores["acc"] is None else scores["acc"] / end if end else float("nan")
-        cells = [_number(scores["acc"], 9, ".2%"), _number(scores["loss"], 8, ".4f"), _number(relative, 9, ".4f")]
-        cells += [_number(similar.get("same_class_out"), 8, ".2%"), _number(cka, 7, ".4f"), _number(l2, 9, ".4f")]
-        lines.append(" ".join([f"{row + EXACT_MARK * (row in marked):10}", *cells]).rstrip())
-    lines.append("relative: accuracy / accuracy of end; agrees, CKA, l2: with end")
-    for row, fit in marked.items():
-        lines.append(
-            fill(
-                f"{row}{EXACT_MARK}: fitted to {fit['rows']} rows with {fit['unknowns']} unknowns an output, so it "
-                "fits whatever it is given, and this row says nothing about the networks"
-            )
-        )
-    return "\n".join([*lines, *(fill(f"warning: {text}") for text in doubts(result))])
-
-
-def exact_fits(result: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """The least-squares maps of a result that had no more rows than unknowns, on the very images that score them."""
-    fits = result.get("fits", {})
-    return {name: fit for name, fit in fits.items() if name == "ps_inv" and fit["rows"] <= fit["unknowns"]}
-
-
-def doubts(result: dict[str, Any]) -> list[str]:
-    """What makes a stitch's numbers doubtful."""
-    params, chance = result["params"], result.get("constant_accuracy")
-    after, found = result["model_results"]["trans"]["acc"], []
-    if params.get("debug"):
-        found.append("--debug: a few batches an epoch, so these are no results")
-    if chance is not None and after is not None and params.get("epochs"):
-        error = math.sqrt(chance * (1 - chance) / result["images"]["val"])
-        if after <= chance + 3 * error:
-            found.append(
-                f"after training the stitch is right on {after:.1%} of the images, no better than one constant answer "
-                f"({chance:.1%}); try --whiten, a higher -lr or another init, -i ps_inv"
-            )
-    return found
-
-
-def _number(value: float | None, width: int, form: str) -> str:
-    return " " * width if value is None else f"{value:{width}{form}}"
-
-
-def stitches_table(found: Sequence[dict[str, Any]]) -> str:
-    """A row for each of several stitches: where it is, in what it differs, and what still works."""
-    first = found[0]
-    weights = [network_name(first["weights"][role]) for role in ("front", "end")]
-    end = first["model_results"]["end"]["acc"]
-    title = f"{weights[0]} -> {weights[1]} ({first['params'].get('dataset') or first['weights']['front']['dataset']})"
-    title += "" if end is None else f", accuracy {first['model_results']['front']['acc']:.2%} and {end:.2%}"
-    settings = varied_settings(found)
-    rows = []
-    for result in found:
-        params, similar = result["params"], result["m2_sim"]
-        row = {"front": params["front_layer"] or "output", "end": params["end_layer"] or "output"}
-        row |= {name: setting_text(params[name]) for name in settings}
-        row |= {
-            stage: _number(result["model_results"][ROWS[stage]]["acc"], 0, ".2%")
-            + EXACT_MARK * (stage in exact_fits(result))
-            for stage in ("before", "after", "ps_inv")
-        }
-        row |= {"agrees": _number(similar["after"]["same_class_out"], 0, ".2%")}
-        row |= {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
-        rows.append(row)
-    kept = [name for name in rows[0] if any(row[name] for row in rows)]
-    text = columns_text(
-        [{name: row[name] for name in kept} for row in rows],
-        right=("before", "after", "ps_inv", "agrees", "CKA", "l2", *settings),
-    )
-    notes = ["before, after, ps_inv: accuracy; agrees, CKA, l2: of after, with end"]
-    if any(exact_fits(result) for result in found):
-        notes.append(f"{EXACT_MARK}: fitted to fewer rows than unknowns, so it says nothing about the networks")
-    doubtful = [(result, text) for result in found for text in doubts(result)]
-    if doubtful:
-        notes.append(f"warning for {len(doubtful)} of {len(found)} stitches, the first: {doubtful[0][1]}")
-    return "\n".join([fill(title), text, *map(fill, notes)])
-
-
-def varied_settings(found: Sequence[dict[str, Any]]) -> list[str]:
-    """The options, beside layers, in which results differ."""
-    return varied([SimpleNamespace(**result["params"]) for result in found])
+def health_lines(health: Mapping[str, Any]) -> list[str]:
+    """What a comparison's numbers rest on, as `Health` has it, and what makes them doubtful."""
+    facts = [f"{health['images']} images", "features {} and {}".format(*health["features"])]
+    if health["rank"]:
+        facts.append("rank {}{} and {}".format("at least " * health["rank_is_bound"], *health["rank"]))
+    facts.append("dead channels {} and {}".format(*health["dead_channels"]))
+    if health["cka_bias"] is not None:
+        facts.append(f"biased - debiased CKA {health['cka_bias']:.4f}")
+    return [
+        fill(f"{health['view']}: {', '.join(facts)}"),
+        *(fill(f"warning: {warning}") for warning in health["warnings"]),
+    ]

@@ -9,12 +9,13 @@ import numpy as np
 from torch import nn
 
 from src import results
+from src.axes import find_outputs, layouts_of
 from src.checkpoints import Checkpoint
 from src.cut import head, tail
 from src.frozen import freeze
 from src.results.titles import stitch_title
 from src.sources import names_file, open_network
-from src.stitching import Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
+from src.stitching import Geometry, Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
 from src.viewing import Viewing, look
 
 STITCH_TYPES = ("before", "after", "ps_inv", "ls_train")
@@ -62,8 +63,10 @@ class SavedStitch:
     def heads(self, layer: str | None) -> tuple[nn.Module, nn.Module]:
         """Images -> the stitched network's output, and the end network's own, at the stitched or a later layer."""
         layer = self.end_layer if layer is None else layer
-        part = freeze(tail(self.end.network, self.end_layer, layer))
-        return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), freeze(head(self.end.network, layer))
+        network, asked = self.end.network, self.end.layout
+        layouts = layouts_of(find_outputs(network, [self.end_layer, layer], self.viewing.sample, asked))
+        part = freeze(tail(network, self.end_layer, layer, layouts))
+        return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), freeze(head(network, layer, layouts))
 
 
 def load_stitch(
@@ -111,10 +114,20 @@ def load_stitch(
         viewing.sample,
         flatten=params.get("flatten", False),
         resize=params.get("resize", False),
+        layouts=(viewing.networks[0].layout, viewing.networks[1].layout),
     )
+    _require_same_layouts(content, pair.geometry, path)
     arrays = _map_of_type(content, maps, stitch_type, path)
     stitch = from_arrays(arrays, pair.geometry)
     return SavedStitch(viewing, trained_on, params["front_layer"], params["end_layer"], pair, stitch)
+
+
+def _require_same_layouts(content: dict[str, Any], geometry: Geometry, path: Path) -> None:
+    """Refuse to read a map as one between channels of other axes than it was made for."""
+    made = (content.get("geometry") or {}).get("layouts")
+    if made and made != geometry.layouts:
+        then, now = (" and ".join(map(str, layouts.values())) for layouts in (made, geometry.layouts))
+        raise ValueError(f"{path} was made for {then}, and these layers give {now}; ?layout= behind a spec says which")
 
 
 def _is_stitch(content: Any) -> bool:

@@ -1,8 +1,9 @@
 """How well networks do their task and how far two of them agree, counted batch by batch; every mean is over images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from src.progress import bar
 from src.task import Task
 
 HITS = ("rr", "rw", "wr", "ww")
+KEPT = ("right", "same")  # what is kept image by image: right decisions, and those that are the target's
 # images -> logits (images, classes) of each network by its name
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -22,7 +24,7 @@ class Tally:
 
     target: the name of the network with which the others are compared. couples: pairs of networks whose right and
     wrong decisions are counted together. labelled: whether the labels are of these networks' classes; where they are
-    not, everything that needs them is None.
+    not, everything that needs them is None. keep: names of networks whose decisions are kept image by image.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class Tally:
         target: str | None = None,
         couples: Sequence[tuple[str, str]] = (),
         labelled: bool = True,
+        keep: Collection[str] = (),
     ) -> None:
         self.task, self.target, self.couples, self.labelled = task, target, list(couples), labelled
+        self._kept: dict[tuple[str, str], list[Tensor]] = {(kind, name): [] for kind in KEPT for name in keep}
         self.images = self.decisions = 0
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
@@ -55,12 +59,15 @@ class Tally:
         probabilities = self.task.probabilities(exact[self.target])
         for name, values in exact.items():
             self._add(("crossentropy", name), images * self.task.crossentropy(values, probabilities))
-            self._add(("same", name), (decided[name] == decided[self.target]).sum())
+            same = decided[name] == decided[self.target]
+            self._add(("same", name), same.sum())
+            self._keep(("same", name), same)
 
     def _count_hits(self, decided: Mapping[str, Tensor], labels: Tensor) -> None:
         right = {name: (values == labels) for name, values in decided.items()}
         for name, which in right.items():
             self._add(("right", name), which.sum())
+            self._keep(("right", name), which)
         for first, second in self.couples:
             a, b = right[first], right[second]
             for kind, which in zip(HITS, (a & b, a & ~b, ~a & b, ~a & ~b), strict=True):
@@ -69,6 +76,15 @@ class Tally:
     def _add(self, key: tuple[str, ...], value: Tensor) -> None:
         value = value.detach()
         self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def _keep(self, key: tuple[str, str], which: Tensor) -> None:
+        if key in self._kept:
+            self._kept[key].append(which.view(len(which), -1).double().mean(1).cpu())
+
+    def shares(self, kind: str, name: str) -> np.ndarray | None:
+        """For each image the share of a kept network's decisions that are right, or those of the target, (images,)."""
+        parts = self._kept[kind, name]
+        return torch.cat(parts).numpy() if parts else None
 
     def scores(self, name: str) -> dict[str, Any]:
         """Loss (nats) and accuracy (0 to 1)."""

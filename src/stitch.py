@@ -1,20 +1,22 @@
 """Stitches between two networks: started, trained side by side, held against both. No options, files or printing."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.activations import BATCH_SIZE
+from src.controls import sewn_for, stage
 from src.dataset import Split
 from src.evaluation import PairView, can_share, view_pair
-from src.gathering import gather_moments
+from src.gathering import Moments, gather_moments
 from src.learner import History, Learner
 from src.metrics.moments import PairedMoments
 from src.outcome import Outcomes, Work
+from src.probe import Probe, fit_probes
 from src.scores import Tally, tally
-from src.stitching import LOGITS, Cuts, StitchObjective, StitchSpec, initial_stitch
+from src.stitching import LOGITS, ConstantStitch, ControlSpec, Cuts, StitchObjective, StitchSpec, initial_stitch
 from src.training import DEBUG_STEPS, Resume, fit
 
 Outcome = dict[str, Any] | FloatingPointError
@@ -28,99 +30,218 @@ class Tell:
     epoch: Callable[[StitchSpec, History], None] = lambda spec, history: None
 
 
-def stitch(
-    cuts: Cuts,
-    train: Split,
-    val: Split,
-    *,
-    similarity: bool = True,
-    labelled: bool = True,
-    memory: float = 8e9,
-    resume: Callable[[Sequence[StitchSpec]], Resume] | None = None,
-    tell: Tell | None = None,
-) -> list[Outcome]:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How stitches are made and judged, beside what their specs say.
+
+    similarity: also CKA with the end network's activation, the dearest part. labelled: whether the labels are of the
+    classes of these networks. controls: names of CONTROLS. fresh(seed): an untrained network of the front's
+    architecture that takes the same images. memory: bytes of moments held at once. `resume` says where the state of
+    those that train together is kept.
+    """
+
+    similarity: bool = True
+    labelled: bool = True
+    controls: Sequence[str] = ()
+    fresh: Callable[[int], nn.Module] | None = None
+    memory: float = 8e9
+    resume: Callable[[Sequence[StitchSpec]], Resume] | None = None
+    tell: Tell = field(default_factory=Tell)
+
+
+def stitch(cuts: Cuts, train: Split, val: Split, plan: Plan | None = None) -> list[Outcome]:
     """The result of each of `cuts.specs`, in their order; a FloatingPointError stands for one that diverged.
 
-    All that share a seed, epochs, batch size and precision train side by side; images, augmentation and both networks
-    are computed once a batch for all of them, and what comes of each is what would come of it alone. One pass over the
-    images of each split gathers the moments of all pairs of layers, and one scores all stitches; `memory` (bytes)
-    bounds the moments held at once, beyond which the stitches are taken in groups.
-    similarity: also CKA with the end network's activation, the dearest part. labelled: whether the labels are of the
-    classes of these networks. `resume` says where the state of those that train together is kept.
+    All that share a seed, epochs, batch size and precision train side by side, their controls with them; images,
+    augmentation and the networks are computed once a batch for all of them, and what comes of each is what would come
+    of it alone. One pass over the images of each split gathers the moments of all pairs of layers, and one scores all
+    stitches; beyond `plan.memory` the stitches are taken in groups.
     """
-    tell = tell or Tell()
-    groups = list(_groups(cuts, memory))
+    plan = plan or Plan()
+    groups = list(_groups(cuts, plan))
     if len(groups) > 1:
-        tell.notice(f"{len(cuts.specs)} stitches in {len(groups)} groups, to stay below {memory / 1e9:g} GB of moments")
+        plan.tell.notice(
+            f"{len(cuts.specs)} stitches in {len(groups)} groups, to stay below {plan.memory / 1e9:g} GB of moments"
+            + (", and each seed with controls of its own" if plan.controls else "")
+        )
     outcomes: dict[StitchSpec, Outcome] = {}
     for specs in groups:
-        outcomes |= _stitch_group(cuts, specs, train, val, similarity, labelled, resume, tell)
+        outcomes |= _Group(cuts, specs, train, val, plan).outcomes()
     return [outcomes[spec] for spec in cuts.specs]
 
 
-def _groups(cuts: Cuts, memory: float) -> Iterator[list[StitchSpec]]:
-    """The specs by pairs of layers, as many pairs at once as their moments of both splits leave room for."""
-    group: list[StitchSpec] = []
-    held = 0.0
-    for cut, geometry in cuts.geometries.items():
-        needed = 2 * 8 * (geometry.inputs + geometry.outputs) ** 2
-        if group and held + needed > memory:
+def _groups(cuts: Cuts, plan: Plan) -> Iterator[list[StitchSpec]]:
+    """The specs by pairs of layers, as many pairs at once as their moments of both splits leave room for.
+
+    Controls belong to a seed, so with them each seed has groups of its own.
+    """
+    seeds = list(dict.fromkeys(spec.seed for spec in cuts.specs)) if plan.controls else [None]
+    for seed in seeds:
+        specs = [spec for spec in cuts.specs if seed in (None, spec.seed)]
+        group: list[StitchSpec] = []
+        held = 0.0
+        for cut in dict.fromkeys(spec.cut for spec in specs):
+            same = [spec for spec in specs if spec.cut == cut]
+            geometry = cuts.geometry(cut)
+            fronts = 1 + len({one.cut for some in sewn_for(same[0], plan.controls).values() for one in some})
+            needed = 2 * 8 * fronts * (geometry.inputs + geometry.outputs) ** 2
+            if group and held + needed > plan.memory:
+                yield group
+                group, held = [], 0.0
+            group += same
+            held += needed
+        if group:
             yield group
-            group, held = [], 0.0
-        group += [spec for spec in cuts.specs if spec.cut == cut]
-        held += needed
-    if group:
-        yield group
 
 
-def _stitch_group(
-    cuts: Cuts,
-    specs: list[StitchSpec],
-    train: Split,
-    val: Split,
-    similarity: bool,
-    labelled: bool,
-    resume: Callable[[Sequence[StitchSpec]], Resume] | None,
-    tell: Tell,
-) -> dict[StitchSpec, Outcome]:
-    asking = [spec for spec in specs if spec.needs_train_moments]
-    on_train = gather_moments(cuts, asking, train, title="moments on train", notice=tell.notice)
-    works = [_start(cuts, spec, on_train.get(spec.cut), tell) for spec in specs]
-    for together in _training_groups(works):
-        _train(cuts, together, train, val, labelled, resume, tell)
-    done = [work for work in works if not work.failure]
-    outcomes = Outcomes(cuts)
-    shared = {cut for cut, geometry in cuts.geometries.items() if similarity and can_share(geometry, len(val))}
-    others = [work.spec for work in done if work.spec.cut not in shared]
-    on_val = gather_moments(cuts, others, val, title="moments on val", notice=tell.notice)
-    for cut in dict.fromkeys(work.spec.cut for work in done):
-        same = [work for work in done if work.spec.cut == cut]
-        view = None
-        if cut in shared:
-            view = view_pair(
-                cuts.pair(same[0].spec), val, keep=True, title=f"activations on val, {cut[0]} and {cut[1]}"
+class _Group:
+    """Stitches that share their passes over the images, with their controls."""
+
+    def __init__(self, cuts: Cuts, specs: list[StitchSpec], train: Split, val: Split, plan: Plan) -> None:
+        self.specs, self.plan, self.tell = specs, plan, plan.tell
+        names = [name for name in plan.controls if name != "probe" or plan.labelled]
+        self.sewn = {spec: sewn_for(spec, names) for spec in specs}
+        self.cuts, self.train, self.val = cuts, train, val
+        if names:
+            held = stage(cuts, specs, names, train, val, fresh=plan.fresh)
+            self.cuts, self.train, self.val = held.cuts, held.train, held.val
+        self.has_probe = "probe" in names
+
+    def outcomes(self) -> dict[StitchSpec, Outcome]:
+        sewn = dict.fromkeys(spec for some in self.sewn.values() for several in some.values() for spec in several)
+        asking = [spec for spec in [*self.specs, *sewn] if spec.needs_train_moments]
+        on_train = gather_moments(self.cuts, asking, self.train, title="moments on train", notice=self.tell.notice)
+        works = {spec: self._start(spec, on_train) for spec in self.specs}
+        controls = {spec: self._start_control(spec, on_train) for spec in sewn}
+        for together in _training_groups([*works.values(), *controls.values()]):
+            self._train(together)
+        done = [work for work in works.values() if not work.failure]
+        outcomes = Outcomes(self.cuts)
+        self._finish_maps(outcomes, done, on_train)
+        probes = self._probes(done)
+        for work in done:
+            held = {name: [controls[one] for one in some] for name, some in self.sewn[work.spec].items()}
+            outcomes.hold_against(work, held, probes.get(work.spec.front_layer))
+        self._tell_diverged(list(controls.values()))
+        counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
+        surroundings = {
+            "constant_accuracy": self.val.spec.task.constant_accuracy(self.val.labels) if self.plan.labelled else None,
+            "images": {"train": len(self.train), "val": len(self.val)},
+        }
+        return {
+            spec: FloatingPointError(work.failure) if work.failure else outcomes.result(work, counts) | surroundings
+            for spec, work in works.items()
+        }
+
+    def _finish_maps(self, outcomes: Outcomes, done: Sequence[Work], on_train: Moments) -> None:
+        """The maps of each stitch, and how near they come to the end network's activation."""
+        cuts, val = self.cuts, self.val
+        cut_of = list(dict.fromkeys(work.spec.cut for work in done))
+        shared = {cut for cut in cut_of if self.plan.similarity and can_share(cuts.geometry(cut), len(val))}
+        others = [work.spec for work in done if work.spec.cut not in shared]
+        on_val = gather_moments(cuts, others, val, title="moments on val", notice=self.tell.notice)
+        for cut in cut_of:
+            same = [work for work in done if work.spec.cut == cut]
+            view = None
+            if cut in shared:
+                title = f"activations on val, {cut.front_layer} and {cut.end_layer}"
+                view = view_pair(cuts.pair(same[0].spec), val, keep=True, title=title)
+            elif self.plan.similarity:
+                view = PairView(cuts.pair(same[0].spec), val, on_val[cut])
+            if view and view.cka_group:
+                self.tell.notice(
+                    f"cka: mean over groups of {view.cka_group} images, since all activations are too large to keep"
+                )
+            outcomes.add(same, view.moments if view else on_val[cut], on_train.get(cut), view)
+
+    def _probes(self, done: Sequence[Work]) -> dict[str, Probe]:
+        if not self.has_probe or not done:
+            return {}
+        layers = list(dict.fromkeys(work.spec.front_layer for work in done))
+        return fit_probes(self.cuts, layers, self.train, classes=self.train.spec.classes)
+
+    def _tell_diverged(self, controls: Sequence[Work]) -> None:
+        for work in controls:
+            if work.failure:
+                self.tell.notice(f"warning: a control has no value: {work.failure}")
+
+    def _start(self, spec: StitchSpec, on_train: Moments) -> Work:
+        layer = _initial(self.cuts, spec, on_train.get(spec.cut))
+        if not layer.matrix().any():
+            self.tell.notice(
+                f"warning: --mask {spec.mask} keeps no weight of --init {spec.init}; all weights start at zero"
             )
-        elif similarity:
-            view = PairView(cuts.pair(same[0].spec), val, on_val[cut])
-        if view and view.cka_group:
-            tell.notice(
-                f"cka: mean over groups of {view.cka_group} images, since all activations are too large to keep"
+        if spec.init == "orthogonal" and layer.geometry.outputs < layer.geometry.inputs:
+            self.tell.notice(
+                f"--init orthogonal: {layer.geometry.outputs} outputs are fewer than {layer.geometry.inputs} inputs, "
+                "so it is the rotation nearest to the end activation with zeros appended"
             )
-        outcomes.add(same, view.moments if view else on_val[cut], on_train.get(cut), view)
-    counts = outcomes.score(done, val, labelled=labelled)
-    surroundings = {
-        "constant_accuracy": val.spec.task.constant_accuracy(val.labels) if labelled else None,
-        "images": {"train": len(train), "val": len(val)},
-    }
-    return {
-        work.spec: FloatingPointError(work.failure) if work.failure else outcomes.result(work, counts) | surroundings
-        for work in works
-    }
+        return Work(spec, layer, layer.arrays())
+
+    def _start_control(self, spec: ControlSpec, on_train: Moments) -> Work:
+        layer = _initial(self.cuts, spec, on_train.get(spec.cut))
+        if spec.constant:  # the best constant, where the end's mean is at hand, else what the stitch itself starts with
+            moments = on_train.get(spec.cut)
+            bias = moments.mean_y if moments else layer.offset(layer.matrix())
+            layer = ConstantStitch(bias, layer.geometry).to(self.cuts.device)
+        return Work(spec, layer, {})
+
+    def _train(self, works: Sequence[Work]) -> None:
+        specs, task = [work.spec for work in works], self.train.spec.task
+        learners = [self._learner(work, task) for work in works]
+        of = {id(learner): work for learner, work in zip(learners, works, strict=True)}
+
+        def tell_epoch(_: int) -> None:
+            for learner, work in zip(learners, works, strict=True):
+                if not learner.failure and not isinstance(work.spec, ControlSpec):
+                    self.tell.epoch(work.spec, learner.history)
+
+        own = [spec for spec in specs if not isinstance(spec, ControlSpec)]
+        layers = f"{own[0].front_layer} -> {own[0].end_layer}" if len(own) == 1 else f"{len(own)} stitches"
+        fit(
+            learners,
+            self.train,
+            seed=specs[0].seed,
+            share=lambda images: self.cuts.share(specs, images),
+            validate=lambda those: self._validate([of[id(learner)] for learner in those]),
+            after_epoch=tell_epoch,
+            resume=self.plan.resume(specs) if self.plan.resume else None,
+            max_steps=DEBUG_STEPS if specs[0].debug else None,
+            title=f"stitch {layers}",
+        )
+        for learner, work in zip(learners, works, strict=True):
+            work.history, work.failure = learner.history, learner.failure
+
+    def _learner(self, work: Work, task: Any) -> Learner:
+        spec, is_control = work.spec, isinstance(work.spec, ControlSpec)
+        return Learner(
+            work.layer,
+            StitchObjective(self.cuts, spec, work.layer, task, labelled=self.plan.labelled),
+            replace(spec.recipe, weight_decay=0.0) if spec.whiten else spec.recipe,
+            snapshot=work.layer.snapshot,
+            snapshot_every=0 if is_control else spec.save_frequency * max(1, spec.epochs),
+        )
+
+    def _validate(self, works: Sequence[Work]) -> list[dict[str, float] | None]:
+        """Scores of stitches after an epoch; nobody asks for those of controls."""
+        labelled, cuts = self.plan.labelled, self.cuts
+        scored = {str(number): work for number, work in enumerate(works) if not isinstance(work.spec, ControlSpec)}
+        specs = [work.spec for work in scored.values()]
+
+        def forward(images: Tensor) -> dict[str, Tensor]:
+            fronts = cuts.fronts(specs, images, {} if labelled else {"end": [LOGITS]})
+            end = {} if labelled else {"end": fronts["end"][LOGITS]}
+            return end | {name: cuts.logits(work.spec, work.layer, fronts, images) for name, work in scored.items()}
+
+        counts = Tally(self.val.spec.task, target=None if labelled else "end", labelled=labelled)
+        if scored:
+            tally(forward, self.val, counts, batch_size=BATCH_SIZE)
+        return [_validation(counts, str(number)) if str(number) in scored else None for number in range(len(works))]
 
 
-def _start(cuts: Cuts, spec: StitchSpec, moments: PairedMoments | None, tell: Tell) -> Work:
-    layer = initial_stitch(
-        cuts.geometry(spec),
+def _initial(cuts: Cuts, spec: StitchSpec, moments: PairedMoments | None) -> Any:
+    return initial_stitch(
+        cuts.geometry(spec.cut),
         moments,
         init=spec.init,
         mask=spec.mask,
@@ -129,14 +250,6 @@ def _start(cuts: Cuts, spec: StitchSpec, moments: PairedMoments | None, tell: Te
         seed=spec.seed,
         whiten=spec.whiten,
     ).to(cuts.device)
-    if not layer.matrix().any():
-        tell.notice(f"warning: --mask {spec.mask} keeps no weight of --init {spec.init}; all weights start at zero")
-    if spec.init == "orthogonal" and layer.geometry.outputs < layer.geometry.inputs:
-        tell.notice(
-            f"--init orthogonal: {layer.geometry.outputs} outputs are fewer than {layer.geometry.inputs} inputs, so it "
-            "is the rotation nearest to the end activation with zeros appended"
-        )
-    return Work(spec, layer, layer.arrays())
 
 
 def _training_groups(works: Sequence[Work]) -> list[list[Work]]:
@@ -146,61 +259,6 @@ def _training_groups(works: Sequence[Work]) -> list[list[Work]]:
         spec = work.spec
         groups.setdefault((spec.seed, spec.epochs, spec.batch_size, spec.amp, spec.debug), []).append(work)
     return list(groups.values())
-
-
-def _train(
-    cuts: Cuts,
-    works: Sequence[Work],
-    train: Split,
-    val: Split,
-    labelled: bool,
-    resume: Callable[[Sequence[StitchSpec]], Resume] | None,
-    tell: Tell,
-) -> None:
-    specs = [work.spec for work in works]
-    learners = [
-        Learner(
-            work.layer,
-            StitchObjective(cuts, work.spec, work.layer, train.spec.task, labelled=labelled),
-            replace(work.spec.recipe, weight_decay=0.0) if work.spec.whiten else work.spec.recipe,
-            snapshot=work.layer.snapshot,
-            snapshot_every=work.spec.save_frequency * max(1, work.spec.epochs),
-        )
-        for work in works
-    ]
-    of = {id(learner): work for learner, work in zip(learners, works, strict=True)}
-
-    def validate(those: Sequence[Learner]) -> list[dict[str, float]]:
-        scored = [(str(number), of[id(learner)]) for number, learner in enumerate(those)]
-
-        def forward(images: Tensor) -> dict[str, Tensor]:
-            front = cuts.outputs("front", [work.spec.front_layer for _, work in scored], images)
-            end = {} if labelled else {"end": cuts.outputs("end", [LOGITS], images)[LOGITS]}
-            return end | {name: cuts.logits(work.spec, work.layer, front, images) for name, work in scored}
-
-        target = None if labelled else "end"
-        counts = tally(forward, val, Tally(val.spec.task, target=target, labelled=labelled), batch_size=BATCH_SIZE)
-        return [_validation(counts, name) for name, _ in scored]
-
-    def tell_epoch(_: int) -> None:
-        for learner, work in zip(learners, works, strict=True):
-            if not learner.failure:
-                tell.epoch(work.spec, learner.history)
-
-    layers = f"{specs[0].front_layer} -> {specs[0].end_layer}" if len(specs) == 1 else f"{len(specs)} stitches"
-    fit(
-        learners,
-        train,
-        seed=specs[0].seed,
-        share=lambda images: cuts.share(specs, images),
-        validate=validate,
-        after_epoch=tell_epoch,
-        resume=resume(specs) if resume else None,
-        max_steps=DEBUG_STEPS if specs[0].debug else None,
-        title=f"stitch {layers}",
-    )
-    for learner, work in zip(learners, works, strict=True):
-        work.history, work.failure = learner.history, learner.failure
 
 
 def _validation(counts: Tally, name: str) -> dict[str, float]:

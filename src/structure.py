@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,6 +25,34 @@ def share_structure(model: nn.Module, parameter: Callable[[nn.Parameter], nn.Par
     except (TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{type(model).__name__} cannot be copied, so it cannot be cut: {reason}") from None
+
+
+def in_plain_memory(model: nn.Module) -> nn.Module:
+    """The model, made one of a class of its own, which brings images to the plain order in memory first.
+
+    For code that makes views, of images or of what it makes of them, that channels last in memory does not admit.
+    """
+    kind = type(model)
+
+    def forward(self: nn.Module, images: Tensor) -> Any:
+        return kind.forward(self, in_plain_order(images))
+
+    members = {"forward": forward, "__module__": kind.__module__, "plain_memory": True}
+    model.__class__ = type(kind.__name__, (kind,), members)
+    return model
+
+
+def in_plain_order(x: Tensor) -> Tensor:
+    """A copy, since contiguous() keeps the odd strides that channels last gives to a single channel."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def needs_plain_memory(model: nn.Module) -> bool:
+    """Whether channels last in memory would break the code of a network, or of a part of one."""
+    return any(
+        getattr(module, "plain_memory", False) or getattr(module, "meta", {}).get("plain_memory", False)
+        for module in model.modules()
+    )
 
 
 def split_layer(layer: str) -> tuple[str, int | None]:

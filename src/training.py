@@ -15,7 +15,7 @@ from src.learner import History, Learner, Losses, steps_ahead
 from src.progress import bar
 
 DEBUG_STEPS = 4  # batches an epoch with --debug
-Validate = Callable[[Sequence[Learner]], Sequence[dict[str, float]]]
+Validate = Callable[[Sequence[Learner]], Sequence[dict[str, float] | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ def fit(
     Their recipes agree in epochs and batch size. `seed` decides the order of the images and their augmentation.
     `share` gives what all of them need of a batch of images; each then takes its own step, so that only one of their
     graphs is alive at a time, and trains as it would alone, to the last bit on a CPU. `validate` gives `loss` and `acc`
-    of each learner after an epoch. A loss that is not finite stops its learner alone: on a processor at once, on a GPU
-    some steps later, but before anybody is shown the parameters.
+    of each learner after an epoch, None for one that nobody watches. A loss that is not finite stops its learner alone:
+    on a processor at once, on a GPU some steps later, but before anybody is shown the parameters.
     With `resume` the state is kept after each epoch, and training goes on from there if the file exists: the result
     equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
     `after_epoch` is told the number of epochs done.
@@ -117,7 +117,9 @@ def _add_scores(
     alive = [number for number, learner in enumerate(learners) if not learner.failure]
     for number, scores in zip(alive, validate([learners[number] for number in alive]) if alive else (), strict=True):
         learner = learners[number]
-        if not math.isfinite(scores["loss"]):  # the last step's damage, which no training loss has shown
+        if scores is None:
+            learner.history.epochs.append(rows[number])
+        elif not math.isfinite(scores["loss"]):  # the last step's damage, which no training loss has shown
             learner.failure = f"the validation loss is {scores['loss']} {where}; lower the rate with --lr"
         else:
             scored = {"val_loss": scores["loss"], "val_accuracy": scores["acc"]}

@@ -14,18 +14,23 @@ from torch import Tensor
 
 from src.metrics.linalg import float64_device
 from src.metrics.moments import PairedMoments, Sums
-from src.stitching import Geometry
+from src.stitching import Cut, Geometry, Shared
 
-Cut = tuple[str, str, bool, bool]
+Side = tuple[str, str]  # a network and its layer
 WORTHWHILE = 2  # times as many positions in the end as in the front
 
 
 def is_upsampled(geometry: Geometry) -> bool:
     """Whether the front activation is interpolated to enough positions for this way to be the cheaper one."""
-    if geometry.is_flat or len(geometry.end_shape) != 3:
+    tokens = geometry.front_layout.kind == "tokens" or geometry.end_layout.kind == "tokens"
+    if tokens or geometry.is_flat or len(geometry.end_shape) != 3:
         return False
     (h, w), (height, width) = geometry.front_shape[1:], geometry.end_shape[1:]
     return height >= h and width >= w and height * width >= WORTHWHILE * h * w
+
+
+def _sides(cut: Cut) -> tuple[Side, Side]:
+    return (cut.source, cut.front_layer), ("end", cut.end_layer)
 
 
 class _Axis:
@@ -45,42 +50,42 @@ def _along_both(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 class Upsampled:
-    """Feed it the outputs of layers of both networks by name; `finish` gives the moments of every pair."""
+    """Feed it the outputs of layers by name, of each network by its own; `finish` gives the moments of every pair."""
 
     def __init__(self, geometries: dict[Cut, Geometry], device: torch.device) -> None:
         self.geometries, self.device = geometries, float64_device(device)
         self.axes: dict[tuple[int, int], _Axis] = {}
-        self.centres: dict[tuple[str, str], Tensor] = {}
+        self.centres: dict[Side, Tensor] = {}
         self.images = 0
         self.totals: dict[tuple, Tensor] = {}
 
-    def add(self, front: dict[str, Tensor], end: dict[str, Tensor]) -> None:
+    def add(self, outputs: Shared) -> None:
         done: dict[tuple, Tensor] = {}
         for cut, geometry in self.geometries.items():
-            if ("front", cut[0]) not in done:
-                done["front", cut[0]] = self._shifted("front", cut[0], front)
-            if ("end", cut[1]) not in done:
-                done["end", cut[1]] = self._shifted("end", cut[1], end)
-            x, y = done["front", cut[0]], done["end", cut[1]]
+            front, end = _sides(cut)
+            for side in (front, end):
+                if side not in done:
+                    done[side] = self._shifted(side, outputs)
+            x, y = done[front], done[end]
             across = [
                 self._axis(*sizes) for sizes in zip(geometry.front_shape[1:], geometry.end_shape[1:], strict=True)
             ]
             size, small = geometry.end_shape[1:], geometry.front_shape[1:]
-            if (cut[0], size) not in done:
-                done[cut[0], size] = rows = _along_both(x, across[0].r, across[1].r)
-                self._add(("products", cut[0], size), rows.T @ rows)
-                self._add(("total", cut[0], size), torch.einsum("nchw,h,w->c", x, across[0].weights, across[1].weights))
-            if (cut[1], small) not in done:
-                done[cut[1], small] = _along_both(y, across[0].q.T, across[1].q.T)
-            self._add(("cross", cut), done[cut[0], size].T @ done[cut[1], small])
-        self.images += len(next(iter(front.values())))
+            if (front, "up", size) not in done:
+                done[front, "up", size] = rows = _along_both(x, across[0].r, across[1].r)
+                self._add(("products", front, size), rows.T @ rows)
+                self._add(("total", front, size), torch.einsum("nchw,h,w->c", x, across[0].weights, across[1].weights))
+            if (end, "down", small) not in done:
+                done[end, "down", small] = _along_both(y, across[0].q.T, across[1].q.T)
+            self._add(("cross", cut), done[front, "up", size].T @ done[end, "down", small])
+        self.images += len(x)
 
-    def _shifted(self, role: str, layer: str, outputs: dict[str, Tensor]) -> Tensor:
+    def _shifted(self, side: Side, outputs: Shared) -> Tensor:
         """A layer's output in float64 about a fixed point near its means: those of the first batch."""
-        x = outputs[layer].to(self.device).double()
-        if (role, layer) not in self.centres:
-            self.centres[role, layer] = x.mean((0, 2, 3))
-        return x - self.centres[role, layer][:, None, None]
+        x = outputs[side[0]][side[1]].to(self.device).double()
+        if side not in self.centres:
+            self.centres[side] = x.mean((0, 2, 3))
+        return x - self.centres[side][:, None, None]
 
     def _axis(self, small: int, large: int) -> _Axis:
         if (small, large) not in self.axes:
@@ -93,15 +98,16 @@ class Upsampled:
     def finish(self, ends: dict[str, Sums]) -> Iterable[tuple[Cut, PairedMoments]]:
         """The moments of each pair, given the sums of the end layers. Raises ValueError for NaN and infinite values."""
         for cut, geometry in self.geometries.items():
-            size, y = geometry.end_shape[1:], ends[cut[1]]
+            size, y = geometry.end_shape[1:], ends[cut.end_layer]
+            front, end = _sides(cut)
             n = self.images * size[0] * size[1]
-            total = self.totals["total", cut[0], size]
+            total = self.totals["total", front, size]
             x = Sums(geometry.inputs, self.device)
             x.n = n
-            x.all_means.copy_(self.centres["front", cut[0]] + total / n)
-            x.all_products.copy_(self.totals["products", cut[0], size] - torch.outer(total, total) / n)
+            x.all_means.copy_(self.centres[front] + total / n)
+            x.all_products.copy_(self.totals["products", front, size] - torch.outer(total, total) / n)
             if not torch.isfinite(x.products.trace()):
                 raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
             moments = PairedMoments.of(x, y)
-            moments.all_xy.copy_(self.totals["cross", cut] - torch.outer(total, y.mean - self.centres["end", cut[1]]))
+            moments.all_xy.copy_(self.totals["cross", cut] - torch.outer(total, y.mean - self.centres[end]))
             yield cut, moments

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.checkpoints import Checkpoint
 from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
@@ -84,6 +84,13 @@ class Viewing:
             )
         return Viewing(spec, self.networks, self.answers)
 
+    def seen(self, network: nn.Module, like: Checkpoint) -> nn.Module:
+        """A network that preprocesses and orders its classes as one of these does, for the images of `split`."""
+        order = order_of(like.labels, self.answers)
+        if self.shared and order is None:
+            return network
+        return presented(network, None if self.shared else like.preprocessing, order)
+
     def split(self, name: str, **options: Any) -> Split:
         """The images of a split as these networks and their parts take them; `options` are those of `load_split`."""
         split = load_split(self.spec, name, **options).seen_by(self.shared)
@@ -120,7 +127,7 @@ def look(networks: Sequence[Checkpoint], dataset: str | None, *, size: int | Non
             raise ValueError(f"{networks[0].path} is for no data set of ours; name one with -d")
     spec = _sized(dataset_of(dataset), networks, size)
     viewing = Viewing(spec, tuple(networks), spec.labels)
-    return replace(viewing, networks=tuple(_arranged(one, viewing) for one in networks))
+    return replace(viewing, networks=tuple(replace(one, network=viewing.seen(one.network, one)) for one in networks))
 
 
 def order_of(labels: Sequence[str] | None, wanted: Sequence[str]) -> tuple[int, ...] | None:
@@ -138,15 +145,6 @@ def _sized(spec: DatasetSpec, networks: Sequence[Checkpoint], size: int | None) 
     if size is None and spec.exact:
         size = max(network.preprocessing.size for network in networks)
     return dataset_of(spec, size)
-
-
-def _arranged(network: Checkpoint, viewing: Viewing) -> Checkpoint:
-    """A network whose logits are in the order of the answers, and which preprocesses itself unless all do alike."""
-    order = order_of(network.labels, viewing.answers)
-    if viewing.shared and order is None:
-        return network
-    eyes = None if viewing.shared else network.preprocessing
-    return replace(network, network=presented(network.network, eyes, order))
 
 
 def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:

@@ -179,7 +179,7 @@ def test_in_place_operations_do_not_reach_the_layer_before_them(kind: type[nn.Mo
 @torch.no_grad()
 def test_hooks_are_gone_where_tracing_fails() -> None:
     network, images = Untraceable().eval(), torch.randn(2, 3, 8, 8)
-    assert not is_traced(network) and is_traced(InPlace())
+    assert not is_traced(head(network, "conv")) and is_traced(head(InPlace(), "conv"))
     head(network, "conv")(images)
     assert_close(tail(network, "relu")(network.relu(torch.zeros(2, 4, 6, 6)), images), network.fc(torch.zeros(2, 4)))
     assert not network.conv._forward_hooks and not network.relu._forward_hooks
@@ -250,7 +250,7 @@ class Several(nn.Module):
 def test_one_tensor_of_several_is_a_layer(traced: bool) -> None:
     torch.manual_seed(0)
     network, images = Several(traced).eval(), torch.randn(2, 3, 4)
-    assert is_traced(network) == traced
+    assert is_traced(head(network, "pair:0")) == traced
     one, half, out = heads(network, ["pair:0", "record:1", "attention:0"])(images)
     assert_close(one, images + 1)
     assert_close(half, (images + 1) * (images - 1) / 2)

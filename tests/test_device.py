@@ -73,7 +73,7 @@ def test_a_training_step_of_a_stitch(fake, model: str, layer: str, kind: str) ->
     front, end = (build_model(model, channels=3, classes=10, size=32).to(CUDA) for _ in range(2))
     specs = [StitchSpec(layer, layer, target_type=target, l1=0.1) for target in TARGETS]
     cuts = Cuts(front, end, specs, torch.zeros(2, 3, 32, 32, device=CUDA))
-    geometry = cuts.geometry(specs[0])
+    geometry = cuts.geometry(specs[0].cut)
     affine = Affine(torch.randn(geometry.outputs, geometry.inputs), torch.zeros(geometry.outputs))
     options = {"masked": {"mask": torch.ones(geometry.outputs, geometry.inputs)}, "low-rank": {"rank": 2}}
     stitch = build_stitch(affine, geometry, **options.get(kind, {})).to(CUDA)

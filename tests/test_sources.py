@@ -8,9 +8,12 @@ from torch.testing import assert_close
 
 import eval_net
 import layer_info
+import stitch_nets
 import train_model
 from src import checkpoints, results
+from src.cut import head, tail
 from src.dataset import DATASETS
+from src.frozen import freeze
 from src.preprocessing import Preprocessing
 from src.sources import architecture, canonical_model, model_folder, open_network, open_pair, split_model, start_from
 from src.sources.spec import NetworkSpec, parse_spec
@@ -30,6 +33,27 @@ def broken():
 
 def number():
     return 3
+
+class Views(nn.Module):
+    def __init__(self, classes, channels, hidden):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(channels, 6, 5, stride=3), nn.Conv2d(6, 8, 3)
+        self.relu, self.fc, self.hidden = nn.ReLU(inplace=hidden == 2), nn.Linear(8 * 8 * 8, classes), hidden
+
+    def forward(self, x):
+        if self.hidden == 1 and x.sum() > 1e9:
+            return x
+        x = self.relu(self.conv2(self.relu(self.conv1(x))))
+        return self.fc(x.view(x.size(0), -1))
+
+def views(classes, channels):
+    return Views(classes, channels, 0)
+
+def untraced(classes, channels):
+    return Views(classes, channels, 1)
+
+def in_place(classes, channels):
+    return Views(classes, channels, 2)
 """  # noqa: E501
 
 
@@ -218,6 +242,26 @@ def test_the_users_own_function_is_given_what_it_takes(nets: Path) -> None:
     assert found.network(found.sample).shape == (2, 10) and found.preprocessing == DATASETS["digits"].preprocessing
     assert open_network("nets.py:make#2", dataset="digits").sha256 == found.sha256
     assert open_network("nets.py:make", dataset="cifar100").network[4].out_features == 100  # pyright: ignore
+
+
+@pytest.mark.parametrize("function", ["views", "untraced", "in_place"])
+def test_a_network_that_makes_views_of_maps_is_trained_and_stitched(nets: Path, function: str) -> None:
+    command = ["-m", f"nets.py:{function}", "-d", "digits", "-e", "1", "-lr", "0.01", "--debug"]
+    weights = train_model.run(train_model.parse_args(command))["weights"]
+    (found,) = stitch_nets.run(
+        stitch_nets.parse_args([weights, weights, "conv2", "conv2", "-i", "eye", "-e", "1", "--debug", "--no-save"])
+    )
+    assert found["m2_sim"]["before"]["same_class_out"] == 1
+    image = torch.rand(2, 1, 32, 32)
+    network = open_network(weights).network
+    whole = network(image.to(memory_format=torch.channels_last))
+    assert_close(freeze(head(network, ""))(image), whole)
+    assert_close(freeze(tail(network, "conv1"))(head(network, "conv1")(image), image), whole)
+
+
+def test_a_network_that_takes_no_such_images_says_why(nets: Path) -> None:
+    with pytest.raises(ValueError, match="^nets.py:views takes no images of 1 x 20 x 20: mat1 and mat2 shapes cannot"):
+        open_network("nets.py:views?size=20", dataset="digits")
 
 
 def test_an_untrained_network_of_a_pair_is_for_the_data_set_of_the_other() -> None:

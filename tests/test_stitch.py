@@ -16,7 +16,7 @@ import stitch_nets
 from src import results
 from src.checkpoints import load
 from src.dataset import load_split
-from src.stitch import Tell, stitch
+from src.stitch import Plan, Tell, stitch
 from src.stitching import INITS, MASKS, TARGETS, Cuts, StitchSpec
 from tests.same import assert_same
 
@@ -46,9 +46,8 @@ def specs_of_every_kind() -> list[StitchSpec]:
 
 def run(specs: list[StitchSpec], *, front: str = "a3.pt", end: str = "b3.pt", **options: Any) -> list[Any]:
     networks = [load(file).network for file in (front, end)]
-    return stitch(
-        Cuts(networks[0], networks[1], specs, SAMPLE), load_split("toy", "train"), load_split("toy", "val"), **options
-    )
+    cuts = Cuts(networks[0], networks[1], specs, SAMPLE)
+    return stitch(cuts, load_split("toy", "train"), load_split("toy", "val"), Plan(**options))
 
 
 def test_each_of_many_is_what_it_is_alone(toy: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from src.metrics.moments import PairedMoments, Sums, gather
-from src.stitching import Geometry
+from src.stitching import Cut, Geometry
 from src.upsampled import Upsampled, is_upsampled
 
 
@@ -20,11 +20,11 @@ def test_they_equal_those_of_the_interpolation(front, end, offset: float) -> Non
     y[:, :, : end[1] // 2] += x.mean((1, 2, 3), keepdim=True)
     geometry = Geometry(front, end, resize=True)
     assert is_upsampled(geometry)
-    cut = ("a", "b", False, True)
+    cut = Cut("front", "a", "b", False, True)
     found, ends = Upsampled({cut: geometry}, torch.device("cpu")), Sums(end[0])
     expected = PairedMoments(front[0], end[0])
     for some in (slice(0, 7), slice(7, 40)):
-        found.add({"a": x[some]}, {"b": y[some]})
+        found.add({"front": {"a": x[some]}, "end": {"b": y[some]}})
         gather([(ends, geometry.end_rows(y[some]))], [], rows=8192)
         # in float64: interpolation in float32 rounds what this does not
         expected.update(geometry.front_rows(x[some].double()), geometry.end_rows(y[some].double()))
@@ -45,7 +45,7 @@ def test_others_are_taken_as_they_are(front, end, flatten: bool) -> None:
 
 def test_nan_is_refused() -> None:
     geometry = Geometry((2, 2, 2), (2, 4, 4), resize=True)
-    found = Upsampled({("a", "b", False, True): geometry}, torch.device("cpu"))
-    found.add({"a": torch.full((3, 2, 2, 2), float("nan"))}, {"b": torch.zeros(3, 2, 4, 4)})
+    found = Upsampled({Cut("front", "a", "b", False, True): geometry}, torch.device("cpu"))
+    found.add({"front": {"a": torch.full((3, 2, 2, 2), float("nan"))}, "end": {"b": torch.zeros(3, 2, 4, 4)}})
     with pytest.raises(ValueError, match="NaN"):
         list(found.finish({"b": Sums(2)}))

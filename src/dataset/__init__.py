@@ -14,12 +14,13 @@ from src.dataset.named import (
     measured,
 )
 from src.dataset.spec import SPLITS, DatasetSpec
-from src.dataset.split import Split
+from src.dataset.split import Coupled, Split
 from src.dataset.table import DATASETS
 
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "Coupled",
     "DatasetSpec",
     "Keep",
     "Split",

@@ -68,8 +68,8 @@ def of_files(images: Tensor, generator: torch.Generator, *, size: int) -> Tensor
 
 
 def of_known_size(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`affine` for grey images, `flip_and_crop` from an eighth of padding for others."""
-    if images.shape[1] == 1:
+    """`affine` for grey images, `flip_and_crop` from an eighth of padding for others; also for pairs side by side."""
+    if images.shape[1] in (1, 2):
         return affine(images, generator)
     return flip_and_crop(images, generator, padding=max(1, images.shape[-1] // 8))
 

@@ -120,6 +120,41 @@ class MemorySplit(Split):
             yield self.images.index_select(0, part), self.labels[part]
 
 
+class Coupled(Split):
+    """A split whose images have another one of the same split beside them: (n, 2 * channels, size, size).
+
+    The first half of the channels is the image that the label belongs to, the second its partner, the same in each
+    pass. Both are changed alike where they are changed at random.
+    """
+
+    def __init__(self, split: Split, partners: Tensor) -> None:
+        """`partners`: for each image the index of the one that stands beside it, (images,)."""
+        super().__init__(split.spec, split.labels, split.device)
+        self.images, self.partners = split, partners
+        self._one = split._preprocess or split.spec.preprocessing
+        self._preprocess = self._both
+
+    def _both(self, images: Tensor) -> Tensor:
+        return torch.cat([self._one(half) for half in images.chunk(2, 1)], 1)
+
+    def take(self, index: Tensor) -> "Coupled":
+        raise NotImplementedError("an image and its partner belong to the whole split")
+
+    def _contents(self) -> Any:
+        return self.images.digest().encode() + self.partners.numpy().tobytes()
+
+    def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
+        both = (self.images._read(index, batch_size), self.images._read(self.partners[index], batch_size))
+        for (images, labels), (partners, _) in zip(*both, strict=True):
+            yield torch.cat([images, partners], 1), labels
+
+    def _crop(self, images: Tensor) -> Tensor:
+        return self.images._crop(images)
+
+    def _augmented(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.images._augmented(images, generator)
+
+
 class FolderSplit(Split):
     """A split whose images are decoded from files by worker processes, once where the decoded ones can be kept."""
 

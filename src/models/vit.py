@@ -40,6 +40,8 @@ class Positions(nn.Module):
 class Mix(nn.Module):
     """What each head's queries gather of its values, a module so that it can be named: (n, t, 3c) becomes (n, t, c)."""
 
+    layout = "tokens"  # which products of queries and keys do not tell
+
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads

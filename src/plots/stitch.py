@@ -10,6 +10,7 @@ import numpy as np
 from src.intervals import wilson
 from src.plots.style import (
     COLOURS,
+    CONTROL_COLOURS,
     GREY,
     INK,
     MARKERS,
@@ -22,8 +23,8 @@ from src.plots.style import (
     save,
     whole_numbers,
 )
-from src.report import EXACT_MARK, ROWS, exact_fits
 from src.results.titles import stitch_title
+from src.stitch_table import EXACT_MARK, MADE_MARK, ROWS, exact_fits, interval_of, verdict_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,18 +46,21 @@ def draw_stitch(result: dict[str, Any], path: Path) -> None:
 
 def stitch_figure(result: dict[str, Any]) -> Figure:
     doubtful = "   (debug: no result)" * bool(result["params"].get("debug"))
-    figure = new_figure(9.6, 6.6, stitch_title(result, "\N{RIGHTWARDS ARROW}") + doubtful)
+    controls = bool(result.get("controls")) and result["model_results"]["end"]["acc"] is not None
+    figure = new_figure(12.4 if controls else 9.6, 6.6, stitch_title(result, "\N{RIGHTWARDS ARROW}") + doubtful)
     parts = figure.subfigures(2, 1, height_ratios=[1, 0.95], hspace=0.02)
     top, bottom = parts  # pyright: ignore[reportGeneralTypeIssues]
     matrices = {name: _matrix(result["trans_m"][name]["w"]) for name in MAPS}
     _draw_matrices(top, matrices, result)
-    grid = bottom.add_gridspec(2, 3, hspace=0.05, wspace=0.04)
+    grid = bottom.add_gridspec(2, 3 + controls, hspace=0.05, wspace=0.04)
     _draw_singular_values(bottom.add_subplot(grid[:, 0]), matrices)
     loss = bottom.add_subplot(grid[0, 1])
     accuracy = bottom.add_subplot(grid[1, 1], sharex=loss)
     _draw_curves(loss, accuracy, result)
     bottom.align_ylabels([loss, accuracy])
     _draw_accuracies(bottom.add_subplot(grid[:, 2]), result)
+    if controls:
+        _draw_controls(bottom.add_subplot(grid[:, 3]), result)
     return figure
 
 
@@ -161,7 +165,7 @@ def _draw_accuracies(axes: Axes, result: dict[str, Any]) -> None:
     lowest, highest = 100.0, 0.0
     for place, (name, key) in enumerate(shown.items()):
         share = result["model_results"][key]["acc"]
-        low, high = wilson(share, images) if images else (share, share)
+        low, high = interval_of(result, name) or (wilson(share, images) if images else (share, share))
         bars = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
         axes.errorbar(
             [place],
@@ -192,3 +196,26 @@ def _draw_accuracies(axes: Axes, result: dict[str, Any]) -> None:
     axes.grid(False, axis="x")
     if marked:
         axes.set_xlabel(f"{EXACT_MARK} fits whatever it is given", fontsize=SMALL, color=INK)
+
+
+def _draw_controls(axes: Axes, result: dict[str, Any]) -> None:
+    """The trained stitch among its controls, from 0 to 100%, with 95% intervals; of several networks, their range."""
+    made = [name for name, figures in result["controls"].items() if figures.get("by_construction")]
+    rows = dict(reversed([("after", result["model_results"]["trans"]), *result["controls"].items()]))
+    for place, (name, figures) in enumerate(rows.items()):
+        share = figures["acc"]
+        low, high = interval_of(result, name) or (share, share)
+        colour = COLOURS["after"] if name == "after" else CONTROL_COLOURS.get(name, GREY)
+        bars = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
+        axes.errorbar([100 * share], [place], xerr=bars, color=colour, marker="o", markersize=6, capsize=3)
+        text = {"fontsize": SMALL, "color": INK, "ha": "right" if share > 0.5 else "left", "va": "center"}
+        axes.text(100 * share, place + 0.32, f"{100 * share:.1f}", **text)
+    axes.axvline(100 * rows["after"]["acc"], color=COLOURS["after"], linewidth=0.8, zorder=0)
+    axes.set_xlim(-2, 104)
+    axes.set_ylim(-0.6, len(rows) - 0.3)
+    notes = [
+        *(line.partition(", ")[0] for line in verdict_lines(result)),
+        *[f"{MADE_MARK} by construction"] * bool(made),
+    ]
+    finish(axes, title="after, among its controls", x="\n".join(["accuracy (%)", *notes]), grid="x")
+    axes.set_yticks(range(len(rows)), [name + MADE_MARK * (name in made) for name in rows])

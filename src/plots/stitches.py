@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.plots.style import COLOURS, GREY, INK, MARKERS, NORMAL, SMALL, finish, new_figure, save
+from src.plots.style import COLOURS, CONTROL_COLOURS, GREY, INK, MARKERS, NORMAL, SMALL, finish, new_figure, save
 from src.results.titles import network_name
 from src.stitch_folder import setting_text
 
@@ -146,6 +146,7 @@ def curves_figure(found: Sequence[dict[str, Any]]) -> Figure:
             if stage == "ps_inv" and across != "layers" and number:
                 continue  # one line a pair of layers would do: no setting changes it
             _draw_curve(axes, same, across, places, stage, styles[number % len(styles)], group)
+    _draw_controls(axes, found, across, places)
     axes.axhline(1, color=GREY, linewidth=1, zorder=0)
     axes.set_xticks(range(len(places)), [_label(place) for place in places])
     crowded = sum(len(_label(place)) for place in places) > 60
@@ -159,6 +160,24 @@ def curves_figure(found: Sequence[dict[str, Any]]) -> Figure:
     axes.set_title("dots: seeds; lines: their means", fontsize=NORMAL, color=INK)
     axes.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _draw_controls(axes: Axes, found: Sequence[dict[str, Any]], across: str, places: list[Any]) -> None:
+    """What the trained stitches are to be held against, means over all that stand at one place."""
+    names = ordered(name for result in found for name, figures in result.get("controls", {}).items() if figures)
+    for number, name in enumerate(names):
+        values = [
+            [
+                result["controls"][name]["rel_acc"]
+                for result in found
+                if _place(result, across) == place and result.get("controls", {}).get(name, {}).get("rel_acc")
+            ]
+            for place in places
+        ]
+        means = np.array([np.mean(some) if some else np.nan for some in values])
+        colour, marker = CONTROL_COLOURS.get(name, GREY), "v^<>xP"[number % 6]
+        style = {"color": colour, "linestyle": ":", "linewidth": 1, "marker": marker, "markersize": 4}
+        axes.plot(range(len(places)), means, label=name, zorder=1, **style)
 
 
 def _place(result: dict[str, Any], across: str) -> Any:

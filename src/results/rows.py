@@ -15,7 +15,7 @@ CACHE = ".stitches.jsonl"  # rows that were read before, by path, size and time
 SETTINGS = (
     *("front_model", "end_model", "front_layer", "end_layer", "init", "mask", "low_rank", "orthogonal", "flatten"),
     *("resize", "target_type", "temperature", "l1", "cka_reg", "epochs", "lr", "batch_size", "weight_decay"),
-    *("optimizer", "seed", "amp", "debug"),
+    *("optimizer", "seed", "whiten", "amp", "debug"),
 )
 # our name -> the key of a network's facts
 NETWORK = {"architecture": "model", "trained_on": "dataset"} | {seed: seed for seed in ("init_seed", "gradient_seed")}
@@ -32,6 +32,11 @@ ENDINGS = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_i
 AGREEING = {"front": "m1"} | {stage: stage for stage in ("before", "after", "ps_inv", "ls_train")}
 
 
+CONTROL_NAMES = ("constant", "untrained", "shuffled", "self", "self_random", "probe")
+VERDICTS = ("penalty", "score")
+BOUNDS = {"": "value", "_low": "low", "_high": "high"}
+
+
 def table(folder: Path | str) -> pd.DataFrame:
     """A row for each result of stitch_nets.py below a folder, in the order of their paths.
 
@@ -39,7 +44,8 @@ def table(folder: Path | str) -> pd.DataFrame:
     `params`, of each network front_<fact> and end_<fact> (architecture, trained_on, init_seed, gradient_seed), then for
     each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared
     with the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
-    l2_relative_<stage>; rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What
+    l2_relative_<stage>; accuracy_<control>, penalty and score with their 95% intervals _low and _high;
+    rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What
     a file lacks is missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in a file beside
     the results, where that can be written, so that they are read once only. Raises FileNotFoundError where there is
@@ -123,7 +129,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
     params, scores, similar = (result.get(key) or {} for key in ("params", "model_results", "m2_sim"))
     similar = {stage: similar.get(key) or {} for stage, key in AGREEING.items()}
     networks = {role: (result.get("weights") or {}).get(role) or {} for role in ("front", "end")}
-    fit = (result.get("fits") or {}).get("ps_inv") or {}
+    fit, controls = (result.get("fits") or {}).get("ps_inv") or {}, result.get("controls") or {}
     numbers = {
         **{f"accuracy_{stage}": (scores.get(key) or {}).get("acc") for stage, key in STAGES.items()},
         **{f"agreement_{stage}": found.get("same_class_out") for stage, found in similar.items()},
@@ -132,6 +138,12 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{name}_{stage}": result.get(f"{name}{key}")
             for name in ("cka", "l2", "l2_relative")
             for stage, key in ENDINGS.items()
+        },
+        **{f"accuracy_{name}": (controls.get(name) or {}).get("acc") for name in CONTROL_NAMES},
+        **{
+            f"{verdict}{end}": (result.get(verdict) or {}).get(key)
+            for verdict in VERDICTS
+            for end, key in BOUNDS.items()
         },
         "rows_per_unknown_ps_inv": fit["rows"] / fit["unknowns"] if fit else None,
     }

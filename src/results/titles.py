@@ -8,9 +8,11 @@ TRAINED = ("train_fraction", "shuffle_labels")  # results of older versions lack
 
 
 def network_name(network: dict[str, Any]) -> str:
-    """Architecture and seeds of a network that a result describes, such as "Tiny10 in0-gn0"."""
+    """Architecture and seeds of a network that a result describes: "tiny10 in0-gn0", "tiny10#0" of an untrained one."""
     if network.get("init_seed") is None:
         return network["model"]
+    if network["gradient_seed"] is None:
+        return f"{network['model']}#{network['init_seed']}"
     how = {key: network[key] for key in TRAINED if key in network}
     return f"{network['model']} {seeds_name(network['init_seed'], network['gradient_seed'], **how)}"
 

@@ -16,9 +16,9 @@ from src.dataset import DatasetSpec, dataset_of, measured
 from src.models import build_model, canonical_name
 from src.preprocessing import Preprocessing
 from src.sources import python, timm, torchvision
-from src.sources.library import Architecture, Source
+from src.sources.library import Architecture, Source, tried
 from src.sources.spec import NetworkSpec, parse_spec
-from src.sources.transformers import open_classifier
+from src.sources.transformers import Logits, open_classifier
 
 SOURCES: dict[str, Source] = {
     "torchvision": torchvision.SOURCE,
@@ -73,6 +73,8 @@ def open_network(
         found = _open_file(spec, model, dataset, tell, named)
     elif spec.source == "hf":
         made, labels = open_classifier(spec.name, size=spec.view.get("size"))
+        assert made.preprocessing
+        tried(made.network, spec.text, channels=made.preprocessing.channels, size=made.preprocessing.size)
         found = _checkpoint(spec, made, labels)
     else:
         found = _open_architecture(spec, for_images)
@@ -135,6 +137,8 @@ def split_model(name: str) -> tuple[str, dict[str, Any]]:
     spec = parse_spec(name, PREFIXES)
     if spec.weights or spec.seed is not None or spec.source == "hf":
         raise ValueError(f"{name} names more than an architecture; start from weights with --init-weights")
+    if "layout" in spec.view:
+        raise ValueError(f"{name}: training does not ask how outputs are laid out; leave out layout")
     return canonical_model(re.sub(r"[?&]\w+=.*", "", name) if spec.view else name), spec.view
 
 
@@ -169,8 +173,22 @@ def architecture(name: str, *, channels: int, classes: int | None, size: int | N
     """A fresh network of any architecture, ours or foreign, drawn from torch's global generator."""
     spec = parse_spec(name, PREFIXES)
     if spec.source in SOURCES:
-        return SOURCES[spec.source].build(spec.name, channels=channels, classes=classes, size=size)
+        made = SOURCES[spec.source].build(spec.name, channels=channels, classes=classes, size=size)
+        seen = made.preprocessing.size if made.preprocessing else size
+        if seen:
+            tried(made.network, name, channels=channels, size=seen)
+        return made
     return Architecture(build_model(name, channels=channels, classes=classes or 0, size=size or 0))
+
+
+def untrained(like: Checkpoint, seed: int) -> nn.Module:
+    """A fresh network of a checkpoint's architecture, for the same images and classes, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(like.network, Logits):
+            return like.network.fresh().eval()
+        eyes, classes = like.preprocessing, len(like.labels) if like.labels else None
+        return architecture(like.model, channels=eyes.channels, classes=classes, size=eyes.size).network.eval()
 
 
 def _open_file(
@@ -247,7 +265,7 @@ def _classes_of(spec: NetworkSpec, state: dict[str, torch.Tensor], channels: int
         matrices = [value for value in state.values() if value.dim() == 2]
         return len(matrices[-1]) if matrices else None
     with torch.random.fork_rng(devices=[]):
-        network = _build(spec, channels=channels, classes=None, size=size).network
+        network = SOURCES[spec.source].build(spec.name, channels=channels, classes=None, size=size).network
     heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     weight = state.get(f"{heads[-1]}.weight") if heads else None
     own = network.get_parameter(f"{heads[-1]}.weight").shape[0] if heads else None
@@ -284,7 +302,8 @@ def _seen_as_asked(found: Checkpoint, spec: NetworkSpec) -> Checkpoint:
     """The network with what stands behind the `?` of its spec, which wins over what its source says."""
     if not spec.view:
         return found
-    seen = replace(found.preprocessing, **spec.view)
+    eyes = {key: value for key, value in spec.view.items() if key != "layout"}
+    seen = replace(found.preprocessing, **eyes)
     if seen.channels != found.preprocessing.channels:
         raise ValueError(f"{spec.text}: the network takes {found.preprocessing.channels} channels, not {seen.channels}")
-    return replace(found, path=spec.text, preprocessing=seen)
+    return replace(found, path=spec.text, preprocessing=seen, layout=spec.view.get("layout"))

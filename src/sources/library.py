@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 
 from src.preprocessing import Preprocessing
+from src.structure import in_plain_memory
 
 State = dict[str, Tensor]
 
@@ -46,6 +48,27 @@ def require(library: str) -> ModuleType:
 def unknown(library: str, name: str, names: Iterable[str]) -> ValueError:
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return ValueError(f"{library} has no classifier {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
+
+
+def tried(network: nn.Module, name: str, *, channels: int, size: int) -> nn.Module:
+    """The network, which has taken two blank images; one that does so in plain memory alone gets them that way.
+
+    Its mode is left as it was. Raises ValueError, with the network's own reason, where it takes none.
+    """
+    images, was_training = torch.zeros(2, channels, size, size), network.training
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                network(images.to(memory_format=torch.channels_last, copy=True))  # as they come from the data
+            except RuntimeError:
+                network(images)
+                in_plain_memory(network)
+    except Exception as error:  # the network's own code
+        raise ValueError(f"{name} takes no images of {channels} x {size} x {size}: {first_line(error)}") from None
+    finally:
+        network.train(was_training)
+    return network
 
 
 def first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from src.layout import ASKABLE
 from src.models import canonical_name
 from src.preprocessing import INTERPOLATIONS
 
@@ -13,6 +14,7 @@ VIEW = {
     "mean": lambda text: _numbers(text),
     "std": lambda text: _numbers(text),
     "interpolation": lambda text: _one_of(text, INTERPOLATIONS),
+    "layout": lambda text: _one_of(text, ASKABLE),
 }
 
 

@@ -26,6 +26,11 @@ class Logits(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self._classifier[0](pixel_values=images, return_dict=True).logits
 
+    def fresh(self) -> "Logits":
+        """An untrained network of the same configuration."""
+        classifier = self._classifier[0]
+        return Logits(type(classifier)(classifier.config))
+
 
 def open_classifier(name: str, *, size: int | None) -> tuple[Architecture, tuple[str, ...]]:
     """A trained classifier and the names of its classes. Raises ValueError where there is none of that name."""

@@ -1,14 +1,14 @@
 """Sewing two networks together."""
 
-from src.stitching.cuts import LOGITS, Cuts, Shared
+from src.stitching.cuts import LOGITS, Cuts, Outputs, Shared
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
-from src.stitching.layer import MaskedStitch, StitchLayer, build_stitch, from_arrays
+from src.stitching.layer import ConstantStitch, MaskedStitch, StitchLayer, build_stitch, from_arrays
 from src.stitching.masks import MASKS
 from src.stitching.network import Pair, StitchedNetwork, cut_pair
 from src.stitching.objective import StitchObjective
 from src.stitching.options import check_options, check_sizes
-from src.stitching.spec import StitchSpec
+from src.stitching.spec import ControlSpec, Cut, StitchSpec
 from src.stitching.start import initial_stitch, needs_moments
 from src.stitching.targets import TARGETS
 
@@ -17,9 +17,13 @@ __all__ = [
     "MASKS",
     "TARGETS",
     "LOGITS",
+    "ConstantStitch",
+    "ControlSpec",
+    "Cut",
     "Cuts",
     "Geometry",
     "MaskedStitch",
+    "Outputs",
     "Pair",
     "Shared",
     "StitchLayer",

@@ -1,104 +1,154 @@
-"""Two networks, frozen and cut at every layer at which stitches between them are to be."""
+"""Networks, frozen and cut at every layer at which stitches between them are to be."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from src.axes import Output, doubts, find_outputs, layouts_of
 from src.config import mixed_precision
-from src.cut import head, heads, tail
+from src.cut import Layouts, head, heads, tail
 from src.frozen import freeze
 from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
-from src.stitching.network import Pair
+from src.stitching.network import Pair, pair_geometry
 from src.stitching.options import check_sizes
-from src.stitching.spec import StitchSpec
+from src.stitching.spec import Cut, StitchSpec
 from src.stitching.targets import TARGETS
 
 LOGITS = ""  # the whole network, as a layer
 Outputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What all stitches of a batch need: outputs of layers of both networks by name."""
-
-    front: Outputs
-    end: Outputs
+Shared = dict[str, Outputs]  # what all stitches of a batch need: outputs of layers by name, of each network by its own
 
 
 class Cuts:
     """What the stitches `specs` between two networks need of them; an image passes each network once for all.
 
-    `sample` is a batch of images that tells the shapes, on the device of the networks. Raises ValueError, before any
-    work, for layers that do not exist or cannot be stitched, and for inits and ranks that do not suit their sizes.
+    `sample` is a batch of images that tells the shapes, on the device of the networks. `others` are networks beside the
+    two, of the front's architecture, by the `source` of the specs that take their fronts. `layouts` are those asked
+    for, of the front and of the end network. Raises ValueError, before any work, for layers that do not exist or cannot
+    be stitched, and for inits and ranks that do not suit their sizes.
     """
 
-    def __init__(self, front: nn.Module, end: nn.Module, specs: Sequence[StitchSpec], sample: Tensor) -> None:
+    def __init__(
+        self,
+        front: nn.Module,
+        end: nn.Module,
+        specs: Sequence[StitchSpec],
+        sample: Tensor,
+        *,
+        others: Mapping[str, nn.Module] | None = None,
+        layouts: tuple[str | None, str | None] = (None, None),
+    ) -> None:
         self.specs = list(specs)
-        self.device = sample.device
-        self._networks = {"front": front, "end": end}
+        self.sample = sample
+        self.networks = {"front": front, "end": end, **(others or {})}
         self._heads: dict[tuple[str, tuple[str, ...]], nn.Module] = {}
         self._tails: dict[str, nn.Module] = {}
-        shapes = {
-            role: {layer: tuple(output.shape[1:]) for layer, output in self._blank(role, layers, sample).items()}
-            for role, layers in (("front", self.front_layers), ("end", self.end_layers))
-        }
-        self.geometries: dict[tuple[str, str, bool, bool], Geometry] = {}
+        self.asked = layouts
+        self.notes: list[str] = []
+        self._found: dict[str, dict[str, Output]] = {source: {} for source in self.networks}
+        self._geometries: dict[Cut, Geometry] = {}
+        for source, layers in layers_of(self.specs).items():
+            self._look(source, layers)
+        self._look("end", list(dict.fromkeys(spec.end_layer for spec in self.specs)))
         for spec in self.specs:
-            if spec.cut not in self.geometries:
-                both = shapes["front"][spec.front_layer], shapes["end"][spec.end_layer]
-                self.geometries[spec.cut] = Geometry(*both, flatten=spec.flatten, resize=spec.resize)
-            check_sizes(asdict(spec), self.geometries[spec.cut])
-        for layer in self.end_layers:  # a tail that cannot be cut is refused now, too
-            self.end_tail(layer)
-
-    def _blank(self, role: str, layers: list[str], sample: Tensor) -> Outputs:
-        with torch.no_grad():
-            return self.outputs(role, layers, sample)
+            check_sizes(asdict(spec), self.geometry(spec.cut))
+            self.end_tail(spec.end_layer)  # a tail that cannot be cut is refused now, too
 
     @property
-    def front_layers(self) -> list[str]:
-        return list(dict.fromkeys(spec.front_layer for spec in self.specs))
+    def device(self) -> torch.device:
+        return self.sample.device
 
-    @property
-    def end_layers(self) -> list[str]:
-        return list(dict.fromkeys(spec.end_layer for spec in self.specs))
+    def _look(self, source: str, layers: Sequence[str]) -> None:
+        """Learn the shapes and layouts of layers from one pass."""
+        network, asked = self.networks[source], self.asked[source == "end"]
+        found = find_outputs(network, layers, self.sample, asked)
+        self.notes = list(dict.fromkeys([*self.notes, *doubts(network, found)]))
+        self._found[source] |= found
 
-    def geometry(self, spec: StitchSpec) -> Geometry:
-        return self.geometries[spec.cut]
+    def _layouts(self, source: str) -> Layouts:
+        return layouts_of(self._found[source])
 
-    def outputs(self, role: str, layers: Sequence[str], images: Tensor) -> Outputs:
-        """The outputs of layers of the `front` or the `end` network by their names, from one pass; "" is its logits."""
-        key = role, tuple(dict.fromkeys(layers))
+    def geometry(self, cut: Cut) -> Geometry:
+        if cut not in self._geometries:
+            for source, layer in ((cut.source, cut.front_layer), ("end", cut.end_layer)):
+                if layer not in self._found[source]:
+                    self._look(source, [layer])
+            front, end = self._found[cut.source][cut.front_layer], self._found["end"][cut.end_layer]
+            self._geometries[cut] = pair_geometry(front, end, flatten=cut.flatten, resize=cut.resize)
+        return self._geometries[cut]
+
+    def outputs(self, source: str, layers: Sequence[str], images: Tensor) -> Outputs:
+        """The outputs of layers of one of the networks by their names, from one pass; "" is its logits."""
+        key = source, tuple(dict.fromkeys(layers))
         if not key[1]:
             return {}
         if key not in self._heads:
-            self._heads[key] = freeze(heads(self._networks[role], key[1])).to(images.device)
+            self._heads[key] = freeze(heads(self.networks[source], key[1], self._layouts(source))).to(images.device)
         return dict(zip(key[1], self._heads[key](images), strict=True))
+
+    def fronts(
+        self, specs: Sequence[StitchSpec], images: Tensor, more: Mapping[str, Sequence[str]] | None = None
+    ) -> Shared:
+        """The outputs that stitches start from, and `more` layers by the network that they are of."""
+        wanted = layers_of(specs)
+        for source, layers in (more or {}).items():
+            wanted.setdefault(source, []).extend(layers)
+        return {source: self.outputs(source, layers, images) for source, layers in wanted.items()}
 
     @torch.no_grad()
     def share(self, specs: Sequence[StitchSpec], images: Tensor) -> Shared:
         """What the training of these stitches needs of a batch, in the precision that they train in."""
+        more = {role: [LOGITS] for spec in specs for role in TARGETS[spec.target_type].teachers}
+        more["end"] = [spec.end_layer for spec in specs if spec.cka_reg] + more.get("end", [])
         with mixed_precision(images.device, enabled=specs[0].amp):
-            taught_by = {role for spec in specs for role in TARGETS[spec.target_type].teachers}
-            front = [spec.front_layer for spec in specs] + [LOGITS] * ("front" in taught_by)
-            end = [spec.end_layer for spec in specs if spec.cka_reg] + [LOGITS] * ("end" in taught_by)
-            return Shared(self.outputs("front", front, images), self.outputs("end", end, images))
+            return self.fronts(specs, images, more)
 
     def end_tail(self, layer: str) -> nn.Module:
         """(output of a layer of the end network, images) -> its logits."""
         if layer not in self._tails:
-            self._tails[layer] = freeze(tail(self._networks["end"], layer))
+            self._tails[layer] = freeze(tail(self.networks["end"], layer, layouts=self._layouts("end")))
         return self._tails[layer]
 
-    def logits(self, spec: StitchSpec, stitch: StitchLayer, front: Outputs, images: Tensor) -> Tensor:
-        """What a stitched network says, given the front network's outputs."""
-        return self.end_tail(spec.end_layer)(stitch(front[spec.front_layer]), images)
+    def finish(self, layer: str, activation: Tensor, images: Tensor) -> Tensor:
+        """The end network's logits from an activation of its layer on, which may be one for all images."""
+        part = self.end_tail(layer)
+        if len(activation) == len(images):
+            return part(activation, images)
+        if _reads_images(part):
+            return part(activation.expand(len(images), *activation.shape[1:]).contiguous(), images)
+        return part(activation, images[:1]).expand(len(images), -1)
+
+    def logits(self, spec: StitchSpec, stitch: StitchLayer, fronts: Shared, images: Tensor) -> Tensor:
+        """What a stitched network says, given the outputs of `fronts`."""
+        return self.finish(spec.end_layer, self.stitched(spec, stitch, fronts), images)
+
+    @staticmethod
+    def stitched(spec: StitchSpec, stitch: StitchLayer, fronts: Shared) -> Tensor:
+        """What a stitch makes of the outputs of `fronts`; a constant one gives one activation for all images."""
+        return stitch() if spec.constant else stitch(fronts[spec.source][spec.front_layer])
 
     def pair(self, spec: StitchSpec) -> Pair:
         """The two networks cut at the layers of one stitch alone."""
-        front_head = freeze(head(self._networks["front"], spec.front_layer))
-        end_head = freeze(head(self._networks["end"], spec.end_layer))
-        return Pair(front_head, end_head, self.end_tail(spec.end_layer), self.geometry(spec))
+        front_head = freeze(head(self.networks[spec.source], spec.front_layer, self._layouts(spec.source)))
+        end_head = freeze(head(self.networks["end"], spec.end_layer, self._layouts("end")))
+        return Pair(front_head, end_head, self.end_tail(spec.end_layer), self.geometry(spec.cut))
+
+
+def layers_of(specs: Sequence[StitchSpec]) -> dict[str, list[str]]:
+    """The layers at which stitches start, by the network that they are of."""
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        if not spec.constant and spec.front_layer not in found.setdefault(spec.source, []):
+            found[spec.source].append(spec.front_layer)
+    return found
+
+
+def _reads_images(part: nn.Module) -> bool:
+    """Whether a tail looks at the images, around the activation; one that runs the whole network does."""
+    if not isinstance(part, fx.GraphModule):
+        return True
+    placeholders = [node for node in part.graph.nodes if node.op == "placeholder"]
+    return any(node.users for node in placeholders[1:])

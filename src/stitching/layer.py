@@ -140,6 +140,20 @@ class OrthogonalStitch(StitchLayer):
         parametrizations.orthogonal(self, "weight")
 
 
+class ConstantStitch(StitchLayer):
+    """No map at all: the same activation (1, *end_shape) whatever the images, a bias that learns."""
+
+    def __init__(self, b: Tensor, geometry: Geometry) -> None:
+        super().__init__(Affine(torch.zeros(geometry.outputs, geometry.inputs), b), geometry)
+        self.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        shape = self.geometry.end_shape
+        if self.geometry.is_flat:
+            return self.bias.view(1, *shape)
+        return self.bias.view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
+
+
 def build_stitch(
     affine: Affine,
     geometry: Geometry,

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from src.axes import Output, find_outputs, layouts_of
 from src.cut import head, tail
 from src.frozen import freeze
 from src.stitching.geometry import Geometry
@@ -28,6 +28,12 @@ class Pair:
         return StitchedNetwork(self.front_head, stitch, self.end_tail)
 
 
+def pair_geometry(front: Output, end: Output, *, flatten: bool = False, resize: bool = False) -> Geometry:
+    """How what one layer gives is mapped to what another gives; raises ValueError where it cannot be."""
+    shapes = front.canonical, end.canonical
+    return Geometry(*shapes, flatten=flatten, resize=resize, front_layout=front.known, end_layout=end.known)
+
+
 def cut_pair(
     front: nn.Module,
     end: nn.Module,
@@ -37,17 +43,21 @@ def cut_pair(
     *,
     flatten: bool = False,
     resize: bool = False,
+    layouts: tuple[str | None, str | None] = (None, None),
 ) -> Pair:
     """Cut two networks, each at its layer, and freeze the parts; `sample` is a batch of images that tells the shapes.
 
-    Raises ValueError for unknown layers and for layers whose outputs cannot be stitched.
+    `layouts` are those asked for, of the front and of the end network. Raises ValueError for unknown layers and for
+    layers whose outputs cannot be stitched.
     """
-    front_head, end_head = freeze(head(front, front_layer)), freeze(head(end, end_layer))
-    end_tail = freeze(tail(end, end_layer))
-    with torch.no_grad():
-        front_shape, end_shape = (tuple(part(sample).shape[1:]) for part in (front_head, end_head))
-    geometry = Geometry(front_shape, end_shape, flatten=flatten, resize=resize)
-    return Pair(front_head, end_head, end_tail, geometry)
+    fronts, ends = (
+        find_outputs(network, [layer], sample, asked)
+        for network, layer, asked in zip((front, end), (front_layer, end_layer), layouts, strict=True)
+    )
+    geometry = pair_geometry(fronts[front_layer], ends[end_layer], flatten=flatten, resize=resize)
+    front_head = freeze(head(front, front_layer, layouts_of(fronts)))
+    end_head = freeze(head(end, end_layer, layouts_of(ends)))
+    return Pair(front_head, end_head, freeze(tail(end, end_layer, layouts=layouts_of(ends))), geometry)
 
 
 class StitchedNetwork(nn.Module):

@@ -31,11 +31,10 @@ class StitchObjective:
     def __call__(self, shared: Shared, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         spec = self.spec
         with mixed_precision(images.device, enabled=spec.amp):
-            stitched = self.stitch(shared.front[spec.front_layer])
-            logits = self.cuts.end_tail(spec.end_layer)(stitched, images)
+            stitched = self.cuts.stitched(spec, self.stitch, shared)
+            logits = self.cuts.finish(spec.end_layer, stitched, images)
         logits = logits.float()
-        own = {"front": shared.front.get(LOGITS), "end": shared.end.get(LOGITS)}
-        teachers = {role: own[role].float() for role in TARGETS[spec.target_type].teachers}  # pyright: ignore
+        teachers = {role: shared[role][LOGITS].float() for role in TARGETS[spec.target_type].teachers}
         loss = target_loss(spec.target_type, self.task, logits, labels, teachers, temperature=spec.temperature)
         if spec.whiten and spec.weight_decay:  # an optimizer would pull at the coordinates, not at the map
             w = self.stitch.matrix()
@@ -44,7 +43,7 @@ class StitchObjective:
         if spec.l1:
             loss = loss + spec.l1 * self.stitch.matrix().abs().mean()
         if spec.cka_reg:
-            end = shared.end[spec.end_layer].flatten(1)
+            end = shared["end"][spec.end_layer].flatten(1)
             loss = loss + spec.cka_reg * linear_cka(end, stitched.flatten(1))
         if not self.labelled:
             labels = self.task.predictions(teachers.get("end", next(iter(teachers.values()))))

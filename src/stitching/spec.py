@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from src.recipe import Recipe
 from src.stitching.inits import INITS
@@ -15,6 +15,16 @@ from src.stitching.targets import TARGETS
 FORMAT = 1  # of keys: a change of what a spec means makes other keys
 
 
+class Cut(NamedTuple):
+    """Where two networks are cut for a stitch, and what becomes of the activations there."""
+
+    source: str
+    front_layer: str
+    end_layer: str
+    flatten: bool
+    resize: bool
+
+
 @dataclass(frozen=True, slots=True)
 class StitchSpec:
     """One stitch: where it is, what its matrix may be, where it starts and how it is trained.
@@ -22,6 +32,10 @@ class StitchSpec:
     Fields are the options of stitch_nets.py by their names. Whole numbers in fields of floating-point numbers are
     converted. Raises ValueError for options that exclude each other or are out of range.
     """
+
+    # no fields of it: the network whose front it takes, and whether it takes none
+    source = "front"
+    constant = False
 
     front_layer: str
     end_layer: str
@@ -63,9 +77,9 @@ class StitchSpec:
         return Recipe(self.epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay)
 
     @property
-    def cut(self) -> tuple[str, str, bool, bool]:
-        """What decides the geometry: both layers, `flatten` and `resize`."""
-        return self.front_layer, self.end_layer, self.flatten, self.resize
+    def cut(self) -> Cut:
+        """What decides the geometry: the network of the front, both layers, `flatten` and `resize`."""
+        return Cut(self.source, self.front_layer, self.end_layer, self.flatten, self.resize)
 
     @property
     def needs_train_moments(self) -> bool:
@@ -80,6 +94,23 @@ class StitchSpec:
         record = {"format": FORMAT, "spec": asdict(self), "surroundings": surroundings}
         text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSpec(StitchSpec):
+    """A stitch that another is held against: into the same layer of the end network, trained alike.
+
+    `source` names the network whose front it takes, which may be the end network itself or one beside both;
+    a `constant` one is a bias alone and takes nothing.
+    """
+
+    source: str = "front"  # pyright: ignore[reportIncompatibleVariableOverride]
+    constant: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @classmethod
+    def of(cls, spec: StitchSpec, source: str, **changed: Any) -> "ControlSpec":
+        options: dict[str, Any] = asdict(spec) | {"source": source} | changed
+        return cls(**options)
 
 
 def _exact(value: Any) -> Any:

@@ -1,0 +1,68 @@
+"""How often intervals of a stitch hold the truth, on networks made up to know it: python -m benchmarks.coverage
+
+A network is right about an image where its hardness, which all share in part, is below the network's accuracy.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.intervals import wilson
+from src.scores import Tally
+from src.task import SINGLE_LABEL
+from src.verdicts import penalty_of, score_of
+
+UNTRAINED = ("untrained 0", "untrained 1", "untrained 2")
+
+
+def made_up(rng: np.random.Generator, images: int, shares: dict[str, float], shared: float) -> dict[str, Tensor]:
+    """Which images each network is right about (1.0); `shared` is the share of images that are as hard for all."""
+    hardness, alike = rng.random(images), rng.random(images) < shared
+    return {
+        name: torch.from_numpy((np.where(alike, hardness, rng.random(images)) < share).astype(float))
+        for name, share in shares.items()
+    }
+
+
+def tally_of(right: dict[str, Tensor]) -> Tally:
+    """A tally of networks that are right (1.0) or not about two classes, image by image."""
+    images = len(next(iter(right.values())))
+    counts = Tally(SINGLE_LABEL, target="end", couples=[("end", "after")], keep=right)
+    labels = torch.arange(images) % 2
+    counts.update({name: torch.eye(2)[(labels + 1 - which.long()) % 2] for name, which in right.items()}, labels)
+    return counts
+
+
+def coverage(end: float, after: float, *, images: int, trials: int, floor: float = 0.35) -> dict[str, float]:
+    """The share of trials in which each interval holds the truth."""
+    rng = np.random.default_rng(0)
+    shares = {"end": end, "after": after, "self": end, **dict.fromkeys(UNTRAINED, floor)}
+    truths = {"accuracy": after, "penalty": end - after, "score": (after - floor) / (end - floor)}
+    held = dict.fromkeys(truths, 0)
+    for _ in range(trials):
+        counts = tally_of(made_up(rng, images, shares, 0.6))
+        penalty, score = penalty_of(counts, "after"), score_of(counts, "after", UNTRAINED, "self")
+        assert penalty and score
+        found = {"accuracy": wilson(counts.scores("after")["acc"], images)}
+        found |= {name: (some["low"], some["high"]) for name, some in (("penalty", penalty), ("score", score))}
+        for name, (low, high) in found.items():
+            held[name] += low <= truths[name] <= high
+    return {name: count / trials for name, count in held.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="coverage of nominal 95% intervals")
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
+    args = parser.parse_args()
+    print(f"{args.trials} trials of {args.images} images: share of intervals that hold the truth")
+    print(f"{'end':>5} {'after':>6} {'accuracy':>9} {'penalty':>8} {'score':>7}")
+    for end, after in ((0.7, 0.6), (0.8, 0.7), (0.9, 0.8), (0.9, 0.9), (0.95, 0.9), (0.96, 0.95)):
+        found = coverage(end, after, images=args.images, trials=args.trials)
+        print(f"{end:5.2f} {after:6.2f} {found['accuracy']:9.1%} {found['penalty']:8.1%} {found['score']:7.1%}")
+
+
+if __name__ == "__main__":
+    main()
