@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def compare_one(args: argparse.Namespace, file: Path, device: Any) -> tuple[str, Cell]:
     """What is compared, in words, and the comparison of one stitch."""
-    saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model)
+    saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model, size=args.image_size)
     for role, weights in saved.weight_files.items():
         cli.notice(f"{role}: {weights}")
     layer = saved.end_layer if args.layer is None else args.layer
     stitched, end = (part.to(device) for part in saved.heads(layer))
     sample = saved.viewing.sample.to(device)
-    split = saved.viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
+    split = saved.viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
     functional = [name for name in args.methods if name in FUNCTIONAL]
     others = [name for name in args.methods if name not in FUNCTIONAL]
     cells: list[Cell] = []

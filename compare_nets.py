@@ -9,7 +9,7 @@ import pandas as pd
 
 from src import arguments, cli, plots, report
 from src.config import choose_device
-from src.dataset import DATASETS
+from src.dataset import canonical_dataset, known_datasets
 from src.layer_grid import Comparison, compare_layers, layer_label
 from src.layers import ALL, choose_layers
 from src.metrics import MEASURES
@@ -28,7 +28,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     several = "layer, several with commas between, or all"
     parser.add_argument("front_layer", metavar="layer1", help=f"{several}, of the first network")
     parser.add_argument("end_layer", metavar="layer2", help=f"{several}, of the second network")
-    parser.add_argument("dataset", choices=sorted(DATASETS), metavar="dataset", help=", ".join(sorted(DATASETS)))
+    text = ", ".join(known_datasets())
+    parser.add_argument("dataset", type=arguments.dataset_name, metavar="dataset", help=text)
     arguments.add_method_argument(parser)
     add_options(parser)
     options, words = options_first(sys.argv[1:] if argv is None else argv)
@@ -56,9 +57,16 @@ def options_first(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = arguments.Parser(prog="compare_nets.py", add_help=False)
     add_options(parser)
     options, rest = parser.parse_known_args(words)
-    if None not in (options.layers1, options.layers2) and rest[2:] and rest[2] in DATASETS:
+    if None not in (options.layers1, options.layers2) and rest[2:] and is_dataset(rest[2]):
         rest[2:2] = options.layers1, options.layers2
     return options, rest
+
+
+def is_dataset(word: str) -> bool:
+    try:
+        return bool(canonical_dataset(word))
+    except ValueError:
+        return False
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             (front.network, end.network),
             layers,
             viewing.sample,
-            viewing.split(args.dataset_type, device=device, num_workers=args.num_workers),
+            viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice)),
             args.methods,
             view=args.view,
             group=args.group_at,

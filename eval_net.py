@@ -4,6 +4,7 @@ import argparse
 
 from src import arguments, cli
 from src.config import choose_device
+from src.dataset import file_part
 from src.evaluation import evaluate
 from src.results.titles import network_name
 from src.sources import HELP, model_folder, open_network
@@ -27,14 +28,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     """Evaluate, print and write; returns the result."""
     device = choose_device(args.device)
-    checkpoint = open_network(args.model_path, model=args.model, dataset=args.dataset, tell=cli.notice)
-    viewing = cli.show(look([checkpoint], args.dataset))
+    about = {"model": args.model, "dataset": args.dataset, "size": args.image_size}
+    checkpoint = open_network(args.model_path, **about, tell=cli.notice)
+    viewing = look([checkpoint], args.dataset, size=args.image_size)
     viewing.require_labels()
-    parts = (model_folder(checkpoint.model).lower(), viewing.dataset, checkpoint.seeds, checkpoint.stem)
+    cli.show(viewing)
+    parts = (model_folder(checkpoint.model).lower(), file_part(viewing.dataset), checkpoint.seeds, checkpoint.stem)
     name = "-".join(["eval_net", *filter(None, parts)])
     with cli.result_path(args, name, answers_anyway=True) as path:
-        split = viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
-        network = checkpoint.network.to(device)
+        split = viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+        network = viewing.networks[0].network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
         text = (
             f"{network_name(checkpoint.facts())} ({viewing.dataset}): {args.dataset_type}, {len(split)} images\n"

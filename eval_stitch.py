@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def evaluate_one(args: argparse.Namespace, file: Path, device: Any) -> dict[str, Any]:
     """Scores of one stitched network, and what it is."""
-    saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model)
+    saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model, size=args.image_size)
     for role, weights in saved.weight_files.items():
         cli.notice(f"{role}: {weights}")
     saved.viewing.require_labels()
-    split = saved.viewing.split(args.dataset_type, device=device, num_workers=args.num_workers)
+    split = saved.viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
     scores = evaluate(saved.network.to(device), split, batch_size=args.batch_size, title="evaluating")
     return {"stitch": str(file), "title": saved.title, "type": args.stitch_type, "images": len(split), **scores}
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from src import arguments, cli, report
 from src.axes import Output, doubts, find_outputs
 from src.cut import layer_names
+from src.dataset import file_part
 from src.sources import HELP, model_folder, open_network
 from src.structure import split_layer
-from src.viewing import look
 
 DEFAULT = "cifar10"  # the images of a network that was trained on none of our data sets
 
@@ -23,18 +23,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "resnet20_w3 -d cifar100\nmodel_weights/Tiny10/Digits/in0-gn0/440.pt",
     )
     parser.add_argument("model", help=f"architecture: {arguments.models_help()}; or {HELP}")
-    arguments.add_dataset_option(parser.add_argument_group("images"), shown="the network's, else cifar10")
+    group = parser.add_argument_group("images")
+    arguments.add_dataset_option(group, shown="the network's, else cifar10")
+    arguments.add_size_option(group)
     arguments.add_run_options(parser)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> pd.DataFrame:
     """Print and write the table of layers; returns it, a row a layer."""
-    shown = open_network(args.model, dataset=args.dataset, tell=cli.notice, bare=True)
+    shown = open_network(args.model, dataset=args.dataset, size=args.image_size, tell=cli.notice, bare=True)
     dataset, eyes = args.dataset or shown.dataset or DEFAULT, shown.preprocessing
-    look([shown], dataset)
     is_file = bool(shown.iteration or shown.recipe)
-    parts = [model_folder(shown.model).lower(), dataset] + ([shown.seeds, shown.stem] if is_file else [])
+    parts = [model_folder(shown.model).lower(), file_part(dataset)] + ([shown.seeds, shown.stem] if is_file else [])
     with cli.result_path(args, "-".join(["layer_info", *filter(None, parts)]), answers_anyway=True) as path:
         layers = describe_layers(shown.network, shown.sample, shown.layout)
         title = f"{model_folder(shown.model)} on {dataset}: images {eyes.channels} x {eyes.size} x {eyes.size}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src import arguments, cli, plots, report, results
-from src.checkpoints import Checkpoint, weights_digest
+from src.checkpoints import weights_digest
 from src.config import choose_device
 from src.controls import CONTROLS, choose_controls
 from src.dataset import Split
@@ -20,6 +20,7 @@ from src.stitch_folder import SET, check_states, file_names, resume_states, stat
 from src.stitch_table import stitch_table, stitches_table
 from src.stitching import Cuts, StitchSpec
 from src.stitching.options import OPTIONS, VARIED
+from src.stitching.targets import TARGETS
 from src.training import Resume
 from src.viewing import Viewing
 
@@ -38,7 +39,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.add_pair_options(parser)
     group = parser.add_argument_group("images")
     arguments.add_dataset_option(group)
-    arguments.add_worker_option(group)
+    group.add_argument(
+        "--evaluate-on",
+        type=arguments.dataset_name,
+        metavar="DATASET",
+        help="score on the validation images of this data set, of the same classes (default: those of -d)",
+    )
+    arguments.add_reading_options(group)
     arguments.add_spec_options(parser, OPTIONS, StitchSpec("", ""))
     group = parser.add_argument_group("stitch")
     group.add_argument(
@@ -73,8 +80,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.plot:
         plots.require_matplotlib()
     device = choose_device(args.device)
-    viewing = cli.open_pair(args)
+    viewing = cli.open_pair(args, labelled=any(not TARGETS[one.target_type].teachers for one in settings))
     front, end = viewing.networks
+    scored = viewing
+    if args.evaluate_on:
+        scored = cli.show(viewing.elsewhere(args.evaluate_on, size=args.image_size))
     specs = [
         replace(setting, front_layer=one, end_layer=other)
         for one, other in layer_pairs(args, viewing)
@@ -88,9 +98,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     single = len(specs) == 1
     with cli.result_paths(args, names, picture=None if single else SET) as paths:
         folder = paths[0].parent if paths[0] else None
-        state = states_in(folder, names, args, (front, end)) if folder else None
-        train, val = (viewing.split(name, device=device, num_workers=args.num_workers) for name in ("train", "val"))
-        keys = stitch_keys(cuts, (front, end), train, val)
+        state = states_in(folder, names, args, viewing) if folder else None
+        how = {"device": device, **arguments.reading(args, cli.notice)}
+        train, val = viewing.split("train", **how), scored.split("val", **how)
+        keys = stitch_keys(cuts, viewing, train, val)
         plan = Plan(
             similarity=not args.no_similarity,
             labelled=viewing.labelled,
@@ -155,13 +166,16 @@ def teller(specs: Sequence[StitchSpec], args: argparse.Namespace) -> Callable[[S
     return tell
 
 
-def stitch_keys(cuts: Cuts, networks: Sequence[Checkpoint], train: Split, val: Split) -> list[str]:
-    """The key of each stitch: a digest of all that decides it."""
-    surroundings = {
+def stitch_keys(cuts: Cuts, viewing: Viewing, train: Split, val: Split) -> list[str]:
+    """The key of each stitch: a digest of all that decides it; of data sets the images of both splits."""
+    networks = viewing.networks
+    surroundings: dict[str, Any] = {
         "weights": [weights_digest(network.network) for network in networks],
         "preprocessing": [asdict(network.preprocessing) for network in networks],
         "images": [split.digest() for split in (train, val)],
     }
+    if any(viewing.reordered):
+        surroundings["classes"] = [viewing.answers, *(network.labels for network in networks)]
     geometries = [cuts.geometry(spec.cut) for spec in cuts.specs]
     plain = [geometry.front_layout.is_plain and geometry.end_layout.is_plain for geometry in geometries]
     turned = [{} if same else {"layouts": one.layouts} for same, one in zip(plain, geometries, strict=True)]
@@ -169,12 +183,14 @@ def stitch_keys(cuts: Cuts, networks: Sequence[Checkpoint], train: Split, val: S
 
 
 def states_in(
-    folder: Path, names: Sequence[str], args: argparse.Namespace, networks: Sequence[Checkpoint]
+    folder: Path, names: Sequence[str], args: argparse.Namespace, viewing: Viewing
 ) -> Callable[[Sequence[StitchSpec]], Resume]:
     if text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite):
         cli.notice(text)
+    networks = viewing.networks
     about = dict(zip(("front weights", "end weights"), (network.sha256 for network in networks), strict=True))
-    about |= {"dataset": networks[0].dataset} | ({"controls": args.controls} if args.controls else {})
+    about |= {"dataset": viewing.dataset} | ({"controls": args.controls} if args.controls else {})
+    about |= {name: getattr(args, name) for name in ("evaluate_on", "image_size") if getattr(args, name)}
     about |= {f"{role} layout": one.layout for role, one in zip(("front", "end"), networks, strict=True) if one.layout}
     return resume_states(folder, names, about, cli.tell_resumed)
 

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from src import arguments, checkpoints, cli
 from src.checkpoints import seeds_name
 from src.config import choose_device, mixed_precision
-from src.dataset import DATASETS, Split, load_split, shuffle_labels, take_fraction
+from src.dataset import (
+    DatasetSpec,
+    Split,
+    dataset_of,
+    is_known,
+    load_split,
+    measured,
+    shuffle_labels,
+    take_fraction,
+)
 from src.evaluation import evaluate
 from src.files import atomic_write
 from src.learner import History, Learner
@@ -60,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="X",
         help="exchange the labels of this part of the training images at random, by -g",
     )
-    arguments.add_worker_option(group)
+    arguments.add_reading_options(group)
     add_training_options(parser.add_argument_group("training"))
     arguments.add_run_options(parser, out_dir="snapshots")
     return parser.parse_args(argv)
@@ -119,12 +128,10 @@ def run(args: argparse.Namespace) -> dict:
         cli.result_path(args, result_name(folder), out_dir=Path("results")) as path,
     ):
         resume_file = folder / RESUME
-        start = initial_network(args)
+        images = images_for(args)
+        start = initial_network(args, images)
         network, facts = start.network, recipe_facts(args) | start.origin
-        train, val = (
-            load_split(args.dataset, split, device=device, num_workers=args.num_workers).seen_by(start.preprocessing)
-            for split in ("train", args.validate_on)
-        )
+        start, train, val = open_images(args, images, start, device)
         train = training_images(train, args)
         steps = len(train) // args.batch_size
         iteration = args.epochs * (min(steps, DEBUG_STEPS) if args.debug else steps)
@@ -155,6 +162,30 @@ def recipe_facts(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in RECIPE} | unusual
 
 
+def images_for(args: argparse.Namespace) -> DatasetSpec:
+    """The data set, at the size that is asked for: of image files also at the one that the network is given."""
+    images, (_, asked) = dataset_of(args.dataset, args.image_size), split_model(args.model)
+    return dataset_of(images, asked.get("size")) if images.exact and not args.image_size else images
+
+
+def open_images(
+    args: argparse.Namespace, images: DatasetSpec, start: "Start", device: torch.device
+) -> tuple["Start", Split, Split]:
+    """The start, with what the network does to images; the images to train on and to validate on, as it sees them."""
+    eyes, (_, asked) = start.preprocessing, split_model(args.model)
+    if eyes and images.exact and not args.image_size:
+        images = dataset_of(images, eyes.size)
+    how = {"device": device, **arguments.reading(args, cli.notice)}
+    train = load_split(images, "train", **how)
+    if not eyes:
+        known = measured(images, train)
+        if not images.mean:
+            cli.notice(f"training images of {images.name}: mean {known.mean}, deviation {known.std}")
+        eyes = replace(known.preprocessing, **asked)
+    val = load_split(images, args.validate_on, **how)
+    return replace(start, preprocessing=eyes), train.seen_by(eyes), val.seen_by(eyes)
+
+
 def training_images(train: Split, args: argparse.Namespace) -> Split:
     """The images to train on: fewer, or with shuffled labels, where the options say so."""
     if args.train_fraction < 1:
@@ -174,35 +205,36 @@ def result_name(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A network before training: what it does to images, what the recipe says of the weights it starts from, if any,
-    and the SHA-256 of the Python file that made it, if one did."""
+    """A network before training: what it does to images, if not what its data set asks for, what the recipe says of
+    the weights it starts from, if any, and the SHA-256 of the Python file that made it, if one did; and its classes."""
 
     network: nn.Module
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...]
     origin: dict[str, str]
     source_sha256: str | None
 
 
-def initial_network(args: argparse.Namespace) -> Start:
+def initial_network(args: argparse.Namespace, images: DatasetSpec) -> Start:
     """The network before training, its head sized for the data set.
 
     The random weights depend on the seed alone; torch's global generator is left as it was.
     """
-    images, (model, asked) = DATASETS[args.dataset], split_model(args.model)
+    model, asked = split_model(args.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.init_noise)
         size = asked.get("size") or own_size(model, images)
         made = architecture(model, channels=images.channels, classes=images.classes, size=size)
-    eyes = replace(made.preprocessing or images.preprocessing, **asked)
+    eyes = replace(made.preprocessing, **asked) if made.preprocessing else None
     if args.freeze_body:
         head = checkpoints.head_of(made.network)  # before anything is downloaded
         cli.notice(f"training {head}, the last linear layer, alone")
     if args.init_weights is None:
-        return Start(made.network, eyes, {}, source_sha256(model))
+        return Start(made.network, eyes, images.labels, {}, source_sha256(model))
     digest, head = start_from(made.network, args.init_weights, model=model, tell=cli.notice)
     if head:
         cli.notice(f"the head {head} starts at random: it has another size in {args.init_weights}")
-    return Start(made.network, eyes, {"init_weights": digest}, source_sha256(model))
+    return Start(made.network, eyes, images.labels, {"init_weights": digest}, source_sha256(model))
 
 
 def train_network(
@@ -251,11 +283,12 @@ def train_network(
 
 def identity(args: argparse.Namespace) -> dict:
     """The arguments that decide the weights and the log, beside the recipe: a resumed run must agree in them."""
-    return {name: getattr(args, name) for name in ("model", "dataset", "init_noise", "gradient_noise", "validate_on")}
+    names = ["model", "dataset", "init_noise", "gradient_noise", "validate_on"] + ["image_size"] * bool(args.image_size)
+    return {name: getattr(args, name) for name in names}
 
 
 def save_weights(start: Start, args: argparse.Namespace, facts: dict[str, Any], path: Path) -> Path:
-    own = start.preprocessing == DATASETS[args.dataset].preprocessing
+    known = dataset_of(args.dataset).preprocessing if is_known(args.dataset) else None
     checkpoints.save(
         path,
         start.network,
@@ -265,7 +298,8 @@ def save_weights(start: Start, args: argparse.Namespace, facts: dict[str, Any], 
         gradient_seed=args.gradient_noise,
         iteration=int(path.stem),
         recipe=facts,
-        preprocessing=None if own else start.preprocessing,
+        preprocessing=None if start.preprocessing == known else start.preprocessing,
+        labels=None if known else start.labels,
         source_sha256=start.source_sha256,
     )
     return path

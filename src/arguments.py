@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from src.activations import BATCH_SIZE
-from src.dataset import DATASETS, SPLITS
+from src.dataset import SPLITS, Keep, canonical_dataset, known_datasets
 from src.metrics import MEASURES
 from src.models import model_names
 from src.sources import HELP as NETWORK_HELP
@@ -160,24 +160,62 @@ def add_split_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group = parser.add_argument_group("images")
     group.add_argument("-t", "--dataset-type", choices=SPLITS, default="val", help="split to use")
     group.add_argument("-b", "--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="images a batch")
-    add_worker_option(group)
+    add_reading_options(group)
     return group
 
 
-def add_worker_option(parser: argparse._ActionsContainer) -> None:
+def add_reading_options(parser: argparse._ActionsContainer) -> None:
+    """How images are read."""
+    add_size_option(parser)
     parser.add_argument(
         "--num-workers",
         type=natural,
         metavar="N",
         help="processes that decode image files (default: one a core, at most 8)",
     )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep decoded image files there, for later epochs and runs (default: in memory, for this run)",
+    )
+    parser.add_argument(
+        "--cache-gb",
+        type=positive_float,
+        metavar="GB",
+        help="what decoded images may take (default: 50 in --cache, 2 a split in memory)",
+    )
+
+
+def add_size_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="bring images to N x N pixels (default: the network's size for image files, else as they are)",
+    )
 
 
 def add_dataset_option(parser: argparse._ActionsContainer, *, default: str | None = None, shown: str = "") -> None:
     shown = default or shown or "the one the network was trained on"
-    parser.add_argument(
-        "-d", "--dataset", choices=sorted(DATASETS), default=default, help=f"data set (default: {shown})"
-    )
+    text = f"data set: {', '.join(known_datasets())} (default: {shown})"
+    parser.add_argument("-d", "--dataset", type=dataset_name, default=default, metavar="DATASET", help=text)
+
+
+def dataset_name(text: str) -> str:
+    """argparse type: a data set that has a name, or the path of one; whether that exists is seen later."""
+    try:
+        return canonical_dataset(text)
+    except ValueError:
+        known = ", ".join(known_datasets())
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {known})") from None
+
+
+def reading(args: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What `load_split` is told of how images are read; `tell` hears what a cache could not hold."""
+    if args.cache and args.cache.exists() and not args.cache.is_dir():
+        raise ValueError(f"--cache {args.cache} is no folder")
+    return {"num_workers": args.num_workers, "keep": Keep(args.cache, args.cache_gb, tell)}
 
 
 def add_spec_options(

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.dataset import DATASETS, canonical_dataset
+from src.dataset import DatasetSpec, canonical_dataset, dataset_folder, dataset_of, measured
 from src.files import parse_safetensors, parse_tensors, write_tensors
 from src.models import build_model, canonical_name, folder_name
 from src.preprocessing import Preprocessing
+from src.task import SINGLE_LABEL
 
 FORMAT = 1
-_METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe", "preprocessing")
+_METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe", "preprocessing", "labels")
 _NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
 _SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
 
@@ -26,10 +27,10 @@ _SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
 class Checkpoint:
     """A network with what its file says of itself; seeds, iteration and recipe are None where it does not.
 
-    `model` is the name of an architecture, or the network spec of a foreign one; `dataset` is what it was trained on,
-    None where that is none of ours. `preprocessing` is what it does to images, `labels` names its classes, if known;
-    `path` is its file, or the spec where there is none. `resizes` says that images of any size are brought to its own,
-    `layout` how the outputs of its layers are to be read, where the user says so.
+    `model` is the name of an architecture, or the network spec of a foreign one; `dataset` is what it was trained on
+    (folder:PATH and arrays:PATH are where that was), None where that is none of ours. `preprocessing` is what it does
+    to images, `labels` names its classes, if known; `path` is its file, or the spec where there is none. `layout` is
+    how the outputs of its layers are to be read, where the user says so.
     `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them.
     """
 
@@ -39,7 +40,6 @@ class Checkpoint:
     path: Path | str
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
-    resizes: bool = False
     layout: str | None = None
     init_seed: int | None = None
     gradient_seed: int | None = None
@@ -101,7 +101,7 @@ def model_folder(model: str) -> str:
 
 def weight_folder(out_dir: Path, model: str, dataset: str, seeds: str) -> Path:
     """Where the weights of one training run belong: <out>/<Model>/<Dataset>/<seeds>, the last as of `seeds_name`."""
-    return out_dir / model_folder(model) / DATASETS[dataset].folder / seeds
+    return out_dir / model_folder(model) / dataset_folder(dataset) / seeds
 
 
 def save(
@@ -115,13 +115,15 @@ def save(
     iteration: int,
     recipe: dict[str, Any],
     preprocessing: Preprocessing | None = None,
+    labels: tuple[str, ...] | None = None,
     source_sha256: str | None = None,
 ) -> None:
     """Write the network's state with its metadata, atomically; readable with `weights_only=True`.
 
     `recipe` holds the options that the network was trained with, as built-in values; `train_fraction` and
-    `shuffle_labels` only where they differ from 1 and 0. `preprocessing` is the network's, where not the data set's;
-    `source_sha256` is of the Python file that builds it, where one does.
+    `shuffle_labels` only where they differ from 1 and 0. `preprocessing` is the network's, where not the data set's,
+    `labels` its classes, where the data set has no name by which they are known; `source_sha256` is of the Python file
+    that builds it, where one does.
     """
     record = {
         "format": FORMAT,
@@ -132,6 +134,7 @@ def save(
         "iteration": iteration,
         "recipe": recipe,
         **({"preprocessing": asdict(preprocessing)} if preprocessing else {}),
+        **({"labels": list(labels)} if labels else {}),
         **({"source_sha256": source_sha256} if source_sha256 else {}),
         "state_dict": {name: _plain(value) for name, value in network.state_dict().items()},
     }
@@ -171,20 +174,51 @@ def load(
     """
     path = Path(path)
     content, known, state = _open(path)
-    record = known.pop("preprocessing")
+    record, labels = known.pop("preprocessing"), known.pop("labels", None)
     model = _agree(path, "model", known.pop("model"), model, canonical)
     # another data set may be looked at by a network, which its file says better than an option
     found = known.pop("dataset")
     dataset = _agree(path, "dataset", found, None if found is not None else dataset, canonical_dataset)
-    spec = DATASETS[dataset]
+    spec = remembered(path, {"dataset": dataset, "labels": labels, "preprocessing": record})
     eyes = preprocessing_of(record, f"{path} says what it does to images, but not in a way known here")
-    eyes = eyes or spec.preprocessing
+    eyes = eyes or measured(spec).preprocessing
     eyes = replace(eyes, size=size) if size else eyes
     network = build(model, channels=eyes.channels, classes=spec.classes, size=eyes.size)
     fill(network, state, f"{path} does not fit {model} on {dataset}")
     digest = hashlib.sha256(content).hexdigest()
-    resizes = bool(size or record)
-    return Checkpoint(network.eval(), model, dataset, path, eyes, spec.labels, resizes=resizes, sha256=digest, **known)
+    return Checkpoint(network.eval(), model, dataset, path, eyes, spec.labels, sha256=digest, **known)
+
+
+def remembered(path: Path | str, facts: dict[str, Any]) -> DatasetSpec:
+    """The data set that the metadata of a weight file name, known by its name or by what the metadata say of it.
+
+    One that a path named need no longer be there. Raises ValueError where they say too little.
+    """
+    name, labels = facts["dataset"], facts.get("labels")
+    if labels is None:
+        return dataset_of(name)
+    complaint = f"{path} says what its classes are, but not in a way known here"
+    eyes = preprocessing_of(facts.get("preprocessing"), complaint)
+    fit = isinstance(labels, list | tuple) and labels and all(isinstance(label, str) for label in labels)
+    if not eyes or not fit or len(set(labels)) < len(labels):
+        raise ValueError(complaint)
+    return DatasetSpec(
+        name=canonical_dataset(name),
+        folder=dataset_folder(name),
+        channels=eyes.channels,
+        labels=tuple(labels),
+        size=eyes.size,
+        mean=eyes.mean,
+        std=eyes.std,
+        task=SINGLE_LABEL,
+        root=None,
+        read=_forgotten,
+        augment=_forgotten,
+    )
+
+
+def _forgotten(*_: Any, **__: Any) -> Any:
+    raise ValueError("only the name of this data set is known")
 
 
 def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:

@@ -24,10 +24,17 @@ GROUPS_HELP = "lower --batch-size, or average over groups of images with --group
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def open_pair(args: argparse.Namespace) -> Viewing:
-    """The two networks that the arguments name, in front of the data set that they name or were trained on."""
+def open_pair(args: argparse.Namespace, *, labelled: bool = False) -> Viewing:
+    """The two networks that the arguments name, in front of the data set that they name or were trained on.
+
+    Refused where its labels are to be of their classes (`labelled`), and are not.
+    """
     specs, models = (args.front_model, args.end_model), (args.model1, args.model2)
-    return show(look(sources.open_pair(specs, models=models, dataset=args.dataset, tell=notice), args.dataset))
+    pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, tell=notice)
+    viewing = look(pair, args.dataset, size=args.image_size)
+    if labelled:
+        viewing.require_labels()
+    return show(viewing)
 
 
 def show(viewing: Viewing) -> Viewing:

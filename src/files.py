@@ -46,7 +46,7 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     remove_leftovers(path)
     temporary = None
     try:
-        temporary, file = _open_temporary(path)
+        temporary, file = open_temporary(path)
         with file:
             yield file
             file.flush()
@@ -62,12 +62,12 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+def open_temporary(path: Path) -> tuple[Path, BinaryIO]:
     """A new file beside `path`, locked for as long as it is open: the lock tells writers from their leftovers."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            file = temporary.open("xb")
+            file = temporary.open("x+b")
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
         with suppress(OSError):  # a file system without locks: no one will remove anything there

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue: ITU-R BT.601
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """Images (n, channels, h, w) in 0..255 become float32 (n, channels, size, size), normalised, channels last.
 
-    `mean` and `std` are of pixels scaled to 0..1, a value a channel. Images of another size are interpolated first.
+    `mean` and `std` are of pixels scaled to 0..1, a value a channel. Images of another size are interpolated first,
+    grey ones shown three times to a network of three channels, and of colour ones the brightness to one of one channel.
     Raises ValueError for numbers that cannot normalise anything.
     """
 
@@ -51,8 +53,19 @@ class Preprocessing:
         mean, std = (values.view(1, -1, 1, 1) * 255 for values in numbers)
         # a channel after the other while each has its own numbers, which takes long runs of them; then channels last,
         # the layout in which convolutions are fastest, on processors and on GPUs
-        images = self._resized(images.to(dtype=torch.float32, copy=True)).sub_(mean).div_(std)
+        images = self._coloured(self._resized(images.to(dtype=torch.float32, copy=True))).sub_(mean).div_(std)
         return images.to(memory_format=torch.channels_last, copy=True)
+
+    def _coloured(self, images: Tensor) -> Tensor:
+        given = images.shape[1]
+        if given == self.channels:
+            return images
+        if given == 1:
+            return images.repeat(1, self.channels, 1, 1)
+        if (given, self.channels) != (3, 1):
+            raise ValueError(f"images of {given} channels cannot be shown to a network of {self.channels}")
+        weights = torch.tensor(LUMA).to(images.device, non_blocking=True).view(1, 3, 1, 1)
+        return (images * weights).sum(1, keepdim=True)
 
     def _resized(self, images: Tensor) -> Tensor:
         if images.shape[2:] == (self.size, self.size):
@@ -62,38 +75,53 @@ class Preprocessing:
         return images.clamp_(0, 255)  # bicubic overshoots
 
 
-def sighted(network: nn.Module, preprocessing: Preprocessing) -> nn.Module:
-    """The network for images in 0..255, which it preprocesses itself; its layers and their names are the network's.
+def presented(
+    network: nn.Module, preprocessing: Preprocessing | None = None, order: tuple[int, ...] | None = None
+) -> nn.Module:
+    """The network for images in 0..255, which it preprocesses itself, and with its classes in another order.
 
-    A shallow copy of a class of its own, so that it can be cut like the network.
+    `order` says which of its logits come first, second ...; None leaves images or logits as they are. Its layers and
+    their names are the network's: a shallow copy of a class of its own, so that it can be cut like the network.
     """
-    return _looking_through(network, _preprocess, preprocessing.parts)
+    before = (_preprocess, preprocessing.parts) if preprocessing else None
+    return _between(network, before, (_reordered, order) if order else None)
 
 
 def for_half(network: nn.Module, half: int) -> nn.Module:
     """The network for images of twice its channels, of which it sees the first (0) or the second (1) half.
 
-    A shallow copy like `sighted`.
+    A shallow copy like `presented`.
     """
-    return _looking_through(network, _half, half)
+    return _between(network, (_half, half), None)
 
 
-def _looking_through(network: nn.Module, function: Any, how: Any) -> nn.Module:
-    """A shallow copy whose forward pass gets function(images, how) instead of the images."""
+def _between(network: nn.Module, before: tuple[Any, Any] | None, after: tuple[Any, Any] | None) -> nn.Module:
+    """A shallow copy between functions of what comes in and what goes out, each with what it is told beside that."""
     kind = type(network)
 
     def forward(self: nn.Module, images: Any) -> Any:
-        if isinstance(images, fx.Proxy):  # one step of the graph, for it may ask for the size of its images
-            return kind.forward(self, images.tracer.create_proxy("call_function", function, (images, how), {}))
-        return kind.forward(self, function(images, how))
+        return _applied(after, kind.forward(self, _applied(before, images)))
 
     copied = copy.copy(network)
     copied.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     return copied
 
 
+def _applied(step: tuple[Any, Any] | None, values: Any) -> Any:
+    if step is None:
+        return values
+    function, how = step
+    if isinstance(values, fx.Proxy):  # one step of the graph, for it may ask for the size of its images
+        return values.tracer.create_proxy("call_function", function, (values, how), {})
+    return function(values, how)
+
+
 def _preprocess(images: Tensor, parts: tuple[Any, ...]) -> Tensor:
     return Preprocessing(*parts)(images)
+
+
+def _reordered(logits: Tensor, order: tuple[int, ...]) -> Tensor:
+    return logits[:, list(order)]
 
 
 def _half(images: Tensor, half: int) -> Tensor:

@@ -26,6 +26,7 @@ class SavedStitch:
     """A stitch of a result file between its two networks, on the CPU, in eval mode."""
 
     viewing: Viewing
+    trained_on: str
     front_layer: str
     end_layer: str
     pair: Pair
@@ -41,8 +42,9 @@ class SavedStitch:
 
     @property
     def title(self) -> str:
-        layers = {"front_layer": self.front_layer, "end_layer": self.end_layer, "dataset": self.dataset}
-        return stitch_title({"params": layers, "weights": {"front": self.front.facts(), "end": self.end.facts()}})
+        params = {"front_layer": self.front_layer, "end_layer": self.end_layer, "dataset": self.trained_on}
+        params |= {"evaluate_on": self.dataset} if self.dataset != self.trained_on else {}
+        return stitch_title({"params": params, "weights": {"front": self.front.facts(), "end": self.end.facts()}})
 
     @property
     def dataset(self) -> str:
@@ -67,12 +69,15 @@ class SavedStitch:
         return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), freeze(head(network, layer, layouts))
 
 
-def load_stitch(path: Path, stitch_type: str, *, front: str | None = None, end: str | None = None) -> SavedStitch:
+def load_stitch(
+    path: Path, stitch_type: str, *, front: str | None = None, end: str | None = None, size: int | None = None
+) -> SavedStitch:
     """Read a stitch that stitch_nets.py, or its published ancestor, wrote.
 
-    `front` and `end` are where the weight files are now, if they have moved. Relative paths in the file are looked
-    for beside it, in the folders above it, and in the working folder; then files of the same digest below the
-    `model_weights/` of these folders. Raises FileNotFoundError for a missing file
+    `front` and `end` are where the weight files are now, if they have moved; `size` is of the images, where not as it
+    was. A stitch that was scored on other images than those it was trained on stands in front of the former.
+    Relative paths in the file are looked for beside it, in the folders above it, and in the working folder; then files
+    of the same digest below the `model_weights/` of these folders. Raises FileNotFoundError for a missing file
     and ValueError for a file that is no stitch, lacks the type, or was made with other weights.
     """
     content = results.read(path)
@@ -81,12 +86,14 @@ def load_stitch(path: Path, stitch_type: str, *, front: str | None = None, end: 
     params, maps = content["params"], content["trans_m"]
     known = content.get("weights") or {"front": {}, "end": {}}
     networks: dict[str, Checkpoint] = {}
+    size = size or params.get("image_size")
     for role, moved in (("front", front), ("end", end)):
         file = moved or _find(params[f"{role}_model"], path, role, known[role].get("sha256"))
         networks[role] = open_network(
             file,
             model=known[role].get("model"),
             dataset=known[role].get("dataset") or params.get("dataset"),
+            size=size,
             named=moved is not None,
         )
         if not moved and networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
@@ -95,7 +102,10 @@ def load_stitch(path: Path, stitch_type: str, *, front: str | None = None, end: 
                 networks[role] = open_network(same, model=known[role].get("model"), named=False)
         if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
-    viewing = look([networks["front"], networks["end"]], params.get("dataset"))
+    viewing = look([networks["front"], networks["end"]], params.get("dataset"), size=size)
+    trained_on = viewing.dataset
+    if params.get("evaluate_on"):
+        viewing = viewing.elsewhere(params["evaluate_on"], size=size)
     pair = cut_pair(
         viewing.networks[0].network,
         viewing.networks[1].network,
@@ -109,9 +119,7 @@ def load_stitch(path: Path, stitch_type: str, *, front: str | None = None, end: 
     _require_same_layouts(content, pair.geometry, path)
     arrays = _map_of_type(content, maps, stitch_type, path)
     stitch = from_arrays(arrays, pair.geometry)
-    return SavedStitch(
-        viewing, front_layer=params["front_layer"], end_layer=params["end_layer"], pair=pair, stitch=stitch
-    )
+    return SavedStitch(viewing, trained_on, params["front_layer"], params["end_layer"], pair, stitch)
 
 
 def _require_same_layouts(content: dict[str, Any], geometry: Geometry, path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.checkpoints import Checkpoint
-from src.dataset import DATASETS, DatasetSpec, Split, load_split
-from src.preprocessing import Preprocessing, sighted
+from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
+from src.preprocessing import Preprocessing, presented
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,20 +17,22 @@ class Viewing:
     """Networks that look at the same images.
 
     Where all of them preprocess alike, the images are handed out that way, once for all; else as they are, and each of
-    `networks` preprocesses what it gets. Raises ValueError, which says what differs, where a network cannot take images
-    of this data set.
+    `networks` preprocesses what it gets. `answers` are the classes in the order of their logits, for which the networks
+    have been arranged and the labels are. Raises ValueError, which says what differs, where a network cannot take
+    images of this data set.
     """
 
-    dataset: str
+    spec: DatasetSpec
     networks: tuple[Checkpoint, ...]
+    answers: tuple[str, ...]
 
     def __post_init__(self) -> None:
         for network in self.networks:
             _check_fit(network, self.spec)
 
     @property
-    def spec(self) -> DatasetSpec:
-        return DATASETS[self.dataset]
+    def dataset(self) -> str:
+        return self.spec.name
 
     @property
     def shared(self) -> Preprocessing | None:
@@ -40,50 +43,78 @@ class Viewing:
     @property
     def labelled(self) -> bool:
         """Whether the labels of the images are of these networks' classes."""
-        return all(network.labels == self.spec.labels for network in self.networks)
+        return all(_same_names(network.labels, self.spec.labels) for network in self.networks)
+
+    @property
+    def reordered(self) -> list[bool]:
+        """Of each network whether its classes are these, in another order."""
+        return [order_of(network.labels, self.answers) is not None for network in self.networks]
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the figures must know of it, a line each."""
         lines = []
         for network in {str(network.path): network for network in self.networks}.values():
-            if network.dataset not in (None, self.dataset):
-                lines.append(f"{network.path} was trained on {network.dataset}, and is shown {self.dataset}")
-            if network.preprocessing.size != self.spec.size:
-                lines.append(
-                    f"{network.path} sees images enlarged from {self.spec.size} to {network.preprocessing.size}"
-                )
+            lines += _notes(network, self.spec)
         return lines
 
     def require_labels(self) -> None:
         """Raise ValueError where the labels of the images say nothing about a network's decisions."""
         for network in self.networks:
-            if network.labels != self.spec.labels:
-                count = f"{len(network.labels)} " if network.labels else ""
+            if not _same_names(network.labels, self.spec.labels):
+                count, differs = "", ""
+                if network.labels:
+                    count = f"{len(network.labels)} "
+                    differs = f" (in alphabetical order {first_difference(network.labels, self.spec.labels)})"
                 raise ValueError(
-                    f"{network.path} decides between {count}other classes than those of {self.dataset}, so it has no "
-                    f"accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
+                    f"{network.path} decides between {count}other classes than those of {self.dataset}{differs}, so it "
+                    f"has no accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
                 )
 
-    def seen(self, network: nn.Module, like: Checkpoint) -> nn.Module:
-        """A network that preprocesses as one of these does, for the images that `split` hands out."""
-        return network if self.shared else sighted(network, like.preprocessing)
+    def elsewhere(self, dataset: str, *, size: int | None = None) -> "Viewing":
+        """The same networks, as they are here, in front of other images of the same classes.
 
-    def split(self, name: str, *, device: torch.device | str = "cpu", num_workers: int | None = None) -> Split:
-        """The images of a split as these networks and their parts take them."""
-        return load_split(self.dataset, name, device=device, num_workers=num_workers).seen_by(self.shared)
+        Raises ValueError, with the first difference, where the classes are others.
+        """
+        spec = _sized(dataset_of(dataset), self.networks, size)
+        if not _same_names(spec.labels, self.spec.labels) or spec.task is not self.spec.task:
+            differs = first_difference(self.spec.labels, spec.labels) or "one label an image against several"
+            raise ValueError(
+                f"{self.dataset} and {spec.name} have different classes: {differs} (both in alphabetical order)"
+            )
+        return Viewing(spec, self.networks, self.answers)
+
+    def seen(self, network: nn.Module, like: Checkpoint) -> nn.Module:
+        """A network that preprocesses and orders its classes as one of these does, for the images of `split`."""
+        order = order_of(like.labels, self.answers)
+        if self.shared and order is None:
+            return network
+        return presented(network, None if self.shared else like.preprocessing, order)
+
+    def split(self, name: str, **options: Any) -> Split:
+        """The images of a split as these networks and their parts take them; `options` are those of `load_split`."""
+        split = load_split(self.spec, name, **options).seen_by(self.shared)
+        order = order_of(self.spec.labels, self.answers)
+        if order is None:
+            return split
+        if split.labels.dim() == 2:
+            return split.relabelled(split.labels[:, list(order)])
+        place = torch.tensor(order).argsort()  # of each class of the data set, among the answers
+        return split.relabelled(place.to(split.device)[split.labels])
 
     @property
     def sample(self) -> Tensor:
         """Two blank images as `split` hands them out."""
-        size = self.shared.size if self.shared else self.spec.size
-        return torch.zeros(2, self.spec.channels, size, size)
+        eyes = self.shared
+        size, channels = (eyes.size, eyes.channels) if eyes else (self.spec.size, self.spec.channels)
+        return torch.zeros(2, channels, size, size)
 
 
-def look(networks: Sequence[Checkpoint], dataset: str | None) -> Viewing:
+def look(networks: Sequence[Checkpoint], dataset: str | None, *, size: int | None = None) -> Viewing:
     """The networks in front of a data set: the named one, else the one that they were trained on.
 
-    Raises ValueError where that is none, or not one.
+    Image files are decoded to `size`, else to the largest that a network sees. Raises ValueError where the data set is
+    none, or not one.
     """
     if dataset is None:
         trained_on = {str(network.path): network.dataset for network in networks}
@@ -94,20 +125,47 @@ def look(networks: Sequence[Checkpoint], dataset: str | None) -> Viewing:
         dataset = next((name for name in trained_on.values() if name), None)
         if dataset is None:
             raise ValueError(f"{networks[0].path} is for no data set of ours; name one with -d")
-    viewing = Viewing(dataset, tuple(networks))
-    if viewing.shared:
-        return viewing
-    return Viewing(dataset, tuple(replace(one, network=viewing.seen(one.network, one)) for one in networks))
+    spec = _sized(dataset_of(dataset), networks, size)
+    viewing = Viewing(spec, tuple(networks), spec.labels)
+    return replace(viewing, networks=tuple(replace(one, network=viewing.seen(one.network, one)) for one in networks))
+
+
+def order_of(labels: Sequence[str] | None, wanted: Sequence[str]) -> tuple[int, ...] | None:
+    """Where each wanted class stands among others; None where they stand alike, or are other classes."""
+    if labels is None or tuple(labels) == tuple(wanted) or not _same_names(labels, wanted):
+        return None
+    return tuple(labels.index(name) for name in wanted)
+
+
+def _same_names(one: Sequence[str] | None, other: Sequence[str]) -> bool:
+    return one is not None and sorted(one) == sorted(other)
+
+
+def _sized(spec: DatasetSpec, networks: Sequence[Checkpoint], size: int | None) -> DatasetSpec:
+    if size is None and spec.exact:
+        size = max(network.preprocessing.size for network in networks)
+    return dataset_of(spec, size)
+
+
+def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:
+    lines, eyes = [], network.preprocessing
+    if network.dataset not in (None, spec.name):
+        lines.append(f"{network.path} was trained on {network.dataset}, and is shown {spec.name}")
+    if eyes.size != spec.size:
+        how = "enlarged" if eyes.size > spec.size else "reduced"
+        lines.append(f"{network.path} sees images {how} from {spec.size} to {eyes.size}")
+    if eyes.channels > spec.channels:
+        lines.append(f"{network.path} takes colour, and is shown the grey of {spec.name} as all of its channels")
+    if eyes.channels < spec.channels:
+        lines.append(f"{network.path} takes grey, and is shown the brightness of {spec.name}")
+    if order_of(network.labels, spec.labels):
+        lines.append(f"{network.path} has the classes of {spec.name} in another order; they are matched by name")
+    return lines
 
 
 def _check_fit(network: Checkpoint, spec: DatasetSpec) -> None:
-    eyes = network.preprocessing
-    if eyes.channels != spec.channels:
+    channels = network.preprocessing.channels
+    if channels != spec.channels and {channels, spec.channels} != {1, 3}:
         raise ValueError(
-            f"{network.path} takes images of {eyes.channels} channels, and those of {spec.name} have {spec.channels}"
-        )
-    if eyes.size != spec.size and not network.resizes:
-        raise ValueError(
-            f"{network.path} takes images of {eyes.size} x {eyes.size}, and those of {spec.name} are {spec.size} x "
-            f"{spec.size}"
+            f"{network.path} takes images of {channels} channels, and those of {spec.name} have {spec.channels}"
         )

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, moments, run
+from benchmarks import cases, decode, moments, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -78,3 +79,18 @@ def test_the_peak_of_a_process_is_its_own() -> None:
     code = "import resource\nfrom pathlib import Path\n" + inspect.getsource(run.peak_bytes) + "\nprint(peak_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100e6
+
+
+def test_decoders_are_timed_and_compared(tmp_path: Path) -> None:
+    root = decode.make_folder(tmp_path / "images", 20, 4)
+    files = sorted((root / "train").rglob("*.jpg"))
+    assert len(files) == 20 and len({file.stat().st_ino for file in files}) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's about its own decoder
+        head, pil, torchvision, draft = decode.decoder_rows(files[:2], (56,))
+    assert head.split() == ["decoder", "to", "images/s", "mean", "diff", "largest"]
+    assert pil.split()[-2:] == torchvision.split()[-2:] == ["0.000", "0"]  # the same pixels
+    assert float(draft.split()[-2]) > 0
+    kept = decode.epoch_rows(root, 56, tmp_path / "cache")
+    assert [row.split("  ")[0] for row in kept] == ["kept", "not", "in memory", "in a file", "file, other run"]
+    assert all(float(number) > 0 for row in kept[1:] for number in row[16:].split())

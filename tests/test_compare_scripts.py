@@ -89,7 +89,7 @@ def test_refusals_are_one_line(tmp_path, monkeypatch, capsys) -> None:
     for arguments, message in (
         ([*DIGITS, "bn5", "bn5", "digits", "cca"], "cca of 2592 features needs at least 2594 images.*--view channels"),
         ([*DIGITS, "bn5", "bn6", "digits", "l2"], "l2"),
-        ([*DIGITS, "bn5", "bn5", "cifar10", "cka"], "of 1 channels, and those of cifar10 have 3"),
+        ([*DIGITS, "bn5", "bn5", "folder:nowhere", "cka"], "no folder nowhere"),
         ([*DIGITS, "bn5", "bn5", "digits", "cosine"], "invalid choice: 'cosine'"),
     ):
         with pytest.raises(SystemExit) as stop:

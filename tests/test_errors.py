@@ -26,7 +26,13 @@ COMPARE = "compare_nets a3.pt b5.pt bn1 bn1 toy"
 COMMANDS = [
     # arguments
     "train_model -m vgg19",
-    "train_model -d imagenet",
+    "train_model -d imagenette",
+    "train_model -d folder:",
+    "train_model -d folder:nowhere",
+    "train_model -d arrays:nothing.npz",
+    "train_model -d digits --image-size 0",
+    "train_model -d digits --cache-gb 0",
+    "eval_net a3.pt -d folder:nowhere",
     "train_model -e 0",
     "train_model -e many",
     "train_model -b 0",
@@ -60,7 +66,7 @@ COMMANDS = [
     f"{COMPARE} cka -g 0",
     f"{COMPARE} cka -t test",
     f"{COMPARE} cka --view rows",
-    "compare_nets a3.pt b5.pt bn1 bn1 imagenet cka",
+    "compare_nets a3.pt b5.pt bn1 bn1 imagenette cka",
     "compare_nets a3.pt b5.pt bn1 bn1 toy",
     "eval_stitch good.pkl during",
     # combinations
@@ -82,6 +88,8 @@ COMMANDS = [
     "stitch_nets nothing.py:make b5.pt 0 bn1",
     "eval_net b5.pt?size=large",
     "eval_net b5.pt -d mnist",
+    f"{STITCH} -d digits",
+    f"{STITCH} --evaluate-on digits",
     "train_model -m torchvision:resnet18#0",
     "train_model -m torchvision:resnet18 -d digits",
     "eval_net tiny10#0",
@@ -134,7 +142,7 @@ COMMANDS = [
     "eval_net a3.pt -m tiny10",
     "eval_net a3.pt -d mnist",
     "stitch_nets a3.pt digits.pt bn1 bn1",
-    "compare_nets a3.pt b5.pt bn1 bn1 digits cka",
+    "compare_nets a3.pt b5.pt bn1 bn1 arrays:nothing.npz cka",
     # results
     "eval_stitch missing.pkl after",
     "eval_stitch text.pt after",
@@ -164,6 +172,9 @@ COMMANDS = [
     "eval_net mnist.pt",
     "eval_net celeba.pt",
     "train_model -d cifar100 -e 1",
+    "train_model -d svhn -e 1",
+    "train_model -d stl10 -e 1",
+    "train_model -d imagenet -e 1",
 ]
 
 
@@ -262,7 +273,7 @@ def without_surroundings(message: str, folder: Path) -> str:
         message = message.replace(f"{path}/", "")
     message = re.sub(r"\(choose from .*?\)", lambda choices: choices[0].replace("'", ""), message)
     message = re.sub(r"expected \d+ bytes in a (\w+), but only \d+ remain", r"expected N bytes in a \1", message)
-    return message.replace(", toy_w<width>", "").replace(", toy)", ")").replace("|", "\\|")
+    return message.replace(", toy_w<width>", "").replace(", toy,", ",").replace("|", "\\|")
 
 
 HEAD = """# What bad input gets

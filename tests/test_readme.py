@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -96,6 +97,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         importlib.import_module("stitch_nets").main([*shlex.split(f"{weights} {demo}"), "-e", "1"])
+        for name, code in re.findall(r"`(\w+\.py)`[^`]*```python\n(.*?)```", README, re.DOTALL):
+            Path(name).write_text(code)
+        runpy.run_path("images.py")
     return folder
 
 
@@ -111,8 +115,6 @@ def marked(script: str, arguments: str) -> object:
 @pytest.mark.parametrize(("script", "arguments"), [marked(*command) for command in COMMANDS])
 def test_the_command_runs(script: str, arguments: str, folder: Path, monkeypatch) -> None:
     monkeypatch.chdir(folder)
-    (own,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (folder / "nets.py").write_text(own)
     if script == "train_model":
         arguments = arguments.replace("cifar10", "digits")  # the same code, in seconds
     shorter = SHORTER.get(script, [])

@@ -167,13 +167,13 @@ def test_what_stands_behind_the_question_mark_wins() -> None:
         f"{DIGITS}?mean=0.1?std=0.2",
     )
     larger = open_network(f"{DIGITS}?size=48")
-    assert larger.resizes and larger.network(larger.sample).shape == (2, 10) and larger.sample.shape[-1] == 48
+    assert larger.network(larger.sample).shape == (2, 10) and larger.sample.shape[-1] == 48
 
 
 def test_torchvisions_networks_bring_their_record_and_take_weights_of_any_head(tmp_path: Path) -> None:
     plain = open_network("torchvision:squeezenet1_1#0?size=64")
     assert plain.preprocessing == Preprocessing(64, IMAGENET.mean, IMAGENET.std)
-    assert plain.network(plain.sample).shape == (2, 1000) and plain.resizes and plain.labels is None
+    assert plain.network(plain.sample).shape == (2, 1000) and plain.labels is None
     assert open_network("torchvision:mobilenet_v3_small#0", dataset="cifar10").preprocessing == IMAGENET
     made = architecture("torchvision:mobilenet_v3_small", channels=3, classes=7, size=None).network.eval()
     torch.save(made.state_dict(), tmp_path / "seven.pt")

@@ -1,9 +1,11 @@
 """train_model.py: where its files land, what they hold, and what it refuses to run over."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import eval_net
 import train_model
@@ -81,19 +83,23 @@ def test_resume_names_the_argument_that_differs(
     assert not (FOLDER / "resume.pt").exists()
 
 
+def initial(args: argparse.Namespace) -> nn.Module:
+    return train_model.initial_network(args, train_model.images_for(args)).network
+
+
 def test_training_starts_from_given_weights_and_keeps_its_own_head_where_sizes_differ(
     toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = checkpoints.load("a3.pt").network.state_dict()
     args = train_model.parse_args([*COMMAND, "--init-weights", "a3.pt"])
-    assert_same(train_model.initial_network(args).network.state_dict(), given)
+    assert_same(initial(args).state_dict(), given)
     assert capsys.readouterr().err == ""
     state = given | {"fc2.weight": torch.zeros(7, 3), "fc2.bias": torch.zeros(7)}  # of a set of 7 classes
     torch.save(state, "seven.pt")
     args = train_model.parse_args([*COMMAND, "--init-weights", "seven.pt", "-i", "5"])
-    network = train_model.initial_network(args).network
+    network = initial(args)
     assert capsys.readouterr().err == "the head fc2 starts at random: it has another size in seven.pt\n"
-    plain = train_model.initial_network(train_model.parse_args([*COMMAND, "-i", "5"])).network.state_dict()
+    plain = initial(train_model.parse_args([*COMMAND, "-i", "5"])).state_dict()
     assert_same(network.state_dict(), given | {name: plain[name] for name in ("fc2.weight", "fc2.bias")})
     result = train("--init-weights", "seven.pt")
     assert len(parse_tensors(Path(result["weights"]).read_bytes())["recipe"]["init_weights"]) == 64

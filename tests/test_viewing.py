@@ -1,5 +1,6 @@
 """Networks in front of images: of their own data set or another, with one preprocessing or each its own."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from src.cut import head, layer_names, tail
 from src.dataset import DATASETS, load_split
 from src.evaluation import evaluate
 from src.frozen import freeze
-from src.preprocessing import Preprocessing, sighted
+from src.preprocessing import Preprocessing, presented
 from src.viewing import look
 
 WEIGHTS = Path(__file__).parents[1] / "model_weights"
@@ -74,19 +75,79 @@ def test_a_network_keeps_its_own_numbers_on_the_images_of_another_set() -> None:
 
 def test_what_does_not_fit_says_how() -> None:
     digits = checkpoints.load(DIGITS)
-    for dataset, message in (("cifar10", "of 1 channels, and those of cifar10 have 3"),):
-        with pytest.raises(ValueError, match=message):
-            look([digits], dataset)
+    two = replace(digits, preprocessing=Preprocessing(32, (0.5, 0.5), (0.5, 0.5)))
+    with pytest.raises(ValueError, match="of 2 channels, and those of cifar10 have 3"):
+        look([two], "cifar10")
+
+
+def test_images_of_another_size_or_colour_are_noted() -> None:
+    digits = checkpoints.load(DIGITS)
     large = replace(digits, preprocessing=replace(digits.preprocessing, size=64))
-    with pytest.raises(ValueError, match="takes images of 64 x 64, and those of digits are 32 x 32"):
-        look([large], None)
-    assert look([replace(large, resizes=True)], None).sample.shape == (2, 1, 64, 64)
+    viewing = look([large], None)
+    assert viewing.sample.shape == (2, 1, 64, 64) and viewing.notes == [f"{DIGITS} sees images enlarged from 32 to 64"]
+    notes = look([digits], "stl10").notes
+    assert [line.removeprefix(f"{DIGITS} ") for line in notes] == [
+        "was trained on digits, and is shown stl10",
+        "sees images reduced from 96 to 32",
+        "takes grey, and is shown the brightness of stl10",
+    ]
+    colourful = replace(digits, preprocessing=Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
+    assert look([colourful], None).notes == [
+        f"{DIGITS} takes colour, and is shown the grey of digits as all of its channels"
+    ]
+
+
+def test_grey_becomes_colour_and_colour_brightness() -> None:
+    """By ITU-R BT.601, as PIL has it; alone, and beside a network that sees the same images in its own way."""
+    colours = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    grey = Preprocessing(4, (0.5,), (0.25,))(colours)
+    weights = torch.tensor([299, 587, 114]).view(1, 3, 1, 1)
+    brightness = (colours.double() * weights).sum(1, keepdim=True) / 1000
+    assert_close(grey, ((brightness / 255 - 0.5) / 0.25).float(), rtol=0, atol=1e-5)
+    back = Preprocessing(4, (0.5,) * 3, (0.25,) * 3)(colours[:, :1])
+    assert torch.equal(back[:, 0], back[:, 2])
+    assert_close(back[:, 0], (colours[:, 0] / 255 - 0.5) / 0.25, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_grey_and_a_colour_network_share_images() -> None:
+    digits = checkpoints.load(DIGITS)
+    eyes = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+    colourful = replace(digits, network=nn.Conv2d(3, 10, 32).eval(), preprocessing=eyes)
+    viewing = look([digits, colourful], "digits")
+    assert viewing.shared is None and viewing.sample.shape == (2, 1, 32, 32)
+    images, _ = next(viewing.split("val").batches(4))
+    alone, _ = next(load_split("digits", "val").seen_by(eyes).batches(4))
+    assert torch.equal(viewing.networks[1].network(images), colourful.network(alone))
+
+
+@torch.no_grad()
+def test_classes_in_another_order_are_matched_by_name() -> None:
+    digits = checkpoints.load(DIGITS)
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    turned = replace(digits, network=copy.deepcopy(digits.network), labels=tuple("3140592687"), path="turned")
+    last = turned.network.get_submodule(checkpoints.head_of(turned.network))
+    for values in (last.weight, last.bias):  # the same network, which says class 3 first
+        values.copy_(values[order].clone())  # pyright: ignore
+    viewing = look([turned, digits], "digits")
+    assert viewing.labelled and viewing.reordered == [True, False]
+    assert viewing.notes == ["turned has the classes of digits in another order; they are matched by name"]
+    images, _ = next(viewing.split("val").batches(32))
+    assert_close(viewing.networks[0].network(images), digits.network(images))
+    given = head(digits.network, "bn3")(images)
+    assert_close(tail(viewing.networks[0].network, "bn3")(given, images), digits.network(images))
+    found = [evaluate(one.network, viewing.split("val")) for one in viewing.networks]
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0]["acc"] > 0.9
+    assert layer_names(viewing.networks[0].network) == layer_names(digits.network)
 
 
 def test_classes_are_compared_by_name() -> None:
     network = checkpoints.load(MNIST)
     assert not look([network], "fashion").labelled
-    with pytest.raises(ValueError, match=r"decides between 10 other classes than those of fashion.*--freeze-body -d f"):
+    with pytest.raises(
+        ValueError,
+        match=r"10 other classes than those of fashion \(.* '0' against 'Ankle boot'\).*--freeze-body -d f",
+    ):
         look([network], "fashion").require_labels()
     look([network], "digits").require_labels()
 
@@ -135,7 +196,7 @@ def test_a_network_that_cannot_be_traced_sees_too() -> None:
 
     network, eyes = Winding().eval(), Preprocessing(6, (0.5,), (0.25,))
     images = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8)
-    seeing = sighted(network, eyes)
+    seeing = presented(network, eyes)
     assert torch.equal(seeing(images), network(eyes(images)))
     assert torch.equal(head(seeing, "conv")(images), network.conv(eyes(images)))
     given = torch.randn(3, 4, 4, 4)

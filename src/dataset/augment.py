@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def flip_and_crop(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
-    """Mirror left to right with probability 1/2, then crop at random from `padding` pixels of zeros all around."""
+def flip_and_crop(images: Tensor, generator: torch.Generator, *, padding: int = 4, mirror: bool = True) -> Tensor:
+    """Mirror left to right with probability 1/2, then crop at random from `padding` pixels of zeros all around.
+
+    Without `mirror` crop only, since what is seen in a mirror may be something else (digits).
+    """
     n, _, height, width = images.shape
     top = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
     left = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
-    mirrored = torch.rand((n, 1), generator=generator) < 0.5
+    mirrored = torch.rand((n, 1), generator=generator) < (0.5 if mirror else 0)
     # three numbers an image, in one copy that a GPU need not wait for; the rest is computed there
     drawn = torch.stack([top, left, mirrored.to(top)]).to(images.device, non_blocking=True)
     top, left, mirrored = drawn[0], drawn[1], drawn[2].bool()
@@ -51,6 +54,39 @@ def rotate_and_crop(images: Tensor, generator: torch.Generator, *, size: int = 2
     shrink = torch.tensor([size / width, size / height])
     offset = (rotation @ centre[:, :, None]).squeeze(2)
     return _sample(images, rotation * shrink, offset, size=size)
+
+
+def of_files(images: Tensor, generator: torch.Generator, *, size: int) -> Tensor:
+    """What is done to images of a folder: as to the known sets where they are of that size already, else as to photos.
+
+    Colour images of size x size are mirrored and cropped from an eighth of padding, grey ones turned, scaled and
+    sheared; of larger ones a random part is taken and mirrored.
+    """
+    if images.shape[-1] != size:
+        return resized_crop(images, generator, size=size)
+    return of_known_size(images, generator)
+
+
+def of_known_size(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`affine` for grey images, `flip_and_crop` from an eighth of padding for others; also for pairs side by side."""
+    if images.shape[1] in (1, 2):
+        return affine(images, generator)
+    return flip_and_crop(images, generator, padding=max(1, images.shape[-1] // 8))
+
+
+def resized_crop(images: Tensor, generator: torch.Generator, *, size: int) -> Tensor:
+    """Bring a random part of each image, 25% to 100% of it and 3:4 to 4:3 in shape, to size x size; float result.
+
+    Half of them are mirrored.
+    """
+    n = len(images)
+    area, ratio = _uniform(n, 0.25, 1.0, generator), _uniform(n, math.log(3 / 4), math.log(4 / 3), generator).exp()
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1)  # width and height, of 1
+    centre = (torch.rand((n, 2), generator=generator) * 2 - 1) * (1 - sides)
+    mirror = 1 - 2 * (torch.rand(n, generator=generator) < 0.5).to(sides)
+    matrix = torch.diag_embed(sides)
+    matrix[:, 0, 0] *= mirror
+    return _sample(images, matrix, centre, size=size)
 
 
 def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:

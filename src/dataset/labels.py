@@ -1,5 +1,7 @@
 """The names of the classes of each data set, in the order of their numbers."""
 
+from pathlib import Path
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -8,6 +10,9 @@ def _words(text: str) -> tuple[str, ...]:
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR10 = _words("airplane automobile bird cat deer dog frog horse ship truck")
+STL10 = _words("airplane bird car cat deer dog horse monkey ship truck")
+# the numbers of WordNet, after which its folders are called: two of its classes are called crane, and two maillot
+IMAGENET = _words(Path(__file__).with_name("imagenet.txt").read_text(encoding="ascii"))
 CIFAR100 = _words(
     """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
     caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant

@@ -17,6 +17,7 @@ from torch import Tensor
 DIGITS_FILE = Path(__file__).with_name("digits.csv.gz")
 PATIENCE = 30  # seconds without a byte until a download has failed
 Arrays = tuple[Tensor, Tensor]
+_CHANNELS_FIRST = ("SVHN", "STL10")  # which torchvision made in another way: `split`, `labels`, (n, c, h, w)
 
 
 def read_torchvision(kind: str, root: Path, split: str, *, pad: int = 0) -> Arrays:
@@ -28,17 +29,20 @@ def read_torchvision(kind: str, root: Path, split: str, *, pad: int = 0) -> Arra
     """
     dataset = _open_torchvision(kind, root, split == "train")
     images = torch.as_tensor(np.asarray(dataset.data))
-    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    if kind not in _CHANNELS_FIRST:
+        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     images = F.pad(images, (pad,) * 4) if pad else images  # without padding, pad would copy all of them
-    return images.contiguous(), torch.as_tensor(dataset.targets)
+    targets = dataset.labels if kind in _CHANNELS_FIRST else dataset.targets
+    return images.contiguous(), torch.as_tensor(targets).long()
 
 
 def _open_torchvision(kind: str, root: Path, train: bool) -> Any:
     import torchvision  # takes 2 seconds and 170 MB, which no one pays who has the digits or asks for help
 
     reader = getattr(torchvision.datasets, kind)
+    split = {"split": "train" if train else "test"} if kind in _CHANNELS_FIRST else {"train": train}
     try:
-        return reader(root, train=train)
+        return reader(root, **split)
     except (RuntimeError, ValueError, AssertionError) as error:
         if "not found" not in str(error):  # torchvision looks at the names of MNIST's files, not at what is in them
             raise ValueError(
@@ -47,7 +51,7 @@ def _open_torchvision(kind: str, root: Path, train: bool) -> Any:
             ) from None
     try:
         with _no_empty_folders_left(root, kind), _on_stderr(), _patience(PATIENCE):
-            return reader(root, train=train, download=True)
+            return reader(root, **split, download=True)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise FileNotFoundError(
             f"no {kind} in {root} and its download failed ({_first_line(error)}); point pytorch in "

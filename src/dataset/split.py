@@ -1,22 +1,22 @@
-"""A split of a data set as a source of batches, whether it lives in memory or in a folder of JPEG files."""
+"""A split of a data set as a source of batches, whether it lives in memory or in a folder of image files."""
 
 import copy
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from src.dataset.decode import Files, decode_batches
+from src.dataset.kept import Keep, Kept
 from src.dataset.spec import DatasetSpec
 from src.preprocessing import Preprocessing
 
 Batch = tuple[Tensor, Tensor]
-RESIZED = 256  # shorter side of images read from a folder, before the crop to the network's size
 
 
 class Split(ABC):
@@ -29,7 +29,7 @@ class Split(ABC):
         self.spec = spec
         self.labels = labels
         self.device = device
-        self._preprocess: Callable[[Tensor], Tensor] = spec.preprocessing
+        self._preprocess: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,13 +49,14 @@ class Split(ABC):
         generators, drawn from in this process only: equal seeds give equal batches on every device and for any
         number of workers. `drop_last` leaves out an incomplete last batch.
         """
+        preprocess = self._preprocess or self.spec.preprocessing
         index = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
         if drop_last:
             index = index[: len(self) - len(self) % batch_size]
         # split makes one empty batch of nothing
         for images, labels in self._read(index, batch_size) if len(index) else ():
-            images = self._crop(images) if augment is None else self.spec.augment(images, augment)
-            yield self._preprocess(images), labels
+            images = self._crop(images) if augment is None else self._augmented(images, augment)
+            yield preprocess(images), labels
 
     @abstractmethod
     def take(self, index: Tensor) -> "Split":
@@ -89,6 +90,9 @@ class Split(ABC):
 
     def _crop(self, images: Tensor) -> Tensor:
         return images
+
+    def _augmented(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.spec.augment(images, generator)
 
 
 def _as_they_are(images: Tensor) -> Tensor:
@@ -126,7 +130,8 @@ class Coupled(Split):
     def __init__(self, split: Split, partners: Tensor) -> None:
         """`partners`: for each image the index of the one that stands beside it, (images,)."""
         super().__init__(split.spec, split.labels, split.device)
-        self.images, self.partners, self._one = split, partners, split._preprocess
+        self.images, self.partners = split, partners
+        self._one = split._preprocess or split.spec.preprocessing
         self._preprocess = self._both
 
     def _both(self, images: Tensor) -> Tensor:
@@ -146,97 +151,79 @@ class Coupled(Split):
     def _crop(self, images: Tensor) -> Tensor:
         return self.images._crop(images)
 
+    def _augmented(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.images._augmented(images, generator)
+
 
 class FolderSplit(Split):
-    """A split whose images are decoded from files by worker processes as they are needed."""
+    """A split whose images are decoded from files by worker processes, once where the decoded ones can be kept."""
 
     def __init__(
         self,
         spec: DatasetSpec,
-        files: list[Path],
+        files: Sequence[Path],
         labels: Tensor,
         *,
         device: torch.device | str,
         num_workers: int | None,
+        keep: Keep | None = None,
     ) -> None:
         super().__init__(spec, labels.to(device), torch.device(device))
         self.files = files
         self.num_workers = min(8, _usable_cores()) if num_workers is None else num_workers
+        self._kept = Kept(files, spec.target, keep or Keep())
 
     def _contents(self) -> Any:
-        return repr([(file.name, file.stat().st_size) for file in self.files]).encode()
+        names = [(file.name, file.stat().st_size) for file in self.files]
+        return repr(names).encode() + (repr(self.spec.target).encode() if self.spec.exact else b"")
 
     def take(self, index: Tensor) -> "FolderSplit":
         other = copy.copy(self)
-        other.files = [self.files[position] for position in index.tolist()]
+        chosen = index.tolist()
+        other.files = self.files.take(chosen) if isinstance(self.files, Files) else [self.files[i] for i in chosen]
         other.labels = self.labels[index.to(self.device)]
+        other._kept = self._kept.other(other.files)
         return other
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
-        indices = index.split(batch_size)
-        loader = DataLoader(
-            _Decoder(self.files),
-            batch_size=None,  # an item of the decoder is a batch
-            sampler=[part.tolist() for part in indices],
-            num_workers=min(self.num_workers, len(indices)),
-            pin_memory=self.device.type == "cuda",
-            generator=Generator(),  # its own, so that torch's global one is left as it was
-        )
-        for part, images in zip(index.to(self.device).split(batch_size), _batches_of(loader), strict=True):
-            yield images.to(self.device, non_blocking=True), self.labels[part]
+        parts, rows = index.split(batch_size), self._kept.rows()
+        missing = list(parts) if rows is None else _unknown(parts, rows.known, batch_size)
+        wanted = [part.tolist() for part in missing if len(part)]
+        pin = self.device.type == "cuda"
+        decoded = decode_batches(self.files, self.spec.target, wanted, num_workers=self.num_workers, pin=pin)
+        for part, new, place in zip(parts, missing, index.to(self.device).split(batch_size), strict=True):
+            images = next(decoded) if len(new) else None
+            if rows is not None:
+                if images is not None:
+                    rows.put(new, images)
+                images = rows.get(part)
+            assert images is not None
+            yield images.to(self.device, non_blocking=True), self.labels[place]
 
     def _crop(self, images: Tensor) -> Tensor:
         from torchvision.transforms.v2 import functional  # slow to import, and needed for images in folders only
 
         return functional.center_crop(images, [self.spec.size] * 2)
 
+    def _augmented(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.spec.augment(images, generator, size=self.spec.size)
+
+
+def _unknown(parts: Sequence[Tensor], known: Tensor, batch_size: int) -> list[Tensor]:
+    """Of each batch the images that are still to be decoded.
+
+    The few that a pass over all but an incomplete last batch leaves out are taken with its last batch, so that no later
+    epoch decodes anything.
+    """
+    missing = [part[~known[part]] for part in parts]
+    left = ~known
+    left[torch.cat(list(parts))] = False
+    rest = left.nonzero().flatten()
+    if len(rest) < batch_size:
+        missing[-1] = torch.cat([missing[-1], rest])
+    return missing
+
 
 def _usable_cores() -> int:
     """Cores that this process may use: in a container, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _batches_of(loader: DataLoader) -> Iterator[Tensor]:
-    try:
-        for images in loader:
-            if isinstance(images, ValueError):
-                raise images
-            yield images
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # a worker was killed: no memory, or no shared memory in a container
-        reason = str(error).splitlines()[0]
-        raise OSError(f"a process that decodes images died ({reason}); lower --num-workers or --batch-size") from None
-
-
-class _Decoder(Dataset):
-    """Indices of files -> one uint8 batch (n, 3, 256, 256): RGB, shorter side 256, centre.
-
-    Returns a ValueError for an image that cannot be read: raised in a worker, it would arrive with a traceback in it.
-    """
-
-    def __init__(self, files: list[Path]) -> None:
-        from torchvision.datasets.folder import pil_loader
-        from torchvision.transforms import v2
-
-        self.files = files
-        self.open = pil_loader  # gives RGB
-        self.to_tensor = v2.functional.pil_to_tensor
-        self.resize = v2.Compose([v2.Resize(RESIZED, antialias=True), v2.CenterCrop(RESIZED)])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, indices: list[int]) -> Tensor | ValueError:
-        try:
-            return torch.stack([self._decode(self.files[index]) for index in indices])
-        except ValueError as error:
-            return error
-
-    def _decode(self, file: Path) -> Tensor:
-        try:
-            image = self.open(file)
-        except Exception as error:  # of many kinds, by format and damage
-            reason = "it is no image" if "cannot identify" in str(error) else getattr(error, "strerror", None) or error
-            raise ValueError(f"cannot read the image {file}: {reason}") from None
-        return self.resize(self.to_tensor(image))

@@ -1,23 +1,19 @@
-"""The data sets, and how to get a split of one."""
+"""The data sets that have a name."""
 
 from functools import partial
-from pathlib import Path
 
-import torch
-
-from src import config
 from src.dataset import augment, labels
 from src.dataset.celeba import read_celeba
+from src.dataset.folder import read_imagenet
 from src.dataset.readers import read_digits, read_torchvision
 from src.dataset.spec import SPLITS, DatasetSpec
-from src.dataset.split import FolderSplit, MemorySplit, Split
 from src.task import MULTI_LABEL, SINGLE_LABEL
 
 
 def _torchvision(name: str, kind: str, **facts) -> DatasetSpec:
     pad = 2 if facts["channels"] == 1 else 0  # 28 -> 32, the size that the architectures expect
-    read = partial(read_torchvision, kind, pad=pad)
-    return DatasetSpec(name=name, folder=kind, size=32, task=SINGLE_LABEL, root="pytorch", read=read, **facts)
+    common = {"size": 32, "task": SINGLE_LABEL, "root": "pytorch", "read": partial(read_torchvision, kind, pad=pad)}
+    return DatasetSpec(name=name, folder=kind, **(common | facts))
 
 
 _CIFAR = {
@@ -57,6 +53,40 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
         _torchvision("cifar10", "CIFAR10", labels=labels.CIFAR10, **_CIFAR),
         _torchvision("cifar100", "CIFAR100", labels=labels.CIFAR100, **_CIFAR),
+        _torchvision(
+            "svhn",
+            "SVHN",
+            channels=3,
+            labels=labels.DIGITS,
+            mean=(0.4377, 0.4438, 0.4728),
+            std=(0.1980, 0.2010, 0.1970),
+            augment=partial(augment.flip_and_crop, mirror=False),
+        ),
+        _torchvision(
+            "stl10",
+            "STL10",
+            channels=3,
+            labels=labels.STL10,
+            size=96,
+            mean=(0.4467, 0.4398, 0.4066),
+            std=(0.2603, 0.2566, 0.2713),
+            augment=partial(augment.flip_and_crop, padding=12),
+        ),
+        DatasetSpec(
+            name="imagenet",
+            folder="ImageNet",
+            channels=3,
+            labels=labels.IMAGENET,
+            size=224,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            task=SINGLE_LABEL,
+            root="pytorch",
+            read=partial(read_imagenet, classes=labels.IMAGENET),
+            augment=augment.of_files,
+            in_memory=False,
+            exact=True,
+        ),
         DatasetSpec(
             name="celeba",
             folder="CelebA",
@@ -74,41 +104,3 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
     )
 }
-
-_FOLDER_ALIASES = {"celebagenerator": "celeba"}
-
-
-def canonical_dataset(name: str) -> str:
-    """Command-line name of a data set given by that name or by its folder, in any case; ValueError if unknown."""
-    lower = name.lower()
-    known = {spec.folder.lower(): spec.name for spec in DATASETS.values()} | {n: n for n in DATASETS} | _FOLDER_ALIASES
-    if lower not in known:
-        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(sorted(DATASETS))}")
-    return known[lower]
-
-
-def load_split(
-    name: str,
-    split: str,
-    *,
-    root: Path | None = None,
-    device: torch.device | str = "cpu",
-    num_workers: int | None = None,
-) -> Split:
-    """Open the `train` or `val` images of a data set, or its `valid` ones where it has such (CelebA).
-
-    `root` overrides the configured folder. In-memory sets live on `device`; `num_workers` processes decode the
-    images of the others (None: one a core, at most 8). Raises ValueError for unknown names and
-    FileNotFoundError, with the remedy, for data that are not there.
-    """
-    spec = DATASETS[canonical_dataset(name)]
-    if split not in spec.splits:
-        raise ValueError(f"{spec.name} has no split {split!r}; choose from {', '.join(spec.splits)}")
-    if spec.root and root is None:
-        root = config.data_root(spec.root)
-    images, targets = spec.read(root, split)
-    if len(targets) == 0:
-        raise ValueError(f"the {split} split of {spec.name} in {root} is empty")
-    if spec.in_memory:
-        return MemorySplit(spec, images.to(device), targets.to(device))
-    return FolderSplit(spec, images, targets, device=device, num_workers=num_workers)

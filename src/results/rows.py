@@ -40,10 +40,10 @@ BOUNDS = {"": "value", "_low": "low", "_high": "high"}
 def table(folder: Path | str) -> pd.DataFrame:
     """A row for each result of stitch_nets.py below a folder, in the order of their paths.
 
-    Columns: run (the folder of the file), dataset, SETTINGS as in `params`, of each network front_<fact> and
-    end_<fact> (architecture, trained_on, init_seed, gradient_seed), then for each
-    stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared with
-    the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
+    Columns: run (the folder of the file), dataset, evaluate_on (where it was scored on another), SETTINGS as in
+    `params`, of each network front_<fact> and end_<fact> (architecture, trained_on, init_seed, gradient_seed), then for
+    each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared
+    with the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
     l2_relative_<stage>; accuracy_<control>, penalty and score with their 95% intervals _low and _high;
     ood_auroc_<stage>, at the stitched layer;
     rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What
@@ -158,6 +158,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
     return {
         "run": path.parent.name,
         "dataset": params.get("dataset") or networks["front"].get("dataset"),
+        "evaluate_on": params.get("evaluate_on"),
         **{name: params.get(name) for name in SETTINGS},
         **{f"{role}_{fact}": facts.get(key) for role, facts in networks.items() for fact, key in NETWORK.items()},
         **{name: math.nan if value is None else float(value) for name, value in numbers.items()},

@@ -28,4 +28,5 @@ def stitch_title(result: dict[str, Any], arrow: str = "->") -> str:
         for role in ("front", "end")
     ]
     dataset = params.get("dataset") or weights.get("front", {}).get("dataset", "")
-    return f"{ends[0]} {arrow} {ends[1]} ({dataset})"
+    scored = f", scored on {params['evaluate_on']}" if params.get("evaluate_on") else ""
+    return f"{ends[0]} {arrow} {ends[1]} ({dataset}{scored})"

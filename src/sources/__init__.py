@@ -12,7 +12,7 @@ from torch import nn
 
 from src import checkpoints
 from src.checkpoints import Checkpoint, model_folder
-from src.dataset import DATASETS, DatasetSpec, canonical_dataset
+from src.dataset import DatasetSpec, dataset_of, measured
 from src.models import build_model, canonical_name
 from src.preprocessing import Preprocessing
 from src.sources import python, timm, torchvision
@@ -50,6 +50,7 @@ def open_network(
     *,
     model: str | None = None,
     dataset: str | None = None,
+    size: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
     named: bool = True,
     bare: bool = False,
@@ -57,14 +58,17 @@ def open_network(
     """The network that a spec names, on the CPU, in eval mode.
 
     `model` and `dataset` fill in what a plain state dict and its path lack; untrained networks are for the classes and
-    channels of `dataset`. `named` says that the user named the spec on the command line: only then may a weight file
-    make a Python file run, which `tell` is told. `bare` says that an architecture may be named alone: it is then
-    untrained, of seed 0, for CIFAR-10 where no data set is named. Raises ValueError or FileNotFoundError with one line.
+    channels of `dataset`, and for its size or `size`. `named` says that the user named the spec on the command line:
+    only then may a weight file make a Python file run, which `tell` is told. `bare` says that an architecture may be
+    named alone: it is then untrained, of seed 0, for CIFAR-10 where no data set is named. Raises ValueError or
+    FileNotFoundError with one line.
     """
     spec = parse_spec(str(text), PREFIXES)
     if bare:
         spec, dataset = _untrained(spec), dataset or ("cifar10" if not _is_trained(spec) else None)
-    for_images = DATASETS[canonical_dataset(dataset)] if dataset else None
+    for_images = dataset_of(dataset, size) if dataset and spec.source not in ("file", "hf") else None
+    if bare and for_images and not for_images.mean:  # of no matter for layers, and all images would have to be read
+        for_images = replace(for_images, mean=(0.5,) * for_images.channels, std=(0.5,) * for_images.channels)
     if spec.source == "file":
         found = _open_file(spec, model, dataset, tell, named)
     elif spec.source == "hf":
@@ -96,13 +100,16 @@ def open_pair(
     *,
     models: tuple[str | None, str | None] = (None, None),
     dataset: str | None = None,
+    size: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[Checkpoint, Checkpoint]:
     """The two networks that specs name; without a `dataset`, an untrained one is for that of the other."""
     found: dict[int, Checkpoint] = {}
     for number in sorted((0, 1), key=lambda number: not _is_trained(parse_spec(texts[number], PREFIXES))):
         others = next((one.dataset for one in found.values()), None)
-        found[number] = open_network(texts[number], model=models[number], dataset=dataset or others, tell=tell)
+        found[number] = open_network(
+            texts[number], model=models[number], dataset=dataset or others, size=size, tell=tell
+        )
     return found[0], found[1]
 
 
@@ -229,7 +236,7 @@ def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpo
         size = size or images.size
     record = checkpoints.preprocessing_of(facts.get("preprocessing"), f"{spec.weights} does not say what it sees")
     size = size or (record.size if record else None)
-    trained_on = DATASETS[canonical_dataset(facts["dataset"])] if facts.get("dataset") else None
+    trained_on = checkpoints.remembered(spec.weights or "", facts) if facts.get("dataset") else None
     images = trained_on or images
     channels, classes = (images.channels, len(images.labels)) if images else (3, None)
     if spec.source == "python" and images:
@@ -242,7 +249,7 @@ def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpo
     if state is not None:
         checkpoints.fill(made.network, state, f"{spec.weights} does not fit {spec.name}")
     labels = images.labels if images and (state is None or trained_on) else None
-    eyes = record or made.preprocessing or (images.preprocessing if images else None)
+    eyes = record or made.preprocessing or (measured(images).preprocessing if images else None)
     found = _checkpoint(spec, Architecture(made.network, eyes), labels, digest=digest)
     return replace(found, dataset=trained_on.name if trained_on else None)
 
@@ -277,7 +284,6 @@ def _checkpoint(
         path=spec.text,
         preprocessing=eyes,
         labels=labels,
-        resizes=spec.source != "own" or "size" in spec.view,
         init_seed=spec.seed,
         sha256=digest or _digest(network),
     )
@@ -300,5 +306,4 @@ def _seen_as_asked(found: Checkpoint, spec: NetworkSpec) -> Checkpoint:
     seen = replace(found.preprocessing, **eyes)
     if seen.channels != found.preprocessing.channels:
         raise ValueError(f"{spec.text}: the network takes {found.preprocessing.channels} channels, not {seen.channels}")
-    resizes, layout = found.resizes or "size" in eyes, spec.view.get("layout")
-    return replace(found, path=spec.text, preprocessing=seen, resizes=resizes, layout=layout)
+    return replace(found, path=spec.text, preprocessing=seen, layout=spec.view.get("layout"))
