@@ -62,6 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="LIST",
         help=f"hold each stitch against controls: all, or some of {', '.join(CONTROLS)} (default: none)",
     )
+    group.add_argument("--ood", action="store_true", help="ask whether stitched activations look like the end's own")
     group.add_argument("--no-similarity", action="store_true", help="leave out CKA, the dearest part of many stitches")
     arguments.add_memory_option(group, "GB of moments held at once; more stitches than fit are taken in groups")
     group.add_argument("--resume", action="store_true", help="go on with the interrupted run of --run-name")
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         plan = Plan(
             similarity=not args.no_similarity,
             labelled=viewing.labelled,
+            ood=args.ood,
             controls=args.controls or (),
             fresh=lambda seed: viewing.seen(untrained(front, seed), front),
             memory=1e9 * args.memory,

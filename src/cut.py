@@ -56,13 +56,28 @@ def tail(model: nn.Module, layer: str, until: str = "", layouts: Layouts | None 
     around the layer, nothing of the network before it runs. Raises ValueError like `head`, and where `until` does
     not depend on `layer`.
     """
-    layouts = layouts or {}
     check_layers(model, [layer, until])
     model, trace = _traced_copy(model, [layer, until])
     if trace is None:
-        return HookedTail(model, layer, until, layouts)
+        return HookedTail(model, layer, until, layouts or {})
+    return _continue(model, trace, layer, [until], layouts or {}, one=True)
+
+
+def tails(model: nn.Module, layer: str, untils: Sequence[str], layouts: Layouts | None = None) -> nn.Module:
+    """The module (output of `layer`, images) -> tuple of the outputs of later layers, as `tail` gives each."""
+    check_layers(model, [layer, *untils])
+    copied, trace = _traced_copy(model, [layer, *untils])
+    if trace is None:
+        return _Several([tail(model, layer, until, layouts) for until in untils])
+    return _continue(copied, trace, layer, untils, layouts or {}, one=False)
+
+
+def _continue(
+    model: nn.Module, trace: Trace, layer: str, untils: Sequence[str], layouts: Layouts, *, one: bool
+) -> nn.Module:
+    """The graph from a layer on until others; their outputs in a tuple, or that of the only one."""
     graph = trace.graph
-    node, last = trace.find(layer), trace.find(until)
+    node, lasts = trace.find(layer), [trace.find(until) for until in untils]
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
         activation = graph.placeholder("activation")
@@ -73,16 +88,47 @@ def tail(model: nn.Module, layer: str, until: str = "", layouts: Layouts | None 
             with graph.inserting_after(own if own is not activation else images):
                 own = graph.call_function(in_plain_order, (own,))
     with graph.inserting_before(output_node(graph)):
-        output_node(graph).args = (_turned(graph, last, to_canonical, layouts.get(until)),)
+        named = zip(lasts, untils, strict=True)
+        outputs = tuple(_turned(graph, last, to_canonical, layouts.get(until)) for last, until in named)
+        output_node(graph).args = outputs if one else (outputs,)
     for same in trace.all_of(layer, node):
         same.replace_all_uses_with(own)
     if overwrites(model, graph):
-        for kept in (activation, last):
+        for kept in dict.fromkeys([activation, *lasts]):
             _copy_of(graph, kept)
     module = _assemble(model, graph)
-    if not next(iter(module.graph.nodes)).users:
-        raise ValueError(f"the layer {until!r} does not depend on {layer!r}; name one that comes after it")
+    reached = _reached(next(iter(module.graph.nodes)))
+    if one and output_node(module.graph) not in reached:
+        raise ValueError(f"the layer {untils[0]!r} does not depend on {layer!r}; name one that comes after it")
     return module
+
+
+def later_layers(model: nn.Module, layer: str, sample: Tensor) -> list[str]:
+    """The layers, of those that hold no others, whose output depends on that of `layer`, in the order they run in."""
+    check_layers(model, [layer])
+    model, trace = _traced_copy(model, [layer])
+    if trace is None:
+        ran = running_layers(model, sample)
+        later = ran[ran.index(layer) + 1 :] if layer in ran else []
+    else:
+        reached = _reached(trace.find(layer))
+        order = {node: place for place, node in enumerate(trace.graph.nodes)}
+        later = [name for name, node in trace.outputs.items() if node in reached]
+        later.sort(key=lambda name: order[trace.outputs[name]])
+    leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
+    return [name for name in later if split_layer(name)[0] in leaves and name != layer]
+
+
+def _reached(node: fx.Node) -> set[fx.Node]:
+    """All that depends on a node, itself left out."""
+    reached: set[fx.Node] = set()
+    waiting = [*node.users]
+    while waiting:
+        user = waiting.pop()
+        if user not in reached:
+            reached.add(user)
+            waiting += user.users
+    return reached
 
 
 def layer_names(model: nn.Module, sample: Tensor | None = None) -> list[str]:
@@ -153,6 +199,18 @@ def _copy_of(graph: fx.Graph, node: fx.Node) -> fx.Node:
         copy = graph.call_method("clone", (node,))
     node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
     return node if node.op != "placeholder" else copy
+
+
+class _Several(nn.Module):
+    """What each of some parts gives, in a tuple."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.eval()
+
+    def forward(self, activation: Tensor, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(activation, images) for part in self.parts)
 
 
 class _Single(nn.Module):

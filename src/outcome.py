@@ -16,6 +16,7 @@ from src.evaluation import PairView
 from src.learner import History
 from src.metrics.health import facts_of_sums, health_of
 from src.metrics.moments import Affine, PairedMoments, least_squares, squared_error
+from src.ood import Scores
 from src.probe import Probe
 from src.scores import Tally, tally
 from src.stitching import LOGITS, Cuts, Geometry, MaskedStitch, StitchLayer, StitchSpec, from_arrays
@@ -107,6 +108,10 @@ class Outcomes:
             self._stitches[self._known[key]] = control.spec, control.layer
         return self._known[key]
 
+    def sewn(self) -> dict[str, tuple[StitchSpec, StitchLayer]]:
+        """Every map and control that is scored, by its name, probes left out."""
+        return dict(self._stitches)
+
     def score(self, works: Sequence[Work], val: Split, *, labelled: bool) -> Tally:
         """One pass over the validation images that scores both networks and every map of every stitch."""
         couples = dict.fromkeys(couple for work in works for couple in _couples(work.names).values())
@@ -125,8 +130,8 @@ class Outcomes:
 
         return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
 
-    def result(self, work: Work, counts: Tally) -> dict[str, Any]:
-        """What a result file says of one stitch."""
+    def result(self, work: Work, counts: Tally, ood: Mapping[str, Scores] | None = None) -> dict[str, Any]:
+        """What a result file says of one stitch; `ood` is what is known of the activations of each map by name."""
         geometry = self.cuts.geometry(work.spec.cut)
         stages = {"front": "front", "end": "end", **work.names}
         agreeing = {stage: name for stage, name in stages.items() if stage != "end"}
@@ -140,6 +145,7 @@ class Outcomes:
             "hits": {key: counts.hits(*couple) for key, couple in _couples(work.names).items()},
             "m2_sim": {{"front": "m1"}.get(stage, stage): counts.agreement(name) for stage, name in agreeing.items()},
             **_verdicts(work, stages, counts),
+            **({"ood": _rows_of_ood(work, ood)} if ood else {}),
             **work.similar,
         }
 
@@ -177,6 +183,20 @@ def _verdicts(work: Work, stages: Mapping[str, str], counts: Tally) -> dict[str,
     if {"self", "untrained"} <= controls.keys():
         ceiling = work.controls["self"][0]
         found["score"] = score_of(counts, work.names["after"], work.controls["untrained"], ceiling)
+    return found
+
+
+def _rows_of_ood(work: Work, ood: Mapping[str, Scores]) -> dict[str, Scores]:
+    """The scores of each map and control of a stitch; of several networks their means."""
+    rows = {row: [name] for row, name in work.names.items()} | work.controls
+    found = {}
+    for row, names in rows.items():
+        each = [ood[name] for name in names if name in ood]
+        if each:
+            found[row] = {
+                place: {key: float(np.mean([one[place][key] for one in each])) for key in scores}
+                for place, scores in each[0].items()
+            }
     return found
 
 

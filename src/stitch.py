@@ -13,6 +13,7 @@ from src.evaluation import PairView, can_share, view_pair
 from src.gathering import Moments, gather_moments
 from src.learner import History, Learner
 from src.metrics.moments import PairedMoments
+from src.ood import out_of_distribution
 from src.outcome import Outcomes, Work
 from src.probe import Probe, fit_probes
 from src.scores import Tally, tally
@@ -35,13 +36,14 @@ class Plan:
     """How stitches are made and judged, beside what their specs say.
 
     similarity: also CKA with the end network's activation, the dearest part. labelled: whether the labels are of the
-    classes of these networks. controls: names of CONTROLS. fresh(seed): an untrained network of the front's
-    architecture that takes the same images. memory: bytes of moments held at once. `resume` says where the state of
-    those that train together is kept.
+    classes of these networks. ood: also whether what is handed on looks like end's own. controls: names of CONTROLS.
+    fresh(seed): an untrained network of the front's architecture that takes the same images. memory: bytes of moments
+    held at once. `resume` says where the state of those that train together is kept.
     """
 
     similarity: bool = True
     labelled: bool = True
+    ood: bool = False
     controls: Sequence[str] = ()
     fresh: Callable[[int], nn.Module] | None = None
     memory: float = 8e9
@@ -124,12 +126,15 @@ class _Group:
             outcomes.hold_against(work, held, probes.get(work.spec.front_layer))
         self._tell_diverged(list(controls.values()))
         counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
+        ood = out_of_distribution(self.cuts, outcomes.sewn(), self.train, self.val) if self.plan.ood else None
         surroundings = {
             "constant_accuracy": self.val.spec.task.constant_accuracy(self.val.labels) if self.plan.labelled else None,
             "images": {"train": len(self.train), "val": len(self.val)},
         }
         return {
-            spec: FloatingPointError(work.failure) if work.failure else outcomes.result(work, counts) | surroundings
+            spec: FloatingPointError(work.failure)
+            if work.failure
+            else outcomes.result(work, counts, ood) | surroundings
             for spec, work in works.items()
         }
 

@@ -35,6 +35,7 @@ def stitch_table(result: dict[str, Any]) -> str:
         lines.append(_line(result, row + mark, figures, interval_of(result, row)))
     lines.append("relative: accuracy / accuracy of end; agrees, CKA, l2: with end")
     lines += [fill(text) for text in [*_notes(result, marked), *verdict_lines(result)]]
+    lines += ood_lines(result.get("ood", {}), result["params"]["end_layer"])
     lines += health_lines(result["health"]) if "health" in result else []
     return "\n".join([*lines, *(fill(f"warning: {text}") for text in doubts(result))])
 
@@ -92,6 +93,22 @@ def verdict_lines(result: dict[str, Any]) -> list[str]:
         if score["value"] is None:
             lines[-1] = f"score: undefined, {score['reason']}: self - untrained"
     return lines
+
+
+def ood_lines(ood: dict[str, dict[str, dict[str, float]]], layer: str) -> list[str]:
+    """At the stitch and at the logits, how far what is handed on can be told from end's own."""
+    if not ood:
+        return []
+    heads = [("AUROC", "auroc"), ("signed", "auroc_signed"), ("fpr95", "fpr95"), ("l2 rel.", "l2_relative")]
+    lines = [f"{'':11} {'at ' + (layer or 'the output'):^31}   {'at the logits':^31}".rstrip()]
+    lines.append(f"{'':11} " + "   ".join(" ".join(f"{title:>7}" for title, _ in heads) for _ in range(2)))
+    for row, scores in ood.items():
+        both = (scores[layer], scores["logits"])
+        lines.append(f"{row:11} " + "   ".join(" ".join(f"{one[key]:7.3f}" for _, key in heads) for one in both))
+    return [
+        *lines,
+        fill("AUROC 0.5, fpr95 0.95: not to be told from end's own; signed below 0.5: closer to the centre"),
+    ]
 
 
 def score_text(score: dict[str, Any] | None) -> str:

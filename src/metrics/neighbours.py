@@ -157,8 +157,14 @@ def mutual_knn(x: Layer, y: Layer, k: int = K) -> float:
     ValueError for k or fewer images, or a constant side. Between equally far images the choice is arbitrary.
     Source: Huh et al. 2024, "The Platonic Representation Hypothesis", appendix A (there on normalised features).
     """
+    return float(shares_of_neighbours(x, y, k).mean())
+
+
+@torch.no_grad()
+def shares_of_neighbours(x: Layer, y: Layer, k: int = K) -> Tensor:
+    """`mutual_knn` of each image, (n,)."""
     near_x, near_y = _both_near(x, y, k, "distance")
-    return float(_shared(near_x, near_y).sum()) / (x.n * k)
+    return _shared(near_x, near_y).sum((1, 2)).double() / k
 
 
 @torch.no_grad()
@@ -169,9 +175,15 @@ def jaccard(x: Layer, y: Layer, k: int = K) -> float:
     not to translation. Errors and ties as `mutual_knn`. Source: Klabunde et al. 2025, "Similarity of Neural Network
     Models: A Survey of Functional and Representational Measures".
     """
+    return float(overlaps_of_neighbours(x, y, k).mean())
+
+
+@torch.no_grad()
+def overlaps_of_neighbours(x: Layer, y: Layer, k: int = K) -> Tensor:
+    """`jaccard` of each image, (n,)."""
     near_x, near_y = _both_near(x, y, k, "cosine")
     shared = _shared(near_x, near_y).sum((1, 2)).double()
-    return float((shared / (2 * k - shared)).mean())
+    return shared / (2 * k - shared)
 
 
 @torch.no_grad()
@@ -183,12 +195,18 @@ def rank_similarity(x: Layer, y: Layer, k: int = K) -> float:
     nearest, in the same order, which need not be all. Invariances, errors and ties as `jaccard`.
     Source: Klabunde et al. 2025 (after Wang et al. 2020).
     """
+    return float(ranks_of_neighbours(x, y, k).mean())
+
+
+@torch.no_grad()
+def ranks_of_neighbours(x: Layer, y: Layer, k: int = K) -> Tensor:
+    """`rank_similarity` of each image, (n,)."""
     near_x, near_y = _both_near(x, y, k, "cosine")
     same = _shared(near_x, near_y)
     ranks = torch.arange(1, k + 1, dtype=torch.float64, device=same.device)
     weights = 2 / ((1 + (ranks[:, None] - ranks).abs()) * (ranks[:, None] + ranks))
     most = torch.cat([ranks.new_ones(1), (1 / ranks).cumsum(0)])
-    return float(((same * weights).sum((1, 2)) / most[same.sum((1, 2))]).mean())
+    return (same * weights).sum((1, 2)) / most[same.sum((1, 2))]
 
 
 @torch.no_grad()
@@ -199,8 +217,14 @@ def second_order_cosine(x: Layer, y: Layer, k: int = K) -> float:
     1: the same similarities up to a factor. Invariances, errors and ties as `jaccard`.
     Source: Hamilton et al. 2016, "Cultural Shift or Linguistic Drift?"; Klabunde et al. 2025.
     """
+    return float(cosines_of_similarities(x, y, k).mean())
+
+
+@torch.no_grad()
+def cosines_of_similarities(x: Layer, y: Layer, k: int = K) -> Tensor:
+    """`second_order_cosine` of each image, (n,)."""
     near_x, near_y = _both_near(x, y, k, "cosine")
-    cosines, total = (Cosines(x), Cosines(y)), 0.0
+    cosines, found = (Cosines(x), Cosines(y)), []
     step = max(1, PAIRED // (2 * k * max(x.rows.shape[1], y.rows.shape[1])))
     for start in range(0, x.n, step):
         rows = slice(start, min(start + step, x.n))
@@ -209,8 +233,8 @@ def second_order_cosine(x: Layer, y: Layer, k: int = K) -> float:
         weights = torch.cat([torch.ones_like(repeated), ~repeated], 1).double()
         one, other = (side.to(rows, union) * weights for side in cosines)
         norms = one.norm(dim=1) * other.norm(dim=1)
-        total += float(((one * other).sum(1) / norms.clamp(min=1e-300)).sum())
-    return total / x.n
+        found.append((one * other).sum(1) / norms.clamp(min=1e-300))
+    return torch.cat(found)
 
 
 def _shared(near_x: Tensor, near_y: Tensor) -> Tensor:

@@ -23,12 +23,16 @@ from src.metrics.linear_maps import (
     procrustes_distance,
 )
 from src.metrics.neighbours import (
+    cosines_of_similarities,
     distance_correlation,
     jaccard,
     mutual_knn,
+    overlaps_of_neighbours,
     rank_similarity,
+    ranks_of_neighbours,
     rbf_cka,
     second_order_cosine,
+    shares_of_neighbours,
 )
 from src.metrics.rows import paired
 
@@ -51,6 +55,7 @@ class Metric:
     front, end: transformations of the one side, or of the other, that leave the value as it is.
     outnumbered: whose features the rows must outnumber: "front", "both" or "".
     cost: images, features of either side -> bytes that it takes beside the rows, where these are many.
+    each: where the value is a mean over images, those of each, (n,), given both layers.
     identical: the value for two equal representations. summary: the key of the one number, where a value is a dict.
     """
 
@@ -68,6 +73,7 @@ class Metric:
     summary: str = ""
     note: Callable[[Any], str] | None = None
     cost: Callable[[int, int, int], float] | None = None
+    each: Callable[[Layer, Layer], Tensor] | None = None
 
     @property
     def invariances(self) -> frozenset[str]:
@@ -203,14 +209,29 @@ _ALL = (
         range=(-1, 1),
         cost=rsa_bytes,
     ),
-    _of_layers("mutual_knn", "shared share of each image's 10 nearest neighbours", mutual_knn),
-    _of_layers("jaccard", "shared over all 10 nearest neighbours by cosine, uncentred", jaccard, kept=TURN_AND_SCALE),
-    _of_layers("rank_sim", "ranks of the shared neighbours by cosine", rank_similarity, kept=TURN_AND_SCALE),
+    _of_layers(
+        "mutual_knn", "shared share of each image's 10 nearest neighbours", mutual_knn, each=shares_of_neighbours
+    ),
+    _of_layers(
+        "jaccard",
+        "shared over all 10 nearest neighbours by cosine, uncentred",
+        jaccard,
+        kept=TURN_AND_SCALE,
+        each=overlaps_of_neighbours,
+    ),
+    _of_layers(
+        "rank_sim",
+        "ranks of the shared neighbours by cosine",
+        rank_similarity,
+        kept=TURN_AND_SCALE,
+        each=ranks_of_neighbours,
+    ),
     _of_layers(
         "second_cos",
         "cosine of the similarities to all neighbours by cosine",
         second_order_cosine,
         kept=TURN_AND_SCALE,
+        each=cosines_of_similarities,
         range=(-1, 1),
     ),
 )

@@ -45,6 +45,7 @@ def table(folder: Path | str) -> pd.DataFrame:
     each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared
     with the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
     l2_relative_<stage>; accuracy_<control>, penalty and score with their 95% intervals _low and _high;
+    ood_auroc_<stage>, at the stitched layer;
     rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What
     a file lacks is missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in a file beside
@@ -125,6 +126,12 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
+def _at_the_stitch(result: dict[str, Any], stage: str) -> float | None:
+    """How far a map's activations can be told from the end network's own, at the stitched layer."""
+    layer = (result.get("params") or {}).get("end_layer")
+    return (((result.get("ood") or {}).get(stage) or {}).get(layer) or {}).get("auroc")
+
+
 def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
     params, scores, similar = (result.get(key) or {} for key in ("params", "model_results", "m2_sim"))
     similar = {stage: similar.get(key) or {} for stage, key in AGREEING.items()}
@@ -145,6 +152,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
             for verdict in VERDICTS
             for end, key in BOUNDS.items()
         },
+        **{f"ood_auroc_{stage}": _at_the_stitch(result, stage) for stage in AGREEING if stage != "front"},
         "rows_per_unknown_ps_inv": fit["rows"] / fit["unknowns"] if fit else None,
     }
     return {

@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from src.axes import Output, doubts, find_outputs, layouts_of
 from src.config import mixed_precision
-from src.cut import Layouts, head, heads, tail
+from src.cut import Layouts, head, heads, later_layers, tail, tails
 from src.frozen import freeze
 from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
@@ -16,6 +17,7 @@ from src.stitching.network import Pair, pair_geometry
 from src.stitching.options import check_sizes
 from src.stitching.spec import Cut, StitchSpec
 from src.stitching.targets import TARGETS
+from src.structure import split_layer
 
 LOGITS = ""  # the whole network, as a layer
 Outputs = dict[str, Tensor]
@@ -51,8 +53,8 @@ class Cuts:
         self._found: dict[str, dict[str, Output]] = {source: {} for source in self.networks}
         self._geometries: dict[Cut, Geometry] = {}
         for source, layers in layers_of(self.specs).items():
-            self._look(source, layers)
-        self._look("end", list(dict.fromkeys(spec.end_layer for spec in self.specs)))
+            self.look(source, layers)
+        self.look("end", list(dict.fromkeys(spec.end_layer for spec in self.specs)))
         for spec in self.specs:
             check_sizes(asdict(spec), self.geometry(spec.cut))
             self.end_tail(spec.end_layer)  # a tail that cannot be cut is refused now, too
@@ -61,7 +63,7 @@ class Cuts:
     def device(self) -> torch.device:
         return self.sample.device
 
-    def _look(self, source: str, layers: Sequence[str]) -> None:
+    def look(self, source: str, layers: Sequence[str]) -> None:
         """Learn the shapes and layouts of layers from one pass."""
         network, asked = self.networks[source], self.asked[source == "end"]
         found = find_outputs(network, layers, self.sample, asked)
@@ -75,7 +77,7 @@ class Cuts:
         if cut not in self._geometries:
             for source, layer in ((cut.source, cut.front_layer), ("end", cut.end_layer)):
                 if layer not in self._found[source]:
-                    self._look(source, [layer])
+                    self.look(source, [layer])
             front, end = self._found[cut.source][cut.front_layer], self._found["end"][cut.end_layer]
             self._geometries[cut] = pair_geometry(front, end, flatten=cut.flatten, resize=cut.resize)
         return self._geometries[cut]
@@ -112,6 +114,14 @@ class Cuts:
             self._tails[layer] = freeze(tail(self.networks["end"], layer, layouts=self._layouts("end")))
         return self._tails[layer]
 
+    def later(self, layer: str) -> tuple[list[str], nn.Module]:
+        """A layer of the end network, those that follow from it, and (output of it, images) -> outputs of all."""
+        end = self.networks["end"]
+        names = [name for name in later_layers(end, layer, self.sample) if not _changes_nothing(end, name)]
+        known = {name: found for name, found in find_outputs(end, names, self.sample, None).items() if found.layout}
+        self._found["end"] |= {name: found for name, found in known.items() if name not in self._found["end"]}
+        return [layer, *known], freeze(tails(end, layer, [*known, LOGITS], self._layouts("end")))
+
     def finish(self, layer: str, activation: Tensor, images: Tensor) -> Tensor:
         """The end network's logits from an activation of its layer on, which may be one for all images."""
         part = self.end_tail(layer)
@@ -135,6 +145,11 @@ class Cuts:
         front_head = freeze(head(self.networks[spec.source], spec.front_layer, self._layouts(spec.source)))
         end_head = freeze(head(self.networks["end"], spec.end_layer, self._layouts("end")))
         return Pair(front_head, end_head, self.end_tail(spec.end_layer), self.geometry(spec.cut))
+
+
+def _changes_nothing(network: nn.Module, layer: str) -> bool:
+    """Whether a layer hands on what it is given, but for its shape."""
+    return isinstance(network.get_submodule(split_layer(layer)[0]), nn.Identity | nn.Flatten | _DropoutNd)
 
 
 def layers_of(specs: Sequence[StitchSpec]) -> dict[str, list[str]]:
