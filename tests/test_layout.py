@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from src.axes import doubts, find_outputs, layouts_of
+from src.axes import doubts, find_outputs, layouts_of, require_fit
 from src.cut import head, heads, is_traced, layer_names, tail
 from src.frozen import freeze
 from src.layers import choose_layers
@@ -114,7 +114,8 @@ def test_what_is_asked_for_wins_where_it_has_as_many_axes() -> None:
     found = find_outputs(network, ["across", "conv"], IMAGES, "tokens")
     assert [str(output.layout) for output in found.values()] == ["tokens 2+2x2", "maps"]
     with pytest.raises(ValueError, match=r"\?layout=tokens fits none of the layers, which give for an image: conv"):
-        find_outputs(network, ["conv"], IMAGES, "tokens")
+        require_fit("tokens", find_outputs(network, ["conv"], IMAGES, "tokens"))
+    require_fit(None, {})
     network.product.layout = "maps"  # type: ignore[assignment]
     assert str(find_outputs(network, ["product"], IMAGES)["product"].layout) == "maps"
     assert set(ASKABLE) < set(RANKS)
