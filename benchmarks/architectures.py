@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from src.axes import Output, find_outputs
 from src.cut import head, is_traced, layer_names, tail
+from src.hooked import exchanged, tensor_of
 from src.sources import open_network
 from src.sources.library import first_line
 from src.sources.transformers import Logits
 from src.stitching import Cuts, StitchSpec, initial_stitch
+from src.structure import split_layer
 
 # name of a spec, and the size of its images
 TORCHVISION = {
@@ -94,8 +96,8 @@ def of_config(name: str, options: dict[str, Any]) -> nn.Module:
 
 def block_boundaries(network: nn.Module, sample: Tensor) -> dict[str, Output]:
     """Three of the numbered layers, those that hold others if there are any, spread over the network."""
-    names = [name for name in layer_names(network, sample) if re.fullmatch(r"[^:]*\d", name)]
-    whole = [name for name in names if any(network.get_submodule(name).children())] or names
+    names = [name for name in layer_names(network, sample) if re.fullmatch(r"[^:]*\d(:0)?", name)]
+    whole = [name for name in names if any(module_of(network, name).children())] or names
     found = {name: output for name, output in find_outputs(network, whole, sample).items() if output.layout}
     chosen = list(found)
     places = sorted({len(chosen) * part // 6 for part in (1, 3, 5)})
@@ -103,19 +105,23 @@ def block_boundaries(network: nn.Module, sample: Tensor) -> dict[str, Output]:
 
 
 @contextmanager
-def exchanged(network: nn.Module, layer: str, given: Tensor | None) -> Iterator[list[Tensor]]:
+def hooked(network: nn.Module, layer: str, given: Tensor | None) -> Iterator[list[Tensor]]:
     """The plain way: a hook that keeps what a layer gives and, if asked, gives something else."""
     seen: list[Tensor] = []
 
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        seen.append(output.clone())
-        return None if given is None else given.clone()  # what follows may write into it
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        seen.append(tensor_of(layer, output).clone())
+        return None if given is None else exchanged(layer, output, given.clone())  # what follows may write into it
 
-    handle = network.get_submodule(layer).register_forward_hook(hook)
+    handle = module_of(network, layer).register_forward_hook(hook)
     try:
         yield seen
     finally:
         handle.remove()
+
+
+def module_of(network: nn.Module, layer: str) -> nn.Module:
+    return network.get_submodule(split_layer(layer)[0])
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:
@@ -131,10 +137,10 @@ def examine(network: nn.Module, size: int) -> str:
     heads, tails, kept, layouts = [], [], [], []
     for layer, output in blocks.items():
         layout = output.known
-        with exchanged(network, layer, None) as seen:
+        with hooked(network, layer, None) as seen:
             network(images[:2])
         given = seen[-1] + NOISE * seen[-1].std() * torch.randn_like(seen[-1])
-        with exchanged(network, layer, given):
+        with hooked(network, layer, given):
             wanted = network(images[:2])
         said = {layer: layout}
         heads.append(apart(head(network, layer, said)(images[:2]), layout.canonical(seen[-1])))

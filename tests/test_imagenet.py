@@ -10,7 +10,7 @@ import stitch_nets
 from src import viewing
 from src.dataset import Split, load_split
 
-IMAGES = {"train": 80, "val": 40}
+IMAGES = {"train": 60, "val": 32}
 DEPTHS = {"features.3": "blocks.1", "features.6": "blocks.2", "features.13": "blocks.4"}
 
 pytestmark = [pytest.mark.reference, pytest.mark.data]
@@ -42,7 +42,7 @@ def test_stitched_networks_decide_as_the_end_network_far_more_often_than_a_const
     found = stitch_nets.run(stitch_nets.parse_args([*command, *options]))
     for result in found:
         constant = result["controls"]["constant"]["same_class_out"]
-        assert result["m2_sim"]["after"]["same_class_out"] > constant + 0.15, constant
+        assert result["m2_sim"]["after"]["same_class_out"] > constant + 0.15
         assert result["model_results"]["trans"]["acc"] is None and result["hits"]["m2_frank"] is None
     assert "hooks" not in capsys.readouterr().err  # its padded convolutions are steps of a graph
 
