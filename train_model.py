@@ -29,7 +29,7 @@ from src.learner import History, Learner
 from src.preprocessing import Preprocessing
 from src.recipe import OPTIMIZERS, Recipe
 from src.sources import architecture, own_size, source_sha256, split_model, start_from
-from src.structure import needs_plain_memory
+from src.structure import in_channels_last, needs_plain_memory
 from src.training import DEBUG_STEPS, Resume, fit_one
 from src.weight_folder import RESUME, refuse_finished_or_other, remove_older, reserved
 
@@ -142,8 +142,9 @@ def run(args: argparse.Namespace) -> dict:
             cli.notice(f"no {resume_file} to go on from; training starts at the first epoch")
         if not args.resume:
             resume_file.unlink(missing_ok=True)
-        order = torch.contiguous_format if needs_plain_memory(network) else torch.channels_last
-        network.to(device).to(memory_format=order)  # pyright: ignore[reportCallIssue]
+        network.to(device)
+        if not needs_plain_memory(network):
+            in_channels_last(network)
         history = train_network(start, train, val, args, recipe, facts, resume_file)
         weights = save_weights(start, args, facts, final)
         scores = evaluate(network, val)
