@@ -167,10 +167,12 @@ def test_resizing_interpolates_the_grid_and_keeps_tokens_without_a_place() -> No
 
 
 def test_equal_counts_of_tokens_in_other_places_are_resized_only_if_asked() -> None:
-    layouts = {"front_layout": Layout("tokens", grid=(2, 8)), "end_layout": Layout("tokens", grid=(4, 4))}
-    assert Geometry((5, 16, 1), (3, 16, 1), resize=True, **layouts).is_resized
-    assert not Geometry((5, 16, 1), (3, 16, 1), **layouts).is_resized
-    assert math.prod(Geometry((5, 16, 1), (3, 16, 1), **layouts).places[0]) == 16
+    def pair(resize: bool) -> Geometry:
+        layouts = Layout("tokens", grid=(2, 8)), Layout("tokens", grid=(4, 4))
+        return Geometry((5, 16, 1), (3, 16, 1), resize=resize, front_layout=layouts[0], end_layout=layouts[1])
+
+    assert pair(True).is_resized and not pair(False).is_resized
+    assert math.prod(pair(False).places[0]) == 16
 
 
 def test_every_layer_of_our_transformer_is_known() -> None:
