@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from src import arguments, cli, plots, report
+from src.certainty import Certainty, certainty_of
 from src.config import choose_device
 from src.dataset import canonical_dataset, known_datasets
 from src.layer_grid import Comparison, compare_layers, layer_label
@@ -47,6 +48,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="LAYERS",
             help=f"the same as layer{number}, which may be left out if both are given so (default: layer{number})",
         )
+    group.add_argument("--intervals", action="store_true", help="95%% intervals over images, for one pair of layers")
+    group.add_argument(
+        "--permutations",
+        type=arguments.natural,
+        default=0,
+        metavar="N",
+        help="what N random pairings of the images give, for one pair of layers; CKA's is in closed form",
+    )
     arguments.add_pair_options(parser)
     arguments.add_split_options(parser)
     arguments.add_run_options(parser, plot="each method's layer x layer heatmap, or bars for one pair")
@@ -82,23 +91,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         choose_layers(end.network, args.end_layer, sample),
     )
     single = ALL not in (args.front_layer, args.end_layer) and len(layers[0]) == len(layers[1]) == 1
+    check_certainty(args, single=single)
     names = args.front_layer, args.end_layer
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
+        split = viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+        networks = front.network, end.network
+        options = {"view": args.view, "batch_size": args.batch_size, "memory": 1e9 * args.memory}
+        options["layouts"] = front.layout, end.layout
         comparison = compare_layers(
-            (front.network, end.network),
-            layers,
-            viewing.sample,
-            viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice)),
-            args.methods,
-            view=args.view,
-            group=args.group_at,
-            batch_size=args.batch_size,
-            memory=1e9 * args.memory,
-            layouts=(front.layout, end.layout),
-            tell=cli.notice,
+            networks, layers, viewing.sample, split, args.methods, group=args.group_at, tell=cli.notice, **options
         )
+        certainty = None
+        if args.intervals or args.permutations:
+            options |= {"with_intervals": args.intervals, "permutations": args.permutations}
+            pair = layers[0][0], layers[1][0]
+            certainty = certainty_of(networks, pair, viewing.sample, split, args.methods, **options)
         facts = [checkpoint.facts() for checkpoint in (front, end)]
-        text, result = (pair_report if single else grid_report)(comparison, list(map(network_name, facts)))
+        titles = list(map(network_name, facts))
+        text, result = pair_report(comparison, titles, certainty) if single else grid_report(comparison, titles)
         lines = [report.fill(f"{text[0]} ({args.dataset}, {args.dataset_type})"), *text[1:]]
         result = {"networks": facts, "frame": comparison.frame(), **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
@@ -112,9 +122,20 @@ def short_name(text: str, layers: list[str]) -> str:
     return layer_label(layers[0]) if len(layers) == 1 else f"{layers[0]}..{layers[-1]}"
 
 
-def pair_report(comparison: Comparison, networks: list[str]) -> tuple[list[str], dict[str, Any]]:
+def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
+    """Raise ValueError where intervals or permutations are asked of more than one pair, or of groups of images."""
+    for option in ("intervals", "permutations"):
+        if getattr(args, option) and not single:
+            raise ValueError(f"--{option} is of one pair of layers; name one layer of each network")
+        if getattr(args, option) and args.group_at is not None:
+            raise ValueError(f"--{option} excludes --group-at: it is of all images together")
+
+
+def pair_report(
+    comparison: Comparison, networks: list[str], certainty: Certainty | None
+) -> tuple[list[str], dict[str, Any]]:
     """Lines, a title first, and result for one layer of each network."""
-    text, result = cli.comparison_report(comparison.cells[0, 0])
+    text, result = cli.comparison_report(comparison.cells[0, 0], certainty)
     labels = comparison.layers1 + comparison.layers2
     return [" and ".join(map("{}, {}".format, networks, labels)), text], result
 

@@ -368,4 +368,7 @@ KINDS: dict[str, Callable[[str], Any]] = {
     "finite_float": finite_float,
     "seed": seed,
     "rank": rank,
+    "fraction": fraction,
+    "share": share,
+    "text": str,
 }

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from src import report, results, sources
+from src.certainty import Certainty
 from src.files import sole_maker
 from src.learner import History
 from src.metrics import MEASURES, Cell
@@ -44,21 +45,47 @@ def show(viewing: Viewing) -> Viewing:
     return viewing
 
 
-def comparison_report(cell: Cell) -> tuple[str, dict[str, Any]]:
+def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[str, dict[str, Any]]:
     """Text for stdout, a line a measure and what stands behind it, and the same for the result file.
 
     Raises ValueError where there is no value at all.
     """
     if not cell.values:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in cell.refused.items()))
-    lines = [f"{'method':14} {'view':9} {'value':>12}  more alike"]
+    wide = 13 if certainty else 14
+    heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
+    heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
+    heading += f"{'unpaired, 95%':>15}" * bool(certainty and certainty.null)
+    lines = [heading]
     for name, view in cell.views.items():
         value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
-        lines.append(f"{name:14} {view:9} {value}  {MEASURES[name].alike}")
+        line = f"{name:{wide}} {view:9} {value}  {MEASURES[name].alike:10}"
+        if certainty:
+            line += _pair_text(certainty.intervals, name, 17, "[{:.4f}, {:.4f}]")
+            line += _pair_text(certainty.null, name, 15, "{:.4f} {:.4f}")
+        lines.append(line.rstrip())
     lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
+    record = comparison_record(cell)
+    if certainty:
+        lines += [report.fill(f"{name}: none: {reason}") for name, reason in certainty.refused.items()]
+        lines += _how_lines(certainty)
+        record |= {"intervals": certainty.intervals, "null": certainty.null, "certainty": certainty.how}
     for health in cell.health.values():
         lines += report.health_lines(asdict(health))
-    return "\n".join(lines), comparison_record(cell)
+    return "\n".join(lines), record
+
+
+def _pair_text(known: dict[str, tuple[float, float]], name: str, width: int, form: str) -> str:
+    return f"{form.format(*known[name]) if name in known else '':>{width}}" if known else ""
+
+
+def _how_lines(certainty: Certainty) -> list[str]:
+    """How the intervals, and what unpaired images give, came about, a line for each way."""
+    ways: dict[str, list[str]] = {}
+    for what, how in certainty.how.items():
+        kind, _, name = what.partition(" of ")
+        ways.setdefault(f"{'unpaired (mean, 95% quantile)' if kind == 'null' else kind}, {how}", []).append(name)
+    return [report.fill(f"{way}: {', '.join(names)}") for way, names in ways.items()]
 
 
 def comparison_record(cell: Cell) -> dict[str, Any]:

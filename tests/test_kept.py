@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Generator
 
+import src.network_training
 import train_model
 from src.dataset import Keep, dataset_of, decode, kept, load_split
 from src.dataset.decode import Target
@@ -237,15 +238,15 @@ def test_training_gives_the_same_bytes_however_images_are_read() -> None:
 
 def test_a_resumed_training_is_the_one_that_was_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = trained("-e", "3", "--num-workers", "0", "-o", "plain")
-    written = train_model.write_log
+    written = src.network_training.write_log
 
-    def interrupted(path: Path, history: Any) -> None:
-        written(path, history)
-        if len(history.epochs) == 2:
+    def interrupted(path: Path, epochs: Any) -> None:
+        written(path, epochs)
+        if len(epochs) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_model, "write_log", interrupted)
+        patch.setattr(src.network_training, "write_log", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trained("-e", "3", "-o", "other", "--cache", "cache")
     assert_trained_alike(wanted, trained("-e", "3", "-o", "other", "--cache", "cache", "--resume"))

@@ -12,6 +12,7 @@ from model_weights.catalogue import COLUMNS, HERE, README, command, weight_files
 from src import checkpoints
 from src.dataset import DATASETS, load_split
 from src.evaluation import evaluate
+from src.train_spec import TrainSpec
 
 FILES = weight_files()
 DOWNLOADED = [path for path in FILES if DATASETS[str(checkpoints.load(path).dataset)].root]
@@ -49,7 +50,7 @@ def test_a_file_is_the_one_that_was_measured_and_tells_how_it_was_made(path: Pat
     assert f"{path.stat().st_size / 1e3:.0f}" == cells["kB"]
     assert command(checkpoint) == cells["command"]
     args = train_model.parse_args(shlex.split(cells["command"])[2:])
-    assert train_model.recipe_facts(args) == checkpoint.recipe
+    assert TrainSpec.of(args).facts() == checkpoint.recipe
     assert path.parent == checkpoints.weight_folder(HERE, args.model, args.dataset, checkpoint.seeds)
     assert (checkpoint.init_seed, checkpoint.gradient_seed) == (args.init_noise, args.gradient_noise)
     assert path.stem == str(checkpoint.iteration)

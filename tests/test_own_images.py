@@ -325,3 +325,13 @@ def test_a_spec_of_another_size_shares_nothing_with_the_first() -> None:
     spec = dataset_of(f"folder:{write_photos(Path('photos'))}")
     assert spec.size == 224 and dataset_of(spec, 28).target == Target(3, 32, 32, 28)
     assert replace(spec, size=28).target == Target(3, 32, 32, 28)
+
+
+def test_controls_are_the_same_on_a_folder_and_in_memory() -> None:
+    """Pairs of images side by side (the control `shuffled`) are read and augmented as one image is."""
+    write_folder(Path("shapes"), 5)
+    write_arrays(Path("shapes.npz"), 5)
+    command = [DIGITS, OTHER, "bn3", "bn3", "-i", "eye", "-e", "1", "-b", "10", "--controls", "shuffled"]
+    found = [run("stitch_nets", *command, "-d", name)[0] for name in ("folder:shapes", "arrays:shapes.npz")]
+    assert found[0]["controls"] == found[1]["controls"]
+    assert found[0]["trans_fit"].equals(found[1]["trans_fit"])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import eval_net
+import src.network_training
 import train_model
 from src import checkpoints, results
 from src.dataset import Split
@@ -74,7 +75,7 @@ def test_resume_names_the_argument_that_differs(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_model, "write_log", interrupted)
+        patch.setattr(src.network_training, "write_log", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train()
     assert "--resume goes on, --overwrite starts anew" in refusal(capsys)
@@ -125,12 +126,12 @@ def test_a_training_that_replaces_another_leaves_none_of_its_weights(toy: Path) 
 
 def test_nor_does_one_that_was_interrupted_and_resumed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train()
-    write_log = train_model.write_log
+    write_log = src.network_training.write_log
     with monkeypatch.context() as patch:
-        patch.setattr(train_model, "write_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(src.network_training, "write_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train("--overwrite", "-e", "3", "-s", "5")
-    assert train_model.write_log is write_log and (FOLDER / "resume.pt").exists()
+    assert src.network_training.write_log is write_log and (FOLDER / "resume.pt").exists()
     (FOLDER / "7.pt").write_text("of another program")
     train("--resume", "-e", "3", "-s", "5")
     assert sorted(path.name for path in FOLDER.iterdir()) == ["5.pt", "7.pt", "9.pt", "training_log.csv"]
@@ -234,7 +235,7 @@ def test_a_resumed_training_sees_the_images_of_the_first(
     options, folder = ("--train-fraction", "0.7", "--shuffle-labels", "0.5"), FOLDER.with_name("in0-gn0-f0.7-s0.5")
     whole = train("-o", "whole", *options)
     with monkeypatch.context() as patch:
-        patch.setattr(train_model, "write_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(src.network_training, "write_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(*options)
     other = folder.with_name("in0-gn0-f0.7-s1")

@@ -10,27 +10,47 @@ from torch import Tensor
 
 from src.task import MULTI_LABEL, Task
 
+Z95 = 1.959963984540054  # the normal quantile of 97.5%
+
 
 @dataclass(frozen=True, slots=True)
 class Functional:
-    """A measure of two networks' logits (images, classes), the labels and the task; 0 where both are equal."""
+    """A measure of two networks' logits (images, classes), the labels and the task; 0 where both are equal.
+
+    It is the mean over images of `each`, (images,), or its absolute value where that is signed. paired: whether it
+    depends on which image of the one goes with which of the other.
+    """
 
     name: str
     meaning: str
-    of: Callable[[Tensor, Tensor, Tensor, Task], float]
+    each: Callable[[Tensor, Tensor, Tensor, Task], Tensor]
     range: tuple[float, float] = (0.0, 1.0)
     identical: float = 0.0
     alike: Literal["higher", "lower"] = "lower"
+    paired: bool = True
 
     def number(self, value: float) -> float:
         """The value, which is one number."""
         return float(value)
 
+    def of(self, x: Tensor, y: Tensor, labels: Tensor, task: Task) -> float:
+        """The measure itself."""
+        return min(self.range[1], abs(float(self.each(x, y, labels, task).mean())))
 
-def jensen_shannon(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> float:
-    """Return the mean Jensen-Shannon divergence of the probabilities, in nats: 0 (equal) to ln 2 (certain of others).
+    def interval(self, x: Tensor, y: Tensor, labels: Tensor, task: Task) -> tuple[float, float]:
+        """The 95% interval over images, from their standard deviation."""
+        values = self.each(x, y, labels, task)
+        mean, half = float(values.mean()), Z95 * float(values.std()) / math.sqrt(len(values))
+        if self.paired:
+            return max(self.range[0], mean - half), min(self.range[1], mean + half)
+        low, high = sorted((abs(mean - half), abs(mean + half)))  # of a signed difference, its size
+        return 0.0 if abs(mean) <= half else low, high
 
-    Of each image, for several labels of each of its yes/no decisions. Source: Lin 1991, "Divergence measures".
+
+def jensen_shannon(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Return the Jensen-Shannon divergence of the probabilities, in nats: 0 (equal) to ln 2 (certain of others).
+
+    Of each image, for several labels the mean of its yes/no decisions. Source: Lin 1991, "Divergence measures".
     """
     p, q = (task.probabilities(logits.double()) for logits in (x, y))
     if task is MULTI_LABEL:
@@ -38,18 +58,18 @@ def jensen_shannon(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> float:
     middle = (p + q) / 2
     divergence = sum(torch.xlogy(side, side) - torch.xlogy(side, middle) for side in (p, q))
     assert isinstance(divergence, Tensor)
-    return min(math.log(2), max(0.0, float(divergence.sum(-1).mean()) / 2))
+    return divergence.sum(-1).view(len(x), -1).mean(1).clamp(0, 2 * math.log(2)) / 2
 
 
-def disagreement(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> float:
-    """Return the share of decisions that differ. Source: Madani et al. 2004, "Co-validation"."""
-    return float((task.predictions(x) != task.predictions(y)).double().mean())
+def disagreement(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Return each image's share of decisions that differ. Source: Madani et al. 2004, "Co-validation"."""
+    return (task.predictions(x) != task.predictions(y)).view(len(x), -1).double().mean(1)
 
 
-def accuracy_difference(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> float:
-    """Return the absolute difference of the two accuracies."""
-    one, other = (task.correct(logits, labels.to(logits.device)).double().mean() for logits in (x, y))
-    return abs(float(one - other))
+def accuracy_difference(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Return each image's share of right decisions of the one less that of the other."""
+    one, other = (task.correct(logits, labels.to(logits.device)).view(len(x), -1).double() for logits in (x, y))
+    return (one - other).mean(1)
 
 
 FUNCTIONAL = {
@@ -57,6 +77,6 @@ FUNCTIONAL = {
     for measure in (
         Functional("jsd", "Jensen-Shannon divergence of the outputs, nats", jensen_shannon, range=(0.0, math.log(2))),
         Functional("disagreement", "share of different decisions", disagreement),
-        Functional("abs_acc_diff", "absolute difference of the accuracies", accuracy_difference),
+        Functional("abs_acc_diff", "absolute difference of the accuracies", accuracy_difference, paired=False),
     )
 }

@@ -12,7 +12,7 @@ import pandas as pd
 
 from src.metrics import MEASURES, Metric
 from src.metrics.functional import Functional
-from src.plots.style import BLUE, INK, LIGHT, NORMAL, ORANGE, SMALL, finish, new_figure, save
+from src.plots.style import BLUE, GREY, INK, LIGHT, NORMAL, ORANGE, SMALL, finish, new_figure, save
 from src.results.titles import network_name
 
 if TYPE_CHECKING:
@@ -159,16 +159,29 @@ def pair_figure(result: dict[str, Any]) -> Figure:
     title = f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
     figure = new_figure(7.5, 0.95 + 0.62 * len(rows), title)
     for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows, strict=True):
-        _draw_bar(axes, MEASURES[row["method"]], row["value"])
-    finish(axes, x="dotted: value of equal representations")
+        interval, null = (result.get(key, {}).get(row["method"]) for key in ("intervals", "null"))
+        _draw_bar(axes, MEASURES[row["method"]], row["value"], interval, null)
+    notes = ["dotted: value of equal representations"] + ["dashed: of unpaired images"] * bool(result.get("null"))
+    finish(axes, x="; ".join(notes))
     return figure
 
 
-def _draw_bar(axes: Axes, metric: Metric | Functional, value: float) -> None:
-    """One metric on its own axis, with a line where equal representations would be."""
+def _draw_bar(
+    axes: Axes,
+    metric: Metric | Functional,
+    value: float,
+    interval: tuple[float, float] | None = None,
+    null: tuple[float, float] | None = None,
+) -> None:
+    """One metric on its own axis, with a line where equal representations would be, and one where unpaired ones are."""
     high = metric.range[1] if math.isfinite(metric.range[1]) else max(1e-12, 1.25 * value)
     low = min(0.0, value)
     axes.barh([0], [value], color=BLUE, height=0.55)
+    if interval:
+        bars = [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+        axes.errorbar([value], [0], xerr=bars, color=INK, capsize=4, linewidth=1.5)
+    if null:
+        axes.axvline(null[0], color=GREY, linewidth=1.5, linestyle="--")
     axes.axvline(metric.identical, color=ORANGE, linewidth=2.5, linestyle=":", clip_on=False)
     finish(axes)
     axes.set_yticks([0], [f"{metric.name}\n({metric.alike}: more alike)"], fontsize=NORMAL)

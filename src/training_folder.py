@@ -1,13 +1,16 @@
 """The folder that the weights of one training fill: reserved, and kept free of another training's."""
 
 import contextlib
-from collections.abc import Iterator
+import csv
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.files import parse_tensors, sole_maker
+from src.files import atomic_write, parse_tensors, sole_maker
 
-RESUME = "resume.pt"
+RESUME, LOG = "resume.pt", "training_log.csv"
+LOG_COLUMNS: tuple[str, ...] = ("epoch", "train_accuracy", "train_loss", "val_accuracy", "val_loss")
 
 
 @contextlib.contextmanager
@@ -17,7 +20,7 @@ def reserved(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
     Folders that are still empty at the end, since the work failed, are removed.
     """
     try:
-        with sole_maker(folder / "training_log.csv", "wait for it, or give other seeds or another -o"):
+        with sole_maker(folder / LOG, "wait for it, or give other seeds or another -o"):
             refuse_existing(folder, resume=resume, overwrite=overwrite)
             yield folder
     finally:
@@ -69,3 +72,22 @@ def recipe_of(path: Path) -> dict[str, Any]:
         return {}
     recipe = record.get("recipe") if isinstance(record, dict) else None
     return recipe if isinstance(recipe, dict) else {}
+
+
+def weight_file(folder: Path, iteration: int) -> Path:
+    return folder / f"{iteration}.pt"
+
+
+def numbered(epochs: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """A row an epoch, which it counts from 1."""
+    return [{"epoch": epoch, **row} for epoch, row in enumerate(epochs, 1)]
+
+
+def write_log(path: Path, epochs: Sequence[dict[str, float]]) -> None:
+    """Rewrite training_log.csv, a row an epoch: whatever happens, the file holds whole rows only."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, LOG_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(numbered(epochs))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())

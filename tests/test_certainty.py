@@ -1,0 +1,65 @@
+"""compare_nets.py says how sure it is, and what images that do not correspond would give."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import compare_nets
+from src import results
+from src.metrics import METRICS
+from src.metrics.functional import FUNCTIONAL
+from src.task import MULTI_LABEL, SINGLE_LABEL
+
+NAMES = ["cka", "cka_debiased", "ps_inv", "mutual_knn", "l2", "jsd", "disagreement", "abs_acc_diff"]
+
+
+def compare(*more: str) -> None:
+    compare_nets.main(["a3.pt", "b3.pt", "conv2", "conv2", "toy", *NAMES, "--run-name", "r", *more])
+
+
+def test_the_script_prints_draws_and_keeps_it(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    compare("--intervals", "--permutations", "20", "--plot")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "95% interval" in printed and "delete-one jackknife: cka, cka_debiased" in printed
+    found = results.read(toy / "results/r/compare_nets-conv2-conv2.pkl")
+    assert set(found["intervals"]) == set(NAMES) and set(found["null"]) == set(NAMES) - {"abs_acc_diff"}
+    for name, (low, high) in found["intervals"].items():
+        measure = {**METRICS, **FUNCTIONAL}[name]
+        assert low - 1e-9 <= measure.number(found["values"][name]) <= high + 1e-9, name
+
+
+def test_without_the_options_nothing_changes(toy: Path) -> None:
+    compare()
+    assert not {"intervals", "null"} & results.read(toy / "results/r/compare_nets-conv2-conv2.pkl").keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--intervals", "-g", "10"], "--intervals excludes --group-at"),
+        (["--permutations", "5", "--layers1", "all"], "--permutations is of one pair of layers"),
+        (["--permutations", "-5"], "'-5' is not a whole number"),
+    ],
+)
+def test_bad_options_are_one_line(toy: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare(*more)
+    assert message in capsys.readouterr().err
+
+
+def test_what_networks_decide_has_intervals_over_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(400, 3, generator=generator) for _ in range(2))
+    labels = torch.randint(0, 3, (400,), generator=generator)
+    low, high = FUNCTIONAL["disagreement"].interval(x, y, labels, SINGLE_LABEL)
+    share = float((x.argmax(1) != y.argmax(1)).double().mean())
+    assert (low + high) / 2 == pytest.approx(share) and high - low == pytest.approx(
+        2 * 1.96 * np.sqrt(share * (1 - share) / 399), rel=1e-3
+    )
+    low, high = FUNCTIONAL["abs_acc_diff"].interval(x, x, labels, SINGLE_LABEL)
+    assert low == high == 0
+    assert FUNCTIONAL["jsd"].interval(x, y, (x > 0).double(), MULTI_LABEL)[0] > 0
