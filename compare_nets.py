@@ -85,9 +85,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(args.device)
     viewing = cli.open_pair(args)
     front, end = viewing.networks
-    layers = tuple(
-        choose_layers(network.network, text, viewing.sample)
-        for network, text in ((front, args.front_layer), (end, args.end_layer))
+    sample = viewing.sample
+    layers = (
+        choose_layers(front.network, args.front_layer, sample),
+        choose_layers(end.network, args.end_layer, sample),
     )
     single = ALL not in (args.front_layer, args.end_layer) and len(layers[0]) == len(layers[1]) == 1
     check_certainty(args, single=single)

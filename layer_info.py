@@ -7,7 +7,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from src import arguments, cli, report
-from src.axes import Output, doubts, find_outputs
+from src.axes import Output, doubts, find_outputs, require_fit
 from src.cut import layer_names
 from src.dataset import file_part
 from src.sources import HELP, model_folder, open_network
@@ -49,6 +49,7 @@ def describe_layers(network: nn.Module, images: Tensor, asked: str | None = None
     runs; `asked` is the layout that wins where it fits."""
     names = layer_names(network, images)
     outputs = find_outputs(network, names, images, asked)
+    require_fit(asked, outputs)
     for line in doubts(network, outputs):
         cli.notice(f"note: {line}")
     rows = []

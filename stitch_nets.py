@@ -143,17 +143,15 @@ def settings_of(args: argparse.Namespace) -> list[StitchSpec]:
 
 def layer_pairs(args: argparse.Namespace, viewing: Viewing) -> list[tuple[str, str]]:
     (front, end), sample = viewing.networks, viewing.sample
-    layers = [
+    fronts, ends = (
         choose_layers(network.network, text, sample)
         for network, text in ((front, args.front_layer), (end, args.end_layer))
-    ]
+    )
     if args.pairs == "all":
-        return list(itertools.product(*layers))
-    if len(layers[0]) != len(layers[1]):
-        raise ValueError(
-            f"--pairs zip needs as many front layers as end layers, not {len(layers[0])} and {len(layers[1])}"
-        )
-    return list(zip(*layers, strict=True))
+        return list(itertools.product(fronts, ends))
+    if len(fronts) != len(ends):
+        raise ValueError(f"--pairs zip needs as many front layers as end layers, not {len(fronts)} and {len(ends)}")
+    return list(zip(fronts, ends, strict=True))
 
 
 def teller(specs: Sequence[StitchSpec], args: argparse.Namespace) -> Callable[[StitchSpec, History], None]:

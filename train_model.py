@@ -3,14 +3,12 @@
 import argparse
 from pathlib import Path
 
-import torch
-
 from src import arguments, checkpoints, cli
 from src.checkpoints import seeds_name
 from src.config import choose_device
 from src.evaluation import evaluate
 from src.network_training import images_for, initial_network, iterations, open_images, save_weights, train_network
-from src.structure import needs_plain_memory
+from src.structure import in_channels_last, needs_plain_memory
 from src.train_spec import OPTIONS, TrainSpec
 from src.training import DEBUG_STEPS
 from src.training_folder import RESUME, numbered, refuse_finished_or_other, remove_older, reserved, weight_file
@@ -58,8 +56,9 @@ def run(args: argparse.Namespace) -> dict:
             cli.notice(f"no {resume_file} to go on from; training starts at the first epoch")
         if not args.resume:
             resume_file.unlink(missing_ok=True)
-        order = torch.contiguous_format if needs_plain_memory(start.network) else torch.channels_last
-        start.network.to(device).to(memory_format=order)  # pyright: ignore[reportCallIssue]
+        start.network.to(device)
+        if not needs_plain_memory(start.network):
+            in_channels_last(start.network)
         history = train_network(
             spec,
             start,

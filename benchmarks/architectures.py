@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from src.axes import Output, find_outputs
 from src.cut import head, is_traced, layer_names, tail
+from src.hooked import exchanged, tensor_of
 from src.sources import open_network
 from src.sources.library import first_line
 from src.sources.transformers import Logits
-from src.stitching import Cuts, StitchSpec
+from src.stitching import Cuts, StitchSpec, initial_stitch
+from src.structure import split_layer
 
 # name of a spec, and the size of its images
 TORCHVISION = {
@@ -33,24 +35,22 @@ TORCHVISION = {
     "swin_t": 64, "swin_v2_t": 64, "maxvit_t": 224,
 }  # fmt: skip
 TIMM = {
-    "resnet18": 64, "resnet50d": 64, "mobilenetv3_small_050": 64, "mobilenetv4_conv_small": 64, "tf_efficientnet_lite0": 64,
-    "tf_efficientnetv2_b0": 64, "regnetx_002": 64, "regnety_002": 64, "ghostnet_050": 64, "repvgg_a0": 64,
+    "resnet18": 64, "resnet50d": 64, "mobilenetv3_small_050": 64, "mobilenetv4_conv_small": 64,
+    "tf_efficientnet_lite0": 64, "tf_efficientnetv2_b0": 64, "regnetx_002": 64, "regnety_002": 64, "ghostnet_050": 64,
+    "repvgg_a0": 64,
     "convnext_atto": 64, "convnextv2_atto": 64, "poolformer_s12": 64, "edgenext_xx_small": 64, "fastvit_t8": 64,
     "vit_tiny_patch16_224": 64, "vit_small_patch14_reg4_dinov2": 56, "deit_tiny_distilled_patch16_224": 64,
     "deit3_small_patch16_224": 64, "beit_base_patch16_224": 64, "eva02_tiny_patch14_224": 56, "cait_xxs24_224": 64,
     "xcit_nano_12_p16_224": 64, "mixer_s32_224": 64, "resmlp_12_224": 64, "gmlp_ti16_224": 64, "levit_128s": 224,
-    "efficientformer_l1": 224, "efficientformerv2_s0": 224, "swin_tiny_patch4_window7_224": 64, "swinv2_tiny_window8_256": 64,
-    "maxvit_rmlp_pico_rw_256": 64, "coatnet_nano_rw_224": 64, "mobilevit_xxs": 64, "pvt_v2_b0": 64, "twins_svt_small": 64,
+    "efficientformer_l1": 224, "efficientformerv2_s0": 224, "swin_tiny_patch4_window7_224": 64,
+    "swinv2_tiny_window8_256": 64,
+    "maxvit_rmlp_pico_rw_256": 64, "coatnet_nano_rw_224": 64, "mobilevit_xxs": 64, "pvt_v2_b0": 64,
+    "twins_svt_small": 64,
     "crossvit_tiny_240": 240, "tiny_vit_5m_224": 64, "focalnet_tiny_srf": 64, "davit_tiny": 64, "mvitv2_tiny": 64,
     "hiera_tiny_224": 224, "caformer_s18": 64, "volo_d1_224": 224,
 }  # fmt: skip
-_SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-}
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+_SMALL |= {"image_size": 32}
 _STAGES = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32}
 # name of a family of transformers, its config's options, and the size of its images
 TRANSFORMERS: dict[str, tuple[dict[str, Any], int]] = {
@@ -95,9 +95,9 @@ def of_config(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def block_boundaries(network: nn.Module, sample: Tensor) -> dict[str, Output]:
-    """Three of the layers that hold others and are one of several in a row, spread over the network."""
-    names = [name for name in layer_names(network, sample) if re.search(r"\d+$", name)]
-    whole = [name for name in names if any(network.get_submodule(name).children())]
+    """Three of the numbered layers, those that hold others if there are any, spread over the network."""
+    names = [name for name in layer_names(network, sample) if re.fullmatch(r"[^:]*\d(:0)?", name)]
+    whole = [name for name in names if any(module_of(network, name).children())] or names
     found = {name: output for name, output in find_outputs(network, whole, sample).items() if output.layout}
     chosen = list(found)
     places = sorted({len(chosen) * part // 6 for part in (1, 3, 5)})
@@ -105,19 +105,23 @@ def block_boundaries(network: nn.Module, sample: Tensor) -> dict[str, Output]:
 
 
 @contextmanager
-def exchanged(network: nn.Module, layer: str, given: Tensor | None) -> Iterator[list[Tensor]]:
+def hooked(network: nn.Module, layer: str, given: Tensor | None) -> Iterator[list[Tensor]]:
     """The plain way: a hook that keeps what a layer gives and, if asked, gives something else."""
     seen: list[Tensor] = []
 
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        seen.append(output.clone())
-        return given
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        seen.append(tensor_of(layer, output).clone())
+        return None if given is None else exchanged(layer, output, given.clone())  # what follows may write into it
 
-    handle = network.get_submodule(layer).register_forward_hook(hook)
+    handle = module_of(network, layer).register_forward_hook(hook)
     try:
         yield seen
     finally:
         handle.remove()
+
+
+def module_of(network: nn.Module, layer: str) -> nn.Module:
+    return network.get_submodule(split_layer(layer)[0])
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:
@@ -133,10 +137,10 @@ def examine(network: nn.Module, size: int) -> str:
     heads, tails, kept, layouts = [], [], [], []
     for layer, output in blocks.items():
         layout = output.known
-        with exchanged(network, layer, None) as seen:
+        with hooked(network, layer, None) as seen:
             network(images[:2])
         given = seen[-1] + NOISE * seen[-1].std() * torch.randn_like(seen[-1])
-        with exchanged(network, layer, given):
+        with hooked(network, layer, given):
             wanted = network(images[:2])
         said = {layer: layout}
         heads.append(apart(head(network, layer, said)(images[:2]), layout.canonical(seen[-1])))
@@ -151,19 +155,16 @@ def examine(network: nn.Module, size: int) -> str:
 
 def agreement(cuts: Cuts, spec: StitchSpec, network: nn.Module, images: Tensor) -> float:
     """The share of decisions that a stitch with an identity map keeps."""
-    from src.stitching import initial_stitch
-
     stitch = initial_stitch(cuts.geometry(spec.cut), None, init="eye", mask="identity", seed=0)
-    front = cuts.outputs("front", [spec.front_layer], images)
-    return float((cuts.logits(spec, stitch, front, images).argmax(1) == network(images).argmax(1)).double().mean())
+    logits = cuts.logits(spec, stitch, cuts.fronts([spec], images), images)
+    return float((logits.argmax(1) == network(images).argmax(1)).double().mean())
 
 
 def main(words: list[str]) -> None:
     print("# Architectures of other libraries\n")
     print("Made by `python -m benchmarks.architectures`, whose docstring says what the columns mean.\n")
-    print(
-        "| network | images | cut by | three blocks and their layouts | head | tail | kept |\n|---|--:|---|---|--:|--:|--:|"
-    )
+    print("| network | images | cut by | three blocks and their layouts | head | tail | kept |")
+    print("|---|--:|---|---|--:|--:|--:|")
     for name, size, build in architectures():
         if words and not any(word in name for word in words):
             continue

@@ -6,7 +6,7 @@ guess: tokens for three axes, maps for four.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,7 @@ def find_outputs(
     """The shape and layout of what each layer gives for a batch of images, by its name.
 
     `asked` is a layout that wins at every layer whose output has as many axes; a module's own attribute `layout` wins
-    over what the pass tells. Raises ValueError where `asked` fits none of the layers.
+    over what the pass tells.
     """
     layers = list(dict.fromkeys(layers))
     part = heads(model, layers)
@@ -77,12 +77,16 @@ def find_outputs(
     found = {}
     for layer, output in zip(layers, outputs, strict=True):
         said = getattr(model.get_submodule(split_layer(layer)[0]), "layout", None)
-        one = _output(layer, output, len(sample), asked, said if said in ASKABLE else None)
+        one = _output(layer, output, len(sample), asked, said if isinstance(said, str) and said in ASKABLE else None)
         found[layer] = replace(one, is_traced=is_traced(part))
+    return found
+
+
+def require_fit(asked: str | None, found: Mapping[str, Output]) -> None:
+    """Raise ValueError for a layout that was asked for and fits none of the layers."""
     if asked and not any(one.layout and _as_asked(asked, len(one.shape) + 1) for one in found.values()):
         shapes = ", ".join(f"{layer} {one.shape}" for layer, one in found.items())
         raise ValueError(f"?layout={asked} fits none of the layers, which give for an image: {shapes}")
-    return found
 
 
 def layouts_of(outputs: dict[str, Output]) -> dict[str, Layout]:

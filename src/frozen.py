@@ -3,11 +3,10 @@
 import copy
 import operator
 
-import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from src.structure import needs_plain_memory, share_structure
+from src.structure import in_channels_last, needs_plain_memory, share_structure
 from src.tracing import FOLDS
 
 
@@ -26,9 +25,7 @@ def freeze(part: nn.Module) -> nn.Module:
         graph_module.graph.eliminate_dead_code()
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()
-    if needs_plain_memory(part):
-        return part
-    return part.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return part if needs_plain_memory(part) else in_channels_last(part)
 
 
 def _fold_batchnorms(part: fx.GraphModule) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.activations import BATCH_SIZE, Head, feed
-from src.axes import Output, doubts, find_outputs, layouts_of
+from src.axes import Output, doubts, find_outputs, layouts_of, require_fit
 from src.cut import heads
 from src.dataset import Split
 from src.frozen import freeze
@@ -95,6 +95,8 @@ def compare_layers(
     Raises ValueError where a metric can compare no pair at all, or all that is asked for is one pair that needs more.
     """
     found = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
+    for asked, outputs in zip(layouts, found, strict=True):
+        require_fit(asked, outputs)
     told = [line for network, outputs in zip(networks, found, strict=True) for line in doubts(network, outputs)]
     for line in dict.fromkeys(told):
         tell(f"note: {line}")

@@ -42,6 +42,14 @@ def in_plain_memory(model: nn.Module) -> nn.Module:
     return model
 
 
+def in_channels_last(model: nn.Module) -> nn.Module:
+    """The model itself, its parameters and buffers of four axes in channels last in memory.
+
+    `Module.to` would try those of five as well, such as a transformer's masks, and fail.
+    """
+    return model._apply(lambda value: value.to(memory_format=torch.channels_last) if value.dim() == 4 else value)
+
+
 def in_plain_order(x: Tensor) -> Tensor:
     """A copy, since contiguous() keeps the odd strides that channels last gives to a single channel."""
     return x.clone(memory_format=torch.contiguous_format)

@@ -38,11 +38,13 @@ class _Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
         name, last = self.path_of_module(m), next(reversed(self.graph.nodes))
-        known = self.outputs.copy(), self.counts.copy(), self.opaque.copy()
+        known, depth = (self.outputs.copy(), self.counts.copy(), self.opaque.copy()), len(self.module_stack)
         try:
             output = super().call_module(m, forward, args, kwargs)
         except Exception:  # the module's own code runs here, with values that it does not expect: anything may come
             self.outputs, self.counts, self.opaque = known
+            while len(self.module_stack) > depth:  # which fx leaves as it was when the exception came
+                self.module_stack.popitem()
             self._forget_after(last)
             self.opaque.add(name)
             output = self.create_proxy("call_module", name, args, kwargs)

@@ -176,6 +176,52 @@ def test_in_place_operations_do_not_reach_the_layer_before_them(kind: type[nn.Mo
     assert_close(tail(network, "conv", "bn")(head(network, "conv")(images), images), before_relu)
 
 
+class Within(nn.Module):
+    """A block of which one module decides by values, and one that returns several."""
+
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(x)
+            return y if x.sum() > 0 else y.mul_(2)
+
+    class Both(Decides):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return super().forward(x), x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.blocks = nn.Sequential(nn.Sequential(nn.ReLU(), self.Decides()), nn.Conv2d(4, 4, 1))
+        self.both = self.Both()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.both(self.blocks(self.first(images)))[0].mean((2, 3)))
+
+
+@torch.no_grad()
+def test_a_module_that_cannot_be_traced_is_one_step_of_the_graph() -> None:
+    torch.manual_seed(0)
+    network, images = Within().eval(), torch.randn(2, 3, 8, 8)
+    for layer in ("first", "blocks.0.0", "blocks.0.1", "blocks.0", "blocks.1", "last"):
+        part = tail(network, layer)
+        assert is_traced(part) and is_traced(head(network, layer))
+        given = head(network, layer)(images) * 0.5 + 0.1
+        with last_call(network, layer, images, given) as seen:
+            expected = network(images)
+        assert_close(part(given, images), expected)
+        assert_close(head(network, layer)(images), seen[0])
+    assert not any("first" in name for name, _ in tail(network, "blocks.0.1").named_modules())
+    for layer in ("blocks.0.1.inner", "both:0", "both.inner"):  # within such a module hooks do it
+        assert not is_traced(tail(network, layer))
+        assert_close(tail(network, layer)(head(network, layer)(images), images), network(images))
+    assert {"both:0", "both:1", "blocks.0.1", "blocks.0.1.inner"} < set(layer_names(network, images))
+    assert "both" not in layer_names(network, images)
+
+
 @torch.no_grad()
 def test_hooks_are_gone_where_tracing_fails() -> None:
     network, images = Untraceable().eval(), torch.randn(2, 3, 8, 8)

@@ -50,7 +50,7 @@ def split_on(device: torch.device, name: str = "cifar10") -> MemorySplit:
 
 def fake_pair(model: str, layer: str, **geometry: bool) -> Pair:
     front, end = (build_model(model, channels=3, classes=10, size=32).to(CUDA) for _ in range(2))
-    return cut_pair(front, end, layer, layer, torch.zeros(2, 3, 32, 32, device=CUDA), **geometry)
+    return cut_pair(front, end, layer, layer, torch.zeros(2, 3, 32, 32, device=CUDA), **geometry)  # pyright: ignore
 
 
 def test_a_tensor_left_on_the_processor_is_an_error_here(fake) -> None:

@@ -145,3 +145,13 @@ def test_a_convolution_whose_weights_are_made_is_not_folded(made: str) -> None:
     assert_close(part(images), expected, rtol=1e-4, atol=1e-5)
     assert any(isinstance(module, nn.BatchNorm2d) for module in part.modules())
     assert_close(network(images).detach(), expected, rtol=0, atol=0)
+
+
+def test_a_buffer_of_five_axes_stays_and_the_network_keeps_its_own() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+    network.register_buffer("mask", torch.ones(1, 2, 2, 2, 2))
+    network.register_buffer("maps", torch.randn(1, 2, 2, 2))
+    images, strides = torch.randn(2, 3, 4, 4), network.maps.stride()  # type: ignore[union-attr, operator]
+    part = freeze(network)
+    assert_close(part(images), network(images))
+    assert network.maps.stride() == strides != part.maps.stride()  # type: ignore[union-attr, operator]

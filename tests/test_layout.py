@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from src.axes import doubts, find_outputs, layouts_of
+from src.axes import doubts, find_outputs, layouts_of, require_fit
 from src.cut import head, heads, is_traced, layer_names, tail
 from src.frozen import freeze
 from src.layers import choose_layers
@@ -114,7 +114,8 @@ def test_what_is_asked_for_wins_where_it_has_as_many_axes() -> None:
     found = find_outputs(network, ["across", "conv"], IMAGES, "tokens")
     assert [str(output.layout) for output in found.values()] == ["tokens 2+2x2", "maps"]
     with pytest.raises(ValueError, match=r"\?layout=tokens fits none of the layers, which give for an image: conv"):
-        find_outputs(network, ["conv"], IMAGES, "tokens")
+        require_fit("tokens", find_outputs(network, ["conv"], IMAGES, "tokens"))
+    require_fit(None, {})
     network.product.layout = "maps"  # type: ignore[assignment]
     assert str(find_outputs(network, ["product"], IMAGES)["product"].layout) == "maps"
     assert set(ASKABLE) < set(RANKS)
@@ -166,10 +167,12 @@ def test_resizing_interpolates_the_grid_and_keeps_tokens_without_a_place() -> No
 
 
 def test_equal_counts_of_tokens_in_other_places_are_resized_only_if_asked() -> None:
-    layouts = {"front_layout": Layout("tokens", grid=(2, 8)), "end_layout": Layout("tokens", grid=(4, 4))}
-    assert Geometry((5, 16, 1), (3, 16, 1), resize=True, **layouts).is_resized
-    assert not Geometry((5, 16, 1), (3, 16, 1), **layouts).is_resized
-    assert math.prod(Geometry((5, 16, 1), (3, 16, 1), **layouts).places[0]) == 16
+    def pair(resize: bool) -> Geometry:
+        layouts = Layout("tokens", grid=(2, 8)), Layout("tokens", grid=(4, 4))
+        return Geometry((5, 16, 1), (3, 16, 1), resize=resize, front_layout=layouts[0], end_layout=layouts[1])
+
+    assert pair(True).is_resized and not pair(False).is_resized
+    assert math.prod(pair(False).places[0]) == 16
 
 
 def test_every_layer_of_our_transformer_is_known() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from src.axes import Output, doubts, find_outputs, layouts_of
+from src.axes import Output, doubts, find_outputs, layouts_of, require_fit
 from src.config import mixed_precision
 from src.cut import Layouts, head, heads, later_layers, tail, tails
 from src.frozen import freeze
@@ -55,6 +55,8 @@ class Cuts:
         for source, layers in layers_of(self.specs).items():
             self.look(source, layers)
         self.look("end", list(dict.fromkeys(spec.end_layer for spec in self.specs)))
+        for source, asked in zip(("front", "end"), layouts, strict=True):
+            require_fit(asked, self._found[source])
         for spec in self.specs:
             check_sizes(asdict(spec), self.geometry(spec.cut))
             self.end_tail(spec.end_layer)  # a tail that cannot be cut is refused now, too

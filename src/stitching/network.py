@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from src.axes import Output, find_outputs, layouts_of
+from src.axes import Output, find_outputs, layouts_of, require_fit
 from src.cut import head, tail
 from src.frozen import freeze
 from src.stitching.geometry import Geometry
@@ -54,6 +54,8 @@ def cut_pair(
         find_outputs(network, [layer], sample, asked)
         for network, layer, asked in zip((front, end), (front_layer, end_layer), layouts, strict=True)
     )
+    require_fit(layouts[0], fronts)
+    require_fit(layouts[1], ends)
     geometry = pair_geometry(fronts[front_layer], ends[end_layer], flatten=flatten, resize=resize)
     front_head = freeze(head(front, front_layer, layouts_of(fronts)))
     end_head = freeze(head(end, end_layer, layouts_of(ends)))
