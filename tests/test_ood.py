@@ -76,7 +76,7 @@ def test_the_distance_is_that_of_mahalanobis(toy: Path) -> None:
     part = {}
     for name in ("train", "val"):
         x: list[np.ndarray] = []
-        handle = network.get_submodule("fc1").register_forward_hook(lambda _m, _i, out, x=x: x.append(out.numpy()))
+        handle = network.get_submodule("fc1").register_forward_hook(lambda _m, _i, out, x=x: x.append(np.asarray(out)))
         with torch.no_grad():
             network(next(load_split("toy", name).batches(48))[0])
         handle.remove()

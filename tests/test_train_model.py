@@ -13,6 +13,7 @@ import train_model
 from src import checkpoints, results
 from src.dataset import Split
 from src.files import parse_tensors, sole_maker
+from src.train_spec import TrainSpec
 from src.training import DEBUG_STEPS
 from tests.same import assert_same
 
@@ -85,7 +86,8 @@ def test_resume_names_the_argument_that_differs(
 
 
 def initial(args: argparse.Namespace) -> nn.Module:
-    return train_model.initial_network(args, train_model.images_for(args)).network
+    spec = TrainSpec.of(args)
+    return train_model.initial_network(spec, train_model.images_for(spec), print).network
 
 
 def test_training_starts_from_given_weights_and_keeps_its_own_head_where_sizes_differ(

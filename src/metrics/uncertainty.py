@@ -189,7 +189,8 @@ def combined(parts: Sequence[PairedMoments]) -> PairedMoments:
         first = of_part(parts[0])
         whole = Sums(first.d, first.all_means.device, energies=len(first.all_means) > first.d)
         whole.n, whole.shift = n, first.shift
-        whole.all_means.copy_(sum(of_part(part).all_means * (part.n / n) for part in parts))
+        for part in parts:
+            whole.all_means += of_part(part).all_means * (part.n / n)
         sides.append(whole)
     both = PairedMoments.of(*sides)
     x, y = sides
