@@ -193,9 +193,9 @@ def seen_in_training(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[di
     """The result of a training, and the images that it was given, training and validation."""
     splits = []
 
-    def spy(network, train, val, *arguments):
+    def spy(spec, start, train, val, **options):
         splits.extend([train, val])
-        return trained(network, train, val, *arguments)
+        return trained(spec, start, train, val, **options)
 
     trained = train_model.train_network
     with monkeypatch.context() as patch:
