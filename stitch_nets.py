@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from src import arguments, cli, plots, report, results
-from src.checkpoints import weights_digest
 from src.config import choose_device
 from src.controls import CONTROLS, choose_controls
-from src.dataset import Split
 from src.layers import choose_layers
 from src.learner import History
 from src.sources import untrained
 from src.stitch import Plan, Tell, stitch
 from src.stitch_folder import SET, check_states, file_names, resume_states, state_files
+from src.stitch_keys import stitch_keys
 from src.stitch_table import stitch_table, stitches_table
 from src.stitching import Cuts, StitchSpec
 from src.stitching.options import OPTIONS, VARIED
@@ -164,22 +163,6 @@ def teller(specs: Sequence[StitchSpec], args: argparse.Namespace) -> Callable[[S
             cli.tell_epoch(history, spec.epochs, always=args.debug)
 
     return tell
-
-
-def stitch_keys(cuts: Cuts, viewing: Viewing, train: Split, val: Split) -> list[str]:
-    """The key of each stitch: a digest of all that decides it; of data sets the images of both splits."""
-    networks = viewing.networks
-    surroundings: dict[str, Any] = {
-        "weights": [weights_digest(network.network) for network in networks],
-        "preprocessing": [asdict(network.preprocessing) for network in networks],
-        "images": [split.digest() for split in (train, val)],
-    }
-    if any(viewing.reordered):
-        surroundings["classes"] = [viewing.answers, *(network.labels for network in networks)]
-    geometries = [cuts.geometry(spec.cut) for spec in cuts.specs]
-    plain = [geometry.front_layout.is_plain and geometry.end_layout.is_plain for geometry in geometries]
-    turned = [{} if same else {"layouts": one.layouts} for same, one in zip(plain, geometries, strict=True)]
-    return [spec.key(**surroundings, **layouts) for spec, layouts in zip(cuts.specs, turned, strict=True)]
 
 
 def states_in(

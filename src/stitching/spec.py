@@ -92,8 +92,7 @@ class StitchSpec:
         `surroundings` are built-in values, such as digests.
         """
         record = {"format": FORMAT, "spec": asdict(self), "surroundings": surroundings}
-        text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +110,12 @@ class ControlSpec(StitchSpec):
     def of(cls, spec: StitchSpec, source: str, **changed: Any) -> "ControlSpec":
         options: dict[str, Any] = asdict(spec) | {"source": source} | changed
         return cls(**options)
+
+
+def digest(record: Any) -> str:
+    """SHA-256 of built-in values, in hexadecimal."""
+    text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _exact(value: Any) -> Any:
