@@ -142,11 +142,14 @@ def pair_report(
 
 def grid_report(comparison: Comparison, networks: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Lines, a title first, and result for every pair of many layers."""
-    refused, warnings = comparison.refused(), comparison.warnings()
+    result = {name: value for name, value in comparison.record().items() if name != "frame"}
     tables = [grid_text(comparison, name) for name in comparison.names]
-    lines = [f"{networks[0]} (rows) and {networks[1]} (columns)", *tables, *doubts_text(comparison, refused, warnings)]
-    result = {"layers1": comparison.layers1, "layers2": comparison.layers2}
-    return lines, result | {"refused": refused, "warnings": warnings}
+    lines = [
+        f"{networks[0]} (rows) and {networks[1]} (columns)",
+        *tables,
+        *doubts_text(comparison, result["refused"], result["warnings"]),
+    ]
+    return lines, result
 
 
 def grid_text(comparison: Comparison, name: str) -> str:

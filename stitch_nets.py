@@ -1,27 +1,21 @@
 """Stitch two trained networks: the front of one, one trainable affine layer, the end of the other."""
 
 import argparse
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
-from src import arguments, cli, plots, report, results
-from src.checkpoints import weights_digest
+from src import arguments, cli, plots
 from src.config import choose_device
 from src.controls import CONTROLS, choose_controls
-from src.dataset import Split
-from src.layers import choose_layers
-from src.learner import History
+from src.layers import choose_layers, pairs_of_layers
 from src.sources import untrained
 from src.stitch import Plan, Tell, stitch
 from src.stitch_folder import SET, check_states, file_names, resume_states, state_files
-from src.stitch_table import stitch_table, stitches_table
-from src.stitching import Cuts, StitchSpec
-from src.stitching.options import OPTIONS, VARIED
+from src.stitch_keys import stitch_keys
+from src.stitch_output import epochs_of, publish, refuse_diverged
+from src.stitching import Cuts, StitchSpec, combinations
+from src.stitching.options import OPTIONS
 from src.stitching.targets import TARGETS
-from src.training import Resume
 from src.viewing import Viewing
 
 
@@ -74,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Stitch, train, evaluate, print and write; returns the result of each stitch."""
-    settings = settings_of(args)
+    settings = combinations(vars(args))
     if args.resume and not args.run_name:
         raise ValueError("--resume needs the --run-name of the run to go on with: the folder that it left behind")
     if args.plot:
@@ -85,11 +79,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     scored = viewing
     if args.evaluate_on:
         scored = cli.show(viewing.elsewhere(args.evaluate_on, size=args.image_size))
-    specs = [
-        replace(setting, front_layer=one, end_layer=other)
-        for one, other in layer_pairs(args, viewing)
-        for setting in settings
-    ]
+    fronts, ends = (
+        choose_layers(network.network, text, viewing.sample)
+        for network, text in ((front, args.front_layer), (end, args.end_layer))
+    )
+    layers = pairs_of_layers(fronts, ends, args.pairs)
+    specs = [replace(setting, front_layer=one, end_layer=other) for one, other in layers for setting in settings]
     networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=asked)
     for line in cuts.notes:
@@ -98,7 +93,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     single = len(specs) == 1
     with cli.result_paths(args, names, picture=None if single else SET) as paths:
         folder = paths[0].parent if paths[0] else None
-        state = states_in(folder, names, args, viewing) if folder else None
+        state = None
+        if folder:
+            if text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite):
+                cli.notice(text)
+            state = resume_states(folder, names, identity(args, viewing), cli.tell_resumed)
         how = {"device": device, **arguments.reading(args, cli.notice)}
         train, val = viewing.split("train", **how), scored.split("val", **how)
         keys = stitch_keys(cuts, viewing, train, val)
@@ -110,7 +109,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             fresh=lambda seed: viewing.seen(untrained(front, seed), front),
             memory=1e9 * args.memory,
             resume=state,
-            tell=Tell(cli.notice, teller(specs, args)),
+            tell=Tell(cli.notice, epochs_of(specs[0], always=args.debug)),
         )
         outcomes = stitch(cuts, train, val, plan)
         about = {"weights": {"front": front.facts(), "end": end.facts()}}
@@ -128,104 +127,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def settings_of(args: argparse.Namespace) -> list[StitchSpec]:
-    """Every combination of the options that were given several values, before layers are known.
-
-    Raises ValueError for one that would be refused alone.
-    """
-    rate = 1e-2 if args.whiten else 1e-3
-    values = {field.name: getattr(args, field.name) for field in fields(StitchSpec) if not field.name.endswith("layer")}
-    values["lr"] = values["lr"] or rate
-    lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
-    chosen = (dict(zip(VARIED, combination, strict=True)) for combination in itertools.product(*lists))
-    return [StitchSpec("", "", **(values | some)) for some in chosen]
-
-
-def layer_pairs(args: argparse.Namespace, viewing: Viewing) -> list[tuple[str, str]]:
-    (front, end), sample = viewing.networks, viewing.sample
-    fronts, ends = (
-        choose_layers(network.network, text, sample)
-        for network, text in ((front, args.front_layer), (end, args.end_layer))
-    )
-    if args.pairs == "all":
-        return list(itertools.product(fronts, ends))
-    if len(fronts) != len(ends):
-        raise ValueError(f"--pairs zip needs as many front layers as end layers, not {len(fronts)} and {len(ends)}")
-    return list(zip(fronts, ends, strict=True))
-
-
-def teller(specs: Sequence[StitchSpec], args: argparse.Namespace) -> Callable[[StitchSpec, History], None]:
-    """A line on stderr after each epoch; with many stitches, that of the first alone."""
-
-    def tell(spec: StitchSpec, history: History) -> None:
-        if spec == specs[0]:
-            cli.tell_epoch(history, spec.epochs, always=args.debug)
-
-    return tell
-
-
-def stitch_keys(cuts: Cuts, viewing: Viewing, train: Split, val: Split) -> list[str]:
-    """The key of each stitch: a digest of all that decides it; of data sets the images of both splits."""
+def identity(args: argparse.Namespace, viewing: Viewing) -> dict[str, Any]:
+    """What a resumed run must agree in, beside the specs."""
     networks = viewing.networks
-    surroundings: dict[str, Any] = {
-        "weights": [weights_digest(network.network) for network in networks],
-        "preprocessing": [asdict(network.preprocessing) for network in networks],
-        "images": [split.digest() for split in (train, val)],
-    }
-    if any(viewing.reordered):
-        surroundings["classes"] = [viewing.answers, *(network.labels for network in networks)]
-    geometries = [cuts.geometry(spec.cut) for spec in cuts.specs]
-    plain = [geometry.front_layout.is_plain and geometry.end_layout.is_plain for geometry in geometries]
-    turned = [{} if same else {"layouts": one.layouts} for same, one in zip(plain, geometries, strict=True)]
-    return [spec.key(**surroundings, **layouts) for spec, layouts in zip(cuts.specs, turned, strict=True)]
-
-
-def states_in(
-    folder: Path, names: Sequence[str], args: argparse.Namespace, viewing: Viewing
-) -> Callable[[Sequence[StitchSpec]], Resume]:
-    if text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite):
-        cli.notice(text)
-    networks = viewing.networks
-    about = dict(zip(("front weights", "end weights"), (network.sha256 for network in networks), strict=True))
-    about |= {"dataset": viewing.dataset} | ({"controls": args.controls} if args.controls else {})
-    about |= {name: getattr(args, name) for name in ("evaluate_on", "image_size") if getattr(args, name)}
-    about |= {f"{role} layout": one.layout for role, one in zip(("front", "end"), networks, strict=True) if one.layout}
-    return resume_states(folder, names, about, cli.tell_resumed)
-
-
-def publish(
-    args: argparse.Namespace, paths: Sequence[Path | None], found: list[dict[str, Any]], *, single: bool
-) -> None:
-    """Print and write what came of the stitches that came through."""
-    if not found:
-        return
-    if single:
-        cli.publish(args, cli.Place(paths[0]), found[0], stitch_table(found[0]), draw=plots.draw_stitch)
-        return
-    if not args.json:
-        cli.say(stitches_table(found))
-    for path, result in zip(paths, found, strict=True):
-        if path:
-            results.write(path, result | results.provenance(), overwrite=args.overwrite)
-    picture = paths[0].with_name(f"{SET}.png") if paths[0] and args.plot else None
-    if picture:
-        plots.draw_stitches(found, picture)
-    places = {"results": str(paths[0].parent) if paths[0] else None} | ({"picture": str(picture)} if picture else {})
-    if args.json:
-        cli.say(report.to_json({"stitches": found, **places}))
-    elif paths[0]:
-        cli.say("\n".join(f"{what}: {where}" for what, where in places.items()))
-
-
-def refuse_diverged(outcomes: dict[str, Any]) -> None:
-    failed = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, FloatingPointError)}
-    if len(outcomes) == 1 and failed:
-        raise next(iter(failed.values()))
-    if failed:
-        name, error = next(iter(failed.items()))
-        raise FloatingPointError(
-            f"{len(failed)} of {len(outcomes)} stitches diverged and have no result; {name}: {error}"
-        )
+    about: dict[str, Any] = {"front weights": networks[0].sha256, "end weights": networks[1].sha256}
+    about["dataset"] = viewing.dataset
+    about |= {name: getattr(args, name) for name in ("controls", "evaluate_on", "image_size") if getattr(args, name)}
+    asked = zip(("front layout", "end layout"), networks, strict=True)
+    return about | {what: network.layout for what, network in asked if network.layout}
 
 
 def main(argv: list[str] | None = None) -> None:

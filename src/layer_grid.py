@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,11 @@ class Comparison:
         """A row for each method and pair of layers: method, layer1, layer2, value."""
         rows = [(name, *pair, cell.number(name)) for name in self.names for pair, cell in self._named()]
         return pd.DataFrame(rows, columns=["method", "layer1", "layer2", "value"])
+
+    def record(self) -> dict[str, Any]:
+        """What a result file says of it: labels of the layers, all values, what is missing or doubtful."""
+        layers = {"layers1": self.layers1, "layers2": self.layers2}
+        return {"frame": self.frame(), **layers, "refused": self.refused(), "warnings": self.warnings()}
 
     def refused(self) -> pd.DataFrame:
         """A row for each value that is missing: method, layer1, layer2, reason."""

@@ -1,6 +1,8 @@
 """Which layers of a network a text means: a name, a comma list, a pattern, or all."""
 
+import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -64,3 +66,15 @@ def _in_order(model: nn.Module, names: list[str], sample: Tensor | None) -> list
         return [name for _, name in sorted((nodes[output], name) for output, name in zip(outputs, names, strict=True))]
     ran = [] if sample is None else running_layers(share_structure(model).eval(), sample)
     return [name for name in ran if name in names] or names
+
+
+def pairs_of_layers(fronts: Sequence[str], ends: Sequence[str], how: str) -> list[tuple[str, str]]:
+    """Each front layer with each end layer ("all"), or the first with the first ("zip").
+
+    Raises ValueError where the second asks for as many of one as of the other, and there are not.
+    """
+    if how == "all":
+        return list(itertools.product(fronts, ends))
+    if len(fronts) != len(ends):
+        raise ValueError(f"--pairs zip needs as many front layers as end layers, not {len(fronts)} and {len(ends)}")
+    return list(zip(fronts, ends, strict=True))

@@ -102,12 +102,16 @@ def open_pair(
     dataset: str | None = None,
     size: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    opener: Callable[..., Checkpoint] | None = None,
 ) -> tuple[Checkpoint, Checkpoint]:
-    """The two networks that specs name; without a `dataset`, an untrained one is for that of the other."""
+    """The two networks that specs name; without a `dataset`, an untrained one is for that of the other.
+
+    `opener` stands in for `open_network`, such as one that remembers what it opened.
+    """
     found: dict[int, Checkpoint] = {}
     for number in sorted((0, 1), key=lambda number: not _is_trained(parse_spec(texts[number], PREFIXES))):
         others = next((one.dataset for one in found.values()), None)
-        found[number] = open_network(
+        found[number] = (opener or open_network)(
             texts[number], model=models[number], dataset=dataset or others, size=size, tell=tell
         )
     return found[0], found[1]

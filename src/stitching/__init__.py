@@ -8,7 +8,7 @@ from src.stitching.masks import MASKS
 from src.stitching.network import Pair, StitchedNetwork, cut_pair
 from src.stitching.objective import StitchObjective
 from src.stitching.options import check_options, check_sizes
-from src.stitching.spec import ControlSpec, Cut, StitchSpec
+from src.stitching.spec import ControlSpec, Cut, StitchSpec, combinations
 from src.stitching.start import initial_stitch, needs_moments
 from src.stitching.targets import TARGETS
 
@@ -33,6 +33,7 @@ __all__ = [
     "build_stitch",
     "check_options",
     "check_sizes",
+    "combinations",
     "cut_pair",
     "from_arrays",
     "initial_stitch",

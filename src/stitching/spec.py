@@ -1,14 +1,16 @@
 """Everything that decides a stitch, and nothing about files or devices."""
 
 import hashlib
+import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from src.recipe import Recipe
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
-from src.stitching.options import check_options
+from src.stitching.options import VARIED, check_options
 from src.stitching.start import needs_moments
 from src.stitching.targets import TARGETS
 
@@ -92,8 +94,19 @@ class StitchSpec:
         `surroundings` are built-in values, such as digests.
         """
         record = {"format": FORMAT, "spec": asdict(self), "surroundings": surroundings}
-        text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(record)
+
+
+def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
+    """Every combination of options of which some have lists of values, before layers are known.
+
+    Raises ValueError for one that would be refused alone.
+    """
+    values = {field.name: options[field.name] for field in fields(StitchSpec) if not field.name.endswith("layer")}
+    values["lr"] = values["lr"] or (1e-2 if values["whiten"] else 1e-3)
+    lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
+    chosen = (dict(zip(VARIED, some, strict=True)) for some in itertools.product(*lists))
+    return [StitchSpec("", "", **(values | some)) for some in chosen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,12 @@ class ControlSpec(StitchSpec):
     def of(cls, spec: StitchSpec, source: str, **changed: Any) -> "ControlSpec":
         options: dict[str, Any] = asdict(spec) | {"source": source} | changed
         return cls(**options)
+
+
+def digest(record: Any) -> str:
+    """SHA-256 of built-in values, in hexadecimal."""
+    text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _exact(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Declared sets of stitches and comparisons: planned, shared out among processes, gone on with, and read as one."""

@@ -1,0 +1,61 @@
+"""Tasks on a cluster of ray: that of RAY_ADDRESS, or a new one on this machine."""
+
+import importlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.studies.work import Report, Task, perform
+
+HOME = Path(__file__).resolve().parents[3]
+
+
+class Cluster:
+    """Tasks as ray's remote calls, each with its share of the cores and, where there are some, a GPU."""
+
+    def __init__(self, workers: int, **_: Any) -> None:
+        try:
+            self._ray: Any = importlib.import_module("ray")
+        except ImportError:
+            raise ValueError("ray is not installed: pip install ray") from None
+        self.slots = workers
+        threads = max(1, torch.get_num_threads() // workers)
+        path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
+        variables = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+        there = os.environ.get("RAY_ADDRESS")
+        size = {} if there else {"num_cpus": workers, "include_dashboard": False}
+        self._ray.init(address=there, runtime_env={"env_vars": variables}, log_to_driver=False, **size)
+        gpu = {"num_gpus": 1} if self._ray.cluster_resources().get("GPU") else {}
+        self._perform = self._ray.remote(num_cpus=1, max_retries=0, **gpu)(perform)
+        self._tasks: dict[Any, Task] = {}
+
+    @property
+    def busy(self) -> int:
+        return len(self._tasks)
+
+    def start(self, tasks: Sequence[Task]) -> None:
+        self._tasks |= {self._perform.remote(task): task for task in tasks}
+
+    def wait(self, seconds: float) -> list[Report]:
+        if not self._tasks:
+            time.sleep(seconds)
+            return []
+        done, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
+        return [self._report(reference) for reference in done]
+
+    def _report(self, reference: Any) -> Report:
+        task = self._tasks.pop(reference)
+        try:
+            return self._ray.get(reference)
+        except Exception as error:  # of kinds of its own: a worker that died, a node that left
+            return Report(task, trace=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+    def stop(self) -> None:
+        for reference in self._tasks:
+            self._ray.cancel(reference, force=True)
+        self._tasks = {}
+        self._ray.shutdown()

@@ -1,0 +1,59 @@
+"""What stitches are likely to cost, in seconds and bytes: enough to cut the work, and to say what is ahead."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from src.controls import sewn_for
+from src.stitching import Geometry, StitchSpec
+
+START = 3.0  # seconds until a bundle's first batch: networks and images are loaded, layers cut
+TAIL = 0.5  # of the end network runs behind a stitch, as a mean over its layers
+STEP = 8e-4  # seconds that a stitch takes beside the networks, in each training step
+MAPS = 7  # matrices in a result
+HEAD = 12_000  # bytes of a result beside its matrices
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds a forward pass takes an image, of both networks, and the images of both splits."""
+
+    front: float
+    end: float
+    train: int
+    val: int
+
+
+def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
+    """What stitches that train together pay once: both networks on the images of all epochs, moments, and scores."""
+    epoch = (costs.train + costs.val) * costs.front
+    moments = costs.train * (costs.front + costs.end) if spec.needs_train_moments else 0.0
+    return spec.epochs * epoch + moments + 2 * costs.val * (costs.front + costs.end)
+
+
+def own_seconds(spec: StitchSpec, costs: Costs, controls: Sequence[str], *, similarity: bool) -> float:
+    """What a stitch pays for itself and its controls: the end network behind it, forth and back."""
+    others = sum(len(some) for some in sewn_for(spec, [name for name in controls if name != "probe"]).values())
+    tail = TAIL * costs.end
+    steps = spec.epochs * (costs.train // spec.batch_size) * STEP
+    training = spec.epochs * costs.train * 3 * tail + steps
+    scoring = costs.val * tail
+    return (1 + others) * training + spec.epochs * scoring + (3 + others + 2 * similarity) * scoring
+
+
+def own_bytes(spec: StitchSpec, geometry: Geometry, costs: Costs) -> int:
+    """The size of a result file: its maps, and those that were kept in training."""
+    steps = costs.train // spec.batch_size
+    kept = 2 + math.ceil(steps / spec.save_frequency) if spec.epochs else 1
+    return HEAD + 4 * (MAPS + kept) * (geometry.inputs + 1) * geometry.outputs
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size_in_words(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"

@@ -1,0 +1,106 @@
+"""The unit of work of a study: all that is to be done between two networks on one data set, or a part of it."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from src.stitching import StitchSpec
+from src.stitching.spec import digest
+
+
+@dataclass(frozen=True, slots=True)
+class CompareSpec:
+    """A grid of layers compared by some metrics."""
+
+    front_layers: tuple[str, ...]
+    end_layers: tuple[str, ...]
+    metrics: tuple[str, ...]
+    view: str | None = None
+    group_at: int | None = None
+    split: str = "val"
+
+    def key(self, **surroundings: Any) -> str:
+        """A digest of what decides the values: the spec, weights, preprocessing, images."""
+        return digest({"format": 1, "compare": asdict(self), "surroundings": surroundings})
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One result to be made: the stem of its file, the key of what it is of, and its spec.
+
+    The stem is the key, unless the study asks for more than the key knows, such as controls.
+    """
+
+    name: str
+    key: str
+    spec: StitchSpec | CompareSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all results of a study have in common."""
+
+    study: str
+    dataset: str | None = None
+    evaluate_on: str | None = None
+    image_size: int | None = None
+    controls: tuple[str, ...] = ()
+    ood: bool = False
+    similarity: bool = True
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What is asked of a stitch beside itself, and not known to its key."""
+        asked = {"controls": list(self.controls), "ood": self.ood, "similarity": self.similarity}
+        usual = {"controls": [], "ood": False, "similarity": True}
+        return {name: value for name, value in asked.items() if value != usual[name]}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Results of one pair of networks that one process makes together; `seconds` is an estimate.
+
+    `name` tells it apart from other bundles, and stays when some of its results are there already.
+    """
+
+    name: str
+    pair: tuple[str, str]
+    settings: Settings
+    items: tuple[Item, ...]
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, pair: tuple[str, str], settings: Settings, items: Iterable[Item], seconds: float) -> "Bundle":
+        items = tuple(items)
+        return cls(digest([item.name for item in items])[:16], pair, settings, items, seconds)
+
+    @property
+    def is_comparison(self) -> bool:
+        return isinstance(self.items[0].spec, CompareSpec)
+
+    def without(self, names: Collection[str]) -> "Bundle":
+        """What is left of it when some results are there."""
+        return replace(self, items=tuple(item for item in self.items if item.name not in names))
+
+    def halves(self) -> "list[Bundle]":
+        """Two bundles of it, so that one stitch that fails takes ever fewer others along."""
+        middle = len(self.items) // 2
+        parts = self.items[:middle], self.items[middle:]
+        return [Bundle.of(self.pair, self.settings, part, self.seconds / 2) for part in parts]
+
+
+def to_record(bundle: Bundle) -> dict[str, Any]:
+    """Built-in values that `from_record` makes the bundle of."""
+    items = [[item.name, item.key, asdict(item.spec)] for item in bundle.items]
+    settings = asdict(bundle.settings)
+    return {"pair": list(bundle.pair), "settings": settings, "seconds": bundle.seconds, "items": items}
+
+
+def from_record(record: dict[str, Any]) -> Bundle:
+    settings = Settings(**{**record["settings"], "controls": tuple(record["settings"]["controls"])})
+    items = []
+    for name, key, spec in record["items"]:
+        if "metrics" in spec:
+            spec = {field: tuple(value) if isinstance(value, list) else value for field, value in spec.items()}
+        items.append(Item(name, key, CompareSpec(**spec) if "metrics" in spec else StitchSpec(**spec)))
+    return Bundle.of((record["pair"][0], record["pair"][1]), settings, items, record["seconds"])

@@ -1,0 +1,245 @@
+"""From a study file to bundles of work: which networks, layers and specs, what cannot be, and what it costs."""
+
+import glob
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from src.stitch_keys import stitch_key, surroundings
+from src.stitching import Geometry, StitchSpec, check_sizes
+from src.stitching.network import pair_geometry
+from src.stitching.targets import TARGETS
+from src.studies.estimate import START, Costs, own_bytes, own_seconds, shared_seconds
+from src.studies.jobs import Bundle, CompareSpec, Item, Settings
+from src.studies.look import Looks, Seen
+from src.studies.schema import AXES, Study
+from src.viewing import Viewing
+
+MANY = 8  # bundles at least, where the work is not too short for it: so that several processes have something to do
+SHORT = 60.0  # seconds below which a bundle is not cut
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a study is: its bundles, the bytes that their results will take, and {why: how many} were left out."""
+
+    bundles: list[Bundle]
+    left_out: dict[str, int]
+    size: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        return [item.name for bundle in self.bundles for item in bundle.items]
+
+
+class _Priced(NamedTuple):
+    """A result that is to be made, the seconds that it takes for itself, and the bytes of its file."""
+
+    item: Item
+    seconds: float
+    size: int
+
+
+def make_plan(study: Study, tell: Callable[[str], None] = lambda line: None) -> Plan:
+    """Every result that a study declares, once, in bundles; nothing is trained.
+
+    What options or sizes of layers exclude is left out and counted. Raises ValueError, with the line of the file, for
+    networks and layers that there are not, and where all stitches of a table are left out.
+    """
+    says, looks = study.says, Looks(tell)
+    left_out: Counter[str] = Counter()
+    settings = Settings(
+        study.name, says.dataset, says.evaluate_on, says.image_size, tuple(says.controls), says.ood, says.similarity
+    )
+    drafts = [draft_of(study, table, number) for number, table in enumerate(says.stitch)]
+    works: list[_Work] = []
+    known: set[str] = set()
+    for place, pair in pairs_of(study):
+        try:
+            viewing = looks.pair(pair, says.dataset, says.image_size)
+            work = _Work(pair, settings, viewing, looks, left_out)
+        except (ValueError, OSError) as error:
+            raise study.document.complaint(place, str(error)) from None
+        for number, draft in enumerate(drafts):
+            with _At(study, ("stitch", number)):
+                work.add_stitches(says.stitch[number], draft)
+        for number, table in enumerate(says.compare):
+            with _At(study, ("compare", number)):
+                work.add_comparison(table)
+        work.forget(known)
+        works.append(work)
+    total = sum(work.seconds for work in works)
+    limit = min(60 * says.minutes, max(SHORT, total / MANY))
+    bundles = [bundle for work in works for bundle in work.bundles(limit)]
+    if not bundles:
+        reasons = "; ".join(left_out) or "no pair of networks"
+        raise study.document.complaint(("stitch",), f"nothing is left to do: {reasons}")
+    return Plan(bundles, dict(left_out), sum(one.size for work in works for one in work.items))
+
+
+class _At:
+    """Give an error of the block the line of a table."""
+
+    def __init__(self, study: Study, place: tuple[str | int, ...]) -> None:
+        self.study, self.place = study, place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ValueError):
+            raise self.study.document.complaint(self.place, str(error)) from None
+
+
+def networks_of(study: Study) -> dict[str, int]:
+    """The networks that a study names, patterns resolved, in order; with the position of what named each."""
+    found: dict[str, int] = {}
+    for number, text in enumerate(study.says.networks):
+        texts = [text]
+        if "*" in text and not Path(text).exists():
+            texts = sorted(glob.glob(text, recursive=True))
+            if not texts:
+                raise study.document.complaint(("networks", number), f"no file matches {text}")
+        for one in texts:
+            found.setdefault(one, number)
+    return found
+
+
+def pairs_of(study: Study) -> Iterator[tuple[tuple[str | int, ...], tuple[str, str]]]:
+    """Ordered pairs of networks, each with its place in the file."""
+    if isinstance(study.says.pairs, list):
+        yield from ((("pairs", number), pair) for number, pair in enumerate(study.says.pairs))
+        return
+    networks = networks_of(study)
+    if study.says.pairs == "self":
+        yield from ((("networks", number), (one, one)) for one, number in networks.items())
+        return
+    if len(networks) < 2:
+        raise study.document.complaint(("networks",), 'pairs = "all" needs two networks or more; "self" needs one')
+    for one, other in itertools.permutations(networks, 2):
+        yield ("networks", max(networks[one], networks[other])), (one, other)
+
+
+def draft_of(study: Study, table: Any, number: int) -> tuple[list[StitchSpec], Counter[str]]:
+    """Every combination of the axes of a table, before layers are known; and why others were left out."""
+    axes = {name: values for name in AXES if (values := getattr(table, name)) is not None}
+    axes.setdefault("seed", study.says.seeds)
+    specs, left_out = [], Counter()
+    for chosen in itertools.product(*axes.values()):
+        options = dict(zip(axes, chosen, strict=True))
+        options.setdefault("lr", 1e-2 if options.get("whiten") else 1e-3)
+        try:
+            specs.append(StitchSpec("", "", **options))
+        except ValueError as error:
+            left_out[str(error)] += 1
+    if not specs:
+        raise study.document.complaint(("stitch", number), f"no stitch can be like that: {next(iter(left_out))}")
+    return specs, left_out
+
+
+class _Work:
+    """What is to be done between two networks."""
+
+    def __init__(
+        self, pair: tuple[str, str], settings: Settings, viewing: Viewing, looks: Looks, left_out: Counter[str]
+    ) -> None:
+        self.pair, self.settings, self.viewing = pair, settings, viewing
+        self.looks, self.left_out = looks, left_out
+        scored = viewing
+        if settings.evaluate_on:
+            scored = viewing.elsewhere(settings.evaluate_on, size=settings.image_size)
+        self.sides: tuple[Seen, Seen] = looks.of(viewing, 0), looks.of(viewing, 1)
+        (train, n_train), (val, n_val) = looks.images(viewing, "train"), looks.images(scored, "val")
+        self.about = surroundings(viewing, [train, val], [seen.digest for seen in self.sides])
+        self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val)
+        self.items: list[_Priced] = []
+
+    @property
+    def seconds(self) -> float:
+        return sum(one.seconds for one in self.items)
+
+    def layers(self, table: Any) -> tuple[list[str], list[str]]:
+        texts = (table.front_layers or table.layers, table.end_layers or table.layers)
+        one, other = (seen.layers(text) for seen, text in zip(self.sides, texts, strict=True))
+        return one, other
+
+    def add_stitches(self, table: Any, draft: tuple[list[StitchSpec], Counter[str]]) -> None:
+        fronts, ends = self.layers(table)
+        if table.layer_pairs == "zip" and len(fronts) != len(ends):
+            raise ValueError(
+                f"layer_pairs: zip needs as many front layers as end layers, not {len(fronts)} and {len(ends)}"
+            )
+        couples = (
+            list(zip(fronts, ends, strict=True)) if table.layer_pairs == "zip" else itertools.product(fronts, ends)
+        )
+        specs, left_out = draft
+        if any(not TARGETS[spec.target_type].teachers for spec in specs):
+            self.viewing.require_labels()
+        for couple in couples:
+            for reason, count in left_out.items():
+                self.left_out[reason] += count
+            geometries: dict[tuple[bool, bool], Geometry | str] = {}
+            for bare in specs:
+                self._add(replace(bare, front_layer=couple[0], end_layer=couple[1]), geometries)
+
+    def _add(self, spec: StitchSpec, geometries: dict[tuple[bool, bool], Geometry | str]) -> None:
+        form = spec.flatten, spec.resize
+        try:
+            if form not in geometries:
+                outputs = self.sides[0].output(spec.front_layer), self.sides[1].output(spec.end_layer)
+                geometries[form] = pair_geometry(*outputs, flatten=spec.flatten, resize=spec.resize)
+            geometry = geometries[form]
+            check_sizes({"init": spec.init, "low_rank": spec.low_rank}, geometry)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            self.left_out[str(error)] += 1
+            return
+        assert isinstance(geometry, Geometry)
+        key, extras = stitch_key(spec, geometry, self.about), self.settings.extras
+        name = stitch_key(spec, geometry, self.about | {"asked": extras}) if extras else key
+        controls, similarity = self.settings.controls, self.settings.similarity
+        seconds = own_seconds(spec, self.costs, controls, similarity=similarity)
+        self.items.append(_Priced(Item(name, key, spec), seconds, own_bytes(spec, geometry, self.costs)))
+
+    def add_comparison(self, table: Any) -> None:
+        fronts, ends = self.layers(table)
+        if self.settings.evaluate_on:
+            raise ValueError("evaluate_on is for stitches; a comparison has its own data set")
+        spec = CompareSpec(tuple(fronts), tuple(ends), tuple(table.metrics), table.view, table.group_at, table.split)
+        images, count = self.looks.images(self.viewing, table.split)
+        key = spec.key(**self.about | {"images": [images]})
+        cells = len(fronts) * len(ends) * len(table.metrics)
+        seconds = count * (self.costs.front + self.costs.end) * (1 + 0.02 * cells)
+        self.items.append(_Priced(Item(key, key, spec), seconds, 4000 + 100 * cells))
+
+    def forget(self, known: set[str]) -> None:
+        """Leave out what was declared before, by an earlier table or pair, and remember the rest."""
+        self.items = [one for one in self.items if one.item.name not in known]
+        self.items = list({one.item.name: one for one in self.items}.values())
+        known.update(one.item.name for one in self.items)
+
+    def bundles(self, limit: float) -> Iterator[Bundle]:
+        """Cut the work into parts of about so many seconds: comparisons alone, stitches that train together in one."""
+        groups: dict[tuple, list[_Priced]] = {}
+        for one in self.items:
+            spec = one.item.spec
+            if isinstance(spec, CompareSpec):
+                yield Bundle.of(self.pair, self.settings, [one.item], START + one.seconds)
+            else:
+                groups.setdefault((spec.epochs, spec.batch_size, spec.seed, spec.amp), []).append(one)
+        held: list[Item] = []
+        spent = START
+        for same in groups.values():
+            assert isinstance(same[0].item.spec, StitchSpec)
+            shared = shared_seconds(same[0].item.spec, self.costs)
+            spent += shared
+            for one in same:
+                if held and spent + one.seconds > limit:
+                    yield Bundle.of(self.pair, self.settings, held, spent)
+                    held, spent = [], START + shared
+                held.append(one.item)
+                spent += one.seconds
+        if held:
+            yield Bundle.of(self.pair, self.settings, held, spent)

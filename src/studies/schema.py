@@ -1,0 +1,189 @@
+"""What a study file may say, checked key by key."""
+
+import difflib
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from src.controls import choose_controls
+from src.dataset import SPLITS, canonical_dataset
+from src.metrics import MEASURES
+from src.stitching.options import OPTIONS
+from src.studies.toml import Document
+
+PAIRS = ("all", "self")
+LAYER_PAIRS = ("all", "zip")
+
+
+def one_of(*choices: Any) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+            raise ValueError(f"{value!r} is none of {', '.join(map(str, choices))}")
+        return value
+
+    return check
+
+
+def number(kind: type, meaning: str, accepts: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    kinds = (int,) if kind is int else (int, float)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not accepts(value):
+            raise ValueError(f"{value!r} is not {meaning}")
+        return kind(value)
+
+    return check
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def several(check: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    """One value, or a list of them without repetition."""
+
+    def check_all(value: Any) -> list[Any]:
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise ValueError("an empty list")
+        return list(dict.fromkeys(check(one) for one in values))
+
+    return check_all
+
+
+def layers(value: Any) -> str:
+    """Names, patterns or all, as the scripts take them: in one text, with commas."""
+    return ",".join(several(text)(value))
+
+
+def rank(value: Any) -> int | None:
+    return None if value == "full" else POSITIVE(value)
+
+
+def controls(value: Any) -> list[str]:
+    return choose_controls(",".join(several(text)(value)))
+
+
+def pairs(value: Any) -> str | list[tuple[str, str]]:
+    if isinstance(value, list):
+        found = [tuple(map(text, one)) for one in value if isinstance(one, list) and len(one) == 2]
+        if not value or len(found) != len(value):
+            raise ValueError("a list of pairs has two networks in each: [[front, end], ...]")
+        return list(dict.fromkeys(found))  # pyright: ignore[reportReturnType]
+    return one_of(*PAIRS)(value)
+
+
+POSITIVE = number(int, "a whole number above 0", lambda value: value > 0)
+NATURAL = number(int, "a whole number, 0 or more", lambda value: value >= 0)
+SEED = number(int, "a whole number from 0 to 2^63 - 2", lambda value: 0 <= value < 2**63 - 1)
+POSITIVE_FLOAT = number(float, "a number above 0", lambda value: value > 0)
+FLAG = one_of(True, False)
+# what each kind of a stitch's option takes here; the command line has its own readers of texts
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "positive": POSITIVE,
+    "natural": NATURAL,
+    "positive_float": POSITIVE_FLOAT,
+    "natural_float": number(float, "a number, 0 or more", lambda value: value >= 0),
+    "finite_float": number(float, "a finite number", lambda value: True),
+    "seed": SEED,
+    "rank": rank,
+    "flag": FLAG,
+}
+_LAYERS = {"layers": (layers, None), "front_layers": (layers, None), "end_layers": (layers, None)}
+# key -> (check, default); `...` where it has to be there
+AXES = {
+    option.field: (several(one_of(*option.choices) if option.kind == "name" else KINDS[option.kind]), None)
+    for option in OPTIONS
+} | {"amp": (several(FLAG), None)}
+STITCH = _LAYERS | {"layer_pairs": (one_of(*LAYER_PAIRS), "all")} | AXES
+COMPARE = _LAYERS | {
+    "metrics": (several(one_of(*MEASURES)), ...),
+    "view": (one_of("images", "channels"), None),
+    "group_at": (POSITIVE, None),
+    "split": (one_of(*SPLITS), "val"),
+}
+STUDY = {
+    "networks": (several(text), []),
+    "pairs": (pairs, "all"),
+    "dataset": (lambda value: canonical_dataset(text(value)), None),
+    "evaluate_on": (lambda value: canonical_dataset(text(value)), None),
+    "image_size": (POSITIVE, None),
+    "controls": (controls, []),
+    "ood": (FLAG, False),
+    "similarity": (FLAG, True),
+    "seeds": (several(SEED), [0]),
+    "minutes": (POSITIVE_FLOAT, 15.0),
+    "stitch": (STITCH, []),
+    "compare": (COMPARE, []),
+    "submitit": (lambda value: value, {}),
+}
+TABLES = {"stitch": STITCH, "compare": COMPARE}
+
+
+class Study:
+    """A checked study file: its `name`, its `document` and what it `says`, key by key as STUDY has them.
+
+    Raises ValueError as FILE:LINE: KEY: why, for the first complaint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.document = Document(path)
+        self.name = path.stem
+        self.says: Any = _check(self.document)
+        for number, table in enumerate(self.says.stitch + self.says.compare):
+            kind = "stitch" if number < len(self.says.stitch) else "compare"
+            place = (kind, number - len(self.says.stitch) * (kind == "compare"))
+            sides = [table.front_layers, table.end_layers]
+            if (table.layers is None) == (None in sides) or (table.layers and any(sides)):
+                raise self.document.complaint(place, "names either layers, or both front_layers and end_layers")
+        if not self.says.stitch and not self.says.compare:
+            raise self.document.complaint((), "nothing to do: neither [[stitch]] nor [[compare]]")
+        if isinstance(self.says.pairs, str) and not self.says.networks:
+            raise self.document.complaint((), f"networks: is missing, for pairs = {self.says.pairs!r}")
+
+
+def _check(document: Document) -> Any:
+    try:
+        pydantic = importlib.import_module("pydantic")
+    except ImportError:
+        raise ValueError("pydantic is not installed: pip install -r requirements-studies.txt") from None
+    try:
+        return _model(pydantic, "Study", STUDY)(**document.values)
+    except pydantic.ValidationError as error:
+        problems = error.errors()
+        problems.sort(key=lambda problem: document.line(problem["loc"]))
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise document.complaint(problems[0]["loc"], _reason(problems[0]) + more) from None
+
+
+def _model(pydantic: Any, name: str, table: dict[str, Any]) -> Any:
+    """A pydantic model of a table of keys; the checks say what they want in words of their own."""
+    fields: dict[str, Any] = {}
+    for key, (check, default) in table.items():
+        if isinstance(check, dict):
+            part = list[_model(pydantic, key, check)]
+            fields[key] = Annotated[part, pydantic.BeforeValidator(_as_list)], default
+        else:
+            fields[key] = Annotated[Any, pydantic.AfterValidator(check)], default
+    return pydantic.create_model(name, __config__={"extra": "forbid"}, **fields)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _reason(problem: dict[str, Any]) -> str:
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] == "extra_forbidden":
+        *above, key = (part for part in problem["loc"] if isinstance(part, str))
+        known: Sequence[str] = list(TABLES[above[0]] if above else STUDY)
+        near = difflib.get_close_matches(key, known, 1)
+        return "no such key" + (f"; {near[0]}?" if near else f"; known are {', '.join(known)}")
+    return {"missing": "is missing", "model_type": "is no table", "list_type": "is no table"}.get(
+        problem["type"], problem["msg"].lower()
+    )

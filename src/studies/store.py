@@ -1,0 +1,114 @@
+"""The state of a study: a folder with a file for each result, for each failure and for the plan, and nothing else."""
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src import results
+from src.files import atomic_write, make_folder
+from src.stitching.spec import digest
+from src.studies.jobs import from_record, to_record
+from src.studies.plan import Plan, make_plan, networks_of
+from src.studies.schema import Study
+
+RESULT, FAILED = ".pkl", ".failed.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong with a result, the last time of how many, and which stitch it was to be."""
+
+    count: int
+    trace: str
+    about: str
+
+    @property
+    def line(self) -> str:
+        return self.trace.strip().splitlines()[-1] if self.trace.strip() else "no reason given"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Results and failures by name, in the folder of one study."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}{RESULT}"
+
+    def done(self) -> set[str]:
+        """The names of all results that are there."""
+        return self._stems(RESULT)
+
+    def failures(self) -> dict[str, Failure]:
+        """What failed and did not come through later."""
+        found = {}
+        for name in self._stems(FAILED) - self.done():
+            with suppress(OSError, ValueError, TypeError, KeyError):  # just removed, or torn by somebody's editor
+                record = json.loads((self.folder / f"{name}{FAILED}").read_text(encoding="utf-8"))
+                found[name] = Failure(int(record["count"]), str(record["trace"]), str(record["about"]))
+        return found
+
+    def _stems(self, ending: str) -> set[str]:
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            names = [entry.name for entry in entries]
+            return {name.removesuffix(ending) for name in names if name.endswith(ending) and name[0] != "."}
+        return set()
+
+    def publish(self, name: str, result: dict[str, Any]) -> bool:
+        """Write a result, unless another process was first; returns whether this one is kept."""
+        try:
+            results.write(self.path(name), result, overwrite=False)
+        except FileExistsError:
+            return False
+        (self.folder / f"{name}{FAILED}").unlink(missing_ok=True)
+        return True
+
+    def fail(self, name: str, trace: str, about: str) -> None:
+        """Note that an attempt at a result failed."""
+        before = self.failures().get(name)
+        record = {"about": about, "count": 1 + (before.count if before else 0), "trace": trace}
+        with atomic_write(self.folder / f"{name}{FAILED}") as file:
+            file.write(json.dumps(record, indent=2, ensure_ascii=False).encode())
+
+    def plan(self, study: Study, tell: Any = lambda line: None, *, keep: bool = True) -> Plan:
+        """The plan of a study: the one kept in the folder, where file and networks are as they were; else a new one.
+
+        Runners that share the folder share the plan that was kept first, so that all cut the work alike.
+        """
+        path = self.folder / f".plan-{fingerprint(study)}.json"
+        if (known := _read_plan(path)) is not None:
+            return known
+        plan = make_plan(study, tell)
+        if not keep:
+            return plan
+        make_folder(self.folder)
+        record = {"bundles": [to_record(bundle) for bundle in plan.bundles], "left_out": plan.left_out}
+        with suppress(FileExistsError), atomic_write(path, overwrite=False) as file:
+            file.write(json.dumps(record | {"size": plan.size}, separators=(",", ":")).encode())
+        return _read_plan(path) or plan
+
+
+def _read_plan(path: Path) -> Plan | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Plan([from_record(one) for one in record["bundles"]], record["left_out"], record["size"])
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        return None  # none, or of another version
+
+
+def fingerprint(study: Study) -> str:
+    """What a plan depends on, as far as a glance tells: the file's text, and the networks' files."""
+    texts: Iterable[str] = networks_of(study)
+    if isinstance(study.says.pairs, list):
+        texts = [*texts, *(text for pair in study.says.pairs for text in pair)]
+    stamps = []
+    for text in texts:
+        file = Path(text.partition("@")[2] or text)
+        status = file.stat() if file.is_file() else None
+        stamps.append([text, [status.st_size, status.st_mtime_ns] if status else None])
+    return digest(["plan 1", study.document.text, stamps])[:16]

@@ -1,0 +1,104 @@
+"""A TOML file as values, with the line on which each key stands."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+Place = tuple[str | int, ...]  # keys and positions, from the outside in
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(r"^\s*([\w-]+|\"[^\"]*\"|'[^']*')\s*=(.*)$")
+_STRING = re.compile(r"\"\"\".*?\"\"\"|'''.*?'''|\"(?:\\.|[^\"\\])*\"|'[^']*'|#.*")
+
+
+class Document:
+    """The values of a TOML file, and where they stand in it.
+
+    Raises FileNotFoundError, or ValueError as FILE:LINE: complaint for what is no TOML.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"no study file {path}")
+        self.path = path
+        try:
+            self.text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}:1: no UTF-8 text") from None
+        self.values = _parse(self.text, path)
+        self._lines = _lines_of(self.text)
+
+    def line(self, place: Place) -> int:
+        """The line of a value, or of the nearest that holds it; 1 where nothing does."""
+        for length in range(len(place), 0, -1):
+            held = place[:length]
+            # [stitch] stands for the only one of [[stitch]]
+            for known in (held, tuple(part for part in held if isinstance(part, str))):
+                if known in self._lines:
+                    return self._lines[known]
+        return 1
+
+    def complaint(self, place: Place, text: str) -> ValueError:
+        """An error that names file, line and key."""
+        key = ".".join(part for part in place if isinstance(part, str))
+        return ValueError(f"{self.path}:{self.line(place)}: {f'{key}: ' if key else ''}{text}")
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    reader = _reader()
+    try:
+        return reader.loads(text)
+    except reader.TOMLDecodeError as error:
+        reason = str(error)
+        where = re.search(r" \(at line (\d+), column \d+\)", reason)
+        line = int(where[1]) if where else len(text.splitlines()) or 1
+        reason = reason.split(" (at ")[0]
+        raise ValueError(f"{path}:{line}: {reason[:1].lower()}{reason[1:]}") from None
+
+
+def _reader() -> Any:
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"{name} is not installed: pip install -r requirements-studies.txt") from None
+
+
+def _lines_of(text: str) -> dict[Place, int]:
+    """The line of each table, key and element of an array that begins on a line of its own."""
+    found: dict[Place, int] = {}
+    counts: dict[Place, int] = {}
+    table: Place = ()
+    array: Place | None = None  # the key whose value goes on over several lines
+    depth = element = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        plain = _STRING.sub(lambda match: "" if match[0].startswith("#") else "s" * len(match[0]), line)
+        if array is not None:
+            if depth == 1 and plain.strip().strip("],"):
+                found.setdefault((*array, element), number)
+            element, depth = _after(plain, element, depth)
+            array = array if depth > 0 else None
+            continue
+        if header := _HEADER.match(line):
+            names = tuple(part.strip().strip("\"'") for part in header[2].split("."))
+            table = names
+            if header[1] == "[[":
+                counts[names] = counts.get(names, -1) + 1
+                table = (*names, counts[names])
+                found.setdefault(names, number)
+            found.setdefault(table, number)
+        elif key := _KEY.match(line):
+            place = (*table, key[1].strip("\"'"))
+            found.setdefault(place, number)
+            element, depth = _after(plain.partition("=")[2], 0, 0)
+            array = place if depth > 0 else None
+    return found
+
+
+def _after(plain: str, element: int, depth: int) -> tuple[int, int]:
+    """How many elements of an array are past, and how deep in brackets one is, at the end of a line."""
+    for letter in plain:
+        depth += (letter in "[{") - (letter in "]}")
+        element += letter == "," and depth == 1
+    return element, depth

@@ -1,0 +1,170 @@
+"""One bundle, done: the networks and images are loaded once, and all its results made and written."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src import results, sources
+from src.config import choose_device
+from src.dataset import Split
+from src.layer_grid import compare_layers
+from src.metrics.products import described
+from src.sources import untrained
+from src.stitch import Plan, Tell, stitch
+from src.stitch_keys import stitch_keys, surroundings
+from src.stitching import Cuts, StitchSpec
+from src.studies.jobs import Bundle, CompareSpec
+from src.studies.leases import Leases
+from src.studies.store import Store
+from src.viewing import Viewing, look
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A bundle with all that a process needs to do it: where results go, who is at it, on which device."""
+
+    bundle: Bundle
+    folder: Path
+    runner: str
+    patience: float
+    device: str = "auto"
+    memory: float = 8e9
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a task: whether somebody else is at it, a traceback, stitches that diverged, and notes."""
+
+    task: Task
+    held: bool = False
+    trace: str = ""
+    diverged: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def perform(task: Task, *, alive: Callable[[], bool] = lambda: True) -> Report:
+    """Do a task, unless another process is at it; errors come back as text."""
+    leases = Leases(task.folder / ".leases", runner=task.runner, patience=task.patience)
+    notes: dict[str, None] = {}
+    try:
+        with leases.held(task.bundle.name, alive=alive) as mine:
+            if not mine:
+                return Report(task, held=True)
+            make = compare_bundle if task.bundle.is_comparison else stitch_bundle
+            diverged = make(task, lambda line: notes.update({line: None}))
+            return Report(task, diverged=diverged, notes=tuple(notes))
+    except Exception:  # whatever it is, the driver decides; a worker has others to do
+        return Report(task, trace=traceback.format_exc(), notes=tuple(notes))
+
+
+def _opened(task: Task) -> tuple[Viewing, torch.device]:
+    bundle, device = task.bundle, choose_device(task.device)
+    pair = sources.open_pair(bundle.pair, dataset=bundle.settings.dataset, size=bundle.settings.image_size)
+    return look(pair, bundle.settings.dataset, size=bundle.settings.image_size), device
+
+
+def _split(viewing: Viewing, name: str, device: torch.device) -> Split:
+    """The images of a split, read once a process: bundles of one study come one after the other."""
+    split = _read_split(viewing, name, device)
+    return split.seen_by(viewing.shared)
+
+
+_READ: dict[tuple, Split] = {}
+
+
+def _read_split(viewing: Viewing, name: str, device: torch.device) -> Split:
+    key = viewing.spec.name, viewing.spec.size, viewing.answers, name, str(device)
+    if key not in _READ:
+        if len(_READ) > 4:
+            _READ.clear()
+        _READ[key] = viewing.split(name, device=device)
+    return _READ[key]
+
+
+@lru_cache(maxsize=1)
+def _provenance() -> dict[str, Any]:
+    return results.provenance()
+
+
+def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
+    """Train, score and write all stitches of a bundle; returns why some have no result, by name."""
+    bundle, settings = task.bundle, task.bundle.settings
+    viewing, device = _opened(task)
+    front, end = viewing.networks
+    scored = viewing
+    if settings.evaluate_on:
+        scored = viewing.elsewhere(settings.evaluate_on, size=settings.image_size)
+    specs = [item.spec for item in bundle.items if isinstance(item.spec, StitchSpec)]
+    networks, layouts = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
+    cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=layouts)
+    train, val = _split(viewing, "train", device), _split(scored, "val", device)
+    _check_keys(bundle, stitch_keys(cuts, viewing, train, val))
+    plan = Plan(
+        similarity=settings.similarity,
+        labelled=viewing.labelled,
+        ood=settings.ood,
+        controls=settings.controls,
+        fresh=lambda seed: viewing.seen(untrained(front, seed), front),
+        memory=task.memory,
+        tell=Tell(tell),
+    )
+    store, diverged = Store(task.folder), {}
+    about = {"weights": {"front": front.facts(), "end": end.facts()}}
+    for item, spec, outcome in zip(bundle.items, specs, stitch(cuts, train, val, plan), strict=True):
+        if isinstance(outcome, FloatingPointError):
+            diverged[item.name] = f"FloatingPointError: {outcome}"
+            continue
+        params = parameters(bundle) | asdict(spec)
+        store.publish(item.name, {"params": params, "key": item.key, **about, **outcome, **_provenance()})
+    return diverged
+
+
+def compare_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
+    """Compare the layers of two networks, and write what came of it."""
+    (item,) = task.bundle.items
+    spec = item.spec
+    assert isinstance(spec, CompareSpec)
+    viewing, device = _opened(task)
+    front, end = viewing.networks
+    split = _split(viewing, spec.split, device)
+    _check_keys(task.bundle, [spec.key(**surroundings(viewing, [split.digest()]))])
+    comparison = compare_layers(
+        (front.network, end.network),
+        (list(spec.front_layers), list(spec.end_layers)),
+        viewing.sample,
+        split,
+        spec.metrics,
+        view=spec.view,
+        group=spec.group_at,
+        memory=task.memory,
+        layouts=(front.layout, end.layout),
+        tell=lambda line: tell(line) if line.startswith("note") else None,
+    )
+    asked = {"methods": list(spec.metrics), "view": spec.view, "group_at": spec.group_at, "dataset_type": spec.split}
+    params = parameters(task.bundle) | asked | {"dataset": viewing.dataset}
+    params |= {"front_layer": ",".join(spec.front_layers), "end_layer": ",".join(spec.end_layers)}
+    found = {"networks": [front.facts(), end.facts()], **comparison.record(), "products": described(device)}
+    Store(task.folder).publish(item.name, {"params": params, "key": item.key, **found, **_provenance()})
+    return {}
+
+
+def _check_keys(bundle: Bundle, keys: list[str]) -> None:
+    """What is loaded here must be what was planned."""
+    if keys != [item.key for item in bundle.items]:
+        raise ValueError(
+            f"weights or images of {' and '.join(bundle.pair)} are others than those of the plan; "
+            "remove the .plan-*.json of the study's folder"
+        )
+
+
+def parameters(bundle: Bundle) -> dict[str, Any]:
+    """The arguments of the command that makes the same results, beside those of a stitch."""
+    settings = asdict(bundle.settings)
+    own = {"controls": list(settings.pop("controls")) or None, "no_similarity": not settings.pop("similarity")}
+    names = dict(zip(("front_model", "end_model"), bundle.pair, strict=True))
+    return names | {"model1": None, "model2": None} | settings | own

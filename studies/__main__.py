@@ -1,0 +1,129 @@
+"""Run a declared set of stitches and comparisons, on one machine or many, and read what came of it."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from src import arguments, cli
+from src.config import choose_device
+from src.studies import say
+from src.studies.engines import ENGINES, choose_workers
+from src.studies.engines.local import Here
+from src.studies.runner import Driver, Options, shard
+from src.studies.schema import Study
+from src.studies.store import Store
+
+COMMANDS = ("status", "table", "report", "worker")
+PURPOSE = {
+    "run": "Run what a study file declares and is not there yet.",
+    "status": "Say how far a study is, and what failed.",
+    "table": "Write a study's table: CSV and LaTeX, means with intervals.",
+    "report": "Write a study's page: one HTML file that opens offline.",
+    "worker": "Do a share of a study, for machines that have a folder in common.",
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = words.pop(0) if words and words[0] in COMMANDS else "run"
+    parser = parser_of(command)
+    args = parser.parse_args(words)
+    args.command = command
+    return args
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    script = "-m studies" + ("" if command == "run" else f" {command}")
+    parser = arguments.parser(script, PURPOSE[command], "studies/tour.toml" + " --shard 1/2" * (command == "worker"))
+    parser.prog = f"python {script}"
+    parser.epilog = (parser.epilog or "").replace(".py", "")
+    parser.add_argument("file", type=Path, metavar="FILE.toml", help="the study; its name is that of its results")
+    parser.add_argument("-o", "--out-dir", type=Path, default=Path("results"), metavar="DIR", help="folder of all runs")
+    if command in ("run", "worker"):
+        add_run_options(parser)
+    if command == "run":
+        parser.add_argument("--dry-run", action="store_true", help="say what would be done, and what it takes")
+        parser.add_argument("--engine", choices=tuple(ENGINES), default="local", help="where the work is done")
+        parser.add_argument(
+            "--workers", type=arguments.positive, metavar="N", help="processes (default: one a GPU, or one a core)"
+        )
+    if command == "worker":
+        parser.add_argument("--shard", type=shard_of, required=True, metavar="I/N", help="the I-th of N shares")
+    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
+    return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--retries", type=arguments.natural, default=2, metavar="N", help="more attempts at what fails")
+    parser.add_argument(
+        "--patience",
+        type=arguments.positive_float,
+        default=60.0,
+        metavar="S",
+        help="seconds after which another runner that gives no sign of life is given up",
+    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
+    arguments.add_memory_option(parser, "GB of moments or activations held at once, by each process")
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """argparse type: I/N, from 1/N to N/N."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share such as 1/4")
+    return int(match[1]), int(match[2])
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what is missing, or say what that is; ends with exit code 1 where something failed for good."""
+    study = Study(args.file)
+    store = Store(args.out_dir / study.name)
+    dry = args.command == "run" and args.dry_run
+    plan = store.plan(study, cli.notice, keep=not dry)
+    device = choose_device(args.device)
+    bundles, gpus = len(plan.bundles), device_count(device)
+    if args.command == "worker":
+        engine: Any = Here()
+        bundles = shard(plan, *args.shard)
+    else:
+        workers = choose_workers(args.workers, bundles, gpus)
+        if dry:
+            cli.say("\n".join(say.plan_lines(plan, store, workers)))
+            return
+        bundles = None
+        engine = ENGINES[args.engine](workers, folder=store.folder, options=study.says.submitit)
+    options = Options(args.retries, args.patience, args.device, 1e9 * args.memory)
+    failures = Driver(plan, store, engine, options, cli.notice).run(bundles)
+    cli.say("\n".join([*say.status_lines(plan, store), f"results: {store.folder}"]))
+    if failures:
+        raise SystemExit(1)
+
+
+def device_count(device: Any) -> int:
+    """GPUs that the work is to be divided among; 0 without any."""
+    import torch
+
+    if device.type == "cpu":
+        return 0
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+
+
+def status(args: argparse.Namespace) -> None:
+    study = Study(args.file)
+    store = Store(args.out_dir / study.name)
+    plan = store.plan(study, cli.notice, keep=False)
+    cli.say("\n".join([*say.status_lines(plan, store), *say.plan_lines(plan, store, 1)[4:]]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    action = {"run": run, "worker": run, "status": status}[args.command]
+    remedy = "interrupted; the same command goes on with what is missing"
+    with cli.one_line_errors(debug=args.debug, interrupted=remedy, less_memory="lower --memory, or --workers"):
+        action(args)
+
+
+if __name__ == "__main__":
+    main()
