@@ -15,14 +15,14 @@ from src.frozen import freeze
 from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.registry import METRICS
 from src.metrics.uncertainty import Found, Sample, intervals, nulls
-from src.task import Task
+from src.task import MULTI_LABEL, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Certainty:
     """By metric: 95% `intervals` over images, and `null`, mean and 95% quantile where images do not correspond.
 
-    `how` says of each, as `interval of cka` or `null of cka`, how it came about; `refused` why there is none.
+    `how` says of each, as `intervals of cka` or `null of cka`, how it came about; `refused` why there is none.
     """
 
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -104,7 +104,8 @@ def _add_functional(
     one, other, labels, task = outputs
     if with_intervals:
         certainty.intervals[measure.name] = measure.interval(*outputs)
-        certainty.how[f"intervals of {measure.name}"] = "spread over images"
+        is_counted = measure.counted and task is not MULTI_LABEL
+        certainty.how[f"intervals of {measure.name}"] = "counted images" if is_counted else "spread over images"
     if permutations and measure.paired:
         generator = torch.Generator().manual_seed(0)
         orders = [torch.randperm(len(one), generator=generator) for _ in range(permutations)]

@@ -27,10 +27,13 @@ class Control:
     sewn: Callable[[StitchSpec], list[ControlSpec]] = lambda spec: []
 
 
-def is_one(spec: StitchSpec) -> bool:
-    """Whether a network stitched to itself with this spec starts as the identity, so that it loses nothing."""
+def is_one(spec: StitchSpec, *, exact: bool = True) -> bool:
+    """Whether a network stitched to itself with this spec starts as the identity, so that it loses nothing.
+
+    exact: whether a fit has more rows than features. With fewer it is the identity on the fitted images alone.
+    """
     free = spec.mask == "identity" and spec.low_rank is None
-    return free and spec.init in ("ps_inv", "orthogonal", "eye")
+    return free and (spec.init == "eye" or (exact and spec.init in ("ps_inv", "orthogonal")))
 
 
 def _constant(spec: StitchSpec) -> list[ControlSpec]:
@@ -46,8 +49,8 @@ def _shuffled(spec: StitchSpec) -> list[ControlSpec]:
     return [ControlSpec.of(spec, PARTNER)]
 
 
-def _self(spec: StitchSpec) -> list[ControlSpec]:
-    return [] if is_one(spec) else [ControlSpec.of(spec, "end", front_layer=spec.end_layer)]
+def _self(spec: StitchSpec, *, exact: bool = True) -> list[ControlSpec]:
+    return [] if is_one(spec, exact=exact) else [ControlSpec.of(spec, "end", front_layer=spec.end_layer)]
 
 
 def _self_random(spec: StitchSpec) -> list[ControlSpec]:
@@ -76,13 +79,15 @@ def choose_controls(text: str) -> list[str]:
     return [name for name in CONTROLS if name in named]
 
 
-def sewn_for(spec: StitchSpec, names: Sequence[str]) -> dict[str, list[ControlSpec]]:
-    """The stitches that are sewn for each control of a spec.
+def sewn_for(spec: StitchSpec, names: Sequence[str], *, exact: bool = True) -> dict[str, list[ControlSpec]]:
+    """The stitches that are sewn for each control of a spec; `exact` as in `is_one`.
 
     Where the self-stitch is not one by construction it has the spec's own start, and a second one from a random start
     is made only where that is another.
     """
     sewn = {name: CONTROLS[name].sewn(spec) for name in names}
+    if "self" in sewn:
+        sewn["self"] = _self(spec, exact=exact)
     if sewn.get("self") and sewn.get("self") == sewn.get("self_random"):
         del sewn["self_random"]
     return sewn
@@ -150,8 +155,9 @@ def _names_of_untrained() -> list[str]:
 def settle_statistics(networks: Sequence[nn.Module], layers: Sequence[str], split: Split) -> None:
     """Give the BatchNorms before some layers the statistics of a split, from one pass of images that are not augmented.
 
-    They are the averages of batches of BATCH images, each normalised by its own, as in training; without them an
-    untrained network's activations would grow or fade from layer to layer. Dropout and the like stay off.
+    They are the averages of batches of BATCH images, each normalised by its own, as in training; in random order, for
+    the files of a folder come class by class. Without them an untrained network's activations would grow or fade from
+    layer to layer. Dropout and the like stay off.
     """
     parts = []
     for network in networks:
@@ -165,9 +171,9 @@ def settle_statistics(networks: Sequence[nn.Module], layers: Sequence[str], spli
             parts.append(part)
     if not parts:
         return
-    size = min(BATCH, len(split))
+    size, order = min(BATCH, len(split)), Generator().manual_seed(0)
     with bar(len(split), "statistics of untrained networks", unit="image") as progress:
-        for images, _ in split.batches(size, drop_last=True):
+        for images, _ in split.batches(size, order=order, drop_last=True):
             for part in parts:
                 part(images)
             progress.update(len(images))

@@ -16,7 +16,7 @@ from src.stitching import LOGITS, Cuts, StitchLayer, StitchSpec
 
 WEAKEST = 1e-6  # of the largest eigenvalue of a covariance: weaker directions are left out
 ACCEPTED = 0.95  # of end's own activations
-ENERGY = "logits"  # what the scores of the logits are called, beside those of layers
+ENERGY = "logits"  # what the scores of the logits are called, beside those of layers; a layer of that name has none
 Scores = dict[str, dict[str, float]]
 Sewn = tuple[StitchSpec, StitchLayer]
 
@@ -40,11 +40,12 @@ def out_of_distribution(cuts: Cuts, sewn: Mapping[str, Sewn], train: Split, val:
 def _at(cuts: Cuts, layer: str, sewn: Mapping[str, Sewn], train: Split, val: Split) -> dict[str, Scores]:
     names, part = cuts.later(layer)
     places = [*names, LOGITS]
+    layers = [name for name in names if name not in (ENERGY, LOGITS)]
 
     def own(images: Tensor) -> dict[str, Tensor]:
         return cuts.outputs("end", places, images)
 
-    reference = _Reference(names)
+    reference = _Reference(layers)
     feed([own], train, reference.learn, title=f"end's activations from {layer or 'output'} on")
     reference.settle()
     usual = _Distances(reference, {})
@@ -107,7 +108,7 @@ class _Distances:
 
     def _add(self, kept: dict[str, list[Tensor]], outputs: Mapping[str, Tensor]) -> None:
         for place, x in outputs.items():
-            if place in self.reference.whitening and place != LOGITS:
+            if place in self.reference.whitening:
                 kept.setdefault(place, []).append(self.reference.distances(place, x).cpu())
             if place == LOGITS:
                 kept.setdefault(ENERGY, []).append(-x.double().logsumexp(1).cpu())

@@ -1,5 +1,6 @@
 """Stitches between two networks: started, trained side by side, held against both. No options, files or printing."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -60,7 +61,7 @@ def stitch(cuts: Cuts, train: Split, val: Split, plan: Plan | None = None) -> li
     stitches; beyond `plan.memory` the stitches are taken in groups.
     """
     plan = plan or Plan()
-    groups = list(_groups(cuts, plan))
+    groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
         plan.tell.notice(
             f"{len(cuts.specs)} stitches in {len(groups)} groups, to stay below {plan.memory / 1e9:g} GB of moments"
@@ -72,7 +73,7 @@ def stitch(cuts: Cuts, train: Split, val: Split, plan: Plan | None = None) -> li
     return [outcomes[spec] for spec in cuts.specs]
 
 
-def _groups(cuts: Cuts, plan: Plan) -> Iterator[list[StitchSpec]]:
+def _groups(cuts: Cuts, plan: Plan, images: int) -> Iterator[list[StitchSpec]]:
     """The specs by pairs of layers, as many pairs at once as their moments of both splits leave room for.
 
     Controls belong to a seed, so with them each seed has groups of its own.
@@ -85,7 +86,8 @@ def _groups(cuts: Cuts, plan: Plan) -> Iterator[list[StitchSpec]]:
         for cut in dict.fromkeys(spec.cut for spec in specs):
             same = [spec for spec in specs if spec.cut == cut]
             geometry = cuts.geometry(cut)
-            fronts = 1 + len({one.cut for some in sewn_for(same[0], plan.controls).values() for one in some})
+            sewn = _sewn_for(cuts, same[0], plan.controls, images)
+            fronts = 1 + len({one.cut for some in sewn.values() for one in some})
             needed = 2 * 8 * fronts * (geometry.inputs + geometry.outputs) ** 2
             if group and held + needed > plan.memory:
                 yield group
@@ -96,13 +98,19 @@ def _groups(cuts: Cuts, plan: Plan) -> Iterator[list[StitchSpec]]:
             yield group
 
 
+def _sewn_for(cuts: Cuts, spec: StitchSpec, names: Sequence[str], images: int) -> dict[str, list[ControlSpec]]:
+    geometry = cuts.geometry(spec.cut)
+    rows = images * (1 if geometry.is_flat else math.prod(geometry.end_shape[1:]))
+    return sewn_for(spec, names, exact=rows > geometry.outputs)
+
+
 class _Group:
     """Stitches that share their passes over the images, with their controls."""
 
     def __init__(self, cuts: Cuts, specs: list[StitchSpec], train: Split, val: Split, plan: Plan) -> None:
         self.specs, self.plan, self.tell = specs, plan, plan.tell
         names = [name for name in plan.controls if name != "probe" or plan.labelled]
-        self.sewn = {spec: sewn_for(spec, names) for spec in specs}
+        self.sewn = {spec: _sewn_for(cuts, spec, names, len(train)) for spec in specs}
         self.cuts, self.train, self.val = cuts, train, val
         if names:
             held = stage(cuts, specs, names, train, val, fresh=plan.fresh)

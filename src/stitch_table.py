@@ -103,7 +103,7 @@ def ood_lines(ood: dict[str, dict[str, dict[str, float]]], layer: str) -> list[s
     lines = [f"{'':11} {'at ' + (layer or 'the output'):^31}   {'at the logits':^31}".rstrip()]
     lines.append(f"{'':11} " + "   ".join(" ".join(f"{title:>7}" for title, _ in heads) for _ in range(2)))
     for row, scores in ood.items():
-        both = (scores[layer], scores["logits"])
+        both = (scores[layer or "logits"], scores["logits"])
         lines.append(f"{row:11} " + "   ".join(" ".join(f"{one[key]:7.3f}" for _, key in heads) for one in both))
     return [
         *lines,

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import compare_nets
 from src import results
+from src.intervals import paired_difference, wilson
 from src.metrics import METRICS
 from src.metrics.functional import FUNCTIONAL
 from src.task import MULTI_LABEL, SINGLE_LABEL
@@ -55,11 +55,19 @@ def test_what_networks_decide_has_intervals_over_images() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(400, 3, generator=generator) for _ in range(2))
     labels = torch.randint(0, 3, (400,), generator=generator)
-    low, high = FUNCTIONAL["disagreement"].interval(x, y, labels, SINGLE_LABEL)
     share = float((x.argmax(1) != y.argmax(1)).double().mean())
-    assert (low + high) / 2 == pytest.approx(share) and high - low == pytest.approx(
-        2 * 1.96 * np.sqrt(share * (1 - share) / 399), rel=1e-3
-    )
-    low, high = FUNCTIONAL["abs_acc_diff"].interval(x, x, labels, SINGLE_LABEL)
-    assert low == high == 0
+    assert FUNCTIONAL["disagreement"].interval(x, y, labels, SINGLE_LABEL) == pytest.approx(wilson(share, 400))
+    a, b = (logits.argmax(1) == labels for logits in (x, y))
+    hits = [int(which.sum()) for which in (a & b, a & ~b, ~a & b, ~a & ~b)]
+    low, high = paired_difference(*hits)
+    assert low < 0 < high  # by chance both are right alike
+    found = FUNCTIONAL["abs_acc_diff"].interval(x, y, labels, SINGLE_LABEL)
+    assert found == pytest.approx((0, max(-low, high)))
     assert FUNCTIONAL["jsd"].interval(x, y, (x > 0).double(), MULTI_LABEL)[0] > 0
+
+
+def test_that_no_decision_differs_is_not_certain_of_few_images() -> None:
+    x, labels = torch.eye(4).repeat(5, 1), torch.arange(20) % 4
+    for name in ("disagreement", "abs_acc_diff"):
+        low, high = FUNCTIONAL[name].interval(x, x, labels, SINGLE_LABEL)
+        assert low == 0 and 0.05 < high < 0.25, name

@@ -14,8 +14,9 @@ from src import results
 from src.checkpoints import load
 from src.controls import CONTROLS, choose_controls, is_one, settle_statistics, sewn_for, shuffled
 from src.dataset import load_split
+from src.dataset.split import MemorySplit
 from src.models import build_model
-from src.preprocessing import for_half
+from src.preprocessing import Preprocessing, for_half
 from src.stitch import Plan, Tell, stitch
 from src.stitching import ConstantStitch, ControlSpec, Cuts, Geometry, StitchSpec
 from src.structure import share_structure
@@ -92,6 +93,17 @@ def test_a_network_stitched_to_itself_by_least_squares_loses_nothing(toy: Path) 
     (found,) = sewn(Cuts(network, network, [replace(BASE, init="ps_inv", epochs=0)], SAMPLE))
     w = torch.as_tensor(found["trans_m"]["before"]["w"]).flatten(1)
     assert_close(w, torch.eye(3), atol=1e-4, rtol=0)
+
+
+def test_a_fit_with_fewer_rows_than_features_is_no_identity(toy: Path) -> None:
+    flat = replace(BASE, init="ps_inv", flatten=True, epochs=0)  # 192 features, 48 images
+    (held,) = run([flat], "self")
+    network = load("b3.pt").network
+    (found,) = sewn(Cuts(network, network, [flat], SAMPLE))
+    assert "by_construction" not in held["controls"]["self"]
+    assert held["controls"]["self"]["loss"] == pytest.approx(found["model_results"]["trans"]["loss"])
+    assert found["l2_relative_frank"] > 0.1
+    assert sewn_for(replace(flat, init="eye"), ["self"], exact=False)["self"] == []
 
 
 def test_self_is_sewn_where_it_is_not_one_and_random_only_where_that_is_another() -> None:
@@ -174,10 +186,23 @@ def test_batches_that_differ_are_averaged_over(toy: Path, monkeypatch: pytest.Mo
     split, network = load_split("toy", "train"), fresh(1)
     conv = network.get_submodule("conv1")
     settle_statistics([network], ["bn1"], split)
+    order = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        parts = [conv(images) for images, _ in split.batches(20, drop_last=True)]
+        parts = [conv(images) for images, _ in split.batches(20, order=order, drop_last=True)]
     assert len(parts) == 2
     assert_close(network.get_submodule("bn1").running_var, torch.stack([x.var((0, 2, 3)) for x in parts]).mean(0))
+
+
+def test_images_that_come_class_by_class_are_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.controls.BATCH", 16)
+    images = (torch.arange(64) // 16 * 80).to(torch.uint8).view(64, 1, 1, 1).expand(64, 1, 4, 4).contiguous()
+    split = MemorySplit(load_split("digits", "val").spec, images, torch.arange(64) // 16)
+    split = split.seen_by(Preprocessing(4, (0.0,), (1 / 255,)))
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
+    settle_statistics([network], ["1"], split)
+    norm = network.get_submodule("1")
+    spread = float(network.get_parameter("0.weight").detach()) ** 2 * float(images.double().var())
+    assert float(norm.running_var) == pytest.approx(spread, rel=0.1)  # pyright: ignore; in the split's order it is 0
 
 
 def test_the_given_networks_stay_as_they_were(toy: Path) -> None:

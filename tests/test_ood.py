@@ -1,11 +1,13 @@
 """Whether stitched activations look like end's own: known answers."""
 
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import stitch_nets
 from src import results
@@ -122,3 +124,27 @@ def test_the_script_says_and_keeps_it(toy: Path, capsys: pytest.CaptureFixture[s
         assert found["ood"][row]["bn1"]["l2_relative"] == pytest.approx(found[f"l2_relative{ending}"], rel=1e-5)
     (row,) = results.table(toy / "results").to_dict("records")
     assert row["ood_auroc_after"] == found["ood"]["after"]["bn1"]["auroc"]
+
+
+def test_a_layer_that_is_called_logits_is_not_mixed_up_with_the_logits(toy: Path) -> None:
+    layers = {"conv": nn.Conv2d(1, 3, 3), "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    head, splits = nn.Linear(3, 4), [load_split("toy", split) for split in ("train", "val")]
+    spec = replace(BASE, front_layer="conv", end_layer="conv")
+    found = []
+    for name in ("logits", "head"):
+        network = nn.Sequential(OrderedDict(layers | {name: head})).eval()
+        cuts = Cuts(network, network, [spec], SAMPLE)
+        sewn = StitchLayer(Affine(2 * torch.eye(3).double(), torch.zeros(3).double()), cuts.geometry(spec.cut))
+        found.append(out_of_distribution(cuts, {"one": (spec, sewn)}, *splits)["one"])
+    assert list(found[0]) == ["conv", "pool", "logits"] and found[1].keys() - found[0].keys() == {"head"}
+    for place, values in found[0].items():
+        assert values == pytest.approx(found[1][place]), place
+
+
+def test_a_stitch_of_the_whole_network_is_judged_by_the_logits(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stitch_nets.main(["a3.pt", "b3.pt", "", "", "-e", "0", "--ood", "--run-name", "r"])
+    assert "at the output" in capsys.readouterr().out
+    found = results.read(toy / "results/r/output-output.pkl")["ood"]["after"]
+    assert list(found) == ["logits"]
+    (row,) = results.table(toy / "results").to_dict("records")
+    assert row["ood_auroc_after"] == found["logits"]["auroc"]

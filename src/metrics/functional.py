@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from src.intervals import Z95, paired_difference, wilson
 from src.task import MULTI_LABEL, Task
 
-Z95 = 1.959963984540054  # the normal quantile of 97.5%
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Functional:
     """A measure of two networks' logits (images, classes), the labels and the task; 0 where both are equal.
 
     It is the mean over images of `each`, (images,), or its absolute value where that is signed. paired: whether it
-    depends on which image of the one goes with which of the other.
+    depends on which image of the one goes with which of the other. counted: the 95% interval of its mean where each
+    image has one decision, which are counted: near 0 and 1 their standard deviation says little.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Functional:
     identical: float = 0.0
     alike: Literal["higher", "lower"] = "lower"
     paired: bool = True
+    counted: Callable[[Tensor, Tensor, Tensor, Task], Interval] | None = None
 
     def number(self, value: float) -> float:
         """The value, which is one number."""
@@ -37,14 +40,18 @@ class Functional:
         """The measure itself."""
         return min(self.range[1], abs(float(self.each(x, y, labels, task).mean())))
 
-    def interval(self, x: Tensor, y: Tensor, labels: Tensor, task: Task) -> tuple[float, float]:
-        """The 95% interval over images, from their standard deviation."""
-        values = self.each(x, y, labels, task)
-        mean, half = float(values.mean()), Z95 * float(values.std()) / math.sqrt(len(values))
+    def interval(self, x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Interval:
+        """The 95% interval over images, from counts or their standard deviation."""
+        if self.counted and task is not MULTI_LABEL:
+            low, high = self.counted(x, y, labels, task)
+        else:
+            values = self.each(x, y, labels, task)
+            mean, half = float(values.mean()), Z95 * float(values.std()) / math.sqrt(len(values))
+            low, high = mean - half, mean + half
         if self.paired:
-            return max(self.range[0], mean - half), min(self.range[1], mean + half)
-        low, high = sorted((abs(mean - half), abs(mean + half)))  # of a signed difference, its size
-        return 0.0 if abs(mean) <= half else low, high
+            return max(self.range[0], low), min(self.range[1], high)
+        near, far = sorted((abs(low), abs(high)))  # of a signed difference, its size
+        return 0.0 if low <= 0 <= high else near, far
 
 
 def jensen_shannon(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Tensor:
@@ -72,11 +79,26 @@ def accuracy_difference(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Ten
     return (one - other).mean(1)
 
 
+def _disagreeing(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Interval:
+    return wilson(float(disagreement(x, y, labels, task).mean()), len(x))
+
+
+def _difference(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Interval:
+    a, b = (task.correct(logits, labels.to(logits.device)).bool() for logits in (x, y))
+    return paired_difference(*(int(which.sum()) for which in (a & b, a & ~b, ~a & b, ~a & ~b)))
+
+
 FUNCTIONAL = {
     measure.name: measure
     for measure in (
         Functional("jsd", "Jensen-Shannon divergence of the outputs, nats", jensen_shannon, range=(0.0, math.log(2))),
-        Functional("disagreement", "share of different decisions", disagreement),
-        Functional("abs_acc_diff", "absolute difference of the accuracies", accuracy_difference, paired=False),
+        Functional("disagreement", "share of different decisions", disagreement, counted=_disagreeing),
+        Functional(
+            "abs_acc_diff",
+            "absolute difference of the accuracies",
+            accuracy_difference,
+            paired=False,
+            counted=_difference,
+        ),
     )
 }

@@ -128,7 +128,7 @@ def _plain(value: Any) -> Any:
 
 def _at_the_stitch(result: dict[str, Any], stage: str) -> float | None:
     """How far a map's activations can be told from the end network's own, at the stitched layer."""
-    layer = (result.get("params") or {}).get("end_layer")
+    layer = (result.get("params") or {}).get("end_layer") or "logits"
     return (((result.get("ood") or {}).get(stage) or {}).get(layer) or {}).get("auroc")
 
 
