@@ -1,6 +1,7 @@
 # make demo   environment, requirements, then a stitch of two shipped networks on the embedded digits
 # make test   the tests; those that need real data sets are skipped where these are absent. DEVICE=cuda runs the
 #             numerical ones on a GPU
+# make test-engines  studies on submitit and ray, which it installs, and their page in chromium, if that is there
 # make bench  times the suite against the plain way, some minutes on a quiet machine
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
 #
@@ -12,13 +13,17 @@ DEVICE ?= cpu
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
 
-.PHONY: demo test bench check lint format
+.PHONY: demo test test-engines bench check lint format
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --plot --run-name demo --overwrite
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest --device $(DEVICE)
+	$(BIN)/python -m pytest --device $(DEVICE) -m "not (submitit or ray or browser)"
+
+test-engines: $(VENV)/.dev-ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check submitit ray
+	$(BIN)/python -m pytest -m "submitit or ray or browser"
 
 bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.run
@@ -43,7 +48,7 @@ $(VENV)/.demo-ready: requirements.txt requirements-plots.txt | $(VENV)/bin/pytho
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-plots.txt
 	touch $@
 
-$(VENV)/.dev-ready: requirements.txt requirements-plots.txt requirements-nets.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/.dev-ready: requirements.txt requirements-plots.txt requirements-nets.txt requirements-studies.txt requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

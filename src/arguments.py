@@ -14,6 +14,7 @@ from src.activations import BATCH_SIZE
 from src.dataset import SPLITS, Keep, canonical_dataset, known_datasets
 from src.metrics import MEASURES
 from src.models import model_names
+from src.plots import FORMATS
 from src.sources import HELP as NETWORK_HELP
 from src.sources import split_model
 from src.stitching.options import Option
@@ -80,11 +81,27 @@ def add_run_options(parser: argparse.ArgumentParser, *, out_dir: str = "results"
     group.add_argument("-o", "--out-dir", type=Path, default=Path(out_dir), metavar="DIR", help="folder of all runs")
     group.add_argument("--overwrite", action="store_true", help="replace an existing result")
     if plot:
-        group.add_argument("--plot", action="store_true", help=f"draw {plot}, in a PNG beside the result")
+        group.add_argument("--plot", action="store_true", help=f"draw {plot}, beside the result")
+        group.add_argument(
+            "--format",
+            type=formats,
+            default="png",
+            metavar="LIST",
+            help=f"of pictures, with commas: {', '.join(FORMATS)} (default: png)",
+        )
     group.add_argument("--no-save", action="store_true", help="print only: write no result")
     group.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--debug", action="store_true", help="a few batches an epoch, and tracebacks")
+
+
+def formats(text: str) -> list[str]:
+    """argparse type: kinds of picture files, separated by commas."""
+    chosen = list(dict.fromkeys(part.strip().lower() for part in text.split(",")))
+    for one in chosen:
+        if one not in FORMATS:
+            raise argparse.ArgumentTypeError(f"invalid choice: {one!r} (choose from {', '.join(FORMATS)})")
+    return chosen
 
 
 def add_model_option(parser: argparse._ActionsContainer, *flags: str, whose: str = "") -> None:

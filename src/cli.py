@@ -18,6 +18,7 @@ from src.certainty import Certainty
 from src.files import sole_maker
 from src.learner import History
 from src.metrics import MEASURES, Cell
+from src.plots import FORMATS
 from src.viewing import Viewing, look
 
 # What to do where the memory for a comparison is short.
@@ -223,7 +224,8 @@ def result_paths(
         return
     folder = results.run_folder(out_dir or args.out_dir, args.run_name)
     paths = [folder / f"{name}.pkl" for name in names]
-    drawn = [folder / f"{picture}.png"] if picture else [path.with_suffix(".png") for path in paths]
+    named = [folder / f"{picture}.pkl"] if picture else paths
+    drawn = [place for path in named for place in picture_paths(args, path)]
     targets = paths + (drawn if getattr(args, "plot", False) else [])
     try:
         with contextlib.ExitStack() as stack:
@@ -236,6 +238,11 @@ def result_paths(
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def picture_paths(args: argparse.Namespace, result: Path) -> list[Path]:
+    """The pictures of a result: a file for each --format."""
+    return [result.with_suffix(f".{kind}") for kind in getattr(args, "format", ())]
 
 
 def publish(
@@ -258,12 +265,15 @@ def publish(
     if place.path:
         results.write(place.path, record, overwrite=args.overwrite)
         places = {"result": str(place.path)}
-        picture = place.path.with_suffix(".png")
-        if getattr(args, "plot", False) and draw:
+        pictures = picture_paths(args, place.path) if getattr(args, "plot", False) and draw else []
+        if args.overwrite:
+            for kind in FORMATS:
+                place.path.with_suffix(f".{kind}").unlink(missing_ok=True)  # it showed the result that is gone now
+        for picture in pictures:
+            assert draw
             draw(record, picture)
-            places["picture"] = str(picture)
-        elif args.overwrite:
-            picture.unlink(missing_ok=True)  # it showed the result that is gone now
+        if pictures:
+            places["picture"] = ", ".join(map(str, pictures))
     if args.json:
         say(report.to_json(record | places))
     elif place.path:

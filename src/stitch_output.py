@@ -36,10 +36,11 @@ def publish(
     for path, result in zip(paths, found, strict=True):
         if path:
             results.write(path, result | results.provenance(), overwrite=args.overwrite)
-    picture = paths[0].with_name(f"{SET}.png") if paths[0] and args.plot else None
-    if picture:
+    pictures = cli.picture_paths(args, paths[0].with_name(f"{SET}.pkl")) if paths[0] and args.plot else []
+    for picture in pictures:
         plots.draw_stitches(found, picture)
-    places = {"results": str(paths[0].parent) if paths[0] else None} | ({"picture": str(picture)} if picture else {})
+    places = {"results": str(paths[0].parent) if paths[0] else None}
+    places |= {"picture": ", ".join(map(str, pictures))} if pictures else {}
     if args.json:
         cli.say(report.to_json({"stitches": found, **places}))
     elif paths[0]:

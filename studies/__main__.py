@@ -11,9 +11,13 @@ from src.config import choose_device
 from src.studies import say
 from src.studies.engines import ENGINES, choose_workers
 from src.studies.engines.local import Here
+from src.studies.page import write_page
+from src.studies.plan import Plan
+from src.studies.rows import OVER, collect, command_of, grouped, remember
 from src.studies.runner import Driver, Options, shard
 from src.studies.schema import Study
 from src.studies.store import Store
+from src.studies.table import text_lines, write_tables
 
 COMMANDS = ("status", "table", "report", "worker")
 PURPOSE = {
@@ -49,6 +53,8 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--workers", type=arguments.positive, metavar="N", help="processes (default: one a GPU, or one a core)"
         )
+    if command == "table":
+        parser.add_argument("--over", choices=OVER, default="pairs", help="what means and intervals are over")
     if command == "worker":
         parser.add_argument("--shard", type=shard_of, required=True, metavar="I/N", help="the I-th of N shares")
     parser.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
@@ -96,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
         engine = ENGINES[args.engine](workers, folder=store.folder, options=study.says.submitit)
     options = Options(args.retries, args.patience, args.device, 1e9 * args.memory)
     failures = Driver(plan, store, engine, options, cli.notice).run(bundles)
+    remember(store.folder)
     cli.say("\n".join([*say.status_lines(plan, store), f"results: {store.folder}"]))
     if failures:
         raise SystemExit(1)
@@ -111,15 +118,47 @@ def device_count(device: Any) -> int:
 
 
 def status(args: argparse.Namespace) -> None:
+    plan, store, _ = read(args)
+    cli.say("\n".join([*say.status_lines(plan, store), *say.plan_lines(plan, store, 1)[4:]]))
+
+
+def table(args: argparse.Namespace) -> None:
+    plan, store, _ = read(args)
+    found = collect(plan, store)
+    if len(found.stitches):
+        cli.say("\n".join(text_lines(grouped(found, args.over))))
+    cli.say("\n".join(f"{what}: {path}" for what, path in write_tables(found, args.over, store.folder).items()))
+
+
+def report(args: argparse.Namespace) -> None:
+    plan, store, study = read(args)
+    found = collect(plan, store)
+    items = {item.name: (bundle, item.spec) for bundle in plan.bundles for item in bundle.items}
+    commands = {name: command_of(items[name][0], items[name][1]) for name in found.stitches["name"]}
+    pictures = {name: f"{name}.png" for name in commands if store.path(name).with_suffix(".png").is_file()}
+    path = store.folder / "report.html"
+    write_page(
+        path,
+        found,
+        name=study.name,
+        text=study.document.text,
+        summary=say.summary(plan, store, found),
+        failures=[failure for name, failure in store.failures().items() if name in items],
+        commands=commands,
+        pictures=pictures,
+    )
+    cli.say(f"page: {path}")
+
+
+def read(args: argparse.Namespace) -> tuple[Plan, Store, Study]:
     study = Study(args.file)
     store = Store(args.out_dir / study.name)
-    plan = store.plan(study, cli.notice, keep=False)
-    cli.say("\n".join([*say.status_lines(plan, store), *say.plan_lines(plan, store, 1)[4:]]))
+    return store.plan(study, cli.notice, keep=False), store, study
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    action = {"run": run, "worker": run, "status": status}[args.command]
+    action = {"run": run, "worker": run, "status": status, "table": table, "report": report}[args.command]
     remedy = "interrupted; the same command goes on with what is missing"
     with cli.one_line_errors(debug=args.debug, interrupted=remedy, less_memory="lower --memory, or --workers"):
         action(args)

@@ -247,3 +247,22 @@ def test_drawing_leaves_no_trace_in_matplotlib(toy) -> None:
     before = dict(matplotlib.rcParams)
     stitch(*TOY, "bn1", "bn1", "-e", "0")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("layers", [("bn1", "bn1"), ("bn1,conv2", "bn1,conv2")])
+def test_pictures_come_in_every_format_that_is_asked_for(layers, toy, capsys) -> None:
+    options = ["-e", "0", "--plot", "--run-name", "r", "--format", "svg,PDF"]
+    stitch_nets.main(["a3.pt", "b5.pt", *layers, *options])
+    stem = "bn1-bn1" if layers[0] == "bn1" else "stitches"
+    svg, pdf = (Path(f"results/r/{stem}.{kind}") for kind in ("svg", "pdf"))
+    assert b"<svg" in svg.read_bytes() and pdf.read_bytes().startswith(b"%PDF-")
+    assert f"picture: {svg}, {pdf}" in capsys.readouterr().out and not svg.with_suffix(".png").exists()
+    before = svg.read_bytes(), pdf.read_bytes()
+    with pytest.raises(SystemExit):
+        stitch_nets.main(["a3.pt", "b5.pt", *layers, *options])
+    assert "exists already" in capsys.readouterr().err
+    stitch_nets.main(["a3.pt", "b5.pt", *layers, *options, "--overwrite"])
+    assert (svg.read_bytes(), pdf.read_bytes()) == before  # equal pictures are equal files
+    with pytest.raises(SystemExit):
+        stitch_nets.main(["a3.pt", "b5.pt", *layers, "--plot", "--format", "gif"])
+    assert "invalid choice: 'gif' (choose from png, pdf, svg)" in capsys.readouterr().err

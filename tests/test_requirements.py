@@ -53,12 +53,12 @@ def test_environment_names_one_channel():
     assert channels == ["- conda-forge", "- nodefaults"]
 
 
-@pytest.mark.parametrize(
-    "name", ["requirements.txt", "requirements-plots.txt", "requirements-dev.txt", "requirements-nets.txt"]
-)
+@pytest.mark.parametrize("name", [f"requirements{kind}.txt" for kind in ("", "-plots", "-dev", "-nets", "-studies")])
 def test_every_requirement_has_a_bound(name: str):
     assert all(_requirements(name).values())
 
 
 def test_developers_get_what_users_get():
-    assert {f"-r requirements{kind}.txt" for kind in ("", "-plots", "-nets")} <= set(_lines("requirements-dev.txt"))
+    assert {f"-r requirements{kind}.txt" for kind in ("", "-plots", "-nets", "-studies")} <= set(
+        _lines("requirements-dev.txt")
+    )

@@ -30,12 +30,12 @@ LEAST_WIDTH, LEAST_HEIGHT = 4.2, 3.2
 
 
 def draw_grid(result: dict[str, Any], path: Path) -> None:
-    """Draw the heatmaps of every pair of layers, from a result of compare_nets.py, into a PNG file."""
+    """Draw the heatmaps of every pair of layers, from a result of compare_nets.py, into a file."""
     save(grid_figure(result), path)
 
 
 def draw_pair(result: dict[str, Any], path: Path) -> None:
-    """Draw the values of one pair of layers, from a result of compare_nets.py, into a PNG file."""
+    """Draw the values of one pair of layers, from a result of compare_nets.py, into a file."""
     save(pair_figure(result), path)
 
 

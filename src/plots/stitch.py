@@ -40,7 +40,7 @@ SHOWN = 0.998
 
 
 def draw_stitch(result: dict[str, Any], path: Path) -> None:
-    """Draw a stitch result, as stitch_nets.py writes it, into a PNG file."""
+    """Draw a stitch result, as stitch_nets.py writes it, into a file."""
     save(stitch_figure(result), path)
 
 

@@ -22,7 +22,7 @@ NUMBERS = ("low_rank", "lr")  # what an axis can show in its order
 
 
 def draw_stitches(found: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw several results of stitch_nets.py between the same two networks into a PNG file."""
+    """Draw several results of stitch_nets.py between the same two networks into a file."""
     save(stitches_figure(found), path)
 
 

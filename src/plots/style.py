@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+FORMATS = ("png", "pdf", "svg")
 DPI = 130
 # Points, for pictures about 9 inches wide: about 12 pixels high where a page shows them 840 pixels wide.
 SMALL, NORMAL, LARGE = 9, 10, 11.5
@@ -42,12 +43,18 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG file, atomically."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Write a PNG, PDF or SVG file, as its ending says, atomically; equal figures make equal files."""
+    from matplotlib import rc_context
 
-    canvas = FigureCanvasAgg(figure)
-    with atomic_write(path) as file:
-        canvas.print_png(file, pil_kwargs={"optimize": True})
+    kind = path.suffix.removeprefix(".")
+    # dates out, and names of parts from what they are; texts stay texts, which readers and editors can search
+    options: dict[str, Any] = {
+        "png": {"pil_kwargs": {"optimize": True}},
+        "pdf": {"metadata": {"CreationDate": None}},
+        "svg": {"metadata": {"Date": None}},
+    }[kind]
+    with rc_context({"svg.hashsalt": "0", "svg.fonttype": "none", "pdf.fonttype": 42}), atomic_write(path) as file:
+        figure.savefig(file, format=kind, dpi=DPI, **options)
 
 
 def finish(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "") -> None:

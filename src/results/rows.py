@@ -45,7 +45,7 @@ def table(folder: Path | str) -> pd.DataFrame:
     each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared
     with the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
     l2_relative_<stage>; accuracy_<control>, penalty and score with their 95% intervals _low and _high;
-    ood_auroc_<stage>, at the stitched layer;
+    ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best constant answer;
     rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What
     a file lacks is missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in a file beside
@@ -153,6 +153,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
             for end, key in BOUNDS.items()
         },
         **{f"ood_auroc_{stage}": _at_the_stitch(result, stage) for stage in AGREEING if stage != "front"},
+        "accuracy_chance": result.get("constant_accuracy"),
         "rows_per_unknown_ps_inv": fit["rows"] / fit["unknowns"] if fit else None,
     }
     return {

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from src.studies.estimate import in_words, size_in_words
 from src.studies.plan import Plan
+from src.studies.rows import Found
 from src.studies.store import Failure, Store
+from src.studies.table import HEADINGS, key_text
 
 
 def plan_lines(plan: Plan, store: Store, workers: int) -> list[str]:
@@ -51,3 +53,30 @@ def status_lines(plan: Plan, store: Store) -> list[str]:
 def failure_lines(failures: Sequence[Failure], shown: int = 10) -> list[str]:
     lines = [f"failed {counted(one.count, 'time', 'times')}: {one.about}: {one.line}" for one in failures[:shown]]
     return lines + ([f"and {len(failures) - shown} more"] if len(failures) > shown else [])
+
+
+def summary(plan: Plan, store: Store, found: Found) -> list[tuple[str, str]]:
+    """What stands at the top of the page."""
+    names = set(plan.names)
+    missing = len(names - store.done())
+    stitches = found.stitches
+    lines = [("results", f"{len(names) - missing:,} of {len(names):,}" + f", {missing:,} missing" * bool(missing))]
+    if len(stitches):
+        count = stitches["networks"].nunique()
+        layers = len(stitches[["front_layer", "end_layer"]].drop_duplicates())
+        seeds = counted(stitches["seed"].nunique(), "seed", "seeds")
+        lines.append(
+            (
+                "stitches",
+                f"{len(stitches):,}: {counted(count, 'pair', 'pairs')} of networks, "
+                f"{counted(layers, 'couple', 'couples')} of layers, {seeds}",
+            )
+        )
+        lines.append(("data", ", ".join(dict.fromkeys(stitches["dataset"].dropna()))))
+        lines += [
+            (HEADINGS.get(axis, axis), ", ".join(dict.fromkeys(key_text(axis, value) for value in stitches[axis])))
+            for axis in found.axes
+        ]
+    if len(found.comparisons):
+        lines.append(("comparisons", ", ".join(found.comparisons["method"].unique())))
+    return [*lines, *(("left out", f"{count:,}: {reason}") for reason, count in plan.left_out.items())]

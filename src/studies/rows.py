@@ -1,0 +1,162 @@
+"""The results of a study as frames: its stitches, and its comparisons, with what tells them apart."""
+
+import shlex
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from src import results
+from src.results.titles import network_name
+from src.stitch_folder import setting_text
+from src.stitching import StitchSpec
+from src.stitching.options import OPTIONS
+from src.studies.jobs import Bundle, CompareSpec
+from src.studies.plan import Plan
+from src.studies.store import Store
+
+# what may tell stitches apart beside networks and layers, in the order of columns
+AXES = (*(option.field for option in OPTIONS if option.field != "seed"), "amp")
+MEASURES = ("accuracy_before", "accuracy_after", "accuracy_ps_inv", "agreement_after", "cka_after", "l2_relative_after")
+FEW = 3  # below it Student's t says nothing: of two values the interval is 13 times as wide as they are apart
+OVER = ("pairs", "seeds")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a study has come to.
+
+    stitches: a row each, as `results.table` has them, with `networks` (a pair in words), `name` of the file, and
+    `relative`, accuracy after over that of the end network, or agreement where there is no accuracy. comparisons: a row
+    each value: networks, method, layer1, layer2, value. axes: the options in which the stitches differ.
+    """
+
+    stitches: pd.DataFrame
+    comparisons: pd.DataFrame
+    axes: list[str]
+
+    @property
+    def controls(self) -> list[str]:
+        named = [name for name in results.CONTROL_NAMES if self.stitches[f"accuracy_{name}"].notna().any()]
+        return [f"accuracy_{name}" for name in named]
+
+
+def collect(plan: Plan, store: Store) -> Found:
+    """All results of a plan that are there; raises ValueError where there are none."""
+    items = {item.name: (bundle, item.spec) for bundle in plan.bundles for item in bundle.items}
+    frame = remember(store.folder) if store.folder.is_dir() else pd.DataFrame(columns=["path"])
+    frame.insert(0, "name", [Path(path).stem for path in frame["path"]])
+    frame = frame[frame["name"].isin(items.keys())]
+    order = {name: number for number, name in enumerate(items)}
+    frame = frame.sort_values("name", key=lambda names: names.map(order)).reset_index(drop=True)
+    compared = {name: bundle for name, (bundle, spec) in items.items() if isinstance(spec, CompareSpec)}
+    comparisons = [_comparison(results.read(store.path(name))) for name in compared if store.path(name).is_file()]
+    columns = ["networks", "method", "layer1", "layer2", "value"]
+    both = pd.concat(comparisons, ignore_index=True) if comparisons else pd.DataFrame(columns=columns)
+    if frame.empty and both.empty:
+        raise ValueError(f"no results of this study in {store.folder} yet; run it first")
+    return with_names(frame, both)
+
+
+def remember(folder: Path) -> pd.DataFrame:
+    """The rows of all stitches in a folder, kept there for the next reader, who then has them at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file that cannot be read counts as none
+        return results.table(folder)
+
+
+def with_names(stitches: pd.DataFrame, comparisons: pd.DataFrame) -> Found:
+    """Add what readers ask for to rows of `results.table`."""
+    frame = stitches.copy()
+    frame["networks"] = _pairs(frame)
+    ends = frame["accuracy_end"].where(frame["accuracy_end"] > 0)
+    frame["relative"] = (frame["accuracy_after"] / ends).fillna(frame["agreement_after"])
+    axes = [axis for axis in AXES if axis in frame and frame[axis].nunique(dropna=False) > 1]
+    return Found(frame, comparisons, axes)
+
+
+def _pairs(frame: pd.DataFrame) -> list[str]:
+    """The two networks of each row in words, numbered where several are called alike."""
+    texts: dict[tuple[str, str], str] = {}
+    taken: dict[str, int] = {}
+    for row in frame[[f"{role}_{fact}" for role in ("front", "end") for fact in _FACTS]].itertuples(index=False):
+        facts = dict(zip(frame_facts(), row, strict=True))
+        pair = facts["front_model"], facts["end_model"]
+        if pair not in texts:
+            text = " \N{RIGHTWARDS ARROW} ".join(_network(facts, role) for role in ("front", "end"))
+            taken[text] = taken.get(text, 0) + 1
+            texts[pair] = text if taken[text] == 1 else f"{text} ({taken[text]})"
+    return [texts[pair] for pair in zip(frame["front_model"], frame["end_model"], strict=True)]
+
+
+_FACTS = ("model", "architecture", "init_seed", "gradient_seed")
+
+
+def frame_facts() -> list[str]:
+    return [f"{role}_{fact}" for role in ("front", "end") for fact in _FACTS]
+
+
+def _network(facts: dict[str, Any], role: str) -> str:
+    seeds = (facts[f"{role}_{seed}"] for seed in ("init_seed", "gradient_seed"))
+    init, gradient = (None if pd.isna(seed) else int(seed) for seed in seeds)
+    return network_name({"model": facts[f"{role}_architecture"], "init_seed": init, "gradient_seed": gradient})
+
+
+def _comparison(result: dict[str, Any]) -> pd.DataFrame:
+    names = [network_name(network) for network in result["networks"]]
+    frame = result["frame"].copy()
+    frame.insert(0, "networks", " and ".join(names))
+    return frame
+
+
+def grouped(found: Found, over: str) -> pd.DataFrame:
+    """Means of what the stitches reach, with 95% intervals, over pairs of networks or over seeds.
+
+    over "seeds": a row for each pair, layers and options. "pairs": one for each layers and options; seeds of one pair
+    are averaged first, so that the interval is that over pairs. Columns: what tells rows apart, `n`, and for each
+    measure m: m, m_low, m_high; Student's t, missing below FEW.
+    """
+    frame = found.stitches
+    keys = [*(["networks"] if over == "seeds" else []), "front_layer", "end_layer", *found.axes]
+    measures = [name for name in (*MEASURES, *found.controls) if frame[name].notna().any()]
+    if over == "pairs":
+        frame = _means(frame, ["networks", *keys], measures)
+    groups = frame.groupby(keys, sort=False, dropna=False)
+    mean, count, spread = groups[measures].mean(), groups[measures].count(), groups[measures].std()
+    quantile = stats.t.ppf(0.975, (count - 1).where(count >= FEW, np.nan))
+    half = quantile * spread / np.sqrt(count)
+    columns = {"n": groups.size()}
+    for name in measures:
+        columns |= {name: mean[name], f"{name}_low": mean[name] - half[name], f"{name}_high": mean[name] + half[name]}
+    return pd.DataFrame(columns).reset_index()
+
+
+def _means(frame: pd.DataFrame, keys: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    return frame.groupby(list(keys), sort=False, dropna=False)[list(measures)].mean().reset_index()
+
+
+def command_of(bundle: Bundle, spec: StitchSpec) -> tuple[str, str]:
+    """The command line that makes a stitch alone: what its pair of networks has in common with others, and the rest."""
+    settings = bundle.settings
+    usual = StitchSpec("", "", lr=1e-2 if spec.whiten else 1e-3)
+    words = [spec.front_layer, spec.end_layer]
+    for option in OPTIONS:
+        value = getattr(spec, option.field)
+        if value != getattr(usual, option.field):
+            words += [option.flags[-1], *([] if option.kind == "flag" else [_text(value)])]
+    words += ["--amp"] * spec.amp
+    for name in ("dataset", "evaluate_on", "image_size"):
+        if (value := asdict(settings)[name]) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--controls", ",".join(settings.controls)] if settings.controls else []
+    words += ["--ood"] * settings.ood + ["--no-similarity"] * (not settings.similarity)
+    return shlex.join(["python", "stitch_nets.py", *bundle.pair]), shlex.join(words)
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else setting_text(value)

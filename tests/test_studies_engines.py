@@ -1,0 +1,78 @@
+"""Studies on other engines, and their page in a browser: outside `make test`, where these are installed."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from src.studies import engines
+from src.studies.engines import choose_workers
+from studies.__main__ import main
+from tests.test_studies_kill import COUNT, folder, found, start
+
+assert folder  # a fixture
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def test_workers_are_as_many_as_there_is_work_for() -> None:
+    assert [choose_workers(4, 3, 0), choose_workers(None, 9, 2), choose_workers(1, 9, 8)] == [3, 2, 1]
+    assert choose_workers(None, 1000, 0) == len(os.sched_getaffinity(0)) and choose_workers(None, 0, 0) == 1
+
+
+@pytest.mark.parametrize("name", ["ray", "submitit"])
+def test_an_engine_that_is_absent_is_named_with_its_remedy(name, folder, monkeypatch, capsys) -> None:
+    def absent(module: str):
+        raise ImportError(module)
+
+    monkeypatch.setattr(getattr(engines, name).importlib, "import_module", absent, raising=True)
+    with pytest.raises(ValueError, match=f"^{name} is not installed: pip install {name}$"):
+        engines.ENGINES[name](1, folder=folder, options={})
+
+
+def same_as_here(engine: str) -> None:
+    """A study on an engine gives, byte for byte, what it gives on local processes."""
+    text = Path("s.toml").read_text()
+    Path("s.toml").write_text(text.replace("minutes = 0.001", "minutes = 0.15"))  # some passes of some stitches
+    for name, more in (("local", ()), (engine, ("--engine", engine))):
+        assert start("-o", name, *more).wait(300) == 0, Path("log").read_text()
+    assert len(found("local")) == COUNT and found("local") == found(engine)
+
+
+@pytest.mark.submitit
+@pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed")
+def test_submitit_makes_the_same_bytes(folder) -> None:
+    same_as_here("submitit")
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
+def test_ray_makes_the_same_bytes(folder) -> None:
+    same_as_here("ray")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not BROWSER, reason="no chromium")
+def test_the_page_opens_sorts_and_shows_commands(folder) -> None:
+    text = Path("s.toml").read_text().replace("[0, 1, 2]", "[0]").replace('"random"]', '"random"]\nlow_rank = [1, 4]')
+    Path("s.toml").write_text(text.replace("minutes = 0.001", ""))
+    main(["worker", "s.toml", "--shard", "1/1", "--device", "cpu"])
+    main(["report", "s.toml"])
+    page = Path("results/s/report.html")
+    # what the page itself does when it is opened, and a click on a point and on a heading
+    script = """<script>
+document.querySelector("circle[data-rows]").dispatchEvent(new MouseEvent("click"));
+document.querySelectorAll("th")[3].click();
+document.title = "fine";
+</script></body>"""
+    clicked = page.with_name("clicked.html")
+    clicked.write_text(page.read_text().replace("</body>", script))
+    assert BROWSER
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", clicked.resolve().as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "<title>fine</title>" in done.stdout  # no error stopped it
+    assert len(re.findall(r"<tr data-row=", done.stdout)) == 16
+    assert re.search(r'<div id="chosen"><pre>python stitch_nets.py .*--low-rank [14].*</pre>', done.stdout)
