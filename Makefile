@@ -10,6 +10,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 DEVICE ?= cpu
+# tests run side by side, a process a core, which need no threads of their own; on a GPU one after the other
+WORKERS ?= $(if $(filter cpu,$(DEVICE)),auto,0)
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
 
@@ -19,7 +21,8 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --plot --run-name demo --overwrite
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest --device $(DEVICE) -m "not (submitit or ray or browser)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --device $(DEVICE) \
+	    -m "not (submitit or ray or browser)"
 
 test-engines: $(VENV)/.dev-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check submitit ray
