@@ -53,17 +53,17 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
     """
     if not cell.values:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in cell.refused.items()))
-    wide = 13 if certainty else 14
+    wide = 12 if certainty else 14
     heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
     heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
-    heading += f"{'unpaired, 95%':>15}" * bool(certainty and certainty.null)
+    heading += f"{'unpaired, 95%':>16}" * bool(certainty and certainty.null)
     lines = [heading]
     for name, view in cell.views.items():
         value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
         line = f"{name:{wide}} {view:9} {value}  {MEASURES[name].alike:10}"
         if certainty:
             line += _pair_text(certainty.intervals, name, 17, "[{:.4f}, {:.4f}]")
-            line += _pair_text(certainty.null, name, 15, "{:.4f} {:.4f}")
+            line += _pair_text(certainty.null, name, 16, "{:.4f} {:.4f}")  # both may be negative
         lines.append(line.rstrip())
     lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
     record = comparison_record(cell)

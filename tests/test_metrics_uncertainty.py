@@ -113,3 +113,23 @@ def test_nineteen_of_twenty_intervals_hold_the_truth(name: str) -> None:
     truth = METRICS[name].number(METRICS[name].of_rows(*related(30_000, 7)))
     found = [intervals([name], None, sample(150, seed)).values[name] for seed in range(100, 150)]
     assert sum(low <= truth <= high for low, high in found) >= 42
+
+
+def test_what_no_rotation_changes_is_computed_in_the_span_of_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["procrustes", "ang_shape", "svcca"]
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(24, 60, generator=generator), torch.randn(24, 40, generator=generator)
+    sample = Sample(x, x[:, :40] + y, (60,), (40,))
+    asked = {
+        "intervals": lambda: intervals(names, None, sample),
+        "nulls": lambda: nulls(names, None, sample, permutations=4),
+    }
+    found = {kind: ask().values for kind, ask in asked.items()}
+    monkeypatch.setattr(Sample, "spanned", lambda self: self)
+    for kind, ask in asked.items():
+        for name, values in ask().values.items():
+            assert found[kind][name] == pytest.approx(values, abs=1e-6), (kind, name)
+    monkeypatch.setattr(Sample, "spanned", lambda self: pytest.fail("not needed"))
+    intervals(names, None, Sample(x[:, :5], y[:, :5], (5,), (5,)))
+    with pytest.raises(pytest.fail.Exception):
+        intervals(names, None, sample)

@@ -148,3 +148,11 @@ def test_a_stitch_of_the_whole_network_is_judged_by_the_logits(toy: Path, capsys
     assert list(found) == ["logits"]
     (row,) = results.table(toy / "results").to_dict("records")
     assert row["ood_auroc_after"] == found["logits"]["auroc"]
+
+
+def test_later_layers_are_laid_out_as_was_asked(toy: Path) -> None:
+    network = load("b3.pt").network
+    cuts = Cuts(network, network, [BASE], SAMPLE, layouts=("channels_last", "channels_last"))
+    names, _ = cuts.later("bn1")
+    assert "conv2" in names
+    assert cuts.outputs("end", ["conv2"], SAMPLE)["conv2"].shape == (2, SIZE, 3, SIZE)

@@ -42,6 +42,11 @@ class Sample:
         """The images at some indices; with `partners` the second layer's are those of others."""
         return Sample(self.x[index], self.y[index if partners is None else partners], self.shape_x, self.shape_y)
 
+    def spanned(self) -> "Sample":
+        """The images in the spaces that they span, for what no rotation changes: fewer features than images."""
+        x, y = (Layer.of(side).coordinates() for side in (self.x, self.y))
+        return Sample(x, y, x.shape[1:], y.shape[1:])
+
     def rows(self, view: str) -> tuple[Tensor, Tensor]:
         if view == "images":
             return self.x, self.y
@@ -76,17 +81,17 @@ def nulls(names: Sequence[str], view: str | None, sample: Sample, *, permutation
     at most FEW images.
     """
     generator = Generator().manual_seed(seed)
-    some = (
-        sample if len(sample) <= FEW else sample.take(torch.randperm(len(sample), generator=generator)[:FEW].sort()[0])
-    )
-    orders = [torch.randperm(len(some), generator=generator) for _ in range(permutations)]
+    few = torch.arange(len(sample))
+    if len(sample) > FEW:
+        few = torch.randperm(len(sample), generator=generator)[:FEW].sort()[0]
+    orders = [few[torch.randperm(len(few), generator=generator)] for _ in range(permutations)]
 
     def null(metric: Metric, taken: str, one: Sample) -> tuple[tuple[float, float], str]:
         if metric.needs == "gram" and taken == "images":
             mean, deviation = gram_vectors(one.x, one.y).null(debiased=metric.name == "cka_debiased")
             return (mean, mean + 1.6448536269514722 * deviation), f"closed form, {len(one)} images"
-        drawn = torch.tensor([_value(metric, taken, some.take(slice(None), order)) for order in orders])
-        return (float(drawn.mean()), float(drawn.quantile(0.95))), f"{permutations} permutations of {len(some)} images"
+        drawn = torch.tensor([_value(metric, taken, one.take(few, order)) for order in orders])
+        return (float(drawn.mean()), float(drawn.quantile(0.95))), f"{permutations} permutations of {len(few)} images"
 
     return _each(names, view, sample, null)
 
@@ -94,13 +99,16 @@ def nulls(names: Sequence[str], view: str | None, sample: Sample, *, permutation
 def _each(
     names: Sequence[str], view: str | None, sample: Sample, find: Callable[[Metric, str, Sample], tuple[Interval, str]]
 ) -> Found:
-    found = Found({}, {}, {})
+    found, spanned = Found({}, {}, {}), None
     plan = plan_cell(names, view, len(sample), sample.shape_x, sample.shape_y, None)
     for name, taken in plan.views.items():
         if name in plan.refused:
             continue  # it has no value either
         try:
-            found.values[name], found.how[name] = find(METRICS[name], taken, sample)
+            if plan.source[name] == "span":
+                spanned = spanned or sample.spanned()
+            one = spanned if spanned and plan.source[name] == "span" else sample
+            found.values[name], found.how[name] = find(METRICS[name], taken, one)
         except ValueError as error:
             found.refused[name] = str(error)
     return found

@@ -120,7 +120,8 @@ class Cuts:
         """A layer of the end network, those that follow from it, and (output of it, images) -> outputs of all."""
         end = self.networks["end"]
         names = [name for name in later_layers(end, layer, self.sample) if not _changes_nothing(end, name)]
-        known = {name: found for name, found in find_outputs(end, names, self.sample, None).items() if found.layout}
+        outputs = find_outputs(end, names, self.sample, self.asked[1])
+        known = {name: found for name, found in outputs.items() if found.layout}
         self._found["end"] |= {name: found for name, found in known.items() if name not in self._found["end"]}
         return [layer, *known], freeze(tails(end, layer, [*known, LOGITS], self._layouts("end")))
 
