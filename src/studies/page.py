@@ -86,9 +86,15 @@ def _plain(key: tuple) -> tuple:
 
 
 def _label(names: Sequence[str], values: Sequence[Any]) -> str:
-    return ", ".join(
-        f"{HEADINGS.get(name, name)} {key_text(name, value)}" for name, value in zip(names, values, strict=True)
-    )
+    """Options and their values in words; flags are there or not."""
+    parts = []
+    for name, value in zip(names, values, strict=True):
+        head = HEADINGS.get(name, name)
+        if isinstance(value, bool | np.bool_):
+            parts += [head] * bool(value)
+        else:
+            parts.append(f"{head} {key_text(name, value)}")
+    return ", ".join(parts)
 
 
 def _layers(front: str, end: str) -> str:
@@ -210,6 +216,8 @@ def maps(found: Found) -> dict[str, Any]:
     rows = _rows_of(found, [*LAYERS, *found.axes])
     for key, group in _groups(stitches, found.axes)[:MANY]:
         means = group.groupby(LAYERS, sort=False)[value].mean()
+        if len(means) <= max(len(fronts), len(ends)):
+            continue  # layer by layer: a curve shows more
         table = [[float(means.get((one, other), math.nan)) for other in ends] for one in fronts]
         behind = [[rows.get((one, other, *_plain(key)), []) for other in ends] for one in fronts]
         charts.append(

@@ -33,7 +33,7 @@ class Found:
 
     stitches: a row each, as `results.table` has them, with `networks` (a pair in words), `name` of the file, and
     `relative`, accuracy after over that of the end network, or agreement where there is no accuracy. comparisons: a row
-    each value: networks, method, layer1, layer2, value. axes: the options in which the stitches differ.
+    each value: networks, method, layer1, layer2, value. axes: the options that tell the stitches apart.
     """
 
     stitches: pd.DataFrame
@@ -76,8 +76,17 @@ def with_names(stitches: pd.DataFrame, comparisons: pd.DataFrame) -> Found:
     frame["networks"] = _pairs(frame)
     ends = frame["accuracy_end"].where(frame["accuracy_end"] > 0)
     frame["relative"] = (frame["accuracy_after"] / ends).fillna(frame["agreement_after"])
-    axes = [axis for axis in AXES if axis in frame and frame[axis].nunique(dropna=False) > 1]
-    return Found(frame, comparisons, axes)
+    return Found(frame, comparisons, _axes(frame))
+
+
+def _axes(frame: pd.DataFrame) -> list[str]:
+    """The options in which rows differ, without those that follow from the ones before."""
+    axes: list[str] = []
+    kinds = 1
+    for axis in AXES:
+        if axis in frame and (now := len(frame[[*axes, axis]].drop_duplicates())) > kinds:
+            axes, kinds = [*axes, axis], now
+    return axes
 
 
 def _pairs(frame: pd.DataFrame) -> list[str]:
