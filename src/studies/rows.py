@@ -149,8 +149,9 @@ def _means(frame: pd.DataFrame, keys: Sequence[str], measures: Sequence[str]) ->
     return frame.groupby(list(keys), sort=False, dropna=False)[list(measures)].mean().reset_index()
 
 
-def command_of(bundle: Bundle, spec: StitchSpec) -> tuple[str, str]:
+def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str]:
     """The command line that makes a stitch alone: what its pair of networks has in common with others, and the rest."""
+    assert isinstance(spec, StitchSpec)
     settings = bundle.settings
     usual = StitchSpec("", "", lr=1e-2 if spec.whiten else 1e-3)
     words = [spec.front_layer, spec.end_layer]
