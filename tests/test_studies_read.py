@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,7 +105,7 @@ def test_nothing_to_read_is_said(toy, capsys) -> None:
         assert capsys.readouterr().err == "error: no results of this study in results/s yet; run it first\n"
 
 
-def fake(count: int) -> pd.DataFrame:
+def fake(count: int) -> Any:
     """Rows as `results.table` has them: 20 pairs of networks, layers, ranks, seeds."""
     random, empty, rows = np.random.default_rng(0), _row({}, Path()), []
     for number in range(count):

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from src.metrics import MEASURES
 from src.plots.style import BLUE, CONTROL_COLOURS, GREEN, GREY, ORANGE
 from src.studies import svg
-from src.studies.rows import Found, grouped
+from src.studies.rows import Found, Frame, grouped
 from src.studies.table import HEADINGS, key_text
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#222222")
@@ -71,7 +70,7 @@ def _layers(front: str, end: str) -> str:
 
 
 def _series(
-    found: Found, frame: pd.DataFrame, across: Sequence[str], names: Sequence[str], places: Mapping[tuple, int]
+    found: Found, frame: Frame, across: Sequence[str], names: Sequence[str], places: Mapping[tuple, int]
 ) -> list[svg.Series]:
     """A line for each combination of `names`, over the places that the columns `across` name; the first few."""
     rows, value, lines = _rows_of(found, [*across, *names]), _value(found), []
@@ -88,7 +87,7 @@ def _series(
     return lines
 
 
-def _groups(frame: pd.DataFrame, names: Sequence[str]) -> list[tuple[tuple, pd.DataFrame]]:
+def _groups(frame: Frame, names: Sequence[str]) -> list[tuple[tuple, Frame]]:
     if not names:
         return [((), frame)]
     return [
@@ -97,9 +96,7 @@ def _groups(frame: pd.DataFrame, names: Sequence[str]) -> list[tuple[tuple, pd.D
     ]
 
 
-def _references(
-    found: Found, frame: pd.DataFrame, across: Sequence[str], places: Mapping[tuple, int]
-) -> list[svg.Series]:
+def _references(found: Found, frame: Frame, across: Sequence[str], places: Mapping[tuple, int]) -> list[svg.Series]:
     """Controls, chance and the end network itself, means over all that stands at one place."""
     if _value(found) != "accuracy_after":
         return []
@@ -143,7 +140,7 @@ def by_layer(found: Found) -> dict[str, Any]:
     return {"title": "By layer", "note": note, "charts": [{"title": "", "svg": chart}]}
 
 
-def _one_pair_each(frame: pd.DataFrame) -> pd.DataFrame:
+def _one_pair_each(frame: Frame) -> Frame:
     return frame.drop(columns="networks", errors="ignore")
 
 

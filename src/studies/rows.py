@@ -20,6 +20,7 @@ from src.studies.jobs import Bundle, CompareSpec
 from src.studies.plan import Plan
 from src.studies.store import Store
 
+Frame = Any  # a frame of pandas; its stubs leave open what an operation gives
 # what may tell stitches apart beside networks and layers, in the order of columns
 AXES = (*(option.field for option in OPTIONS if option.field != "seed"), "amp")
 MEASURES = ("accuracy_before", "accuracy_after", "accuracy_ps_inv", "agreement_after", "cka_after", "l2_relative_after")
@@ -36,8 +37,8 @@ class Found:
     each value: networks, method, layer1, layer2, value. axes: the options that tell the stitches apart.
     """
 
-    stitches: pd.DataFrame
-    comparisons: pd.DataFrame
+    stitches: Frame
+    comparisons: Frame
     axes: list[str]
 
     @property
@@ -49,7 +50,7 @@ class Found:
 def collect(plan: Plan, store: Store) -> Found:
     """All results of a plan that are there; raises ValueError where there are none."""
     items = {item.name: (bundle, item.spec) for bundle in plan.bundles for item in bundle.items}
-    frame = remember(store.folder) if store.folder.is_dir() else pd.DataFrame(columns=["path"])
+    frame: Frame = remember(store.folder) if store.folder.is_dir() else pd.DataFrame(columns=["path"])
     frame.insert(0, "name", [Path(path).stem for path in frame["path"]])
     frame = frame[frame["name"].isin(items.keys())]
     order = {name: number for number, name in enumerate(items)}
@@ -63,14 +64,14 @@ def collect(plan: Plan, store: Store) -> Found:
     return with_names(frame, both)
 
 
-def remember(folder: Path) -> pd.DataFrame:
+def remember(folder: Path) -> Frame:
     """The rows of all stitches in a folder, kept there for the next reader, who then has them at once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file that cannot be read counts as none
         return results.table(folder)
 
 
-def with_names(stitches: pd.DataFrame, comparisons: pd.DataFrame) -> Found:
+def with_names(stitches: Frame, comparisons: Frame) -> Found:
     """Add what readers ask for to rows of `results.table`."""
     frame = stitches.copy()
     frame["networks"] = _pairs(frame)
@@ -79,7 +80,7 @@ def with_names(stitches: pd.DataFrame, comparisons: pd.DataFrame) -> Found:
     return Found(frame, comparisons, _axes(frame))
 
 
-def _axes(frame: pd.DataFrame) -> list[str]:
+def _axes(frame: Frame) -> list[str]:
     """The options in which rows differ, without those that follow from the ones before."""
     axes: list[str] = []
     kinds = 1
@@ -89,7 +90,7 @@ def _axes(frame: pd.DataFrame) -> list[str]:
     return axes
 
 
-def _pairs(frame: pd.DataFrame) -> list[str]:
+def _pairs(frame: Frame) -> list[str]:
     """The two networks of each row in words, numbered where several are called alike."""
     texts: dict[tuple[str, str], str] = {}
     taken: dict[str, int] = {}
@@ -116,14 +117,14 @@ def _network(facts: dict[str, Any], role: str) -> str:
     return network_name({"model": facts[f"{role}_architecture"], "init_seed": init, "gradient_seed": gradient})
 
 
-def _comparison(result: dict[str, Any]) -> pd.DataFrame:
+def _comparison(result: dict[str, Any]) -> Frame:
     names = [network_name(network) for network in result["networks"]]
     frame = result["frame"].copy()
     frame.insert(0, "networks", " and ".join(names))
     return frame
 
 
-def grouped(found: Found, over: str) -> pd.DataFrame:
+def grouped(found: Found, over: str) -> Frame:
     """Means of what the stitches reach, with 95% intervals, over pairs of networks or over seeds.
 
     over "seeds": a row for each pair, layers and options. "pairs": one for each layers and options; seeds of one pair
@@ -145,7 +146,7 @@ def grouped(found: Found, over: str) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-def _means(frame: pd.DataFrame, keys: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+def _means(frame: Frame, keys: Sequence[str], measures: Sequence[str]) -> Frame:
     return frame.groupby(list(keys), sort=False, dropna=False)[list(measures)].mean().reset_index()
 
 
