@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_a_plan_has_every_combination_once_and_says_what_it_left_out(toy) -> Non
     plan = make_plan(study())
     specs = [item.spec for bundle in plan.bundles if not bundle.is_comparison for item in bundle.items]
     # 2 pairs x 4 couples of layers x 2 ranks x 2 seeds; no identity between 3 and 5 channels
-    assert len(specs) == len(set(specs)) * 2 == 32 and {spec.init for spec in specs} == {"ps_inv"}
+    assert len(specs) == len(set(specs)) * 2 == 32 and {asdict(spec)["init"] for spec in specs} == {"ps_inv"}
     assert sum(plan.left_out.values()) == 32 and all("--init eye needs equal sizes" in why for why in plan.left_out)
     assert sum(bundle.is_comparison for bundle in plan.bundles) == 2
     assert len(set(plan.names)) == len(plan.names) == 34

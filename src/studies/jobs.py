@@ -100,7 +100,9 @@ def from_record(record: dict[str, Any]) -> Bundle:
     settings = Settings(**{**record["settings"], "controls": tuple(record["settings"]["controls"])})
     items = []
     for name, key, spec in record["items"]:
+        made: Any = StitchSpec
         if "metrics" in spec:
+            made = CompareSpec
             spec = {field: tuple(value) if isinstance(value, list) else value for field, value in spec.items()}
-        items.append(Item(name, key, CompareSpec(**spec) if "metrics" in spec else StitchSpec(**spec)))
+        items.append(Item(name, key, made(**spec)))
     return Bundle.of((record["pair"][0], record["pair"][1]), settings, items, record["seconds"])

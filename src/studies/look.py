@@ -91,12 +91,16 @@ class Seen:
     def seconds(self) -> float:
         """What a forward pass takes an image, measured on blank ones."""
         if self._seconds is None:
-            images = self.sample[:1].expand(BATCH, *self.sample.shape[1:]).contiguous()
-            took = []
-            with torch.no_grad():
-                for _ in range(3):
-                    start = time.perf_counter()
-                    self.network(images)
-                    took.append(time.perf_counter() - start)
-            self._seconds = min(took) / BATCH
+            self._seconds = _timed(self.network, self.sample[:1])
         return self._seconds
+
+
+@torch.no_grad()
+def _timed(network: nn.Module, image: torch.Tensor) -> float:
+    images = image.expand(BATCH, *image.shape[1:]).contiguous()
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        network(images)
+        took.append(time.perf_counter() - start)
+    return min(took) / BATCH

@@ -20,6 +20,7 @@ from src.studies.jobs import Bundle, CompareSpec
 from src.studies.plan import Plan
 from src.studies.store import Store
 
+Frame = Any  # a frame of pandas; its stubs leave open what an operation gives
 # what may tell stitches apart beside networks and layers, in the order of columns
 AXES = (*(option.field for option in OPTIONS if option.field != "seed"), "amp")
 MEASURES = ("accuracy_before", "accuracy_after", "accuracy_ps_inv", "agreement_after", "cka_after", "l2_relative_after")
@@ -33,11 +34,11 @@ class Found:
 
     stitches: a row each, as `results.table` has them, with `networks` (a pair in words), `name` of the file, and
     `relative`, accuracy after over that of the end network, or agreement where there is no accuracy. comparisons: a row
-    each value: networks, method, layer1, layer2, value. axes: the options in which the stitches differ.
+    each value: networks, method, layer1, layer2, value. axes: the options that tell the stitches apart.
     """
 
-    stitches: pd.DataFrame
-    comparisons: pd.DataFrame
+    stitches: Frame
+    comparisons: Frame
     axes: list[str]
 
     @property
@@ -49,7 +50,7 @@ class Found:
 def collect(plan: Plan, store: Store) -> Found:
     """All results of a plan that are there; raises ValueError where there are none."""
     items = {item.name: (bundle, item.spec) for bundle in plan.bundles for item in bundle.items}
-    frame = remember(store.folder) if store.folder.is_dir() else pd.DataFrame(columns=["path"])
+    frame: Frame = remember(store.folder) if store.folder.is_dir() else pd.DataFrame(columns=["path"])
     frame.insert(0, "name", [Path(path).stem for path in frame["path"]])
     frame = frame[frame["name"].isin(items.keys())]
     order = {name: number for number, name in enumerate(items)}
@@ -63,24 +64,33 @@ def collect(plan: Plan, store: Store) -> Found:
     return with_names(frame, both)
 
 
-def remember(folder: Path) -> pd.DataFrame:
+def remember(folder: Path) -> Frame:
     """The rows of all stitches in a folder, kept there for the next reader, who then has them at once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file that cannot be read counts as none
         return results.table(folder)
 
 
-def with_names(stitches: pd.DataFrame, comparisons: pd.DataFrame) -> Found:
+def with_names(stitches: Frame, comparisons: Frame) -> Found:
     """Add what readers ask for to rows of `results.table`."""
     frame = stitches.copy()
     frame["networks"] = _pairs(frame)
     ends = frame["accuracy_end"].where(frame["accuracy_end"] > 0)
     frame["relative"] = (frame["accuracy_after"] / ends).fillna(frame["agreement_after"])
-    axes = [axis for axis in AXES if axis in frame and frame[axis].nunique(dropna=False) > 1]
-    return Found(frame, comparisons, axes)
+    return Found(frame, comparisons, _axes(frame))
 
 
-def _pairs(frame: pd.DataFrame) -> list[str]:
+def _axes(frame: Frame) -> list[str]:
+    """The options in which rows differ, without those that follow from the ones before."""
+    axes: list[str] = []
+    kinds = 1
+    for axis in AXES:
+        if axis in frame and (now := len(frame[[*axes, axis]].drop_duplicates())) > kinds:
+            axes, kinds = [*axes, axis], now
+    return axes
+
+
+def _pairs(frame: Frame) -> list[str]:
     """The two networks of each row in words, numbered where several are called alike."""
     texts: dict[tuple[str, str], str] = {}
     taken: dict[str, int] = {}
@@ -107,14 +117,14 @@ def _network(facts: dict[str, Any], role: str) -> str:
     return network_name({"model": facts[f"{role}_architecture"], "init_seed": init, "gradient_seed": gradient})
 
 
-def _comparison(result: dict[str, Any]) -> pd.DataFrame:
+def _comparison(result: dict[str, Any]) -> Frame:
     names = [network_name(network) for network in result["networks"]]
     frame = result["frame"].copy()
     frame.insert(0, "networks", " and ".join(names))
     return frame
 
 
-def grouped(found: Found, over: str) -> pd.DataFrame:
+def grouped(found: Found, over: str) -> Frame:
     """Means of what the stitches reach, with 95% intervals, over pairs of networks or over seeds.
 
     over "seeds": a row for each pair, layers and options. "pairs": one for each layers and options; seeds of one pair
@@ -136,12 +146,13 @@ def grouped(found: Found, over: str) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-def _means(frame: pd.DataFrame, keys: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+def _means(frame: Frame, keys: Sequence[str], measures: Sequence[str]) -> Frame:
     return frame.groupby(list(keys), sort=False, dropna=False)[list(measures)].mean().reset_index()
 
 
-def command_of(bundle: Bundle, spec: StitchSpec) -> tuple[str, str]:
+def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str]:
     """The command line that makes a stitch alone: what its pair of networks has in common with others, and the rest."""
+    assert isinstance(spec, StitchSpec)
     settings = bundle.settings
     usual = StitchSpec("", "", lr=1e-2 if spec.whiten else 1e-3)
     words = [spec.front_layer, spec.end_layer]

@@ -184,6 +184,5 @@ def _reason(problem: dict[str, Any]) -> str:
         known: Sequence[str] = list(TABLES[above[0]] if above else STUDY)
         near = difflib.get_close_matches(key, known, 1)
         return "no such key" + (f"; {near[0]}?" if near else f"; known are {', '.join(known)}")
-    return {"missing": "is missing", "model_type": "is no table", "list_type": "is no table"}.get(
-        problem["type"], problem["msg"].lower()
-    )
+    known_kinds = {"missing": "is missing", "model_type": "is no table", "list_type": "is no table"}
+    return known_kinds.get(problem["type"]) or str(problem["msg"]).lower()

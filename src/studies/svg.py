@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 760, 320
-LEFT, RIGHT, TOP, BOTTOM = 56, 200, 14, 74
+WIDTH, HEIGHT = 560, 320  # of the part with the axes
+LEFT, TOP, BOTTOM = 56, 14, 74
 LETTER = 6.2  # pixels of a letter of 11 pixels
 
 
@@ -33,7 +33,8 @@ def curves(places: Sequence[str], series: Sequence[Series], label: str, *, top: 
     """Lines over places, from 0 to `top` or what lies above; `label` is that of the y axis."""
     heights = [value for one in series for point in one.points for value in (point.y, point.high) if value == value]
     high = max([top, *heights])
-    right = LEFT + (WIDTH - LEFT - RIGHT)
+    right = WIDTH
+    legend = 60 + LETTER * max((len(one.label) for one in series), default=0)
 
     def x(place: float) -> float:
         return LEFT + (place + 0.5) * (right - LEFT) / max(1, len(places))
@@ -58,7 +59,7 @@ def curves(places: Sequence[str], series: Sequence[Series], label: str, *, top: 
             f'<text x="{right + 44}" y="{at + 4}">{escape(one.label)}</text>'
         )
     height = max(HEIGHT, TOP + 17 * len(series) + 20)
-    return _svg(WIDTH, height, parts)
+    return _svg(WIDTH + legend, height, parts)
 
 
 def _axes(places: Sequence[str], x, y, high: float, right: float, label: str) -> str:  # noqa: ANN001
@@ -129,7 +130,7 @@ def heatmap(
             if side > 20 and value == value:
                 ink = "#fff" if share < 0.5 else "#222"
                 parts.append(
-                    f'<text x="{x + side / 2:.1f}" y="{at + side / 2 + 4}" text-anchor="middle" fill="{ink}" '
+                    f'<text x="{x + side / 2:.1f}" y="{at + side / 2 + 4}" text-anchor="middle" style="fill:{ink}" '
                     f'class="cell">{value:.2f}</text>'
                 )
     for j, column in enumerate(columns):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from src.files import atomic_write
 from src.stitch_folder import setting_text
-from src.studies.rows import Found, grouped
+from src.studies.rows import Found, Frame, grouped
 
 # our column -> its heading; shares are printed in per cent
 SHARES = {
@@ -42,9 +42,9 @@ def write_tables(found: Found, over: str, folder: Path) -> dict[str, Path]:
     return places
 
 
-def to_latex(frame: pd.DataFrame, over: str) -> str:
+def to_latex(frame: Frame, over: str) -> str:
     """A table of `grouped` with the rules of booktabs: mean and half of the 95% interval."""
-    keys = list(frame.columns[: list(frame.columns).index("n")])
+    keys = [str(name) for name in frame.columns[: list(frame.columns).index("n")]]
     controls = {name: name.removeprefix("accuracy_") for name in frame if _is_control(str(name))}
     shares = {name: head for name, head in (SHARES | controls).items() if name in frame}
     numbers = {name: head for name, head in NUMBERS.items() if name in frame}
@@ -91,9 +91,9 @@ def escaped(text: str) -> str:
     return "".join(SPECIAL.get(letter, letter) for letter in text)
 
 
-def text_lines(frame: pd.DataFrame, shown: int = 40) -> list[str]:
+def text_lines(frame: Frame, shown: int = 40) -> list[str]:
     """The first rows for a terminal: what tells them apart, and the accuracy after training with its interval."""
-    keys = list(frame.columns[: list(frame.columns).index("n")])
+    keys = [str(name) for name in frame.columns[: list(frame.columns).index("n")]]
     rows = [[*(HEADINGS.get(key, key) for key in keys), "n", "after", "95% interval"]]
     for row in frame.head(shown).to_dict(orient="records"):
         low, high = row["accuracy_after_low"], row["accuracy_after_high"]

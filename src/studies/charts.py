@@ -1,0 +1,213 @@
+"""The charts of a study's page: curves by layer and by rank, maps of layers, and what comparisons say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from src.metrics import MEASURES
+from src.plots.style import BLUE, CONTROL_COLOURS, GREEN, GREY, ORANGE
+from src.studies import svg
+from src.studies.rows import Found, Frame, grouped
+from src.studies.table import HEADINGS, key_text
+
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#222222")
+MANY = len(COLOURS)  # lines or maps that one looks at
+RANK, LAYERS = "low_rank", ["front_layer", "end_layer"]
+
+
+def sections(found: Found) -> list[dict[str, Any]]:
+    """The parts of the page that have charts: title, note, and charts with their titles."""
+    parts = []
+    if len(found.stitches):
+        parts += [by_layer(found), by_rank(found), maps(found)]
+    return [part for part in [*parts, comparison_maps(found)] if part["charts"]]
+
+
+def _value(found: Found) -> str:
+    """What the curves show: accuracy, or agreement where the labels are of other classes."""
+    return "accuracy_after" if found.stitches["accuracy_after"].notna().any() else "agreement_after"
+
+
+def _over(found: Found) -> str:
+    return "pairs" if found.stitches["networks"].nunique() > 1 else "seeds"
+
+
+def _note(found: Found) -> str:
+    pairs, seeds = found.stitches["networks"].nunique(), found.stitches["seed"].nunique()
+    over = f"{pairs} pairs of networks" + f", each the mean of {seeds} seeds" * (seeds > 1)
+    return f"{_value(found).replace('_', ' ')}; means, and from three on 95% intervals, over " + (
+        over if _over(found) == "pairs" else f"{seeds} seeds"
+    )
+
+
+def _rows_of(found: Found, keys: Sequence[str]) -> dict[tuple, list[int]]:
+    """The positions of the stitches behind each combination of some columns."""
+    groups = found.stitches.groupby(list(keys), sort=False, dropna=False).indices
+    return {_plain(key if isinstance(key, tuple) else (key,)): list(rows) for key, rows in groups.items()}
+
+
+def _plain(key: tuple) -> tuple:
+    return tuple(None if isinstance(part, float) and math.isnan(part) else part for part in key)
+
+
+def _label(names: Sequence[str], values: Sequence[Any]) -> str:
+    """Options and their values in words; flags are there or not."""
+    parts = []
+    for name, value in zip(names, values, strict=True):
+        head = HEADINGS.get(name, name)
+        if isinstance(value, bool | np.bool_):
+            parts += [head] * bool(value)
+        else:
+            parts.append(f"{head} {key_text(name, value)}")
+    return ", ".join(parts)
+
+
+def _layers(front: str, end: str) -> str:
+    one, other = (layer or "output" for layer in (front, end))
+    return one if one == other else f"{one} \N{RIGHTWARDS ARROW} {other}"
+
+
+def _series(
+    found: Found, frame: Frame, across: Sequence[str], names: Sequence[str], places: Mapping[tuple, int]
+) -> list[svg.Series]:
+    """A line for each combination of `names`, over the places that the columns `across` name; the first few."""
+    rows, value, lines = _rows_of(found, [*across, *names]), _value(found), []
+    for number, (key, group) in enumerate(_groups(frame, names)):
+        if number == MANY:
+            break
+        points = []
+        for row in group.to_dict(orient="records"):
+            place = _plain(tuple(row[name] for name in across))
+            behind = rows[place + _plain(key)]
+            points.append(svg.Point(places[place], row[value], row[f"{value}_low"], row[f"{value}_high"], behind))
+        points.sort(key=lambda point: point.x)
+        lines.append(svg.Series(_label(names, key) or "after", COLOURS[number], points))
+    return lines
+
+
+def _groups(frame: Frame, names: Sequence[str]) -> list[tuple[tuple, Frame]]:
+    if not names:
+        return [((), frame)]
+    return [
+        (key if isinstance(key, tuple) else (key,), group)
+        for key, group in frame.groupby(list(names), sort=False, dropna=False)
+    ]
+
+
+def _references(found: Found, frame: Frame, across: Sequence[str], places: Mapping[tuple, int]) -> list[svg.Series]:
+    """Controls, chance and the end network itself, means over all that stands at one place."""
+    if _value(found) != "accuracy_after":
+        return []
+    styles = {
+        name: (name.removeprefix("accuracy_"), CONTROL_COLOURS.get(name.removeprefix("accuracy_"), GREY), "2 3")
+        for name in found.controls
+    }
+    styles |= {"accuracy_end": ("end network", GREY, ""), "accuracy_chance": ("chance", GREY, "6 4")}
+    means = frame.groupby(list(across), sort=False, dropna=False)[list(styles)].mean()
+    lines = []
+    for name, (label, colour, dash) in styles.items():
+        points = [
+            svg.Point(places[_plain(key if isinstance(key, tuple) else (key,))], value)
+            for key, value in means[name].items()
+        ]
+        if any(not math.isnan(point.y) for point in points):
+            lines.append(svg.Series(label, colour, sorted(points, key=lambda point: point.x), dash))
+    return lines
+
+
+def by_layer(found: Found) -> dict[str, Any]:
+    """Curves over layers: those stitched to their namesakes, or all couples where there are none."""
+    stitches = found.stitches
+    same = stitches["front_layer"] == stitches["end_layer"]
+    chosen = Found(stitches[same].reset_index(drop=True), found.comparisons, found.axes) if same.any() else found
+    positions = np.flatnonzero(same) if same.any() else np.arange(len(stitches))
+    couples = list(dict.fromkeys(zip(chosen.stitches["front_layer"], chosen.stitches["end_layer"], strict=True)))
+    if len(couples) < 2:
+        return {"title": "By layer", "note": "", "charts": []}
+    places = {couple: number for number, couple in enumerate(couples)}
+    frame = _one_pair_each(grouped(chosen, _over(found)))
+    lines = _series(chosen, frame, LAYERS, found.axes, places)
+    lines = [_moved(line, positions) for line in lines]
+    chart = svg.curves(
+        [_layers(*couple) for couple in couples],
+        [*lines, *_references(found, chosen.stitches, LAYERS, places)],
+        "accuracy",
+    )
+    more = frame[found.axes].drop_duplicates().shape[0] - len(lines) if found.axes else 0
+    note = _note(found) + (f"; {more} more lines are in the table" if more > 0 else "")
+    return {"title": "By layer", "note": note, "charts": [{"title": "", "svg": chart}]}
+
+
+def _one_pair_each(frame: Frame) -> Frame:
+    return frame.drop(columns="networks", errors="ignore")
+
+
+def _moved(line: svg.Series, positions: np.ndarray) -> svg.Series:
+    """The same with rows counted in the whole table."""
+    points = [
+        svg.Point(one.x, one.y, one.low, one.high, [int(positions[row]) for row in one.rows]) for one in line.points
+    ]
+    return svg.Series(line.label, line.colour, points, line.dash)
+
+
+def by_rank(found: Found) -> dict[str, Any]:
+    """Curves over ranks, a line a couple of layers."""
+    none = {"title": "By rank", "note": "", "charts": []}
+    if RANK not in found.axes:
+        return none
+    ranks = sorted(
+        {_plain((rank,)) for rank in found.stitches[RANK]}, key=lambda rank: math.inf if rank[0] is None else rank[0]
+    )
+    places = {rank: number for number, rank in enumerate(ranks)}
+    names = [*LAYERS, *(axis for axis in found.axes if axis != RANK)]
+    frame = _one_pair_each(grouped(found, _over(found)))
+    lines = _series(found, frame, [RANK], names, places)
+    chart = svg.curves(
+        [key_text(RANK, rank[0]) for rank in ranks],
+        [*lines, *_references(found, found.stitches, [RANK], places)],
+        "accuracy",
+    )
+    return none | {"note": _note(found), "charts": [{"title": "", "svg": chart}]}
+
+
+def maps(found: Found) -> dict[str, Any]:
+    """Layer x layer maps, one for each combination of the other options."""
+    stitches, value, charts = found.stitches, _value(found), []
+    fronts, ends = (list(dict.fromkeys(stitches[layer])) for layer in LAYERS)
+    if len(stitches[LAYERS].drop_duplicates()) <= max(len(fronts), len(ends)):
+        return {"title": "Layer by layer", "note": "", "charts": []}
+    rows = _rows_of(found, [*LAYERS, *found.axes])
+    for key, group in _groups(stitches, found.axes)[:MANY]:
+        means = group.groupby(LAYERS, sort=False)[value].mean()
+        if len(means) <= max(len(fronts), len(ends)):
+            continue  # layer by layer: a curve shows more
+        table = [[float(means.get((one, other), math.nan)) for other in ends] for one in fronts]
+        behind = [[rows.get((one, other, *_plain(key)), []) for other in ends] for one in fronts]
+        charts.append(
+            {"title": _label(found.axes, key), "svg": svg.heatmap(_names(fronts), _names(ends), table, behind)}
+        )
+    return {
+        "title": "Layer by layer",
+        "note": f"rows: front layers; columns: end layers; mean {value.replace('_', ' ')}",
+        "charts": charts,
+    }
+
+
+def _names(layers: Sequence[str]) -> list[str]:
+    return [layer or "output" for layer in layers]
+
+
+def comparison_maps(found: Found) -> dict[str, Any]:
+    charts = []
+    for method, group in found.comparisons.groupby("method", sort=False):
+        fronts, ends = (list(dict.fromkeys(group[layer])) for layer in ("layer1", "layer2"))
+        means = group.groupby(["layer1", "layer2"], sort=False)["value"].mean()
+        table = [[float(means.get((one, other), math.nan)) for other in ends] for one in fronts]
+        finite = [value for row in table for value in row if math.isfinite(value)]
+        bounds = (min(0.0, *finite), max(1.0, *finite)) if finite else (0.0, 1.0)
+        title = f"{method}: {MEASURES[method].alike} means more alike" if method in MEASURES else str(method)
+        charts.append({"title": title, "svg": svg.heatmap(fronts, ends, table, low=bounds[0], high=bounds[1])})
+    pairs = found.comparisons["networks"].nunique()
+    return {"title": "Comparisons", "note": f"means over {pairs} pairs of networks", "charts": charts}

@@ -1,0 +1,160 @@
+"""What one reads of a study: rows, means and intervals, CSV, LaTeX, the page."""
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import stitch_nets
+from src import results
+from src.results.rows import _row
+from src.studies.page import table_data, write_page
+from src.studies.rows import grouped, with_names
+from src.studies.table import escaped, to_latex, write_tables
+from studies.__main__ import main
+
+STUDY = """\
+networks = ["a3.pt", "b3.pt", "b5.pt"]
+seeds = [0, 1]
+controls = ["untrained", "self", "constant"]
+
+[[stitch]]
+layers = ["bn1", "conv2"]
+init = "ps_inv"
+low_rank = [1, 2, "full"]
+epochs = 1
+batch_size = 16
+
+[compare]
+layers = ["bn1", "fc1"]
+metrics = ["cka", "dist_corr"]
+"""
+NONE = pd.DataFrame(columns=["networks", "method", "layer1", "layer2", "value"])
+
+
+def data_of(page: str) -> dict:
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    return json.loads(text)
+
+
+def test_a_study_becomes_tables_and_a_page(toy, capsys) -> None:
+    Path("s.toml").write_text(STUDY)
+    main(["worker", "s.toml", "--shard", "1/1", "--device", "cpu"])
+    capsys.readouterr()
+    main(["table", "s.toml"])
+    out = capsys.readouterr().out
+    rows = list(csv.DictReader(Path("results/s/table.csv").read_text().splitlines()))
+    assert len(rows) == 4 * 3 and {row["n"] for row in rows} == {"6"}  # over 6 pairs of networks, seeds in one
+    assert "bn1    conv2  full" in out and "accuracy_untrained_low" in rows[0]
+    every = pd.read_csv("results/s/stitches.csv")
+    assert len(every) == 6 * 4 * 3 * 2
+    some = every[(every.front_layer == "bn1") & (every.end_layer == "conv2") & (every.low_rank == 1)]
+    means = some.groupby("networks")["accuracy_after"].mean()
+    (row,) = [row for row in rows if (row["front_layer"], row["end_layer"], row["low_rank"]) == ("bn1", "conv2", "1.0")]
+    half = stats.t.ppf(0.975, 5) * means.sem()
+    assert np.allclose(
+        [float(row[f"accuracy_after{end}"]) for end in ("", "_low", "_high")],
+        [means.mean(), means.mean() - half, means.mean() + half],
+    )
+    main(["table", "s.toml", "--over", "seeds"])
+    assert {row["n"] for row in csv.DictReader(Path("results/s/table.csv").read_text().splitlines())} == {"2"}
+    assert len(pd.read_csv("results/s/comparisons.csv")) == 6 * 2 * 4
+
+    main(["report", "s.toml"])
+    page = Path("results/s/report.html").read_text()
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles == ["By layer", "By rank", "Layer by layer", "Comparisons", "Every stitch"]
+    assert all(f">{label}</text>" in page for label in ("untrained", "self", "constant", "chance", "end network"))
+    data = data_of(page)
+    assert len(data["rows"]) == len(every) and data["heads"][:3] == ["networks", "front", "end"]
+    circles = re.findall(r'<circle [^>]*data-rows="([\d ]+)"', page)
+    assert circles and {int(row) for text in circles for row in text.split()} <= set(range(len(every)))
+
+
+def test_the_command_of_a_row_makes_its_stitch(toy) -> None:
+    Path("s.toml").write_text(
+        STUDY.replace("[0, 1]", "[7]") + '[[stitch]]\nlayers = "fc1"\nwhiten = true\nepochs = 0\n'
+    )
+    main(["worker", "s.toml", "--shard", "1/1", "--device", "cpu"])
+    main(["report", "s.toml"])
+    data = data_of(Path("results/s/report.html").read_text())
+    frame = pd.DataFrame(results.table("results/s")).set_index("key")
+    for number in (0, 7, len(data["rows"]) - 1):
+        *_, start, end = data["rows"][number]
+        words = shlex.split(f"{data['commands'][start]} {data['ends'][end]}")
+        assert words[:2] == ["python", "stitch_nets.py"]
+        (result,) = stitch_nets.run(stitch_nets.parse_args([*words[2:], "--no-save"]))
+        assert result["model_results"]["trans"]["acc"] == frame.loc[result["key"], "accuracy_after"]
+        assert result["controls"]["untrained"]["acc"] == frame.loc[result["key"], "accuracy_untrained"]
+
+
+def test_nothing_to_read_is_said(toy, capsys) -> None:
+    Path("s.toml").write_text(STUDY)
+    for command in ("table", "report"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "s.toml"])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == "error: no results of this study in results/s yet; run it first\n"
+
+
+def fake(count: int) -> Any:
+    """Rows as `results.table` has them: 20 pairs of networks, layers, ranks, seeds."""
+    random, empty, rows = np.random.default_rng(0), _row({}, Path()), []
+    for number in range(count):
+        pair, layer, rank, seed = number % 20, number // 20 % 10, number // 200 % 5, number // 1000
+        row = empty | {"front_model": f"a{pair}.pt", "end_model": f"b{pair}.pt", "front_layer": f"bn{layer}"}
+        row |= {"end_layer": f"bn{layer}", "low_rank": 2**rank, "seed": seed, "init": "ps_inv", "dataset": "digits"}
+        for role, gradient in (("front", pair), ("end", pair + 100)):
+            row |= {f"{role}_architecture": "tiny10", f"{role}_init_seed": 0, f"{role}_gradient_seed": gradient}
+        row |= {
+            name: random.random() for name in empty if name.startswith(("accuracy", "agree", "cka_after", "penalty"))
+        }
+        rows.append(row | {"name": f"{number:064x}"})
+    return pd.DataFrame(rows)
+
+
+def test_ten_thousand_results_stay_small(tmp_path) -> None:
+    found = with_names(fake(10_000), NONE)
+    assert found.axes == ["low_rank"] and found.stitches["networks"].nunique() == 20
+    places = write_tables(found, "pairs", tmp_path)
+    assert len(places["the same in LaTeX"].read_text().splitlines()) == 50 + 8
+    commands = {
+        name: (f"python stitch_nets.py a{number % 20}.pt b{number % 20}.pt", f"bn1 bn1 --low-rank {number % 5}")
+        for number, name in enumerate(found.stitches["name"])
+    }
+    page = tmp_path / "p.html"
+    write_page(page, found, name="p", text="", summary=[], failures=[], commands=commands, pictures={})
+    assert page.stat().st_size < 5e6
+    assert len(data_of(page.read_text())["rows"]) == 10_000
+
+
+def test_intervals_need_three_values_and_gaps_are_gaps() -> None:
+    frame = fake(200).assign(low_rank=None)
+    frame.loc[0, "accuracy_after"] = np.nan
+    two = grouped(with_names(frame[frame["front_model"].isin(["a0.pt", "a1.pt"])], NONE), "pairs")
+    assert two["accuracy_after_low"].isna().all() and two["accuracy_before"].notna().all()
+    assert two.loc[0, "accuracy_after"] == frame.loc[1, "accuracy_after"]
+    text = to_latex(two, "pairs")
+    assert r"\pm" not in text and r"\toprule" in text and text.count(r" \\") == 11
+    assert r"\pm" in to_latex(grouped(with_names(frame, NONE), "pairs"), "pairs")
+
+
+def test_texts_of_strangers_stay_texts(tmp_path) -> None:
+    assert escaped("a_b%{\\}") == r"a\_b\%\{\textbackslash{}\}"
+    frame = fake(3).assign(front_layer="</script><b>", end_layer="x & y_")
+    found = with_names(frame, NONE)
+    commands = {name: ("python stitch_nets.py", "</script>") for name in found.stitches["name"]}
+    assert table_data(found, commands, {})["ends"] == ["</script>"]
+    about = {"name": "<i>", "text": "<u>", "summary": [("<s>", "<q>")], "failures": []}
+    write_page(tmp_path / "p.html", found, **about, commands=commands, pictures={})
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("</script>") == 2 and not re.search("<[biusq]>", page)
+    assert r"x \& y\_" in to_latex(grouped(found, "pairs"), "pairs")
