@@ -1,5 +1,6 @@
 """Studies whose driver and workers are killed with SIGKILL, again and again, end as if nothing had been."""
 
+import functools
 import os
 import pickle
 import random
@@ -61,7 +62,9 @@ def start(*options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "studies", "s.toml", "--workers", "2", "--device", "cpu", *options]
     paths = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with open("log", "ab") as log:
-        return subprocess.Popen(command, env=os.environ | paths, stderr=log, stdout=log)
+        # a shell in the background makes its children deaf to Ctrl-C
+        hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(command, env=os.environ | paths, stderr=log, stdout=log, preexec_fn=hear)
 
 
 def workers(driver: int) -> list[int]:

@@ -10,7 +10,7 @@ from torch import nn
 import eval_net
 import src.network_training
 import train_model
-from src import checkpoints, results
+from src import checkpoints, cli, results
 from src.dataset import Split
 from src.files import parse_tensors, sole_maker
 from src.train_spec import TrainSpec
@@ -87,7 +87,7 @@ def test_resume_names_the_argument_that_differs(
 
 def initial(args: argparse.Namespace) -> nn.Module:
     spec = TrainSpec.of(args)
-    return train_model.initial_network(spec, train_model.images_for(spec), print).network
+    return train_model.initial_network(spec, train_model.images_for(spec), cli.notice).network
 
 
 def test_training_starts_from_given_weights_and_keeps_its_own_head_where_sizes_differ(
