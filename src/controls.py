@@ -21,10 +21,10 @@ PARTNER = "partner"  # the front network, looking at another image
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A line of CONTROLS: what it is, and the stitches that are sewn for a spec; a table of its own where none are."""
+    """A line of CONTROLS: what it is, and the stitches sewn for a spec; `exact` as in `is_one`. The probe sews none."""
 
     about: str
-    sewn: Callable[[StitchSpec], list[ControlSpec]] = lambda spec: []
+    sewn: Callable[[StitchSpec, bool], list[ControlSpec]] = lambda spec, exact: []
 
 
 def is_one(spec: StitchSpec, *, exact: bool = True) -> bool:
@@ -36,24 +36,24 @@ def is_one(spec: StitchSpec, *, exact: bool = True) -> bool:
     return free and (spec.init == "eye" or (exact and spec.init in ("ps_inv", "orthogonal")))
 
 
-def _constant(spec: StitchSpec) -> list[ControlSpec]:
+def _constant(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     # nothing to regularise: a constant has no CKA
     return [ControlSpec.of(spec, "front", constant=True, cka_reg=0.0)]
 
 
-def _untrained(spec: StitchSpec) -> list[ControlSpec]:
+def _untrained(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     return [ControlSpec.of(spec, name) for name in _names_of_untrained()]
 
 
-def _shuffled(spec: StitchSpec) -> list[ControlSpec]:
+def _shuffled(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     return [ControlSpec.of(spec, PARTNER)]
 
 
-def _self(spec: StitchSpec, *, exact: bool = True) -> list[ControlSpec]:
+def _self(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     return [] if is_one(spec, exact=exact) else [ControlSpec.of(spec, "end", front_layer=spec.end_layer)]
 
 
-def _self_random(spec: StitchSpec) -> list[ControlSpec]:
+def _self_random(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     return [ControlSpec.of(spec, "end", front_layer=spec.end_layer, init="random")]
 
 
@@ -85,9 +85,7 @@ def sewn_for(spec: StitchSpec, names: Sequence[str], *, exact: bool = True) -> d
     Where the self-stitch is not one by construction it has the spec's own start, and a second one from a random start
     is made only where that is another.
     """
-    sewn = {name: CONTROLS[name].sewn(spec) for name in names}
-    if "self" in sewn:
-        sewn["self"] = _self(spec, exact=exact)
+    sewn = {name: CONTROLS[name].sewn(spec, exact) for name in names}
     if sewn.get("self") and sewn.get("self") == sewn.get("self_random"):
         del sewn["self_random"]
     return sewn

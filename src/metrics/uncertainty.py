@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 from torch import Generator, Tensor
 
+from src.intervals import Z95
 from src.metrics.gram import gram_sums_of_moments
 from src.metrics.jackknife import gram_vectors
 from src.metrics.layer import Layer
@@ -21,7 +22,6 @@ from src.metrics.plan import MOMENT_BYTES, Shape, moment_entries, plan_cell
 from src.metrics.registry import METRICS, Metric
 
 BLOCKS = 20  # of images, each left out in turn
-Z95 = 1.959963984540054  # the normal quantile of 97.5%
 FEW = 2000  # images of a null distribution that is drawn
 Interval = tuple[float, float]
 
@@ -67,8 +67,8 @@ class Found:
 def intervals(names: Sequence[str], view: str | None, sample: Sample) -> Found:
     """95% intervals of metrics over images.
 
-    CKA by images: the delete-one jackknife, in closed form. Means over images' neighbours and differences: the spread
-    of these over images, all others held fixed as reference. Every other: the jackknife of BLOCKS blocks of images.
+    CKA by images: the delete-one jackknife, in closed form. Means over images' neighbours: the spread over images, all
+    others held fixed as reference. Every other: the jackknife of BLOCKS blocks of images.
     Intervals of biased metrics cover their own expectation at this number of images, not the value of infinitely many.
     """
     return _each(names, view, sample, _interval)

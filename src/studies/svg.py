@@ -62,7 +62,7 @@ def curves(places: Sequence[str], series: Sequence[Series], label: str, *, top: 
     return _svg(WIDTH + legend, height, parts)
 
 
-def _axes(places: Sequence[str], x, y, high: float, right: float, label: str) -> str:  # noqa: ANN001
+def _axes(places: Sequence[str], x, y, high: float, right: float, label: str) -> str:
     parts = []
     for step in range(6):
         value = high * step / 5
@@ -82,7 +82,7 @@ def _axes(places: Sequence[str], x, y, high: float, right: float, label: str) ->
     return "".join(parts)
 
 
-def _point(series: Series, point: Point, at: float, y) -> str:  # noqa: ANN001
+def _point(series: Series, point: Point, at: float, y) -> str:
     bar = ""
     text = f"{series.label}: {point.y:.4g}"
     if point.low == point.low:
