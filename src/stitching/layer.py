@@ -66,7 +66,9 @@ class StitchLayer(nn.Module):
         b = self.offset(w)
         if self.geometry.is_flat:
             return F.linear(x.flatten(1), w, b).view(len(x), *self.geometry.end_shape)
-        return F.linear(x, w, b) if x.dim() == 2 else F.conv2d(x, w[:, :, None, None], b)
+        if x.dim() == 2 or not self.geometry.end_layout.is_plain:  # of rows: twice as fast to train as a convolution
+            return F.linear(x.movedim(1, -1), w, b).movedim(-1, 1)
+        return F.conv2d(x, w[:, :, None, None], b)
 
     def arrays(self) -> Arrays:
         """A copy of the map for result files: `w`, (out, in, 1, 1) where it acts on channels, else (out, in); `b`."""
