@@ -33,6 +33,7 @@ bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.moments
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.many
+	$(BIN)/python -m benchmarks.compare
 
 check: lint test
 

@@ -1,6 +1,7 @@
 """Both sides of a benchmark give the same numbers, so that their times can be compared."""
 
 import inspect
+import os
 import subprocess
 import sys
 import warnings
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, decode, moments, run
+from benchmarks import cases, compare, decode, identify, moments, run
+from src.models import build_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -69,6 +71,29 @@ def test_moments_are_timed_beside_their_heads() -> None:
 def test_arithmetic_counts_products_in_place() -> None:
     a, b, total = torch.ones(3, 4), torch.ones(4, 5), torch.zeros(3, 5)
     assert run.arithmetic(lambda: total.addmm_(a, b)) == 2 * 3 * 4 * 5
+
+
+def test_the_peak_is_that_of_the_best_library() -> None:
+    assert "OPENBLAS_CORETYPE" not in os.environ
+    rates = run.matrix_peaks(128, 1)
+    assert list(rates) == ["torch", "oneDNN", "numpy"] and min(rates.values()) > 0
+
+
+def test_a_layer_is_recognised_by_the_best_value_of_its_row_and_of_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identify, "LAYERS", ["a", "b", "c"])
+    table = np.array([[0.9, 0.1, 0.0], [0.8, 0.7, 0.2], [0.3, 0.3, np.nan]])
+    assert identify.found(table, lower=False) == (1, 2, ["b:a", "c:a", "c:b"])
+    assert identify.found(-table, lower=True) == (1, 2, ["b:a", "c:a", "c:b"])
+    assert identify.found(np.ones((3, 3)), lower=False) == (0, 0, ["6 ties"])
+
+
+def test_features_of_layers_are_those_of_the_network() -> None:
+    network, image = build_model("tiny10", channels=3, classes=10, size=32).eval(), torch.zeros(1, 3, 32, 32)
+    sizes = {}
+    for name, module in network.named_modules():
+        module.register_forward_hook(lambda *args, name=name: sizes.update({name: args[2].numel()}))
+    network(image)
+    assert compare.FEATURES.items() <= sizes.items()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only /proc tells a process from its parent")
