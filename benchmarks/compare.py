@@ -5,18 +5,15 @@ medians of --repeats.
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from benchmarks.many import NORMS, ROOT, TINY
-from benchmarks.run import machine, seconds
+from benchmarks.many import NORMS, TINY
+from benchmarks.run import command, machine, seconds
 from src.metrics.products import described, times
 
 IMAGES = 10_000
@@ -39,22 +36,11 @@ CASES = {
 }
 
 
-def command(options: str) -> tuple[float, float]:
-    """Wall seconds and peak GB of one command."""
+def compare_nets(options: str) -> tuple[float, float]:
+    """Wall seconds and peak GB."""
     with tempfile.TemporaryDirectory() as folder:
-        script = [sys.executable, str(ROOT / "compare_nets.py"), *TINY, *options.split(), "-o", folder]
-        memory = 0.0
-
-        def run() -> None:
-            nonlocal memory
-            child = subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            if child.returncode:
-                raise RuntimeError(f"{' '.join(script)} ended with exit code {child.returncode}")
-            memory = usage.ru_maxrss / 1e6
-
-        return seconds(run), memory
+        cost = command("compare_nets.py", *TINY, *options.split(), "-o", folder)
+    return cost.wall, cost.memory
 
 
 def products(layers: list[str]) -> float:
@@ -75,7 +61,7 @@ def main() -> None:
     print(f"{'compare_nets.py':60} {'s':>7} {'GB':>6} {'Gram matrices, s':>17}")
     for name in args.cases or CASES:
         case = CASES[name]
-        runs = [command(case.options) for _ in range(args.repeats)]
+        runs = [compare_nets(case.options) for _ in range(args.repeats)]
         wall, memory = (statistics.median(column) for column in zip(*runs, strict=True))
         alone = f"{products(case.layers):17.1f}" if case.layers else ""
         print(f"{case.options.replace(','.join(NORMS), 'all8'):60} {wall:7.1f} {memory:6.2f} {alone}", flush=True)

@@ -1,21 +1,16 @@
 """Time many stitches of one command against the commands one by one: python -m benchmarks.many [--sample N] [case ...]
 
 Whole commands, on the shipped CIFAR-10 networks; the images and both networks are read by each. Of the commands one by
-one `--sample` are run, spread over all of them, before and after the many in turn, and their mean stands for the rest.
+one `--sample` are run, spread over all of them, half of these before and half after the many; their mean stands for the
+rest. Where others use the machine, too, set OMP_NUM_THREADS=1 and read the processor's seconds.
 """
 
 import argparse
-import itertools
-import shlex
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-from benchmarks.run import machine, seconds
+from benchmarks.run import ROOT, Cost, command, machine
 
-ROOT = Path(__file__).parent.parent
 TINY = [f"model_weights/Tiny10/CIFAR10/in{seed}-gn{seed}/110000.pt" for seed in (0, 10)]
 RESNET = [f"model_weights/ResNet20_w1/CIFAR10/in{seed}-gn{seed}" for seed in (0, 1)]
 NORMS = [f"bn{number}" for number in range(1, 9)]
@@ -33,7 +28,8 @@ class Case:
 
 
 def cases() -> dict[str, Case]:
-    pairs = list(itertools.product(NORMS, NORMS))
+    size = len(NORMS)  # in an order in which any few, evenly spread, are early and late ones of both networks
+    pairs = [(front, NORMS[(3 * i + j) % size]) for i, front in enumerate(NORMS) for j in range(size)]
     ours = [str(next((ROOT / folder).glob("*.pt"))) for folder in RESNET]
     fitted, lean = "--resize -e 0 -i ps_inv", "--resize -e 0 -i ps_inv --no-similarity"
     trained = "-i ps_inv -e 1"
@@ -64,12 +60,10 @@ def cases() -> dict[str, Case]:
     }
 
 
-def stitch(weights: list[str], options: str) -> float:
-    """Seconds of one command."""
+def stitch(weights: list[str], options: str) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
-        script = [sys.executable, str(ROOT / "stitch_nets.py")]
-        command = [*script, *weights, *shlex.split(options), "-d", "cifar10", "-o", folder, "--run-name", "r"]
-        return seconds(lambda: subprocess.run(command, cwd=ROOT, capture_output=True, check=True))
+        rest = [*options.split(), "-d", "cifar10", "-o", folder, "--run-name", "r"]
+        return command("stitch_nets.py", *weights, *rest)
 
 
 def row(case: Case, sample: int) -> str:
@@ -78,9 +72,15 @@ def row(case: Case, sample: int) -> str:
     half = len(chosen) // 2
     before = [stitch(case.weights, options) for options in chosen[:half]]
     many = stitch(case.weights, case.many)
-    after = [stitch(case.weights, options) for options in chosen[half:]]
-    alone = sum(before + after) / len(chosen) * len(case.single)
-    return f"{case.title:40} {many:8.1f} {alone:10.1f} {alone / many:6.1f}x   {len(chosen)} of {len(case.single)}"
+    singles = before + [stitch(case.weights, options) for options in chosen[half:]]
+    cells = f"{case.title:40}"
+    for together, alone in (
+        (many.wall, [one.wall for one in singles]),
+        (many.processor, [one.processor for one in singles]),
+    ):
+        total = sum(alone) / len(alone) * len(case.single)
+        cells += f" {together:8.1f} {total:10.1f} {total / together:6.1f}x"
+    return f"{cells}   {len(chosen)} of {len(case.single)}"
 
 
 def main() -> None:
@@ -89,7 +89,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=4, help="commands one by one that are really run")
     args = parser.parse_args()
     print(machine())
-    print(f"{'work':40} {'many s':>8} {'one by one':>10} {'ratio':>7}   timed")
+    print(f"{'':40} {'wall seconds':^27} {'processor seconds':^27}")
+    print(f"{'work':40}" + 2 * f" {'many':>8} {'one by one':>10} {'ratio':>7}" + "   timed")
     for name in args.cases or cases():
         print(row(cases()[name], args.sample), flush=True)
 

@@ -6,6 +6,7 @@ in a process of its own.
 """
 
 import argparse
+import os
 import platform
 import resource
 import statistics
@@ -14,12 +15,15 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import CASES
+
+ROOT = Path(__file__).parent.parent
 
 
 def machine() -> str:
@@ -53,6 +57,27 @@ def seconds(work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+class Cost(NamedTuple):
+    """Of a command: wall seconds, processor seconds of all its threads, peak resident memory in GB."""
+
+    wall: float
+    processor: float
+    memory: float
+
+
+def command(*words: str) -> Cost:
+    """What a command of this suite costs; raises RuntimeError where it fails."""
+    script = [sys.executable, *words]
+    start = time.perf_counter()
+    child = subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    wall = time.perf_counter() - start
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"exit code {child.returncode} of {' '.join(script)}")
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6)
 
 
 def peak_bytes() -> int:
