@@ -10,10 +10,10 @@ from src.controls import CONTROLS, choose_controls
 from src.layers import choose_layers, pairs_of_layers
 from src.sources import untrained
 from src.stitch import Plan, Tell, stitch
-from src.stitch_folder import SET, check_states, file_names, resume_states, state_files
+from src.stitch_folder import SET, check_states, resume_states, state_files
 from src.stitch_keys import stitch_keys
 from src.stitch_output import epochs_of, publish, refuse_diverged
-from src.stitching import Cuts, StitchSpec, combinations
+from src.stitching import Cuts, StitchSpec, combinations, spec_names
 from src.stitching.options import OPTIONS
 from src.stitching.targets import TARGETS
 from src.viewing import Viewing
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=asked)
     for line in cuts.notes:
         cli.notice(f"note: {line}")
-    names = file_names(specs)
+    names = spec_names(specs)
     single = len(specs) == 1
     with cli.result_paths(args, names, picture=None if single else SET) as paths:
         folder = paths[0].parent if paths[0] else None

@@ -13,6 +13,7 @@ from src.dataset import Split
 from src.metrics import channels_last_rows
 from src.metrics.moments import Sums, gather, rows_at_once
 from src.stitching import LOGITS, Cuts, StitchLayer, StitchSpec
+from src.task import Task
 
 WEAKEST = 1e-6  # of the largest eigenvalue of a covariance: weaker directions are left out
 ACCEPTED = 0.95  # of end's own activations
@@ -25,7 +26,8 @@ def out_of_distribution(cuts: Cuts, sewn: Mapping[str, Sewn], train: Split, val:
     """For each stitch by its name, how its activations differ from end's own, at the stitch and each layer after it.
 
     An image's score at a layer is |d2 - the median of d2 on training images|, d2 the squared Mahalanobis distance from
-    the mean of end's own channels on training images, averaged over positions; at the logits -logsumexp stands for d2.
+    the mean of end's own channels on training images, averaged over positions; at the logits their free energy stands
+    for d2: -logsumexp of classes, for independent labels the sum of -log(1 + exp(logit)) (Wang et al. 2021).
     `auroc`: how often a validation image scores higher stitched than end's own, 0 to 1, 0.5 where they cannot be told
     apart; `auroc_signed` the same of d2 itself; `fpr95`: share of stitched images that a threshold accepts that accepts
     95% of end's own; `l2_relative`: mean squared difference to end's own, over its mean variance.
@@ -45,7 +47,7 @@ def _at(cuts: Cuts, layer: str, sewn: Mapping[str, Sewn], train: Split, val: Spl
     def own(images: Tensor) -> dict[str, Tensor]:
         return cuts.outputs("end", places, images)
 
-    reference = _Reference(layers)
+    reference = _Reference(layers, train.spec.task)
     feed([own], train, reference.learn, title=f"end's activations from {layer or 'output'} on")
     reference.settle()
     usual = _Distances(reference, {})
@@ -68,10 +70,10 @@ def _at(cuts: Cuts, layer: str, sewn: Mapping[str, Sewn], train: Split, val: Spl
 
 
 class _Reference:
-    """Means and covariances of the channels of some layers."""
+    """Means and covariances of the channels of some layers, and what logits mean."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
+    def __init__(self, names: Sequence[str], task: Task) -> None:
+        self.names, self.task = list(names), task
         self.sums: dict[str, Sums] = {}
         self.whitening: dict[str, Tensor] = {}
 
@@ -111,7 +113,7 @@ class _Distances:
             if place in self.reference.whitening:
                 kept.setdefault(place, []).append(self.reference.distances(place, x).cpu())
             if place == LOGITS:
-                kept.setdefault(ENERGY, []).append(-x.double().logsumexp(1).cpu())
+                kept.setdefault(ENERGY, []).append(self.reference.task.energy(x.double()).cpu())
 
     def add(self, own: Mapping[str, Tensor], stitched: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.add_own(own)

@@ -1,7 +1,7 @@
 """Stitches between two networks: started, trained side by side, held against both. No options, files or printing."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,16 @@ from src.ood import out_of_distribution
 from src.outcome import Outcomes, Work
 from src.probe import Probe, fit_probes
 from src.scores import Tally, tally
-from src.stitching import LOGITS, ConstantStitch, ControlSpec, Cuts, StitchObjective, StitchSpec, initial_stitch
+from src.stitching import (
+    LOGITS,
+    ConstantStitch,
+    ControlSpec,
+    Cuts,
+    StitchObjective,
+    StitchSpec,
+    initial_stitch,
+    spec_names,
+)
 from src.training import DEBUG_STEPS, Resume, fit
 
 Outcome = dict[str, Any] | FloatingPointError
@@ -63,10 +72,10 @@ def stitch(cuts: Cuts, train: Split, val: Split, plan: Plan | None = None) -> li
     plan = plan or Plan()
     groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
-        plan.tell.notice(
-            f"{len(cuts.specs)} stitches in {len(groups)} groups, to stay below {plan.memory / 1e9:g} GB of moments"
-            + (", and each seed with controls of its own" if plan.controls else "")
-        )
+        seeds = len({spec.seed for spec in cuts.specs}) if plan.controls else 1
+        reasons = [f"to stay below {plan.memory / 1e9:g} GB of moments"] * (len(groups) > seeds)
+        reasons += ["each seed with controls of its own"] * (seeds > 1)
+        plan.tell.notice(f"{len(cuts.specs)} stitches in {len(groups)} groups, {', and '.join(reasons)}")
     outcomes: dict[StitchSpec, Outcome] = {}
     for specs in groups:
         outcomes |= _Group(cuts, specs, train, val, plan).outcomes()
@@ -111,6 +120,7 @@ class _Group:
         self.specs, self.plan, self.tell = specs, plan, plan.tell
         names = [name for name in plan.controls if name != "probe" or plan.labelled]
         self.sewn = {spec: _sewn_for(cuts, spec, names, len(train)) for spec in specs}
+        self.names = dict(zip(cuts.specs, spec_names(cuts.specs), strict=True))
         self.cuts, self.train, self.val = cuts, train, val
         if names:
             held = stage(cuts, specs, names, train, val, fresh=plan.fresh)
@@ -132,7 +142,7 @@ class _Group:
         for work in done:
             held = {name: [controls[one] for one in some] for name, some in self.sewn[work.spec].items()}
             outcomes.hold_against(work, held, probes.get(work.spec.front_layer))
-        self._tell_diverged(list(controls.values()))
+        self._tell_diverged(controls)
         counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
         ood = out_of_distribution(self.cuts, outcomes.sewn(), self.train, self.val) if self.plan.ood else None
         surroundings = {
@@ -173,10 +183,17 @@ class _Group:
         layers = list(dict.fromkeys(work.spec.front_layer for work in done))
         return fit_probes(self.cuts, layers, self.train, classes=self.train.spec.classes)
 
-    def _tell_diverged(self, controls: Sequence[Work]) -> None:
-        for work in controls:
-            if work.failure:
-                self.tell.notice(f"warning: a control has no value: {work.failure}")
+    def _tell_diverged(self, controls: Mapping[ControlSpec, Work]) -> None:
+        for control, work in controls.items():
+            if not work.failure:
+                continue
+            whose: dict[str, list[str]] = {}  # stitches may share it
+            for spec, sewn in self.sewn.items():
+                for name in (name for name, several in sewn.items() if control in several):
+                    whose.setdefault(control.source if len(sewn[name]) > 1 else name, []).append(self.names[spec])
+            for name, stitches in whose.items():
+                of = f" of {', '.join(stitches)}" if len(self.names) > 1 else ""
+                self.tell.notice(f"warning: the control {name}{of} has no value: {work.failure}")
 
     def _start(self, spec: StitchSpec, on_train: Moments) -> Work:
         layer = _initial(self.cuts, spec, on_train.get(spec.cut))

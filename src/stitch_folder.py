@@ -1,4 +1,4 @@
-"""Files of stitches: what each is called, and where the state of an interrupted run lies."""
+"""Files of stitches, and where the state of an interrupted run lies."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -6,30 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from src.stitching import StitchSpec
-from src.stitching.options import VARIED
+from src.stitching.naming import setting_text as setting_text
 from src.training import Resume
 
 SET = "stitches"  # what the files of several stitches together are called
-
-
-def file_names(specs: Sequence[StitchSpec]) -> list[str]:
-    """<front>-<end>[,<what differs>] of each stitch."""
-    differing = varied(specs)
-    names = []
-    for spec in specs:
-        parts = [f"{spec.front_layer or 'output'}-{spec.end_layer or 'output'}"]
-        names.append(",".join(parts + [f"{name}={setting_text(getattr(spec, name))}" for name in differing]))
-    return names
-
-
-def varied(specs: Sequence[Any]) -> list[str]:
-    """The options, beside layers, in which some stitches differ."""
-    return [name for name in VARIED if len({getattr(spec, name) for spec in specs}) > 1]
-
-
-def setting_text(value: Any) -> str:
-    """An option's value in a word: 0.001, semi-match, full for no rank."""
-    return "full" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def state_files(folder: Path, names: Sequence[str]) -> list[Path]:

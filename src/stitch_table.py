@@ -7,7 +7,7 @@ from typing import Any
 
 from src.report import columns_text, fill, health_lines
 from src.results.titles import network_name, stitch_title
-from src.stitch_folder import setting_text, varied
+from src.stitching.naming import setting_text, varied
 
 # what a row of the table is called in a result, and how the keys of its similarity end
 ROWS = {name: name for name in ("front", "end", "before", "after", "ps_inv", "ls_train")} | {"after": "trans"}

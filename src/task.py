@@ -26,6 +26,10 @@ class Task(ABC):
         """Decisions in the form of the labels."""
 
     @abstractmethod
+    def energy(self, logits: Tensor) -> Tensor:
+        """Free energy of each image, (images,): the lower, the surer is the network that it knows something there."""
+
+    @abstractmethod
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         """Cross-entropy to given probabilities, averaged over images AND classes, in nats; a scalar."""
 
@@ -54,6 +58,9 @@ class SingleLabel(Task):
     def predictions(self, logits: Tensor) -> Tensor:
         return logits.argmax(1)
 
+    def energy(self, logits: Tensor) -> Tensor:
+        return -logits.logsumexp(1)
+
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         return F.cross_entropy(logits, probabilities) / logits.shape[1]
 
@@ -75,6 +82,9 @@ class MultiLabel(Task):
 
     def predictions(self, logits: Tensor) -> Tensor:
         return (logits > 0).to(logits.dtype)
+
+    def energy(self, logits: Tensor) -> Tensor:
+        return -F.softplus(logits).sum(1)  # each label against its absence, whose logit is 0 (Wang et al. 2021)
 
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         return self.loss(logits, probabilities)

@@ -232,7 +232,34 @@ def test_a_control_that_diverges_has_no_row(toy: Path) -> None:
     plan = Plan(controls=["constant", "untrained"], fresh=broken, tell=Tell(told.append))
     (found,) = sewn(cuts, plan)
     assert found["controls"].keys() == {"constant"}
-    assert len(told) == 3 and all(text.startswith("warning: a control has no value: the loss is nan") for text in told)
+    expected = [f"warning: the control untrained {number} has no value: the loss is nan" for number in range(3)]
+    assert [text.split(" in epoch")[0] for text in told] == expected
+
+
+def test_of_several_stitches_is_said_whose_control_diverged(toy: Path) -> None:
+    told: list[str] = []
+    specs = [replace(BASE, epochs=1, lr=1e30, front_layer=layer, target_type="soft_2") for layer in ("bn1", "conv2")]
+    run(specs, "self", "shuffled", tell=Tell(told.append))
+    warned = [text.split(" has no value")[0] for text in told if text.startswith("warning: the control")]
+    assert warned == [
+        "warning: the control self of bn1-bn1, conv2-bn1",  # one stitch, which both are held against
+        "warning: the control shuffled of bn1-bn1",
+        "warning: the control shuffled of conv2-bn1",
+    ]
+
+
+def test_of_groups_is_said_what_makes_them(toy: Path) -> None:
+    told: list[str] = []
+    specs = [replace(BASE, epochs=0, seed=seed, front_layer=layer) for seed in (0, 1) for layer in ("bn1", "conv2")]
+    run(specs, "constant", tell=Tell(told.append))
+    run(specs[:2], "constant", memory=1.0, tell=Tell(told.append))
+    run(specs, "constant", memory=1.0, tell=Tell(told.append))
+    memory = "to stay below 1e-09 GB of moments"
+    assert [text for text in told if "groups" in text] == [
+        "4 stitches in 2 groups, each seed with controls of its own",
+        f"2 stitches in 2 groups, {memory}",
+        f"4 stitches in 4 groups, {memory}, and each seed with controls of its own",
+    ]
 
 
 def test_names_of_controls() -> None:

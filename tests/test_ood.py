@@ -14,10 +14,11 @@ from src import results
 from src.checkpoints import load
 from src.controls import stage
 from src.cut import later_layers, tail, tails
-from src.dataset import load_split
+from src.dataset import DATASETS, load_split
 from src.metrics.moments import Affine
 from src.ood import Scores, auroc, out_of_distribution
 from src.stitching import ConstantStitch, ControlSpec, Cuts, StitchLayer, StitchSpec
+from src.task import MULTI_LABEL
 from tests.toy import SIZE
 
 SAMPLE = torch.zeros(2, 1, SIZE, SIZE)
@@ -95,6 +96,18 @@ def test_the_distance_is_that_of_mahalanobis(toy: Path) -> None:
     assert found["auroc_signed"] == pytest.approx(auroc(d2(stitched), d2(part["val"])), abs=1e-3)
     expected = ((stitched - part["val"]) ** 2).mean() / part["val"].var(0).mean()
     assert found["l2_relative"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_independent_labels_have_an_energy_each(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], task=MULTI_LABEL))
+    b = torch.tensor([1.0, -1.0, 0.5, -2.0])
+    found = scores(torch.eye(4), b, layer="fc2")["logits"]
+    with torch.no_grad():
+        train, val = (load("b3.pt").network(next(load_split("toy", name).batches(48))[0]) for name in ("train", "val"))
+    usual, own, stitched = (-np.log1p(np.exp(x.double().numpy())).sum(1) for x in (train, val, val + b))
+    assert found["auroc_signed"] == pytest.approx(auroc(stitched, own), abs=1e-6)
+    centre = np.median(usual)
+    assert found["auroc"] == pytest.approx(auroc(np.abs(stitched - centre), np.abs(own - centre)), abs=1e-6)
 
 
 def test_auroc_counts_pairs() -> None:

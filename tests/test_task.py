@@ -30,6 +30,12 @@ def test_loss_of_attributes_is_the_mean_over_images_and_attributes() -> None:
     assert MULTI_LABEL.loss(logits(MULTI_LABEL, YES), ATTRIBUTES).item() == pytest.approx(expected)
 
 
+def test_energy_of_classes_is_joint_and_that_of_attributes_a_sum() -> None:
+    assert_close(SINGLE_LABEL.energy(logits(SINGLE_LABEL, PROBABILITIES) + 2), tensor([-2.0, -2.0]))
+    expected = [math.log(0.25) + math.log(0.5), math.log(0.8) + math.log(0.1)]  # of no attribute at all
+    assert_close(MULTI_LABEL.energy(logits(MULTI_LABEL, YES)), tensor(expected))
+
+
 def test_loss_of_soft_targets() -> None:
     uniform = torch.full((2, 3), 1 / 3)
     expected = -sum(math.log(p) for p in (0.5, 0.25, 0.25, 0.1, 0.2, 0.7)) / 6

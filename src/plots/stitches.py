@@ -10,7 +10,7 @@ import numpy as np
 
 from src.plots.style import COLOURS, CONTROL_COLOURS, GREY, INK, MARKERS, NORMAL, SMALL, finish, new_figure, save
 from src.results.titles import network_name
-from src.stitch_folder import setting_text
+from src.stitching.naming import setting_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

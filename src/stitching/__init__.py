@@ -5,6 +5,7 @@ from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.layer import ConstantStitch, MaskedStitch, StitchLayer, build_stitch, from_arrays
 from src.stitching.masks import MASKS
+from src.stitching.naming import spec_names
 from src.stitching.network import Pair, StitchedNetwork, cut_pair
 from src.stitching.objective import StitchObjective
 from src.stitching.options import check_options, check_sizes
@@ -38,4 +39,5 @@ __all__ = [
     "from_arrays",
     "initial_stitch",
     "needs_moments",
+    "spec_names",
 ]
