@@ -121,7 +121,8 @@ def test_a_stitch_is_fitted_and_trained_alike(kind: dict, device: torch.device) 
     found = []
     for where in (CPU, device):
         cuts = Cuts(untrained(0).to(where), untrained(1).to(where), specs, torch.zeros(2, 1, 32, 32, device=where))
-        train, val = (load_split("digits", split, device=where) for split in ("train", "val"))
+        splits = (("train", 384), ("val", 180))  # a few steps; more only let rounding errors grow
+        train, val = (load_split("digits", name, device=where).take(torch.arange(n)) for name, n in splits)
         found.append(stitch(cuts, train, val))
     for spec, expected, result in zip(specs, *found, strict=True):
         assert isinstance(expected, dict) and isinstance(result, dict), spec

@@ -18,7 +18,7 @@ import stitch_nets
 from src import results, viewing
 from src.dataset import load_split
 from src.saved_stitch import load_stitch
-from src.stitching import INITS, MASKS
+from src.stitching import INITS, MASKS, spec_names
 from src.training import DEBUG_STEPS
 
 SAMPLE = torch.zeros(2, 1, 8, 8)
@@ -63,30 +63,43 @@ def is_allowed(init: str, mask: str, kind: str) -> bool:
     return not (restricted and mask != "identity") and not (kind == "orthogonal" and init == "ones-zeros")
 
 
-@pytest.mark.parametrize(("init", "mask", "kind"), MATRIX)
-def test_every_combination_trains_and_reads_back(init, mask, kind, toy, learners, capsys) -> None:
-    end = "b3.pt" if INITS[init].needs_square else "b5.pt"
-    arguments = ["a3.pt", end, "bn1", "bn1", "-i", init, "-m", mask, *KINDS[kind], "-e", "1", "-b", "16", "--seed", "3"]
-    if not is_allowed(init, mask, kind):
-        assert "excludes" in refused(capsys, *arguments)
-        assert not list(toy.rglob("*.pkl"))
-        return
-    result = stitch(*arguments)
-    ((cuts, spec, trained),) = [(one.objective.cuts, one.objective.spec, one.trained) for one in learners]
-    first, last = result["trans_m"]["before"]["w"], result["trans_m"]["after"]["w"]
-    # a mask that keeps nothing of the init leaves zeros, which a ReLU behind them never lets go
-    assert not np.array_equal(first, last) or ("keeps no weight" in capsys.readouterr().err and not first.any())
-    val = load_split("toy", "val")
-    images, _ = next(val.batches(len(val)))
-    path = toy / "results/r/bn1-bn1.pkl"
-    with torch.no_grad():
-        expected = cuts.logits(spec, trained, cuts.fronts([spec], images), images)
-        assert_close(load_stitch(path, "after").network(images), expected, atol=1e-6, rtol=1e-6)
+def test_excluded_combinations_are_refused(toy, capsys) -> None:
+    for init, mask, kind in MATRIX:
+        if not is_allowed(init, mask, kind):
+            assert "excludes" in refused(capsys, "a3.pt", "b3.pt", "bn1", "bn1", "-i", init, "-m", mask, *KINDS[kind])
+    assert not list(toy.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize("is_square", [True, False], ids=["square", "wide"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_combination_trains_and_reads_back(kind, is_square, toy, learners, capsys) -> None:
+    allowed = [(init, mask) for init, mask, other in MATRIX if other == kind and is_allowed(init, mask, kind)]
+    allowed = [(init, mask) for init, mask in allowed if INITS[init].needs_square == is_square]
+    inits, masks = (",".join(dict.fromkeys(names)) for names in zip(*allowed, strict=True))
+    ends = ["a3.pt", "b3.pt" if is_square else "b5.pt", "bn1", "bn1"]
+    options = ["-i", inits, "-m", masks, *KINDS[kind], "-e", "1", "-b", "16", "--seed", "3", "--run-name", "r"]
+    stitch_nets.main([*ends, *options])
+    told = capsys.readouterr().err
+    specs = [one.objective.spec for one in learners]
+    assert [(spec.init, spec.mask) for spec in specs] == allowed
+    paths = [f"results/r/{name}.pkl" for name in spec_names(specs)]
+    images, _ = next(load_split("toy", "val").batches(48))
+    for spec, path, learner in zip(specs, paths, learners, strict=True):
+        maps, cuts = results.read(Path(path))["trans_m"], learner.objective.cuts
+        first, last = maps["before"]["w"], maps["after"]["w"]
+        # a mask that keeps nothing of the init leaves zeros, which a ReLU behind them never lets go
+        empty = f"--mask {spec.mask} keeps no weight of --init {spec.init};" in told and not first.any()
+        assert empty or not np.array_equal(first, last), path
+        with torch.no_grad():
+            expected = cuts.logits(spec, learner.trained, cuts.fronts([spec], images), images)
+            assert_close(load_stitch(Path(path), "after").network(images), expected, atol=1e-6, rtol=1e-6)
     for kind_of_map, key in (("before", "before"), ("after", "trans")):
-        eval_stitch.main([str(path), kind_of_map, "--run-name", "e", "--overwrite"])
-        again = results.read(toy / f"results/e/eval_stitch-bn1-bn1-{kind_of_map}.pkl")
-        assert again["acc"] == result["model_results"][key]["acc"]
-        assert abs(again["loss"] - result["model_results"][key]["loss"]) < 1e-6
+        eval_stitch.main(["results/r", kind_of_map, "--run-name", "e"])
+        rows = results.read(Path(f"results/e/eval_stitch-r-{kind_of_map}.pkl"))["stitches"]
+        assert {row["stitch"] for row in rows} == set(paths)
+        for row in rows:
+            scores = results.read(Path(row["stitch"]))["model_results"][key]
+            assert row["acc"] == scores["acc"] and abs(row["loss"] - scores["loss"]) < 1e-6, row["stitch"]
 
 
 def test_networks_stay_bit_identical_and_only_the_stitch_learns(toy, monkeypatch) -> None:
@@ -333,7 +346,7 @@ def test_the_demo_networks_stitch(tmp_path, monkeypatch, capsys) -> None:
 def test_the_reference_pair_on_cifar10(reference, numbers, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     weights = [str(reference / f"model_weights/Tiny10/CIFAR10/{seeds}/110000.pt") for seeds in ("in0-gn0", "in10-gn10")]
-    result = stitch(*weights, "bn3", "bn3", "-d", "cifar10", "-i", "ps_inv", "-e", "0")
+    result = stitch(*weights, "bn3", "bn3", "-d", "cifar10", "-i", "ps_inv", "-e", "0", "--no-similarity")
     published = numbers["stitch bn3 bn3, in0 -> in10"]
     scores = result["model_results"]
     assert abs(scores["ps_inv"]["acc"] - published["type ps_inv (fitted on val)"]["acc"]) < 2e-4
