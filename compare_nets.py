@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from src import arguments, cli, plots, report
-from src.certainty import Certainty, certainty_of
+from src.certainty import Certainty, certainty_of, require_room
 from src.config import choose_device
 from src.dataset import canonical_dataset, known_datasets
 from src.layer_grid import Comparison, compare_layers, layer_label
@@ -98,13 +98,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         networks = front.network, end.network
         options = {"view": args.view, "batch_size": args.batch_size, "memory": 1e9 * args.memory}
         options["layouts"] = front.layout, end.layout
+        pair, is_sure = (layers[0][0], layers[1][0]), bool(args.intervals or args.permutations)
+        if is_sure:
+            room = {"memory": options["memory"], "layouts": options["layouts"]}
+            require_room(networks, pair, viewing.sample, len(split), **room)
         comparison = compare_layers(
             networks, layers, viewing.sample, split, args.methods, group=args.group_at, tell=cli.notice, **options
         )
         certainty = None
-        if args.intervals or args.permutations:
+        if is_sure:
             options |= {"with_intervals": args.intervals, "permutations": args.permutations}
-            pair = layers[0][0], layers[1][0]
             certainty = certainty_of(networks, pair, viewing.sample, split, args.methods, **options)
         facts = [checkpoint.facts() for checkpoint in (front, end)]
         titles = list(map(network_name, facts))

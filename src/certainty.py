@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from src.activations import feed
-from src.axes import find_outputs, layouts_of
+from src.axes import Output, find_outputs, layouts_of
 from src.cut import heads
 from src.dataset import Split
 from src.frozen import freeze
@@ -36,6 +36,30 @@ class Certainty:
         self.refused.update({f"{kind} of {name}": text for name, text in found.refused.items()})
 
 
+def require_room(
+    networks: tuple[nn.Module, nn.Module],
+    layers: tuple[str, str],
+    sample: Tensor,
+    images: int,
+    *,
+    memory: float = 8e9,
+    layouts: tuple[str | None, str | None] = (None, None),
+) -> list[dict[str, Output]]:
+    """What the two layers give; ValueError where the activations of so many images take more than `memory` bytes."""
+    found = [
+        find_outputs(network, [layer], sample, asked)
+        for network, layer, asked in zip(networks, layers, layouts, strict=True)
+    ]
+    shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]
+    needed = 4 * images * sum(map(math.prod, shapes))
+    if needed > memory:
+        raise ValueError(
+            f"--intervals and --permutations keep all activations, {needed / 1e9:.1f} GB here; choose smaller layers, "
+            f"or allow it with --memory {math.ceil(needed / 1e9)}"
+        )
+    return found
+
+
 def certainty_of(
     networks: tuple[nn.Module, nn.Module],
     layers: tuple[str, str],
@@ -54,17 +78,8 @@ def certainty_of(
 
     All activations are kept, in float32; raises ValueError where these take more than `memory` bytes.
     """
-    found = [
-        find_outputs(network, [layer], sample, asked)
-        for network, layer, asked in zip(networks, layers, layouts, strict=True)
-    ]
+    found = require_room(networks, layers, sample, len(split), memory=memory, layouts=layouts)
     shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]
-    needed = 4 * len(split) * sum(map(math.prod, shapes))
-    if needed > memory:
-        raise ValueError(
-            f"--intervals and --permutations keep all activations, {needed / 1e9:.1f} GB here; choose smaller layers, "
-            f"or allow it with --memory {math.ceil(needed / 1e9)}"
-        )
     kept: list[list[Tensor]] = [[], []]
     parts = [
         freeze(heads(network, [layer, ""], layouts_of(outputs))).to(split.device)

@@ -112,7 +112,7 @@ def compare(
     """Compare what two heads give, by the named metrics, in one pass over a split.
 
     `shapes` are those of one image's outputs; `view` and `group` as in `plan_grid`. Raises ValueError, before any
-    work, for a metric that these do not allow, and where the rows to be kept take more than `memory` bytes.
+    work, where these allow none of the metrics, and where the rows to be kept take more than `memory` bytes.
     """
     plan = plan_grid(
         names, view, n_images=len(split), shapes_x=shapes[:1], shapes_y=shapes[1:], group=group, memory=memory

@@ -97,7 +97,8 @@ def compare_layers(
     `sample` is a batch of blank images. At most about `memory` bytes are held at once: layers are taken by blocks,
     with a pass over the images for each pair of blocks, and `tell` hears of it. A block of one pair may hold more.
     `layouts` are those asked for, of each network; `tell` also hears what had to be guessed.
-    Raises ValueError where a metric can compare no pair at all, or all that is asked for is one pair that needs more.
+    Raises ValueError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
+    needs more.
     """
     found = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
     for asked, outputs in zip(layouts, found, strict=True):
@@ -106,13 +107,13 @@ def compare_layers(
     for line in dict.fromkeys(told):
         tell(f"note: {line}")
     functional = [name for name in names if name in FUNCTIONAL]
-    outputs = compare_outputs(
-        (freeze(networks[0]), freeze(networks[1])), split, functional, batch_size=batch_size, sample=sample
-    )
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
     work = _Work(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
     if names:
-        require_possible(work.plan(names, work.whole), memory)
+        require_possible(work.plan(names, work.whole), memory, alone=not functional)
+    outputs = compare_outputs(
+        (freeze(networks[0]), freeze(networks[1])), split, functional, batch_size=batch_size, sample=sample
+    )
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:
         tell(work.plan_in_words(passes))

@@ -51,6 +51,13 @@ def test_bad_options_are_one_line(toy: Path, more: list[str], message: str, caps
     assert message in capsys.readouterr().err
 
 
+def test_too_little_memory_is_said_before_any_work(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(compare_nets, "compare_layers", lambda *_, **__: pytest.fail("work was done"))
+    with pytest.raises(SystemExit, match="2"):
+        compare_nets.main(["a3.pt", "b3.pt", "conv2", "conv2", "toy", "l2", "--intervals", "--memory", "1e-9"])
+    assert "keep all activations" in capsys.readouterr().err
+
+
 def test_what_networks_decide_has_intervals_over_images() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(400, 3, generator=generator) for _ in range(2))

@@ -100,6 +100,25 @@ def test_refusals_are_one_line(tmp_path, monkeypatch, capsys) -> None:
     assert not list(tmp_path.rglob("*.pkl"))
 
 
+def test_a_method_that_shapes_refuse_leaves_the_others_alone(toy, monkeypatch, capsys) -> None:
+    """The layers have 3 and 5 channels, so that they have no l2."""
+    pytest.importorskip("matplotlib")
+    pair = ["a3.pt", "b5.pt", "bn1", "bn1", "toy"]
+    for others in (["cka"], ["jsd"], ["cka", "--intervals"]):
+        name = "".join(others)
+        compare_nets.main([*pair, "l2", *others, "--plot", "--run-name", name])
+        assert capsys.readouterr().out.count("l2: no value: l2 needs activations of one shape") == 1
+        found = results.read(Path(f"results/{name}/compare_nets-bn1-bn1.pkl"))
+        assert list(found["values"]) == others[:1] and list(found["refused"]) == ["l2"]
+    compare_nets.main(["a3.pt", "b5.pt", "bn1,conv2", "bn1,conv2", "toy", "l2", "cka", "--plot", "--run-name", "g"])
+    assert "l2: no value for 4 of 4 pairs" in capsys.readouterr().out
+    monkeypatch.setattr("src.layer_grid.feed", lambda *_, **__: pytest.fail("work was done"))
+    for layers in (["bn1", "bn1"], ["bn1,conv2", "bn1,conv2"]):
+        with pytest.raises(SystemExit, match="2"):
+            compare_nets.main(["a3.pt", "b5.pt", *layers, "toy", "l2"])
+        assert capsys.readouterr().err.startswith("error: l2 needs activations of one shape")
+
+
 def test_compare_frank_m2_agrees_with_the_stitch_result(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     stitch_nets.main([*DIGITS, "bn3", "bn3", "-i", "ps_inv", "-e", "1", "--run-name", "s"])

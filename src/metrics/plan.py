@@ -253,13 +253,12 @@ def plan_grid(
     return GridPlan(n_images, shapes, group, cells)
 
 
-def require_possible(plan: GridPlan, memory: float | None = None) -> None:
-    """Raise ValueError, before any work, for a metric that can compare no pair, or for a pair, if it is the only one,
-    whose rows take more bytes than `memory`."""
+def require_possible(plan: GridPlan, memory: float | None = None, *, alone: bool = True) -> None:
+    """Raise ValueError, before any work, where no metric can compare any pair, if they are all that is asked for
+    (`alone`), or for a pair, if it is the only one, whose rows take more bytes than `memory`."""
     cells = list(plan.cells.values())
-    for name in cells[0].views:
-        if all(name in cell.refused for cell in cells):
-            raise ValueError(cells[0].refused[name])
+    if alone and all(cell.refused.keys() == cell.views.keys() for cell in cells):
+        raise ValueError("; ".join(dict.fromkeys(cells[0].refused.values())))
     if memory is not None and len(cells) == 1:
         _require_room(plan, memory)
 
