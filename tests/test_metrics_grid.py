@@ -287,8 +287,8 @@ def test_a_grid_begun_in_inference_mode_goes_on_outside():
 
 def test_few_images_of_wide_layers_need_no_matrix_of_features():
     generator = torch.Generator().manual_seed(2)
-    xs = [torch.randn(20, 4000, generator=generator), torch.randn(20, 3, generator=generator)]
-    ys = [xs[0] + torch.randn(20, 4000, generator=generator)]
+    xs = [torch.randn(20, 800, generator=generator), torch.randn(20, 3, generator=generator)]
+    ys = [xs[0] + torch.randn(20, 800, generator=generator)]
     names = ["procrustes", "svcca"]
     cells = cells_of(names, xs, ys)
     for i, x in enumerate(xs):

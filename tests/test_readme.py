@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from src import viewing
+from src.dataset import Split, load_split
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -27,6 +31,7 @@ SECTIONS = {
     "compare_frank_m2": "Compare representations",
 }
 SCRIPTS = tuple(SECTIONS)
+IMAGES = 300
 SHORTER = {
     "compare_nets": ["--run-name", "c", "--overwrite"],
     "train_model": ["-e", "1", "--overwrite"],
@@ -101,6 +106,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Path(name).write_text(code)
         runpy.run_path("images.py")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands see few images of a data set: that they run is asked here, of all images elsewhere what they find."""
+
+    def some(*arguments: Any, **options: Any) -> Split:
+        split = load_split(*arguments, **options)
+        return split.take(torch.arange(IMAGES)) if len(split) > IMAGES else split
+
+    monkeypatch.setattr(viewing, "load_split", some)
 
 
 def marked(script: str, arguments: str) -> object:
