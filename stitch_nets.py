@@ -11,7 +11,7 @@ from src.layers import choose_layers, pairs_of_layers
 from src.sources import untrained
 from src.stitch import Plan, Tell, stitch
 from src.stitch_folder import SET, check_states, resume_states, state_files
-from src.stitch_keys import stitch_keys
+from src.stitch_keys import stitch_keys, surroundings
 from src.stitch_output import epochs_of, publish, refuse_diverged
 from src.stitching import Cuts, StitchSpec, combinations, spec_names
 from src.stitching.options import OPTIONS
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             state = resume_states(folder, names, identity(args, viewing), cli.tell_resumed)
         how = {"device": device, **arguments.reading(args, cli.notice)}
         train, val = viewing.split("train", **how), scored.split("val", **how)
-        keys = stitch_keys(cuts, viewing, train, val)
+        keys = stitch_keys(cuts, surroundings(viewing, [split.digest() for split in (train, val)]))
         plan = Plan(
             similarity=not args.no_similarity,
             labelled=viewing.labelled,

@@ -39,11 +39,17 @@ def check_states(folder: Path, names: Sequence[str], *, resume: bool, overwrite:
 
 
 def resume_states(
-    folder: Path, names: Sequence[str], about: dict[str, Any], told: Callable[[int, int], None]
+    folder: Path,
+    names: Sequence[str],
+    about: dict[str, Any],
+    told: Callable[[int, int], None] | None = None,
+    *,
+    every: float = 0.0,
 ) -> Callable[[Sequence[StitchSpec]], Resume]:
     """Where the state of stitches that train together is kept, and what it is of.
 
     `about` are digests and names of what the stitches are between. `told` hears how many epochs of how many are done.
+    `every` as in Resume.
     """
 
     def state(together: Sequence[StitchSpec]) -> Resume:
@@ -53,6 +59,6 @@ def resume_states(
         else:
             keys = [spec.key(**about) for spec in together]
             file, identity = folder / f"{SET}-{keys[0][:16]}.resume.pt", {"stitches": keys}
-        return Resume(file, identity, lambda done: told(done, epochs))
+        return Resume(file, identity, lambda done: told and told(done, epochs), every)
 
     return state

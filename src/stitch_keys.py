@@ -4,14 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 from src.checkpoints import weights_digest
-from src.dataset import Split
 from src.stitching import Cuts, Geometry, StitchSpec
 from src.viewing import Viewing
 
 
-def stitch_keys(cuts: Cuts, viewing: Viewing, train: Split, val: Split) -> list[str]:
-    """The key of each stitch: a digest of all that decides it; of data sets the images of both splits."""
-    about = surroundings(viewing, [split.digest() for split in (train, val)])
+def stitch_keys(cuts: Cuts, about: dict[str, Any]) -> list[str]:
+    """The key of each stitch, a digest of all that decides it, in its `surroundings`: of data sets both splits."""
     return [stitch_key(spec, cuts.geometry(spec.cut), about) for spec in cuts.specs]
 
 

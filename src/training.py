@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from src.learner import History, Learner, Losses, steps_ahead
 from src.progress import bar
 
 DEBUG_STEPS = 4  # batches an epoch with --debug
+DEAR = 50  # times as long as a state takes to be written, training goes on before the next one, where states are rare
 Validate = Callable[[Sequence[Learner]], Sequence[dict[str, float] | None]]
 
 
@@ -23,11 +25,18 @@ class Resume:
     """Where the state of a training is kept after each epoch, and what run it belongs to.
 
     Where training goes on, `told` hears once how many epochs are done: the interruption may have come before it did.
+    With `every` a state is kept after an epoch only when that many seconds have gone by since the last one, or since
+    the start, and no more often than costs a fiftieth of the time.
     """
 
     file: Path
     identity: dict[str, Any]
     told: Callable[[int], None] | None = None
+    every: float = 0.0
+
+    def pause(self, took: float = 0.0) -> float:
+        """Seconds until the next state, when writing the last one took so many."""
+        return max(self.every, DEAR * took) if self.every else 0.0
 
 
 def fit(
@@ -49,8 +58,8 @@ def fit(
     graphs is alive at a time, and trains as it would alone, to the last bit on a CPU. `validate` gives `loss` and `acc`
     of each learner after an epoch, None for one that nobody watches. A loss that is not finite stops its learner alone:
     on a processor at once, on a GPU some steps later, but before anybody is shown the parameters.
-    With `resume` the state is kept after each epoch, and training goes on from there if the file exists: the result
-    equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
+    With `resume` the state is kept after each epoch (see there), and training goes on from it if the file exists: the
+    result equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
     `after_epoch` is told the number of epochs done.
 
     Raises ValueError where fewer images than one batch are left and where the file is another run's.
@@ -69,6 +78,7 @@ def fit(
         for learner in learners:
             if learner.snapshot_every:
                 learner.take_snapshot(0)
+    due = time.monotonic() + (resume.pause() if resume else 0.0)
     with bar(epochs * steps, title, unit="batch", initial=run.epochs * steps) as progress:
         for epoch in range(run.epochs, epochs):
             rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
@@ -81,8 +91,9 @@ def fit(
                 if run.epochs == epochs and learner.snapshot_every:
                     learner.take_snapshot(epochs * steps)
             progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
-            if resume:
+            if resume and (start := time.monotonic()) >= due:
                 run.save(resume)
+                due = time.monotonic() + resume.pause(time.monotonic() - start)
             if after_epoch:
                 after_epoch(run.epochs)
 

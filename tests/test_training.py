@@ -459,3 +459,14 @@ def test_bars_vanish_where_stderr_is_no_terminal(
     assert out == ""
     assert ("work" in err) is shown
     assert bool(err) is shown
+
+
+def test_states_are_rare_where_asked_and_where_they_are_dear(tmp_path: Path) -> None:
+    file = tmp_path / "resume.pt"
+    assert Resume(file, {}).pause(30) == 0  # after each epoch
+    rare = Resume(file, {}, every=100)
+    assert rare.pause() == 100 and rare.pause(30) == 1500
+    train(network(), resume=rare)
+    assert not file.exists()
+    train(network(), resume=Resume(file, {}, every=1e-9))
+    assert file.exists()

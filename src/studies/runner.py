@@ -41,11 +41,12 @@ class Driver:
     tell: Callable[[str], None]
     runner: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     _told: set[str] = field(default_factory=set)
+    _died: dict[str, list[int]] = field(default_factory=dict)  # bundle -> its states when its process died
 
     def run(self, bundles: list[Bundle] | None = None) -> dict[str, Failure]:
         """Do all bundles, or some of them; returns what failed for good."""
         waiting = deque(self.plan.bundles if bundles is None else bundles)
-        leases = Leases(self.store.folder / ".leases", runner=self.runner, patience=self.options.patience)
+        leases = Leases(self.store.leases, runner=self.runner, patience=self.options.patience)
         progress = _Progress(self.plan, self.store, self.tell)
         with _ending(self.engine, leases):
             while True:
@@ -57,6 +58,8 @@ class Driver:
                     self._take(report, waiting)
                 progress.show(bool(reports))
         names = set(self.plan.names)
+        if names <= self.store.done():
+            self.store.tidy()
         return {name: failure for name, failure in self.store.failures().items() if name in names}
 
     def _hand_out(self, waiting: deque[Bundle], leases: Leases) -> bool:
@@ -83,7 +86,10 @@ class Driver:
         return {name for name, failure in self.store.failures().items() if failure.count > self.options.retries}
 
     def _take(self, report: Report, waiting: deque[Bundle]) -> None:
-        """What failed is noted and comes again until its attempts are spent; many that fail at once come in halves."""
+        """What failed is noted and comes again until its attempts are spent; many that fail at once come in halves.
+
+        A process that died, as when a cluster takes back its machine, says nothing of the results: its bundle goes on.
+        """
         bundle = report.task.bundle
         for line in report.notes:
             if line not in self._told:
@@ -93,6 +99,9 @@ class Driver:
         for name, reason in report.diverged.items():
             self.store.fail(name, reason, about[name])
         rest = bundle.without(self.store.done())
+        if report.died and len(rest.items) > 1 and self._got_further(bundle):
+            waiting.append(rest)
+            return
         if report.trace and len(rest.items) > 1:
             last = report.trace.strip().splitlines()[-1]
             self.tell(f"{len(rest.items)} results failed together and are tried in halves: {last}")
@@ -102,6 +111,12 @@ class Driver:
             self.store.fail(rest.items[0].name, report.trace, about[rest.items[0].name])
         if rest.items:
             waiting.append(rest)
+
+    def _got_further(self, bundle: Bundle) -> bool:
+        """Whether a bundle whose process died is to go on as it was: the first time, and where it has learnt since."""
+        states = sorted(file.stat().st_mtime_ns for file in self.store.states(bundle.name).glob("*.pt"))
+        before, self._died[bundle.name] = self._died.get(bundle.name), states
+        return before != states
 
 
 def describe(bundle: Bundle, spec: Any) -> str:

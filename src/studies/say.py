@@ -42,7 +42,7 @@ def status_lines(plan: Plan, store: Store) -> list[str]:
     """How far a study is, who is at it, and what failed."""
     done, names = store.done(), set(plan.names)
     failures = {name: failure for name, failure in store.failures().items() if name in names}
-    held = {path.stem for path in (store.folder / ".leases").glob("*.lease")}
+    held = {path.stem for path in store.leases.glob("*.lease")}
     at_work = [bundle for bundle in plan.bundles if bundle.name in held and bundle.without(done).items]
     lines = [f"{len(done & names)} of {len(names)} results, {len(failures)} failed, {len(at_work)} passes held"]
     if others := len(done - names):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from src import results
-from src.files import atomic_write, make_folder
+from src.files import atomic_write, make_folder, remove_leftovers
 from src.stitching.spec import digest
 from src.studies.jobs import from_record, to_record
 from src.studies.plan import Plan, make_plan, networks_of
 from src.studies.schema import Study
 
-RESULT, FAILED = ".pkl", ".failed.json"
+RESULT, FAILED, STATES, LEASES = ".pkl", ".failed.json", ".resume", ".leases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,30 @@ class Store:
         record = {"about": about, "count": 1 + (before.count if before else 0), "trace": trace}
         with atomic_write(self.folder / f"{name}{FAILED}") as file:
             file.write(json.dumps(record, indent=2, ensure_ascii=False).encode())
+
+    @property
+    def leases(self) -> Path:
+        return self.folder / LEASES
+
+    def states(self, bundle: str) -> Path:
+        """Where a bundle keeps the states of its trainings until it is done."""
+        return self.folder / STATES / bundle
+
+    def forget_states(self, bundle: str) -> None:
+        """Remove what a bundle that is done, or failed, has kept; after a failure it begins anew."""
+        shutil.rmtree(self.states(bundle), ignore_errors=True)
+        with suppress(OSError):  # others are in it, or it is none
+            (self.folder / STATES).rmdir()
+
+    def tidy(self) -> None:
+        """Remove what killed processes left, once all is done; temporary files that somebody still writes stay."""
+        for folder in (STATES, LEASES):
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        done = self.done()
+        for name in self._stems(FAILED) & done:
+            (self.folder / f"{name}{FAILED}").unlink(missing_ok=True)
+        for file in self.folder.glob(".*.tmp"):
+            remove_leftovers(file.with_name(file.name[1:].rsplit(".", 2)[0]))
 
     def plan(self, study: Study, tell: Any = lambda line: None, *, keep: bool = True) -> Plan:
         """The plan of a study: the one kept in the folder, where file and networks are as they were; else a new one.

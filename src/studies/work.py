@@ -1,4 +1,7 @@
-"""One bundle, done: the networks and images are loaded once, and all its results made and written."""
+"""One bundle, done: the networks and images are loaded once, and all its results made and written.
+
+What a killed process had learnt is not lost: the state of its trainings lies beside the results until they are there.
+"""
 
 import traceback
 from collections.abc import Callable
@@ -16,12 +19,15 @@ from src.layer_grid import compare_layers
 from src.metrics.products import described
 from src.sources import untrained
 from src.stitch import Plan, Tell, stitch
+from src.stitch_folder import resume_states
 from src.stitch_keys import stitch_keys, surroundings
 from src.stitching import Cuts, StitchSpec
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.leases import Leases
 from src.studies.store import Store
 from src.viewing import Viewing, look
+
+EVERY = 5.0  # seconds of training that a killed process may lose, beside the epoch that it was at
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +44,23 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a task: whether somebody else is at it, a traceback, stitches that diverged, and notes."""
+    """What came of a task: whether somebody else is at it, a traceback, stitches that diverged, and notes.
+
+    `died`: its process ended without a word, so that what it had learnt may still be there.
+    """
 
     task: Task
     held: bool = False
     trace: str = ""
+    died: bool = False
     diverged: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 def perform(task: Task, *, alive: Callable[[], bool] = lambda: True) -> Report:
     """Do a task, unless another process is at it; errors come back as text."""
-    leases = Leases(task.folder / ".leases", runner=task.runner, patience=task.patience)
+    store = Store(task.folder)
+    leases = Leases(store.leases, runner=task.runner, patience=task.patience)
     notes: dict[str, None] = {}
     try:
         with leases.held(task.bundle.name, alive=alive) as mine:
@@ -57,8 +68,10 @@ def perform(task: Task, *, alive: Callable[[], bool] = lambda: True) -> Report:
                 return Report(task, held=True)
             make = compare_bundle if task.bundle.is_comparison else stitch_bundle
             diverged = make(task, lambda line: notes.update({line: None}))
+            store.forget_states(task.bundle.name)
             return Report(task, diverged=diverged, notes=tuple(notes))
     except Exception:  # whatever it is, the driver decides; a worker has others to do
+        store.forget_states(task.bundle.name)
         return Report(task, trace=traceback.format_exc(), notes=tuple(notes))
 
 
@@ -103,7 +116,9 @@ def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
     networks, layouts = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=layouts)
     train, val = _split(viewing, "train", device), _split(scored, "val", device)
-    _check_keys(bundle, stitch_keys(cuts, viewing, train, val))
+    about = surroundings(viewing, [split.digest() for split in (train, val)])
+    _check_keys(bundle, stitch_keys(cuts, about))
+    store, diverged = Store(task.folder), {}
     plan = Plan(
         similarity=settings.similarity,
         labelled=viewing.labelled,
@@ -111,16 +126,16 @@ def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
         controls=settings.controls,
         fresh=lambda seed: viewing.seen(untrained(front, seed), front),
         memory=task.memory,
+        resume=resume_states(store.states(bundle.name), [item.name for item in bundle.items], about, every=EVERY),
         tell=Tell(tell),
     )
-    store, diverged = Store(task.folder), {}
-    about = {"weights": {"front": front.facts(), "end": end.facts()}}
+    facts = {"weights": {"front": front.facts(), "end": end.facts()}}
     for item, spec, outcome in zip(bundle.items, specs, stitch(cuts, train, val, plan), strict=True):
         if isinstance(outcome, FloatingPointError):
             diverged[item.name] = f"FloatingPointError: {outcome}"
             continue
         params = parameters(bundle) | asdict(spec)
-        store.publish(item.name, {"params": params, "key": item.key, **about, **outcome, **_provenance()})
+        store.publish(item.name, {"params": params, "key": item.key, **facts, **outcome, **_provenance()})
     return diverged
 
 

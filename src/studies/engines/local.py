@@ -105,7 +105,8 @@ class Processes:
                 reports.append(worker.pipe.recv())
             except (EOFError, OSError):
                 worker.process.join()
-                reports.append(Report(worker.task, trace=f"the process died (exit code {worker.process.exitcode})"))
+                trace = f"the process died (exit code {worker.process.exitcode})"
+                reports.append(Report(worker.task, trace=trace, died=True))
                 del self._workers[number]
                 continue
             worker.task = None

@@ -52,7 +52,7 @@ class Cluster:
         try:
             return self._ray.get(reference)
         except Exception as error:  # of kinds of its own: a worker that died, a node that left
-            return Report(task, trace=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return Report(task, trace=f"{type(error).__name__}: {str(error).splitlines()[0]}", died=True)
 
     def stop(self) -> None:
         for reference in self._tasks:

@@ -59,4 +59,4 @@ def _report(job: Any, task: Task) -> Report:
     try:
         return job.result()
     except Exception as error:  # of kinds of its own; the job's log has more
-        return Report(task, trace=f"{type(error).__name__}: {error}")
+        return Report(task, trace=f"{type(error).__name__}: {error}", died=True)
