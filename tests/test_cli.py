@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -303,6 +304,7 @@ def test_a_table_says_what_a_result_rests_on(toy: Path) -> None:
 def test_rows_are_kept_and_read_anew_where_files_changed(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [*TOY, "bn1", "bn1", "-e", "0", "--no-similarity"]
     stitch_nets.main([*command, "--seed", "0,1", "--run-name", "r"])
+    Path("results/r/.stitches.jsonl").unlink()  # as if by an earlier version
     Path("results/other.pkl").write_bytes(pickle.dumps({"another": "script's"}))
     first = results.table("results")
     cache = Path("results/.stitches.jsonl")
@@ -312,12 +314,43 @@ def test_rows_are_kept_and_read_anew_where_files_changed(toy: Path, monkeypatch:
     pd.testing.assert_frame_equal(results.table("results"), first)
     assert reads == []
     stitch_nets.main([*command, "--seed", "0,1", "-i", "ones-zeros", "--run-name", "r", "--overwrite"])
+    Path("results/r/.stitches.jsonl").unlink()
     assert list(results.table("results")["init"]) == ["ones-zeros"] * 2 and len(reads) == 2
     cache.write_text(cache.read_text()[:-40] + "\nnonsense\n[1]\n")  # torn
     assert len(results.table("results")) == 2 and 2 < len(reads) <= 4
     cache.unlink()
     cache.mkdir()  # cannot be written
     assert len(results.table("results")) == 2
+
+
+def test_who_writes_many_stitches_keeps_their_rows(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*TOY, "bn1,pool", "fc1", "--flatten", "-e", "0", "--run-name", "r"]
+    stitch_nets.main(command)
+    reads: list[Path] = []
+    monkeypatch.setattr("src.results.rows.read", lambda path: reads.append(path) or results.read(path))
+    warm = results.table("results")
+    stitch_nets.main([*command, "--overwrite"])
+    assert len(warm) == len(results.table("results")) == len(results.table("results/r")) == 2 and reads == []
+    Path("results/r/.stitches.jsonl").unlink()
+    pd.testing.assert_frame_equal(results.table("results"), warm)
+    assert len(reads) == 2
+
+
+def append_rows(folder: str, writer: int) -> None:
+    for number in range(100):
+        path = Path(folder, f"{writer}-{number}.pkl")
+        path.write_bytes(b"x" * number)
+        results.keep_row(path, {"params": {"init": "y" * 9000}, "trans_m": {}, "model_results": {}})
+
+
+def test_rows_that_several_processes_keep_at_once_do_not_tear_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=append_rows, args=(str(tmp_path), number)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(results.table(tmp_path)) == 400  # none of these files could be read
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

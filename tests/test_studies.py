@@ -286,6 +286,8 @@ def test_two_runners_share_the_work_by_leases(toy) -> None:
     assert others.__enter__()
     Driver(plan, store, Spy(), Options(device="cpu"), lambda line: None).run()
     assert given[-1] == taken.name and len(given) == len(plan.bundles) == len(pickles()) == 10
+    rows = Path("results/s/.stitches.jsonl").read_text().splitlines()
+    assert len(rows) == 10  # who stores a result keeps its row: nobody has read a table yet
 
 
 def test_the_first_file_wins(toy) -> None:

@@ -2,16 +2,20 @@
 
 import json
 import math
+import os
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from src.files import atomic_write
 from src.results.storage import read
 
-CACHE = ".stitches.jsonl"  # rows that were read before, by path, size and time
+CACHE = ".stitches.jsonl"  # rows of files below its folder, by path, size and time
+Row = dict[str, Any] | None  # None for other results than stitches
+Which = tuple[str, int, int]  # a file: its path below the cache's folder, bytes, and time of the last change in ns
 SETTINGS = (
     *("front_model", "end_model", "front_layer", "end_layer", "init", "mask", "low_rank", "orthogonal", "flatten"),
     *("resize", "target_type", "temperature", "l1", "cka_reg", "epochs", "lr", "batch_size", "weight_decay"),
@@ -48,14 +52,14 @@ def table(folder: Path | str) -> pd.DataFrame:
     ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best constant answer;
     rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What
     a file lacks is missing in its row.
-    Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in a file beside
-    the results, where that can be written, so that they are read once only. Raises FileNotFoundError where there is
-    no such folder.
+    Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in files beside
+    the results, where these can be written, by `keep_row` and here, so that results are read once at most. Raises
+    FileNotFoundError where there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
-    cache = _Cache(folder / CACHE)
+    cache = _Cache(folder)
     rows, unreadable = [], []
     for path in sorted(folder.rglob("*.pkl")):
         try:
@@ -71,48 +75,69 @@ def table(folder: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(_row({}, Path())))
 
 
-class _Cache:
-    """Rows of files by name, with the size and the time of the file that they are of; None for other results."""
+def keep_row(path: Path, result: dict[str, Any]) -> None:
+    """Keep the row of a result that was just written, so that `table` has it without reading the file."""
+    with suppress(OSError, ValueError):
+        _append(path.parent / CACHE, {_which(path, path.name): _row_of(result, path)})
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, tuple[list[int], dict[str, Any] | None]] = {}
-        self.changed = False
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            return
-        for line in lines:
-            try:
-                name, stamp, row = json.loads(line)
-                if isinstance(row, dict | None) and (row is None or row.keys() == _row({}, Path()).keys()):
-                    self.known[name] = stamp, row
-            except (ValueError, TypeError):
-                continue  # a torn line
+
+class _Cache:
+    """What the caches in a folder and below know."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CACHE
+        self.known: dict[Which, Row] = {}
+        self.fresh: dict[Which, Row] = {}
+        columns = _row({}, Path()).keys()
+        for path in folder.rglob(CACHE):
+            place = path.parent.relative_to(folder)
+            for name, (size, changed), row in _lines(path):
+                if row is None or row.keys() == columns:
+                    self.known[(place / name).as_posix(), size, changed] = row
 
     def row(self, path: Path, name: str) -> dict[str, Any] | None:
         """The row of a file, read anew where the file is another than before; raises as `read` does."""
-        status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-        if name not in self.known or self.known[name][0] != stamp:
-            self.known[name] = stamp, _read_row(path)
-            self.changed = True
-        return self.known[name][1]
+        which = _which(path, name)
+        if which not in self.known:
+            self.known[which] = self.fresh[which] = _row_of(read(path), path)
+        return self.known[which]
 
     def write(self) -> None:
-        """Keep the rows for the next time; a folder that cannot be written is read anew then."""
-        if not self.changed:
-            return
-        lines = [json.dumps([name, *entry]) for name, entry in self.known.items()]
-        try:
-            with atomic_write(self.path) as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
-        except OSError:
-            pass
+        """Keep what was read for the next time; a folder that cannot be written is read anew then."""
+        with suppress(OSError):
+            _append(self.path, self.fresh)
 
 
-def _read_row(path: Path) -> dict[str, Any] | None:
-    result = read(path)
+def _which(path: Path, name: str) -> Which:
+    status = path.stat()
+    return name, status.st_size, status.st_mtime_ns
+
+
+def _lines(path: Path) -> Iterator[tuple[str, tuple[int, int], Row]]:
+    """The lines of a cache: path, bytes and time, row. Torn ones are passed over."""
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                name, (size, changed), row = json.loads(line)
+            except (ValueError, TypeError):
+                continue
+            if isinstance(name, str) and isinstance(row, dict | None):
+                yield name, (size, changed), row
+
+
+def _append(path: Path, rows: Mapping[Which, Row]) -> None:
+    """Add lines by one write at the end of the file: processes that do so at once do not tear each other's."""
+    if not rows:
+        return
+    lines = [json.dumps([name, [size, changed], row]) for (name, size, changed), row in rows.items()]
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(file, "".join(f"{line}\n" for line in lines).encode())
+    finally:
+        os.close(file)
+
+
+def _row_of(result: Any, path: Path) -> dict[str, Any] | None:
     if not (isinstance(result, dict) and {"params", "trans_m", "model_results"} <= result.keys()):
         return None
     try:

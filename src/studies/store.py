@@ -66,6 +66,7 @@ class Store:
             results.write(self.path(name), result, overwrite=False)
         except FileExistsError:
             return False
+        results.keep_row(self.path(name), result)
         (self.folder / f"{name}{FAILED}").unlink(missing_ok=True)
         return True
 
