@@ -1,6 +1,7 @@
 """What a stitch is to be held against: the same stitch, trained alike, without what it is said to show."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from src.cut import heads
 from src.dataset import Coupled, Split
 from src.preprocessing import for_half
 from src.progress import bar
-from src.stitching import ControlSpec, Cuts, StitchSpec
+from src.stitching import ControlSpec, Cuts, Geometry, StitchSpec
 
 UNTRAINED = 3  # networks of the front's architecture
 BATCH = 128  # images over which BatchNorms of untrained networks take their statistics
@@ -89,6 +90,14 @@ def sewn_for(spec: StitchSpec, names: Sequence[str], *, exact: bool = True) -> d
     if sewn.get("self") and sewn.get("self") == sewn.get("self_random"):
         del sewn["self_random"]
     return sewn
+
+
+def sewn_between(
+    geometry: Geometry, spec: StitchSpec, names: Sequence[str], images: int
+) -> dict[str, list[ControlSpec]]:
+    """The same, where a fit has the rows of so many images of this geometry."""
+    rows = images * (1 if geometry.is_flat else math.prod(geometry.end_shape[1:]))
+    return sewn_for(spec, names, exact=rows > geometry.outputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Stitches between two networks: started, trained side by side, held against both. No options, files or printing."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.activations import BATCH_SIZE
-from src.controls import sewn_for, stage
+from src.controls import sewn_between, stage
 from src.dataset import Split
 from src.evaluation import PairView, can_share, view_pair
 from src.gathering import Moments, gather_moments
@@ -95,7 +94,7 @@ def _groups(cuts: Cuts, plan: Plan, images: int) -> Iterator[list[StitchSpec]]:
         for cut in dict.fromkeys(spec.cut for spec in specs):
             same = [spec for spec in specs if spec.cut == cut]
             geometry = cuts.geometry(cut)
-            sewn = _sewn_for(cuts, same[0], plan.controls, images)
+            sewn = sewn_between(geometry, same[0], plan.controls, images)
             fronts = 1 + len({one.cut for some in sewn.values() for one in some})
             needed = 2 * 8 * fronts * (geometry.inputs + geometry.outputs) ** 2
             if group and held + needed > plan.memory:
@@ -107,19 +106,13 @@ def _groups(cuts: Cuts, plan: Plan, images: int) -> Iterator[list[StitchSpec]]:
             yield group
 
 
-def _sewn_for(cuts: Cuts, spec: StitchSpec, names: Sequence[str], images: int) -> dict[str, list[ControlSpec]]:
-    geometry = cuts.geometry(spec.cut)
-    rows = images * (1 if geometry.is_flat else math.prod(geometry.end_shape[1:]))
-    return sewn_for(spec, names, exact=rows > geometry.outputs)
-
-
 class _Group:
     """Stitches that share their passes over the images, with their controls."""
 
     def __init__(self, cuts: Cuts, specs: list[StitchSpec], train: Split, val: Split, plan: Plan) -> None:
         self.specs, self.plan, self.tell = specs, plan, plan.tell
         names = [name for name in plan.controls if name != "probe" or plan.labelled]
-        self.sewn = {spec: _sewn_for(cuts, spec, names, len(train)) for spec in specs}
+        self.sewn = {spec: sewn_between(cuts.geometry(spec.cut), spec, names, len(train)) for spec in specs}
         self.names = dict(zip(cuts.specs, spec_names(cuts.specs), strict=True))
         self.cuts, self.train, self.val = cuts, train, val
         if names:

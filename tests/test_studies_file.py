@@ -1,7 +1,11 @@
 """Study files: what they may say, and the line that each mistake gets."""
 
+from pathlib import Path
+
 import pytest
 
+import src.stitch
+import src.studies.plan
 from src.studies.schema import Study
 from src.studies.toml import Document
 from studies.__main__ import main
@@ -99,3 +103,23 @@ def test_values_become_lists_and_full_is_no_rank(toy) -> None:
     (toy / "s.toml").write_text(GOOD)
     (stitch,) = Study(toy / "s.toml").says.stitch
     assert stitch.init == ["ps_inv", "random"] and stitch.low_rank == [1, None] and stitch.epochs is None
+
+
+def test_the_estimate_counts_the_controls_that_are_sewn(toy, monkeypatch) -> None:
+    text = 'pairs = [["a3.pt", "b5.pt"]]\ncontrols = ["self", "self_random"]\n[stitch]\nlayers = "bn1"\nepochs = 1\n'
+    text += 'init = ["ps_inv", "random"]\nbatch_size = 16\n{}'
+    sewn = []
+    original = src.stitch._Group._start_control
+    start = lambda group, spec, moments: sewn.append(spec) or original(group, spec, moments)  # noqa: E731
+    monkeypatch.setattr(src.stitch._Group, "_start_control", start)
+    counted = []
+    price = src.studies.plan.own_seconds
+    monkeypatch.setattr(
+        src.studies.plan, "own_seconds", lambda *about, **more: counted.append(about[2]) or price(*about, **more)
+    )
+    # 3072 rows for 5 outputs: stitched to itself ps_inv is exact, and both random starts are one; 48 rows for 320: not
+    for number, more in enumerate(("", "flatten = true\n")):
+        sewn.clear(), counted.clear()
+        Path(f"s{number}.toml").write_text(text.format(more))
+        main(["worker", f"s{number}.toml", "--shard", "1/1", "--device", "cpu"])
+        assert sum(counted) == len(sewn) == number + 1

@@ -1,10 +1,8 @@
 """What stitches are likely to cost, in seconds and bytes: enough to cut the work, and to say what is ahead."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.controls import sewn_for
 from src.stitching import Geometry, StitchSpec
 
 START = 3.0  # seconds until a bundle's first batch: networks and images are loaded, layers cut
@@ -31,9 +29,8 @@ def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
     return spec.epochs * epoch + moments + 2 * costs.val * (costs.front + costs.end)
 
 
-def own_seconds(spec: StitchSpec, costs: Costs, controls: Sequence[str], *, similarity: bool) -> float:
-    """What a stitch pays for itself and its controls: the end network behind it, forth and back."""
-    others = sum(len(some) for some in sewn_for(spec, [name for name in controls if name != "probe"]).values())
+def own_seconds(spec: StitchSpec, costs: Costs, others: int, *, similarity: bool) -> float:
+    """What a stitch pays for itself and `others`, its controls: the end network behind it, forth and back."""
     tail = TAIL * costs.end
     steps = spec.epochs * (costs.train // spec.batch_size) * STEP
     training = spec.epochs * costs.train * 3 * tail + steps

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from src.controls import sewn_between
 from src.stitch_keys import stitch_key, surroundings
-from src.stitching import Geometry, StitchSpec, check_sizes
+from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes
 from src.stitching.network import pair_geometry
 from src.stitching.targets import TARGETS
 from src.studies.estimate import START, Costs, own_bytes, own_seconds, shared_seconds
@@ -156,6 +157,7 @@ class _Work:
         self.about = surroundings(viewing, [train, val], [seen.digest for seen in self.sides])
         self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val)
         self.items: list[_Priced] = []
+        self.sewn: set[ControlSpec] = set()
 
     @property
     def seconds(self) -> float:
@@ -199,9 +201,16 @@ class _Work:
         assert isinstance(geometry, Geometry)
         key, extras = stitch_key(spec, geometry, self.about), self.settings.extras
         name = stitch_key(spec, geometry, self.about | {"asked": extras}) if extras else key
-        controls, similarity = self.settings.controls, self.settings.similarity
-        seconds = own_seconds(spec, self.costs, controls, similarity=similarity)
+        others = self._other_controls(spec, geometry)
+        seconds = own_seconds(spec, self.costs, others, similarity=self.settings.similarity)
         self.items.append(_Priced(Item(name, key, spec), seconds, own_bytes(spec, geometry, self.costs)))
+
+    def _other_controls(self, spec: StitchSpec, geometry: Geometry) -> int:
+        """How many controls are sewn for a stitch that were not for one before it."""
+        sewn = sewn_between(geometry, spec, self.settings.controls, self.costs.train)
+        before = len(self.sewn)
+        self.sewn.update(one for some in sewn.values() for one in some)
+        return len(self.sewn) - before
 
     def add_comparison(self, table: Any) -> None:
         fronts, ends = self.layers(table)
