@@ -5,12 +5,16 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
-from src.studies import engines
+from src.studies import engines, images
 from src.studies.engines import choose_workers
+from src.studies.schema import Study
+from src.studies.store import Store
+from src.viewing import Viewing
 from studies.__main__ import main
 from tests.test_studies_kill import COUNT, folder, found, start
 
@@ -52,6 +56,51 @@ def test_submitit_makes_the_same_bytes(folder) -> None:
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
 def test_ray_makes_the_same_bytes(folder) -> None:
     same_as_here("ray")
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
+def test_ray_makes_the_same_bytes_on_a_cluster_of_two_nodes(folder, monkeypatch) -> None:
+    """Nodes of one core each, so that two passes at once are one on each."""
+    cluster = importlib.import_module("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        most, over = [0], threading.Event()
+        watching = threading.Thread(target=watch, args=(Path("ray/s/.leases"), most, over))
+        watching.start()
+        same_as_here("ray")
+        over.set()
+        watching.join()
+        assert most == [2]
+    finally:
+        cluster.shutdown()
+
+
+def watch(leases: Path, most: list[int], over: threading.Event) -> None:
+    """How many passes are held at once, at most."""
+    while not over.wait(0.02):
+        most[0] = max(most[0], len(list(leases.glob("*.lease"))))
+
+
+def test_images_that_are_handed_over_are_not_read_again(toy, monkeypatch) -> None:
+    text = 'pairs = [["a3.pt", "b5.pt"]]\n[stitch]\nlayers = "bn1"\nepochs = 1\nbatch_size = 16\n'
+    Path("s.toml").write_text(text)
+    command = ["worker", "s.toml", "--shard", "1/1", "--device", "cpu", "-o"]
+    main([*command, "read"])
+    (bundle,) = Store(Path("read/s")).plan(Study(Path("s.toml"))).bundles
+    arrays = images.arrays_of(bundle)
+    shutil.copytree("read", "handed", ignore=shutil.ignore_patterns("*.pkl"))  # planning reads, too
+    for name in ("_READ", "_HANDED_OVER"):
+        monkeypatch.setattr(images, name, {})
+    for values, _ in arrays.values():
+        values.flags.writeable = False  # as in ray's store
+    images.hand_over(arrays)
+    monkeypatch.setattr(Viewing, "split", lambda *about, **options: pytest.fail("read again"))
+    main([*command, "handed"])
+    assert len(found("handed")) == 1 and found("handed") == found("read")
 
 
 @pytest.mark.browser

@@ -10,11 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from src import results, sources
+from src import results
 from src.config import choose_device
-from src.dataset import Split
 from src.layer_grid import compare_layers
 from src.metrics.products import described
 from src.sources import untrained
@@ -22,10 +19,10 @@ from src.stitch import Plan, Tell, stitch
 from src.stitch_folder import resume_states
 from src.stitch_keys import stitch_keys, surroundings
 from src.stitching import Cuts, StitchSpec
+from src.studies.images import split_of, viewings
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.leases import Leases
 from src.studies.store import Store
-from src.viewing import Viewing, look
 
 EVERY = 5.0  # seconds of training that a killed process may lose, beside the epoch that it was at
 
@@ -75,30 +72,6 @@ def perform(task: Task, *, alive: Callable[[], bool] = lambda: True) -> Report:
         return Report(task, trace=traceback.format_exc(), notes=tuple(notes))
 
 
-def _opened(task: Task) -> tuple[Viewing, torch.device]:
-    bundle, device = task.bundle, choose_device(task.device)
-    pair = sources.open_pair(bundle.pair, dataset=bundle.settings.dataset, size=bundle.settings.image_size)
-    return look(pair, bundle.settings.dataset, size=bundle.settings.image_size), device
-
-
-def _split(viewing: Viewing, name: str, device: torch.device) -> Split:
-    """The images of a split, read once a process: bundles of one study come one after the other."""
-    split = _read_split(viewing, name, device)
-    return split.seen_by(viewing.shared)
-
-
-_READ: dict[tuple, Split] = {}
-
-
-def _read_split(viewing: Viewing, name: str, device: torch.device) -> Split:
-    key = viewing.spec.name, viewing.spec.size, viewing.answers, name, str(device)
-    if key not in _READ:
-        if len(_READ) > 4:
-            _READ.clear()
-        _READ[key] = viewing.split(name, device=device)
-    return _READ[key]
-
-
 @lru_cache(maxsize=1)
 def _provenance() -> dict[str, Any]:
     return results.provenance()
@@ -107,15 +80,12 @@ def _provenance() -> dict[str, Any]:
 def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
     """Train, score and write all stitches of a bundle; returns why some have no result, by name."""
     bundle, settings = task.bundle, task.bundle.settings
-    viewing, device = _opened(task)
+    (viewing, scored), device = viewings(bundle), choose_device(task.device)
     front, end = viewing.networks
-    scored = viewing
-    if settings.evaluate_on:
-        scored = viewing.elsewhere(settings.evaluate_on, size=settings.image_size)
     specs = [item.spec for item in bundle.items if isinstance(item.spec, StitchSpec)]
     networks, layouts = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=layouts)
-    train, val = _split(viewing, "train", device), _split(scored, "val", device)
+    train, val = split_of(viewing, "train", device), split_of(scored, "val", device)
     about = surroundings(viewing, [split.digest() for split in (train, val)])
     _check_keys(bundle, stitch_keys(cuts, about))
     store, diverged = Store(task.folder), {}
@@ -144,9 +114,9 @@ def compare_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
     (item,) = task.bundle.items
     spec = item.spec
     assert isinstance(spec, CompareSpec)
-    viewing, device = _opened(task)
+    (viewing, _), device = viewings(task.bundle), choose_device(task.device)
     front, end = viewing.networks
-    split = _split(viewing, spec.split, device)
+    split = split_of(viewing, spec.split, device)
     _check_keys(task.bundle, [spec.key(**surroundings(viewing, [split.digest()]))])
     comparison = compare_layers(
         (front.network, end.network),

@@ -4,18 +4,25 @@ import importlib
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from src.studies.images import Arrays, arrays_of, hand_over
+from src.studies.jobs import Bundle
 from src.studies.work import Report, Task, perform
 
 HOME = Path(__file__).resolve().parents[3]
 
 
 class Cluster:
-    """Tasks as ray's remote calls, each with its share of the cores and, where there are some, a GPU."""
+    """Tasks as ray's remote calls, each with its share of the cores and, where there are some, a GPU.
+
+    Images that are held in memory are read here and put into ray's store, from which all processes of a machine have
+    them without a copy.
+    """
 
     def __init__(self, workers: int, **_: Any) -> None:
         try:
@@ -30,15 +37,30 @@ class Cluster:
         size = {} if there else {"num_cpus": workers, "include_dashboard": False}
         self._ray.init(address=there, runtime_env={"env_vars": variables}, log_to_driver=False, **size)
         gpu = {"num_gpus": 1} if self._ray.cluster_resources().get("GPU") else {}
-        self._perform = self._ray.remote(num_cpus=1, max_retries=0, **gpu)(perform)
+        self._perform = self._ray.remote(num_cpus=1, max_retries=0, **gpu)(_perform)
         self._tasks: dict[Any, Task] = {}
+        self._images: dict[tuple[str, str], Any] = {}  # of a pair of networks: where they are in the store
+        self._put: dict[frozenset, Any] = {}
 
     @property
     def busy(self) -> int:
         return len(self._tasks)
 
     def start(self, tasks: Sequence[Task]) -> None:
-        self._tasks |= {self._perform.remote(task): task for task in tasks}
+        for task in tasks:
+            self._tasks[self._perform.remote(task, self._stored(task.bundle))] = task
+
+    def _stored(self, bundle: Bundle) -> Any:
+        """A reference to a bundle's images; what is the same for several pairs of networks is in the store once."""
+        if bundle.pair not in self._images:
+            arrays: Arrays = {}
+            with suppress(ValueError, OSError):  # the task will tell
+                arrays = arrays_of(bundle)
+            kind = frozenset(arrays)
+            if kind not in self._put:
+                self._put[kind] = self._ray.put(arrays)
+            self._images[bundle.pair] = self._put[kind]
+        return self._images[bundle.pair]
 
     def wait(self, seconds: float) -> list[Report]:
         if not self._tasks:
@@ -57,5 +79,11 @@ class Cluster:
     def stop(self) -> None:
         for reference in self._tasks:
             self._ray.cancel(reference, force=True)
-        self._tasks = {}
+        self._tasks, self._images, self._put = {}, {}, {}
         self._ray.shutdown()
+
+
+def _perform(task: Task, arrays: Arrays) -> Report:
+    """In a process of the cluster; ray hands over what the reference stood for."""
+    hand_over(arrays)
+    return perform(task)
