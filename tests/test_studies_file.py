@@ -119,7 +119,8 @@ def test_the_estimate_counts_the_controls_that_are_sewn(toy, monkeypatch) -> Non
     )
     # 3072 rows for 5 outputs: stitched to itself ps_inv is exact, and both random starts are one; 48 rows for 320: not
     for number, more in enumerate(("", "flatten = true\n")):
-        sewn.clear(), counted.clear()
+        sewn.clear()
+        counted.clear()
         Path(f"s{number}.toml").write_text(text.format(more))
         main(["worker", f"s{number}.toml", "--shard", "1/1", "--device", "cpu"])
         assert sum(counted) == len(sewn) == number + 1
