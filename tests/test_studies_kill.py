@@ -50,11 +50,13 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 
 
 def found(folder: str) -> dict[str, bytes]:
-    """What each result says, but for the command that made it."""
+    """What each result says, but for the command that made it and the commit, which others may change meanwhile."""
     content = {}
     for path in Path(folder, "s").glob("*.pkl"):
         result = results.read(path)
-        content[path.stem] = pickle.dumps({key: result[key] for key in sorted(result) if key not in ("runner_code",)})
+        content[path.stem] = pickle.dumps(
+            {key: result[key] for key in sorted(result) if key not in ("runner_code", "git")}
+        )
     return content
 
 
