@@ -16,6 +16,7 @@ import stitch_nets
 from src import results
 from src.checkpoints import load
 from src.dataset import load_split
+from src.results.rows import CACHE
 from src.stitch import Plan, Tell, stitch
 from src.stitching import INITS, MASKS, TARGETS, Cuts, StitchSpec
 from tests.same import assert_same
@@ -160,8 +161,9 @@ def test_a_set_killed_in_training_is_resumed_to_the_same(toy: Path, monkeypatch:
         stitch_nets.main([*COMMAND, "--run-name", "cut"])
     assert "is of an interrupted run; --resume goes on" in capsys.readouterr().err
     stitch_nets.main([*COMMAND, "--run-name", "cut", "--resume"])
-    names = sorted(path.name for path in Path("results/whole").iterdir())
-    assert len(names) == 8 and names == sorted(path.name for path in Path("results/cut").iterdir())
+    names = sorted(path.name for path in Path("results/whole").glob("*.pkl"))
+    left = sorted(path.name for path in Path("results/cut").iterdir())
+    assert len(names) == 8 and left == [CACHE, *names]
     assert "conv2-bn1,seed=1.pkl" in names
     for name in names:
         one, other = (results.read(Path("results") / run / name) for run in ("whole", "cut"))
@@ -187,7 +189,7 @@ def test_one_that_diverges_has_no_result_and_the_others_do(toy: Path, capsys: py
 
 def test_zip_takes_the_first_with_the_first(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stitch_nets.main(["a3.pt", "b3.pt", "bn1,conv2", "conv*", "--pairs", "zip", "-e", "0", "--run-name", "r"])
-    assert {path.name for path in Path("results/r").iterdir()} == {"bn1-conv1.pkl", "conv2-conv2.pkl"}
+    assert {path.name for path in Path("results/r").glob("*.pkl")} == {"bn1-conv1.pkl", "conv2-conv2.pkl"}
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in table[1:4]] == [["front", "end"], ["bn1", "conv1"], ["conv2", "conv2"]]
     with pytest.raises(SystemExit):
