@@ -2,7 +2,7 @@
 # make test   the tests; those that need real data sets are skipped where these are absent. DEVICE=cuda runs the
 #             numerical ones on a GPU
 # make test-engines  studies on submitit and ray, which it installs, and their page in chromium, if that is there
-# make bench  times the suite against the plain way, some minutes on a quiet machine
+# make bench  times the suite against the plain way, an hour or more on a quiet machine
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
 #
 # VENV=path reuses an environment, PYTHON=python3.12 chooses the interpreter of a new one.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from src.stitching import StitchSpec
-from src.stitching.naming import setting_text as setting_text
 from src.training import Resume
 
 SET = "stitches"  # what the files of several stitches together are called

@@ -71,9 +71,11 @@ def test_ray_makes_the_same_bytes_on_a_cluster_of_two_nodes(folder, monkeypatch)
         most, over = [0], threading.Event()
         watching = threading.Thread(target=watch, args=(Path("ray/s/.leases"), most, over))
         watching.start()
-        same_as_here("ray")
-        over.set()
-        watching.join()
+        try:
+            same_as_here("ray")
+        finally:
+            over.set()
+            watching.join()
         assert most == [2]
     finally:
         cluster.shutdown()

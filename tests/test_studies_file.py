@@ -110,8 +110,9 @@ def test_the_estimate_counts_the_controls_that_are_sewn(toy, monkeypatch) -> Non
     text += 'init = ["ps_inv", "random"]\nbatch_size = 16\n{}'
     sewn = []
     original = src.stitch._Group._start_control
-    start = lambda group, spec, moments: sewn.append(spec) or original(group, spec, moments)  # noqa: E731
-    monkeypatch.setattr(src.stitch._Group, "_start_control", start)
+    monkeypatch.setattr(
+        src.stitch._Group, "_start_control", lambda group, spec, on: sewn.append(spec) or original(group, spec, on)
+    )
     counted = []
     price = src.studies.plan.own_seconds
     monkeypatch.setattr(

@@ -66,7 +66,7 @@ class StitchLayer(nn.Module):
         b = self.offset(w)
         if self.geometry.is_flat:
             return F.linear(x.flatten(1), w, b).view(len(x), *self.geometry.end_shape)
-        if x.dim() == 2 or not self.geometry.end_layout.is_plain:  # of rows: twice as fast to train as a convolution
+        if x.dim() == 2 or not self.geometry.end_layout.is_plain:  # of rows: faster to train than a convolution
             return F.linear(x.movedim(1, -1), w, b).movedim(-1, 1)
         return F.conv2d(x, w[:, :, None, None], b)
 

@@ -13,8 +13,8 @@ from scipy import stats
 
 from src import results
 from src.results.titles import network_name
-from src.stitch_folder import setting_text
 from src.stitching import StitchSpec
+from src.stitching.naming import setting_text
 from src.stitching.options import OPTIONS
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.plan import Plan

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from src.files import atomic_write
-from src.stitch_folder import setting_text
+from src.stitching.naming import setting_text
 from src.studies.rows import Found, Frame, grouped
 
 # our column -> its heading; shares are printed in per cent
