@@ -1,5 +1,7 @@
 """Products by whichever library: the numbers of a plain product, the same bytes again, and pools left as they were."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -90,3 +92,41 @@ def test_the_choice_follows_from_processor_and_libraries(vendor, mkl, numpy, mon
 def test_what_is_not_finite_goes_through():
     a = torch.full((2, 3), float("inf"))
     assert not torch.isfinite(products.times(a, -a)).any()
+
+
+def test_a_product_with_itself_is_known_as_symmetric(monkeypatch):
+    monkeypatch.setattr(products, "_by_numpy", lambda x: True)
+    monkeypatch.setattr(products, "_pools", lambda: (products.Pool(lambda: 1, lambda threads: None),) * 2)
+    seen = []
+    monkeypatch.setattr(products, "_multiply", lambda x, y, out, threads: seen.append(x is y))
+    a = torch.randn(5, 3)
+    products.times(a, a)
+    products.times(a, a.clone())
+    products.add_times(torch.zeros(5, 5), a, a)
+    assert seen == [True, False, True]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 20])
+def test_jobs_give_their_results_in_order_and_do_not_run_far_ahead(count, threads):
+    begun, like = [], torch.zeros(2, 2)
+
+    def job(number: int) -> torch.Tensor:
+        begun.append(number)
+        return like + number
+
+    results = products.in_order([partial(job, number) for number in range(count)], like)
+    for number, result in enumerate(results):
+        assert torch.equal(result, like + number)
+        assert len(begun) <= number + threads + 1
+
+
+def test_an_error_of_a_job_is_raised_where_its_result_is_asked_for(threads):
+    def broken() -> torch.Tensor:
+        raise ValueError("no result")
+
+    before = [pool.get() for pool in products._pools()]
+    results = products.in_order([lambda: torch.zeros(1), broken, lambda: torch.zeros(1)], torch.zeros(1))
+    next(results)
+    with pytest.raises(ValueError, match="no result"):
+        next(results)
+    assert [pool.get() for pool in products._pools()] == before

@@ -1,6 +1,7 @@
 """Sums over the Gram matrices K = x x^T of centred images, never holding one of them whole."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,11 +9,11 @@ from torch import Tensor
 
 from src.metrics.linalg import require_varying
 from src.metrics.moments import PairedMoments
-from src.metrics.products import add_times, times
+from src.metrics.products import add_times, in_order, times
 from src.metrics.rows import float64_pieces
 
 # Side of one block of a Gram matrix: the matrix product runs at full speed, and little is done below the diagonal.
-BLOCK = 512
+BLOCK = 1024
 
 
 class GramSums(NamedTuple):
@@ -74,6 +75,11 @@ class BlockProduct:
         return times(a, b, out=self.buffer[: len(a) * len(b)].view(len(a), len(b)))
 
 
+def _block(x: Tensor, rows: slice, columns: slice) -> Tensor:
+    a = x[rows]
+    return times(a, a if rows == columns else x[columns], threads=1)
+
+
 def block_sum(a: Tensor, b: Tensor, spare: Tensor) -> float:
     """Sum a * b: each row in the blocks' own precision, the rows in float64."""
     product = torch.mul(a, b, out=spare[: a.numel()].view_as(a))
@@ -90,7 +96,7 @@ def gram_sums(
     float64 before anything is summed, its diagonal taken out: an image far from all others would otherwise drown the
     rest. A layer's block does not depend on the other layers. `on_block` is called after each of `blocks(n)` blocks.
     """
-    layers, n = [*xs, *ys], len(xs[0])
+    layers, n = [layer.detach() for layer in (*xs, *ys)], len(xs[0])
     energies = torch.stack([row_energies(layer) for layer in layers])
     traces = energies.sum(1)
     # centred rows sum to 0, so without its diagonal row i of K sums to -K_ii
@@ -98,16 +104,17 @@ def gram_sums(
     total = torch.zeros(len(layers), len(layers), dtype=torch.float64, device=energies.device)
     side = min(n, BLOCK)
     buffer = energies.new_empty(len(layers) * side * side)
-    products = [BlockProduct(layer) for layer in layers]
-    for rows, columns in upper_blocks(n, BLOCK):
+    places = list(upper_blocks(n, BLOCK))
+    products = in_order([partial(_block, layer, *place) for place in places for layer in layers], layers[0])
+    for rows, columns in places:
         height, width = (len(range(n)[part]) for part in (rows, columns))
         grams = buffer[: len(layers) * height * width].view(len(layers), height, width)
-        for gram, product, share in zip(grams, products, shares, strict=True):
-            gram.copy_(product(rows, columns)).add_(share[rows, None]).add_(share[columns])
+        for gram, share in zip(grams, shares, strict=True):
+            gram.copy_(next(products)).add_(share[rows, None]).add_(share[columns])
         if rows == columns:
             grams.diagonal(dim1=1, dim2=2).zero_()
         flat = grams.flatten(1)
-        add_times(total, flat, flat, alpha=1 if rows == columns else 2)
+        add_times(total, flat, flat, alpha=1 if rows == columns else 2, threads=1)
         on_block()
     return _pairwise(total, energies @ energies.T, traces, n, len(xs))
 

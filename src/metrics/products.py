@@ -15,8 +15,9 @@ import functools
 import math
 import os
 import platform
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -40,14 +41,19 @@ class Pool(NamedTuple):
     set: Callable[[int], Any]
 
 
-def times(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return a b^T for a: (m, k) and b: (n, k), in their own precision; where b is a, as a symmetric product."""
+def times(a: Tensor, b: Tensor, out: Tensor | None = None, *, threads: int | None = None) -> Tensor:
+    """Return a b^T for a: (m, k) and b: (n, k), in their own precision; where b is a, as a symmetric product.
+
+    threads: how many multiply; None: as many as torch has, where it is worth their while.
+    """
     if not _by_numpy(a):
         return torch.mm(a, b.mT, out=out)
     result = a.new_empty(len(a), len(b)) if out is None else out
-    threads = torch.get_num_threads() if 2 * result.numel() * a.shape[1] > SMALL else 1
+    if threads is None:
+        threads = torch.get_num_threads() if 2 * result.numel() * a.shape[1] > SMALL else 1
     with _bound(0, 1), np.errstate(all="ignore"):  # what is not finite is found out, and named, by those who asked
-        _multiply(a.numpy(), a.numpy() if b is a else b.numpy(), result.numpy(), threads)
+        x = a.numpy()  # one object for both sides of a symmetric product, by which it is known
+        _multiply(x, x if b is a else b.numpy(), result.numpy(), threads)
     return result
 
 
@@ -89,6 +95,25 @@ def _cut(x: np.ndarray, parts: int) -> list[np.ndarray]:
     return [x[part] for part in _slices(len(x), parts)]
 
 
+def in_order(jobs: Sequence[Callable[[], Tensor]], like: Tensor) -> Iterator[Tensor]:
+    """What jobs of one thread each return, in their order, done side by side where numpy multiplies what is `like` it.
+
+    Only one job more than there are threads is ahead of what was asked for.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not _by_numpy(like):
+        yield from (job() for job in jobs)
+        return
+    with _bound(0, 1):
+        ahead: deque[Future[Tensor]] = deque()
+        for job in jobs:
+            ahead.append(_workers(threads, os.getpid()).submit(job))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
 def _run(jobs: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
     return list(_workers(threads, os.getpid()).map(lambda job: job(), jobs))
 
@@ -99,16 +124,16 @@ def _workers(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, f"products-{process}")
 
 
-def add_times(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> None:
-    """Add alpha a b^T to total: (m, n), in place."""
+def add_times(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1, *, threads: int | None = None) -> None:
+    """Add alpha a b^T to total: (m, n), in place; `threads` as in `times`."""
     if not _by_numpy(a):
         total.addmm_(a, b.mT, alpha=alpha)
     elif a is b and total.numel() <= PART:
-        total.add_(times(a, a), alpha=alpha)
+        total.add_(times(a, a, threads=threads), alpha=alpha)
     else:
         rows = max(1, PART // max(1, total.shape[1]))
         for part, some in zip(total.split(rows), a.split(rows), strict=True):
-            part.add_(times(some, b), alpha=alpha)
+            part.add_(times(some, b, threads=threads), alpha=alpha)
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
