@@ -16,12 +16,14 @@ import time
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import CASES
+from src.metrics import products
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,9 +104,19 @@ def child(case: str, side: str) -> None:
 
 def arithmetic(work) -> float:
     """Floating point operations of the convolutions and matrix products in `work`, which runs once."""
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place_product}) as counter:
+    by_numpy = []
+
+    def multiply(x, y, out, threads) -> None:
+        by_numpy.append((1 if x is y else 2) * out.size * x.shape[1])
+        original(x, y, out, threads)
+
+    original = products._multiply
+    with (
+        FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place_product}) as counter,
+        mock.patch.object(products, "_multiply", multiply),
+    ):
         work()
-    return counter.get_total_flops()
+    return counter.get_total_flops() + sum(by_numpy)
 
 
 def _in_place_product(_: torch.Size, a: torch.Size, b: torch.Size, **__: object) -> int:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import cases, compare, decode, identify, moments, run
+from src.metrics import products
 from src.models import build_model
 
 pytestmark = [
@@ -71,6 +72,12 @@ def test_moments_are_timed_beside_their_heads() -> None:
 def test_arithmetic_counts_products_in_place() -> None:
     a, b, total = torch.ones(3, 4), torch.ones(4, 5), torch.zeros(3, 5)
     assert run.arithmetic(lambda: total.addmm_(a, b)) == 2 * 3 * 4 * 5
+
+
+def test_arithmetic_counts_products_of_numpy_and_the_half_of_symmetric_ones() -> None:
+    a, b = torch.randn(3, 4), torch.randn(5, 4)
+    symmetric = 1 if products._by_numpy(a) else 2
+    assert run.arithmetic(lambda: (products.times(a, b), products.times(a, a))) == 2 * 3 * 5 * 4 + symmetric * 3 * 3 * 4
 
 
 def test_the_peak_is_that_of_the_best_library() -> None:
