@@ -9,6 +9,7 @@ from torch import Tensor
 from src.activations import feed
 from src.dataset import Split
 from src.metrics.moments import PairedMoments, Sums, gather, rows_at_once
+from src.probe import Averages
 from src.stitching import Cut, Cuts, Geometry, Shared, StitchSpec
 from src.upsampled import Upsampled, is_upsampled
 
@@ -17,17 +18,32 @@ Moments = dict[Cut, PairedMoments]
 
 
 def gather_moments(
-    cuts: Cuts, specs: Sequence[StitchSpec], split: Split, *, title: str, notice: Callable[[str], None]
+    cuts: Cuts,
+    specs: Sequence[StitchSpec],
+    split: Split,
+    *,
+    title: str,
+    notice: Callable[[str], None],
+    averages: Averages | None = None,
 ) -> Moments:
-    """The paired moments of every pair of layers of some stitches, from one pass over a split."""
+    """The paired moments of every pair of layers of some stitches, from one pass over a split.
+
+    The same pass gives `averages` its layers of the front network.
+    """
     specs = [spec for spec in specs if not spec.constant]
-    if not specs:
+    if not specs and not averages:
         return {}
     gathering = _Gathering(cuts, list(dict.fromkeys(spec.cut for spec in specs)), split.device)
     for geometry in gathering.geometries.values():
         _announce(geometry.inputs, geometry.outputs, len(split), notice)
-    ends = {"end": [spec.end_layer for spec in specs]}
-    feed([partial(cuts.fronts, specs, more=ends)], split, gathering.add, title=title)
+    more = {"end": [spec.end_layer for spec in specs]} | ({"front": averages.layers} if averages else {})
+
+    def add(outputs: Shared) -> None:
+        gathering.add(outputs)
+        if averages:
+            averages.add(outputs["front"])
+
+    feed([partial(cuts.fronts, specs, more=more)], split, add, title=title)
     return gathering.moments()
 
 

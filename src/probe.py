@@ -1,15 +1,13 @@
 """What is linearly there: logistic regression on the average activation of a layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.optimize
 import torch
 from torch import Tensor
 
-from src.activations import feed
 from src.dataset import Split
-from src.stitching import Cuts
 from src.task import Task
 
 STEPS, TOLERANCE = 1000, 1e-6  # of L-BFGS: at most so many, until no entry of the gradient is larger
@@ -58,20 +56,22 @@ def fit_probe(x: Tensor, labels: Tensor, task: Task, classes: int) -> Probe:
     return Probe(mean, scale, wb[:, :-1], wb[:, -1])
 
 
-def fit_probes(cuts: Cuts, layers: Sequence[str], split: Split, *, classes: int) -> dict[str, Probe]:
-    """A probe for each of some layers of the front network, from one pass over a split."""
-    rows: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+class Averages:
+    """Feed it outputs of layers of the front network, a batch after the other; then probes can be fitted to them."""
 
-    def front(images: Tensor) -> dict[str, Tensor]:
-        return cuts.outputs("front", layers, images)
+    def __init__(self, layers: Sequence[str]) -> None:
+        self._parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
 
-    def keep(outputs: dict[str, Tensor]) -> None:
-        for layer, activation in outputs.items():
-            rows[layer].append(averaged(activation).cpu())
+    @property
+    def layers(self) -> list[str]:
+        return list(self._parts)
 
-    feed([front], split, keep, title="averages for probes")
-    with torch.inference_mode(False):
-        return {
-            layer: fit_probe(torch.cat(parts).clone(), split.labels.cpu(), split.spec.task, classes)
-            for layer, parts in rows.items()
-        }
+    def add(self, outputs: Mapping[str, Tensor]) -> None:
+        for layer, parts in self._parts.items():
+            parts.append(averaged(outputs[layer]).cpu())
+
+    def probe(self, layer: str, split: Split) -> Probe:
+        """The probe of a layer for the labels of a split, all of whose images were seen in their order."""
+        with torch.inference_mode(False):
+            x = torch.cat(self._parts[layer]).clone()
+            return fit_probe(x, split.labels.cpu(), split.spec.task, split.spec.classes)

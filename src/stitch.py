@@ -15,7 +15,7 @@ from src.learner import History, Learner
 from src.metrics.moments import PairedMoments
 from src.ood import out_of_distribution
 from src.outcome import Outcomes, Work
-from src.probe import Probe, fit_probes
+from src.probe import Averages
 from src.scores import Tally, tally
 from src.stitching import (
     LOGITS,
@@ -123,7 +123,11 @@ class _Group:
     def outcomes(self) -> dict[StitchSpec, Outcome]:
         sewn = dict.fromkeys(spec for some in self.sewn.values() for several in some.values() for spec in several)
         asking = [spec for spec in [*self.specs, *sewn] if spec.needs_train_moments]
-        on_train = gather_moments(self.cuts, asking, self.train, title="moments on train", notice=self.tell.notice)
+        averages = Averages([spec.front_layer for spec in self.specs]) if self.has_probe else None
+        title = "moments on train" if asking else "averages for probes"
+        on_train = gather_moments(
+            self.cuts, asking, self.train, title=title, notice=self.tell.notice, averages=averages
+        )
         works = {spec: self._start(spec, on_train) for spec in self.specs}
         controls = {spec: self._start_control(spec, on_train) for spec in sewn}
         for together in _training_groups([*works.values(), *controls.values()]):
@@ -131,7 +135,8 @@ class _Group:
         done = [work for work in works.values() if not work.failure]
         outcomes = Outcomes(self.cuts)
         self._finish_maps(outcomes, done, on_train)
-        probes = self._probes(done)
+        layers = dict.fromkeys(work.spec.front_layer for work in done)
+        probes = {layer: averages.probe(layer, self.train) for layer in layers} if averages else {}
         for work in done:
             held = {name: [controls[one] for one in some] for name, some in self.sewn[work.spec].items()}
             outcomes.hold_against(work, held, probes.get(work.spec.front_layer))
@@ -169,12 +174,6 @@ class _Group:
                     f"cka: mean over groups of {view.cka_group} images, since all activations are too large to keep"
                 )
             outcomes.add(same, view.moments if view else on_val[cut], on_train.get(cut), view)
-
-    def _probes(self, done: Sequence[Work]) -> dict[str, Probe]:
-        if not self.has_probe or not done:
-            return {}
-        layers = list(dict.fromkeys(work.spec.front_layer for work in done))
-        return fit_probes(self.cuts, layers, self.train, classes=self.train.spec.classes)
 
     def _tell_diverged(self, controls: Mapping[ControlSpec, Work]) -> None:
         for control, work in controls.items():
