@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from src import arguments, cli, plots
-from src.config import choose_device
 from src.controls import CONTROLS, choose_controls
 from src.layers import choose_layers, pairs_of_layers
 from src.sources import untrained
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError("--resume needs the --run-name of the run to go on with: the folder that it left behind")
     if args.plot:
         plots.require_matplotlib()
-    device = choose_device(args.device)
+    device = cli.device_for_training(args)
     viewing = cli.open_pair(args, labelled=any(not TARGETS[one.target_type].teachers for one in settings))
     front, end = viewing.networks
     scored = viewing

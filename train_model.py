@@ -5,7 +5,6 @@ from pathlib import Path
 
 from src import arguments, checkpoints, cli
 from src.checkpoints import seeds_name
-from src.config import choose_device
 from src.evaluation import evaluate
 from src.network_training import images_for, initial_network, iterations, open_images, save_weights, train_network
 from src.structure import in_channels_last, needs_plain_memory
@@ -35,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict:
     """Train, and return where the weights are with their scores and the training log."""
-    device, spec = choose_device(args.device), TrainSpec.of(args)
+    device, spec = cli.device_for_training(args), TrainSpec.of(args)
     recipe = spec.recipe
     seeds = seeds_name(spec.init_noise, spec.gradient_noise, spec.train_fraction, spec.shuffle_labels)
     place = checkpoints.weight_folder(args.out_dir, spec.model, spec.dataset, seeds)

@@ -15,6 +15,7 @@ import torch
 
 from src import report, results, sources
 from src.certainty import Certainty
+from src.config import choose_device, multiplies_bfloat16
 from src.files import sole_maker
 from src.learner import History
 from src.metrics import MEASURES, Cell
@@ -166,6 +167,14 @@ def _fail(message: str, code: int) -> None:
 def notice(message: str) -> None:
     """Tell the user something that is not a result."""
     print(message, file=sys.stderr, flush=True)
+
+
+def device_for_training(args: argparse.Namespace) -> torch.device:
+    """The device asked for; a line on stderr where `--amp` would be slower on it than training without."""
+    device = choose_device(args.device)
+    if args.amp and not multiplies_bfloat16(device):
+        notice("note: this processor does not multiply bfloat16 itself; training is faster without --amp")
+    return device
 
 
 def tell_resumed(done: int, epochs: int) -> None:

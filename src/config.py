@@ -54,6 +54,12 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16 products; also True where that is not known."""
+    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return known.get("architecture") != "x86_64" or bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """A context in which GPUs multiply float32 numbers as they are.

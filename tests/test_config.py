@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.config import CONFIG_FILE, choose_device, data_root, full_precision
+from src.config import CONFIG_FILE, choose_device, data_root, full_precision, multiplies_bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +151,21 @@ def test_absent_mps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device 'mps' asked for, but there is none; try --device cpu"):
         choose_device("mps")
+
+
+@pytest.mark.parametrize(
+    ("device", "facts", "expected"),
+    [
+        ("cpu", {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, False),
+        ("cpu", {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, True),
+        ("cpu", {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, True),
+        ("cpu", {"architecture": "aarch64"}, True),
+        ("cpu", {}, True),
+        ("cuda", {"architecture": "x86_64"}, True),
+    ],
+)
+def test_which_processors_multiply_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, device: str, facts: dict[str, Any], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
+    assert multiplies_bfloat16(torch.device(device)) is expected
