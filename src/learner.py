@@ -53,6 +53,11 @@ class Learner:
         state = (self.snapshot or self.trained.state_dict)()
         self.history.snapshots[iteration] = {name: value.detach().cpu().clone() for name, value in state.items()}
 
+    def set_rate(self, epoch: int, passed: float) -> None:
+        """The learning rate of what comes after that share of an epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(epoch, passed)
+
     def step(self, shared: Any, images: Tensor, labels: Tensor, losses: "Losses") -> None:
         """Learn from a batch, unless its loss, which is added to the others, is known not to be finite."""
         loss, correct = self.objective(shared, images, labels)

@@ -152,12 +152,11 @@ def _train_epoch(
         if not learner.failure:
             losses[number] = Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", steps_ahead(split.device))
             learner.trained.train()
-            for group in learner.optimizer.param_groups:
-                group["lr"] = learner.recipe.rate(epoch)
     batches = split.batches(batch_size, order=run.order, augment=run.augment, drop_last=True)
     for step, (images, labels) in zip(range(1, steps + 1), batches, strict=False):
         shared = share(images)
         for number in list(losses):
+            run.learners[number].set_rate(epoch, (step - 1) / steps)
             _step(run.learners[number], losses[number], shared, images, labels, epoch * steps + step)
             if run.learners[number].failure:
                 del losses[number]

@@ -184,6 +184,23 @@ def test_the_rate_falls_to_a_tenth_at_one_third_and_at_two_thirds() -> None:
     assert [replace(RECIPE, epochs=300).rate(epoch) for epoch in (99, 100, 199, 200)] == [0.1, tenth, tenth, hundredth]
 
 
+def test_a_rate_along_a_cosine_falls_from_its_height_to_zero() -> None:
+    recipe = replace(RECIPE, epochs=4, cosine=True)
+    assert [recipe.rate(*place) for place in ((0, 0.0), (2, 0.0), (1, 1.0))] == pytest.approx([0.1, 0.05, 0.05])
+    assert recipe.rate(3, 1.0) == pytest.approx(0.0)
+    rates = [recipe.rate(epoch, step / 5) for epoch in range(4) for step in range(5)]
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_each_step_has_the_rate_of_its_place(cosine: bool) -> None:
+    recipe, seen = replace(RECIPE, cosine=cosine), []
+    net = network()
+    one = learner(net, recipe=recipe, after_step=lambda step: seen.append(one.optimizer.param_groups[0]["lr"]))
+    fit([one], split(), seed=0, validate=lambda those: [None] * len(those))
+    assert seen == [recipe.rate(epoch, step / STEPS) for epoch in range(recipe.epochs) for step in range(STEPS)]
+
+
 def test_the_rate_of_each_epoch_is_the_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain steps against a constant slope of 1 move the parameter by the sum of the rates."""
     monkeypatch.setitem(OPTIMIZERS, "sgd", lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr))

@@ -1,5 +1,7 @@
 """Whitened coordinates: the same maps, another path."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -7,7 +9,7 @@ from torch.testing import assert_close
 
 from src.metrics import PairedMoments
 from src.metrics.moments import least_squares
-from src.stitching import Geometry, StitchLayer, initial_stitch
+from src.stitching import Geometry, StitchLayer, StitchSpec, combinations, initial_stitch
 from src.stitching.whitening import coordinates_of
 
 GEOMETRY = Geometry((4,), (3,))
@@ -91,6 +93,12 @@ def test_an_optimizer_gets_there_in_fewer_steps() -> None:
     plain, whitened = (initial_stitch(GEOMETRY, found, init="random", whiten=w) for w in (False, True))
     assert steps_to_fit(whitened, x, y, 1e-2) < 2
     assert min(steps_to_fit(plain, x, y, rate) for rate in (1e-3, 1e-2)) > 100
+
+
+def test_the_rate_falls_along_a_cosine_and_from_its_own_height() -> None:
+    (whitened,), (plain,) = (combinations(asdict(StitchSpec("", "", whiten=w)) | {"lr": None}) for w in (True, False))
+    assert (whitened.lr, plain.lr) == (2e-2, 1e-3)
+    assert whitened.recipe.rate(15) == pytest.approx(1e-2) and plain.recipe.rate(15) == pytest.approx(1e-4)
 
 
 def test_random_is_drawn_there() -> None:

@@ -9,7 +9,7 @@ from src.stitching.naming import spec_names
 from src.stitching.network import Pair, StitchedNetwork, cut_pair
 from src.stitching.objective import StitchObjective
 from src.stitching.options import check_options, check_sizes
-from src.stitching.spec import ControlSpec, Cut, StitchSpec, combinations
+from src.stitching.spec import ControlSpec, Cut, StitchSpec, combinations, usual_rate
 from src.stitching.start import initial_stitch, needs_moments
 from src.stitching.targets import TARGETS
 
@@ -40,4 +40,5 @@ __all__ = [
     "initial_stitch",
     "needs_moments",
     "spec_names",
+    "usual_rate",
 ]

@@ -32,8 +32,8 @@ class Option:
 
 _INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
 _TARGETS, _OPTIMIZERS = tuple(sorted(TARGETS)), tuple(sorted(OPTIMIZERS))
-_RATE = "learning rate, x0.1 at 1/3 and 2/3 of the epochs"
-_RATES = "0.001, with --whiten 0.01"
+_RATE = "learning rate, x0.1 at 1/3 and 2/3 of the epochs; with --whiten it falls to 0 along a cosine"
+_RATES = "0.001, with --whiten 0.02"
 _CKA = "weight in the loss of CKA with the end network's own"
 _TARGET = "true labels (hard), or what the networks say"
 OPTIONS = (

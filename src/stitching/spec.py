@@ -14,7 +14,8 @@ from src.stitching.options import VARIED, check_options
 from src.stitching.start import needs_moments
 from src.stitching.targets import TARGETS
 
-FORMAT = 1  # of keys: a change of what a spec means makes other keys
+RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
+FORMAT, WHITENED_FORMAT = 1, 2  # of keys: a change of what a spec means makes other keys
 
 
 class Cut(NamedTuple):
@@ -54,7 +55,7 @@ class StitchSpec:
     epochs: int = 30
     batch_size: int = 128
     optimizer: str = "adam"
-    lr: float = 1e-3
+    lr: float = RATE
     weight_decay: float = 1e-4
     seed: int = 0
     save_frequency: int = 10
@@ -76,7 +77,7 @@ class StitchSpec:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(self.epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay)
+        return Recipe(self.epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay, cosine=self.whiten)
 
     @property
     def cut(self) -> Cut:
@@ -93,8 +94,17 @@ class StitchSpec:
         SHA-256 in hexadecimal; equal keys mean equal stitches on one machine with one set of libraries.
         `surroundings` are built-in values, such as digests.
         """
-        record = {"format": FORMAT, "spec": asdict(self), "surroundings": surroundings}
+        record = {
+            "format": WHITENED_FORMAT if self.whiten else FORMAT,
+            "spec": asdict(self),
+            "surroundings": surroundings,
+        }
         return digest(record)
+
+
+def usual_rate(*, whiten: bool) -> float:
+    """The learning rate of a stitch for which none is asked."""
+    return WHITENED_RATE if whiten else RATE
 
 
 def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
@@ -103,7 +113,7 @@ def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
     Raises ValueError for one that would be refused alone.
     """
     values = {field.name: options[field.name] for field in fields(StitchSpec) if not field.name.endswith("layer")}
-    values["lr"] = values["lr"] or (1e-2 if values["whiten"] else 1e-3)
+    values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
     lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
     chosen = (dict(zip(VARIED, some, strict=True)) for some in itertools.product(*lists))
     return [StitchSpec("", "", **(values | some)) for some in chosen]

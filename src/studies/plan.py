@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from src.controls import sewn_between
 from src.stitch_keys import stitch_key, surroundings
-from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes
+from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_rate
 from src.stitching.network import pair_geometry
 from src.stitching.targets import TARGETS
 from src.studies.estimate import START, Costs, own_bytes, own_seconds, shared_seconds
@@ -131,7 +131,7 @@ def draft_of(study: Study, table: Any, number: int) -> tuple[list[StitchSpec], C
     specs, left_out = [], Counter()
     for chosen in itertools.product(*axes.values()):
         options = dict(zip(axes, chosen, strict=True))
-        options.setdefault("lr", 1e-2 if options.get("whiten") else 1e-3)
+        options.setdefault("lr", usual_rate(whiten=bool(options.get("whiten"))))
         try:
             specs.append(StitchSpec("", "", **options))
         except ValueError as error:

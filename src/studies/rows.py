@@ -13,7 +13,7 @@ from scipy import stats
 
 from src import results
 from src.results.titles import network_name
-from src.stitching import StitchSpec
+from src.stitching import StitchSpec, usual_rate
 from src.stitching.naming import setting_text
 from src.stitching.options import OPTIONS
 from src.studies.jobs import Bundle, CompareSpec
@@ -154,7 +154,7 @@ def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str
     """The command line that makes a stitch alone: what its pair of networks has in common with others, and the rest."""
     assert isinstance(spec, StitchSpec)
     settings = bundle.settings
-    usual = StitchSpec("", "", lr=1e-2 if spec.whiten else 1e-3)
+    usual = StitchSpec("", "", lr=usual_rate(whiten=spec.whiten))
     words = [spec.front_layer, spec.end_layer]
     for option in OPTIONS:
         value = getattr(spec, option.field)
