@@ -125,7 +125,8 @@ def test_an_error_of_a_job_is_raised_where_its_result_is_asked_for(threads):
         raise ValueError("no result")
 
     before = [pool.get() for pool in products._pools()]
-    results = products.in_order([lambda: torch.zeros(1), broken, lambda: torch.zeros(1)], torch.zeros(1))
+    a = torch.randn(2000, 500)
+    results = products.in_order([lambda: torch.zeros(1), broken, lambda: products.times(a, a, threads=1)], a)
     next(results)
     with pytest.raises(ValueError, match="no result"):
         next(results)

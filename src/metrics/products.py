@@ -17,7 +17,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -106,12 +106,15 @@ def in_order(jobs: Sequence[Callable[[], Tensor]], like: Tensor) -> Iterator[Ten
         return
     with _bound(0, 1):
         ahead: deque[Future[Tensor]] = deque()
-        for job in jobs:
-            ahead.append(_workers(threads, os.getpid()).submit(job))
-            if len(ahead) > threads:
+        try:
+            for job in jobs:
+                ahead.append(_workers(threads, os.getpid()).submit(job))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        finally:
+            wait(ahead)  # what still multiplies would put the pool back to one thread after us
 
 
 def _run(jobs: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
