@@ -63,7 +63,8 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any) -> tuple[str,
     cells: list[Cell] = []
     if functional:
         whole, whole_end = (part.to(device) for part in saved.heads(""))
-        cells += [compare_outputs((whole, whole_end), split, functional, sample=sample, batch_size=args.batch_size)]
+        how = {"sample": sample, "batch_size": args.batch_size, "alone": not others}
+        cells += [compare_outputs((whole, whole_end), split, functional, **how)]
     if others:
         with torch.no_grad():
             shape = tuple(end(sample).shape[1:])
@@ -77,10 +78,14 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any) -> tuple[str,
                 group=args.group_at,
                 memory=1e9 * args.memory,
                 batch_size=args.batch_size,
+                alone=not functional,
             )
         ]
+    cell = Cell.joined(cells, args.methods)
+    if not cell.values:
+        raise ValueError("; ".join(dict.fromkeys(cell.refused.values())))
     title = f"{saved.title}: {args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
-    return title, Cell.joined(cells, args.methods)
+    return title, cell
 
 
 def folder_report(

@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         certainty = None
         if is_sure:
             options |= {"with_intervals": args.intervals, "permutations": args.permutations}
-            certainty = certainty_of(networks, pair, viewing.sample, split, args.methods, **options)
+            valued = [name for name in args.methods if name in comparison.cells[0, 0].values]
+            certainty = certainty_of(networks, pair, viewing.sample, split, valued, **options)
         facts = [checkpoint.facts() for checkpoint in (front, end)]
         titles = list(map(network_name, facts))
         text, result = pair_report(comparison, titles, certainty) if single else grid_report(comparison, titles)

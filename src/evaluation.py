@@ -108,16 +108,18 @@ def compare(
     group: int | None = None,
     memory: float | None = None,
     batch_size: int = BATCH_SIZE,
+    alone: bool = True,
 ) -> Cell:
     """Compare what two heads give, by the named metrics, in one pass over a split.
 
     `shapes` are those of one image's outputs; `view` and `group` as in `plan_grid`. Raises ValueError, before any
-    work, where these allow none of the metrics, and where the rows to be kept take more than `memory` bytes.
+    work, where these allow none of the metrics, if they are all that is asked for (`alone`), and where the rows to be
+    kept take more than `memory` bytes.
     """
     plan = plan_grid(
         names, view, n_images=len(split), shapes_x=shapes[:1], shapes_y=shapes[1:], group=group, memory=memory
     )
-    require_possible(plan, memory)
+    require_possible(plan, memory, alone=alone)
     grid = Grid(plan, split.device)
     feed(heads, split, lambda x, y: grid.update([x], [y]), batch_size=batch_size, title="comparing")
     return grid.cells()[0, 0]

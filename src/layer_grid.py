@@ -109,10 +109,16 @@ def compare_layers(
     functional = [name for name in names if name in FUNCTIONAL]
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
     work = _Work(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
+    refused = refusal_of_outputs(networks, split, sample) if functional else None
     if names:
-        require_possible(work.plan(names, work.whole), memory, alone=not functional)
+        require_possible(work.plan(names, work.whole), memory, alone=not functional or bool(refused))
     outputs = compare_outputs(
-        (freeze(networks[0]), freeze(networks[1])), split, functional, batch_size=batch_size, sample=sample
+        (freeze(networks[0]), freeze(networks[1])),
+        split,
+        functional,
+        batch_size=batch_size,
+        sample=sample,
+        alone=not names,
     )
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:
@@ -126,23 +132,35 @@ def compare_layers(
     return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
 
 
+def refusal_of_outputs(networks: tuple[Head, Head], split: Split, sample: Tensor) -> str | None:
+    """Why the decisions of two networks, images -> logits, cannot be compared: other classes; None where they can."""
+    with torch.no_grad():
+        classes = [tuple(network(sample).shape[1:]) for network in networks]
+    if set(classes) == {(split.spec.classes,)}:
+        return None
+    return f"{' and '.join(map(str, classes))} outputs, where {split.spec.name} has {split.spec.classes} classes"
+
+
 def compare_outputs(
-    networks: tuple[Head, Head], split: Split, names: Sequence[str], *, sample: Tensor, batch_size: int = BATCH_SIZE
+    networks: tuple[Head, Head],
+    split: Split,
+    names: Sequence[str],
+    *,
+    sample: Tensor,
+    batch_size: int = BATCH_SIZE,
+    alone: bool = True,
 ) -> Cell:
     """Compare what two networks, images -> logits, decide; without `names` nothing is run.
 
-    `sample` is a batch of blank images. Raises ValueError, before any work, where they have other classes than the
-    data set or each other.
+    `sample` is a batch of blank images. Where they have other classes than the data set or each other the measures are
+    refused; with `alone`, if they are all that is asked for, by a ValueError before any work.
     """
     if not names:
         return Cell({}, {}, {}, {})
-    with torch.no_grad():
-        classes = [tuple(network(sample).shape[1:]) for network in networks]
-    if set(classes) != {(split.spec.classes,)}:
-        raise ValueError(
-            f"{', '.join(names)}: {' and '.join(map(str, classes))} outputs, where {split.spec.name} has "
-            f"{split.spec.classes} classes"
-        )
+    if refused := refusal_of_outputs(networks, split, sample):
+        if alone:
+            raise ValueError(f"{', '.join(names)}: {refused}")
+        return Cell({}, dict.fromkeys(names, refused), dict.fromkeys(names, "logits"), {})
     logits: list[list[Tensor]] = [[], []]
 
     def keep(*outputs: Tensor) -> None:

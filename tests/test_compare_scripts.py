@@ -249,3 +249,36 @@ def test_a_folder_is_compared_stitch_by_stitch(toy, capsys) -> None:
         alone = results.read(Path(f"results/{name}/compare_frank_m2-{name}-before.pkl"))
         assert row["values"] == alone["values"] and row["stitch"] == f"results/r/{name}.pkl"
         assert line.split() == [name, *(f"{row['values'][method]:.4f}" for method in ("cka", "jsd", "l2"))]
+
+
+def test_networks_of_other_classes_have_no_decisions_to_compare_and_all_else(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(
+        "from torch import nn\n\n\ndef seven():\n"
+        "    pool = nn.AdaptiveAvgPool2d(1)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 7))\n"
+    )
+    pair = [DIGITS[0], "nets.py:seven", "bn8", "3", "digits"]
+    for options in ([], ["--intervals"]):
+        compare_nets.main([*pair, "jsd", "cka", "--overwrite", "--run-name", "r", *options])
+        assert capsys.readouterr().out.count("jsd: no value: (10,) and (7,) outputs, where digits has 10 classes") == 1
+        found = results.read(Path("results/r/compare_nets-bn8-3.pkl"))
+        assert list(found["values"]) == ["cka"] and list(found["refused"]) == ["jsd"]
+    for methods in (["jsd"], ["jsd", "l2"]):
+        with pytest.raises(SystemExit, match="2"):
+            compare_nets.main([*pair, *methods])
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_stitch_too_keeps_what_can_be_compared(toy, capsys) -> None:
+    """`cca` of 3 channels by 5 in the view of images needs more images than there are."""
+    stitch_nets.main(["a3.pt", "b5.pt", "bn1", "bn1", "-e", "0", "-i", "ps_inv", "--run-name", "s"])
+    command = ["results/s/bn1-bn1.pkl", "after", "--view", "images"]
+    capsys.readouterr()
+    compare_frank_m2.main([*command, "cca", "jsd", "--run-name", "c"])
+    assert "cca: no value: cca of" in capsys.readouterr().out
+    found = results.read(next(toy.rglob("results/c/*.pkl")))
+    assert list(found["values"]) == ["jsd"] and list(found["refused"]) == ["cca"]
+    with pytest.raises(SystemExit, match="2"):
+        compare_frank_m2.main([*command, "cca", "--run-name", "d"])
+    assert capsys.readouterr().err.count("\n") >= 1 and not list(toy.rglob("results/d/*.pkl"))
