@@ -6,7 +6,6 @@ in a process of its own.
 """
 
 import argparse
-import os
 import platform
 import resource
 import statistics
@@ -69,17 +68,24 @@ class Cost(NamedTuple):
     memory: float
 
 
+# a process begins with the peak memory of the one that it was forked from, so a small one comes between
+LAUNCHER = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+print(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def command(*words: str) -> Cost:
     """What a command of this suite costs; raises RuntimeError where it fails."""
-    script = [sys.executable, *words]
-    start = time.perf_counter()
-    child = subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    wall = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"exit code {child.returncode} of {' '.join(script)}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6)
+    script = [sys.executable, "-c", LAUNCHER, *words]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode} of {' '.join(words)}")
+    return Cost(*map(float, done.stdout.split()))
 
 
 def peak_bytes() -> int:
