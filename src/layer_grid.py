@@ -112,14 +112,11 @@ def compare_layers(
     refused = refusal_of_outputs(networks, split, sample) if functional else None
     if names:
         require_possible(work.plan(names, work.whole), memory, alone=not functional or bool(refused))
-    outputs = compare_outputs(
-        (freeze(networks[0]), freeze(networks[1])),
-        split,
-        functional,
-        batch_size=batch_size,
-        sample=sample,
-        alone=not names,
-    )
+    if refused and names:  # known already, and no reason to freeze anything
+        outputs = _refused(functional, refused)
+    else:
+        frozen = freeze(networks[0]), freeze(networks[1])
+        outputs = compare_outputs(frozen, split, functional, batch_size=batch_size, sample=sample)
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:
         tell(work.plan_in_words(passes))
@@ -141,6 +138,10 @@ def refusal_of_outputs(networks: tuple[Head, Head], split: Split, sample: Tensor
     return f"{' and '.join(map(str, classes))} outputs, where {split.spec.name} has {split.spec.classes} classes"
 
 
+def _refused(names: Sequence[str], reason: str) -> Cell:
+    return Cell({}, dict.fromkeys(names, reason), dict.fromkeys(names, "logits"), {})
+
+
 def compare_outputs(
     networks: tuple[Head, Head],
     split: Split,
@@ -160,7 +161,7 @@ def compare_outputs(
     if refused := refusal_of_outputs(networks, split, sample):
         if alone:
             raise ValueError(f"{', '.join(names)}: {refused}")
-        return Cell({}, dict.fromkeys(names, refused), dict.fromkeys(names, "logits"), {})
+        return _refused(names, refused)
     logits: list[list[Tensor]] = [[], []]
 
     def keep(*outputs: Tensor) -> None:

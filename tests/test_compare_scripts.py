@@ -281,4 +281,5 @@ def test_a_stitch_too_keeps_what_can_be_compared(toy, capsys) -> None:
     assert list(found["values"]) == ["jsd"] and list(found["refused"]) == ["cca"]
     with pytest.raises(SystemExit, match="2"):
         compare_frank_m2.main([*command, "cca", "--run-name", "d"])
-    assert capsys.readouterr().err.count("\n") >= 1 and not list(toy.rglob("results/d/*.pkl"))
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: cca of")
+    assert not list(toy.rglob("results/d/*.pkl"))
