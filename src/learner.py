@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.muon import MARK, hidden_matrices
 from src.recipe import OPTIMIZERS, Recipe
 
 State = dict[str, Tensor]
@@ -45,7 +46,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        parameters = _decayed_and_not(self.trained)
+        parameters = _groups(self.trained, apart=recipe.optimizer == "muon")
         self.optimizer = OPTIMIZERS[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
     @torch.no_grad()
@@ -81,16 +82,20 @@ class Learner:
         self.history, self.failure = History(**state["history"]), state["failure"]
 
 
-def _decayed_and_not(trained: nn.Module) -> list[dict[str, Any]]:
+def _groups(trained: nn.Module, *, apart: bool) -> list[dict[str, Any]]:
     """Parameters in groups: those behind a parametrization are not pulled to 0, for what they stand for is not either.
 
     An orthogonal matrix has one norm whatever they are; torch's Householder form even becomes zero where they decay.
+    The matrices inside the network have a group of their own where they are to be `apart`.
     """
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    matrices = hidden_matrices(trained) if apart else set()
+    groups: dict[str, list[Tensor]] = {"decayed": [], "kept": [], MARK: []}
     for name, parameter in trained.named_parameters():
         if parameter.requires_grad:
-            groups["parametrizations." not in name].append(parameter)
-    return [{"params": some} | ({} if decays else {"weight_decay": 0.0}) for decays, some in groups.items() if some]
+            kind = MARK if parameter in matrices else "kept" if "parametrizations." in name else "decayed"
+            groups[kind].append(parameter)
+    more = {"kept": {"weight_decay": 0.0}, MARK: {MARK: True}}
+    return [{"params": some} | more.get(kind, {}) for kind, some in groups.items() if some]
 
 
 def steps_ahead(device: torch.device) -> int:

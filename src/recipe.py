@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from src.muon import Muon
+
 LARGEST = 1e38  # nearly the largest float32, in which optimizers take their factors
 
 
@@ -14,7 +16,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters, lr, weight_decay: torch.optim.SGD(
         parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True
     ),
+    "muon": Muon,
 }
+# those to which each number is a parameter of its own: for stitches, whose shape is no part of what is asked
+ELEMENTWISE = ("adam", "sgd")
 
 
 @dataclass(frozen=True, slots=True)

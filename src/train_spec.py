@@ -8,7 +8,14 @@ from src.stitching.options import Option
 
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")
 # in the recipe only where they are not what is usual: a recipe of before these options is one without them
-UNUSUAL = {"amp": False, "train_fraction": 1.0, "shuffle_labels": 0.0, "freeze_body": False, "debug": False}
+UNUSUAL = {
+    "cosine": False,
+    "amp": False,
+    "train_fraction": 1.0,
+    "shuffle_labels": 0.0,
+    "freeze_body": False,
+    "debug": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,7 @@ class TrainSpec:
     lr: float = 0.1
     weight_decay: float = 1e-4
     optimizer: str = "sgd"
+    cosine: bool = False
     save_frequency: int = 10000
     amp: bool = False
     debug: bool = False
@@ -41,7 +49,7 @@ class TrainSpec:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(self.epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay)
+        return Recipe(self.epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay, self.cosine)
 
     def facts(self) -> dict[str, Any]:
         """What the weights say of the training that made them."""
@@ -61,7 +69,8 @@ _HEAD = "start from these weights; a head of another size stays random"
 _FREEZE = "train the last linear layer alone, on what the others give"
 _FRACTION = "train on this part of the images of each class, chosen by -g"
 _SHUFFLE = "exchange the labels of this part of the training images at random, by -g"
-_DESCENT = "how to descend, sgd with momentum 0.9 as Nesterov has it"
+_DESCENT = "sgd is Nesterov's, momentum 0.9; muon takes hidden matrices, adamw the rest"
+_COSINE = "let the learning rate fall to 0 along half a cosine instead"
 _OPTIMIZERS = tuple(sorted(OPTIMIZERS))
 OPTIONS = (
     Option("validate_on", ("--validate-on",), _IMAGES, _VALIDATE, "name", None, ("val", "valid")),
@@ -82,9 +91,8 @@ OPTIONS = (
     Option("batch_size", ("-b", "--batch-size"), _TRAINING, "images a batch", "positive", "N"),
     Option("lr", ("-lr", "--lr"), _TRAINING, _RATE, "positive_float", "RATE"),
     Option("weight_decay", ("-wd", "--weight-decay"), _TRAINING, "pull towards 0", "natural_float", "X"),
-    Option(
-        "optimizer", ("-opt", "--optimizer"), _TRAINING, "sgd is Nesterov's, momentum 0.9", "name", None, _OPTIMIZERS
-    ),
+    Option("optimizer", ("-opt", "--optimizer"), _TRAINING, _DESCENT, "name", None, _OPTIMIZERS),
+    Option("cosine", ("--cosine",), _TRAINING, _COSINE),
     Option(
         "save_frequency", ("-s", "--save-frequency"), _TRAINING, "iterations between saved weights", "positive", "N"
     ),

@@ -38,6 +38,7 @@ def test_a_key_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"optimizer": "muon"}, "unknown optimizer 'muon'; choose from adam, sgd"),
         ({"init": "best"}, "unknown init 'best'; choose from eye"),
         ({"target_type": "easy"}, "unknown target type 'easy'"),
         ({"low_rank": 2, "mask": "semi-match"}, "excludes"),

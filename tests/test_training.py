@@ -16,6 +16,7 @@ from src import training
 from src.dataset import DATASETS, Split
 from src.dataset.split import MemorySplit
 from src.learner import History, Learner
+from src.muon import Muon, hidden_matrices, orthogonalised
 from src.progress import bar
 from src.recipe import OPTIMIZERS, Recipe
 from src.training import Resume, fit, fit_one
@@ -38,7 +39,8 @@ def split(n: int = IMAGES) -> Split:
 def network(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 16), nn.Tanh()
+        return nn.Sequential(*layers, nn.Linear(16, 3))
 
 
 def objective(net: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -220,6 +222,42 @@ def test_optimizers_are_those_that_were_promised() -> None:
     assert (group["lr"], group["weight_decay"], group["momentum"], group["nesterov"]) == (0.1, 0.2, 0.9, True)
     (group,) = OPTIMIZERS["adam"]([weight], lr=0.1, weight_decay=0.2).param_groups
     assert (group["lr"], group["weight_decay"]) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (64, 8), (16, 16)])
+def test_muon_steps_along_all_directions_of_a_gradient_alike(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(*shape, generator=generator), full_matrices=False)
+    gradient = 1e-3 * u @ torch.logspace(0, -2, min(shape)).diag() @ v
+    along = u.T @ orthogonalised(gradient) @ v.T
+    assert_close(along, along.diagonal().diag(), rtol=0, atol=1e-5)  # the directions stay
+    assert along.diagonal().min() > 0.67 and along.diagonal().max() < 1.21
+
+    weight = nn.Parameter(torch.ones(*shape))
+    weight.grad = gradient
+    (group,) = (descent := Muon([{"params": [weight], "matrices": True}], lr=0.1, weight_decay=0.5)).param_groups
+    descent.step()
+    assert_close(weight.data, 0.95 - 0.1 * 0.2 * max(shape) ** 0.5 * orthogonalised(gradient))
+    group["lr"] = 0.0
+    descent.step()  # a rate of the schedule reaches it
+    assert_close(weight.data, 0.95 - 0.1 * 0.2 * max(shape) ** 0.5 * orthogonalised(gradient))
+
+
+def test_muon_takes_the_matrices_inside_a_network_alone() -> None:
+    net = network()
+    assert hidden_matrices(net) == {net[4].weight}  # type: ignore[index]
+    matrices, rest = learner(net, recipe=replace(RECIPE, optimizer="muon")).optimizer.param_groups
+    assert [len(matrices["params"]), len(rest["params"])] == [1, len(list(net.parameters())) - 1]
+    assert rest["betas"] == (0.9, 0.999)
+
+
+def test_a_rate_falls_in_steps_or_along_a_cosine() -> None:
+    recipe = replace(RECIPE, epochs=4, lr=1.0)
+    assert [recipe.rate(epoch) for epoch in range(4)] == pytest.approx([1, 1, 0.1, 0.01])
+    recipe = replace(recipe, cosine=True)
+    assert [recipe.rate(epoch, 0.5) for epoch in range(4)] == pytest.approx(
+        [0.96194, 0.69134, 0.30866, 0.03806], abs=1e-5
+    )
 
 
 def test_training_learns() -> None:
@@ -455,7 +493,7 @@ def test_learners_of_different_lengths_do_not_train_together() -> None:
         ("weight_decay", math.nan, "weight decay nan"),
         ("lr", 1e39, r"learning rate 1e\+39 exceeds 1e\+38; lower it with --lr"),
         ("weight_decay", 1e39, r"weight decay 1e\+39 exceeds 1e\+38; lower it with -wd"),
-        ("optimizer", "lbfgs", "unknown optimizer 'lbfgs'; choose from adam, sgd"),
+        ("optimizer", "lbfgs", "unknown optimizer 'lbfgs'; choose from adam, muon, sgd"),
     ],
 )
 def test_recipes_out_of_range_are_refused(field: str, value: Any, complaint: str) -> None:

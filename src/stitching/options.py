@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.recipe import OPTIMIZERS
+from src.recipe import ELEMENTWISE
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
@@ -31,7 +31,7 @@ class Option:
 
 
 _INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
-_TARGETS, _OPTIMIZERS = tuple(sorted(TARGETS)), tuple(sorted(OPTIMIZERS))
+_TARGETS = tuple(sorted(TARGETS))
 _RATE = "learning rate, x0.1 at 1/3 and 2/3 of the epochs; with --whiten it falls to 0 along a cosine"
 _RATES = "0.001, with --whiten 0.02"
 _CKA = "weight in the loss of CKA with the end network's own"
@@ -69,7 +69,7 @@ OPTIONS = (
         "positive",
         "N",
     ),
-    Option("optimizer", ("--optimizer",), "training", "how to descend", "name", None, _OPTIMIZERS),
+    Option("optimizer", ("--optimizer",), "training", "how to descend", "name", None, ELEMENTWISE),
     Option("target_type", ("--target-type",), "training", _TARGET, "name", None, _TARGETS),
 )
 # what may differ between the stitches of one command, beside their layers

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from src.recipe import Recipe
+from src.recipe import ELEMENTWISE, Recipe
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
 from src.stitching.options import VARIED, check_options
@@ -68,7 +68,7 @@ class StitchSpec:
             value = getattr(self, field.name)
             if field.type in (float, "float") and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
-        for name, table in (("init", INITS), ("mask", MASKS), ("target_type", TARGETS)):
+        for name, table in (("init", INITS), ("mask", MASKS), ("target_type", TARGETS), ("optimizer", ELEMENTWISE)):
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))
                 raise ValueError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
