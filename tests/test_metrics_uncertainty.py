@@ -96,6 +96,15 @@ def test_positions_of_an_image_go_together(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["mutual_knn", "second_cos"])
+def test_intervals_of_neighbours_are_as_wide_as_samples_differ(name: str) -> None:
+    """Neighbours held fixed would give six tenths of this width, for `mutual_knn`."""
+    samples = [sample(80, seed) for seed in range(40)]
+    values = torch.tensor([METRICS[name].of_rows(one.x, one.y) for one in samples])
+    halves = torch.tensor([intervals([name], None, one).values[name] for one in samples[:15]]).diff() / 2
+    assert 0.75 < float(halves.mean()) / (1.96 * float(values.std())) < 1.5
+
+
 def test_what_has_no_value_has_no_interval_and_takes_nobody_along() -> None:
     one = Sample(torch.randn(30, 4), torch.ones(30, 3), (4,), (3,))
     found = intervals(["cka", "l2", "mutual_knn"], None, one)

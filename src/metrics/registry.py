@@ -55,7 +55,8 @@ class Metric:
     front, end: transformations of the one side, or of the other, that leave the value as it is.
     outnumbered: whose features the rows must outnumber: "front", "both" or "".
     cost: images, features of either side -> bytes that it takes beside the rows, where these are many.
-    each: where the value is a mean over images, those of each, (n,), given both layers.
+    each: where the value is a mean over images' neighbours, that of each, (n,), given both layers and how many
+        neighbours, if not the usual number.
     identical: the value for two equal representations. summary: the key of the one number, where a value is a dict.
     """
 
@@ -73,7 +74,7 @@ class Metric:
     summary: str = ""
     note: Callable[[Any], str] | None = None
     cost: Callable[[int, int, int], float] | None = None
-    each: Callable[[Layer, Layer], Tensor] | None = None
+    each: Callable[..., Tensor] | None = None
 
     @property
     def invariances(self) -> frozenset[str]:

@@ -18,10 +18,12 @@ from src.metrics.gram import gram_sums_of_moments
 from src.metrics.jackknife import gram_vectors
 from src.metrics.layer import Layer
 from src.metrics.moments import LONG, PairedMoments, Sums, gather
+from src.metrics.neighbours import K
 from src.metrics.plan import MOMENT_BYTES, Shape, moment_entries, plan_cell
 from src.metrics.registry import METRICS, Metric
 
 BLOCKS = 20  # of images, each left out in turn
+HALVINGS = 20  # of images at random, each into two samples of half the size
 FEW = 2000  # images of a null distribution that is drawn
 Interval = tuple[float, float]
 
@@ -67,8 +69,8 @@ class Found:
 def intervals(names: Sequence[str], view: str | None, sample: Sample) -> Found:
     """95% intervals of metrics over images.
 
-    CKA by images: the delete-one jackknife, in closed form. Means over images' neighbours: the spread over images, all
-    others held fixed as reference. Every other: the jackknife of BLOCKS blocks of images.
+    CKA by images: the delete-one jackknife, in closed form. Means over images' neighbours: how far the two halves of
+    the images are apart. Every other: the jackknife of BLOCKS blocks of images.
     Intervals of biased metrics cover their own expectation at this number of images, not the value of infinitely many.
     """
     return _each(names, view, sample, _interval)
@@ -122,12 +124,27 @@ def _interval(metric: Metric, view: str, sample: Sample) -> tuple[Interval, str]
             left_out[image] = _value(metric, view, sample.take(torch.arange(len(sample)) != image))
         return _jackknife(metric, _value(metric, view, sample), left_out), "delete-one jackknife"
     if metric.each:
-        each = metric.each(Layer.of(sample.x), Layer.of(sample.y))
-        mean, error = float(each.mean()), float(each.std()) / math.sqrt(len(each))
-        return _clipped(metric, mean, Z95 * error), "images resampled, their neighbours fixed"
+        value = float(metric.each(Layer.of(sample.x), Layer.of(sample.y)).mean())
+        return _clipped(metric, value, Z95 * _error_by_halves(metric.each, sample)), f"{HALVINGS} halvings of the images"
     blocks = torch.arange(len(sample)).tensor_split(min(BLOCKS, len(sample) // 2))
     left_out = torch.tensor(_without_each(metric, view, sample, blocks), dtype=torch.float64)
     return _jackknife(metric, _value(metric, view, sample), left_out), f"jackknife of {len(blocks)} blocks of images"
+
+
+def _error_by_halves(each: Callable[..., Tensor], sample: Sample) -> float:
+    """The standard error of a mean over images' neighbours, which are images of the sample, too.
+
+    Two halves are independent samples, and each image looks at half as many neighbours in them, so at the same share of
+    the images: the mean squared difference of the two is twice the variance at half the size, four times that of all.
+    The mean is not smooth, so that leaving out few images, or looking at the neighbours of this sample alone, misleads.
+    """
+    generator, squares = Generator().manual_seed(0), []
+    for _ in range(HALVINGS):
+        halves = torch.randperm(len(sample), generator=generator).chunk(2)
+        some = [sample.take(half) for half in halves]
+        means = [float(each(Layer.of(half.x), Layer.of(half.y), K // 2).mean()) for half in some]
+        squares.append((means[0] - means[1]) ** 2)
+    return math.sqrt(sum(squares) / len(squares)) / 2
 
 
 def _jackknife(metric: Metric, value: float, left_out: Tensor) -> Interval:
