@@ -13,7 +13,7 @@ from src.metrics.products import add_times, in_order, times
 from src.metrics.rows import float64_pieces
 
 # Side of one block of a Gram matrix: the matrix product runs at full speed, and little is done below the diagonal.
-BLOCK = 1024
+BLOCK = 512
 
 
 class GramSums(NamedTuple):

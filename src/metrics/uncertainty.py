@@ -125,7 +125,8 @@ def _interval(metric: Metric, view: str, sample: Sample) -> tuple[Interval, str]
         return _jackknife(metric, _value(metric, view, sample), left_out), "delete-one jackknife"
     if metric.each:
         value = float(metric.each(Layer.of(sample.x), Layer.of(sample.y)).mean())
-        return _clipped(metric, value, Z95 * _error_by_halves(metric.each, sample)), f"{HALVINGS} halvings of the images"
+        error = _error_by_halves(metric.each, sample)
+        return _clipped(metric, value, Z95 * error), f"{HALVINGS} halvings of the images"
     blocks = torch.arange(len(sample)).tensor_split(min(BLOCKS, len(sample) // 2))
     left_out = torch.tensor(_without_each(metric, view, sample, blocks), dtype=torch.float64)
     return _jackknife(metric, _value(metric, view, sample), left_out), f"jackknife of {len(blocks)} blocks of images"
