@@ -34,6 +34,7 @@ bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.many
 	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.dense
 
 check: lint test
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, compare, decode, identify, moments, run
+from benchmarks import cases, compare, decode, dense, identify, moments, run
 from src.metrics import products
 from src.models import build_model
 
@@ -126,3 +126,11 @@ def test_decoders_are_timed_and_compared(tmp_path: Path) -> None:
     kept = decode.epoch_rows(root, 56, tmp_path / "cache")
     assert [row.split("  ")[0] for row in kept] == ["kept", "not", "in memory", "in a file", "file, other run"]
     assert all(float(number) > 0 for row in kept[1:] for number in row[16:].split())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_dense_layers_of_every_library_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "IMAGES", 2)
+    monkeypatch.setattr(dense, "REPEATS", 1)
+    lines = dense.rows("vit_w32#0", 32)
+    assert len(lines) == 4 and all(float(line.split()[-1]) < 1e-5 for line in lines)
