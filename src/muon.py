@@ -1,7 +1,7 @@
 """Muon for the matrices inside a network, AdamW for all else, as one optimizer."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ def hidden_matrices(network: nn.Module) -> set[Tensor]:
 def orthogonalised(matrix: Tensor) -> Tensor:
     """The nearest matrix (m, n) whose singular values are all alike, these about 1: between 0.7 and 1.2.
 
-    In float32, since processors without bfloat16 take ten times as long to pretend to have it.
+    Those that were far below a hundredth of the largest stay smaller. In float32, since processors without
+    bfloat16 take ten times as long to pretend to have it.
     """
     wide = matrix.float() if len(matrix) <= matrix.shape[1] else matrix.float().T
     wide = wide / wide.norm().clamp(min=1e-7)
@@ -40,7 +41,7 @@ class _Matrices(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -72,7 +73,7 @@ class Muon(torch.optim.Optimizer):
     def _join(self) -> None:
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for part in self.parts:
             part.step()
 
