@@ -155,8 +155,11 @@ def stitches_table(found: Sequence[dict[str, Any]]) -> str:
     weights = [network_name(first["weights"][role]) for role in ("front", "end")]
     end = first["model_results"]["end"]["acc"]
     title = f"{weights[0]} -> {weights[1]} ({first['params'].get('dataset') or first['weights']['front']['dataset']})"
-    title += "" if end is None else f", accuracy {first['model_results']['front']['acc']:.2%} and {end:.2%}"
-    notes = ["before, after, ps_inv: accuracy; agrees, CKA, l2: of after, with end"]
+    if end is not None:
+        form = f".{_decimals(first)}%"
+        title += f", accuracy {first['model_results']['front']['acc']:{form}} and {end:{form}}"
+    similar = "agrees, CKA, l2" if any(result["cka_frank"] is not None for result in found) else "agrees, l2"
+    notes = [f"before, after, ps_inv: accuracy; {similar}: of after, with end"]
     if any(exact_fits(result) for result in found):
         notes.append(f"{EXACT_MARK}: fitted to fewer rows than unknowns, so it says nothing about the networks")
     doubtful = [(result, text) for result in found for text in doubts(result)]

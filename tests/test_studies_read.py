@@ -1,6 +1,7 @@
 """What one reads of a study: rows, means and intervals, CSV, LaTeX, the page."""
 
 import csv
+import itertools
 import json
 import re
 import shlex
@@ -15,8 +16,9 @@ from scipy import stats
 import stitch_nets
 from src import results
 from src.results.rows import _row
+from src.studies.charts import by_network
 from src.studies.page import table_data, write_page
-from src.studies.rows import grouped, with_names
+from src.studies.rows import COMPARED, grouped, with_names
 from src.studies.table import escaped, to_latex, write_tables
 from studies.__main__ import main
 
@@ -36,7 +38,7 @@ batch_size = 16
 layers = ["bn1", "fc1"]
 metrics = ["cka", "dist_corr"]
 """
-NONE = pd.DataFrame(columns=["networks", "method", "layer1", "layer2", "value"])
+NONE = pd.DataFrame(columns=COMPARED)
 
 
 def data_of(page: str) -> dict:
@@ -71,7 +73,7 @@ def test_a_study_becomes_tables_and_a_page(toy, capsys) -> None:
     page = Path("results/s/report.html").read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    assert titles == ["By layer", "By rank", "Layer by layer", "Comparisons", "Every stitch"]
+    assert titles == ["By layer", "By rank", "Layer by layer", "Comparisons", "Network by network", "Every stitch"]
     assert all(f">{label}</text>" in page for label in ("untrained", "self", "constant", "chance", "end network"))
     data = data_of(page)
     assert len(data["rows"]) == len(every) and data["heads"][:3] == ["networks", "front", "end"]
@@ -145,6 +147,51 @@ def test_intervals_need_three_values_and_gaps_are_gaps() -> None:
     text = to_latex(two, "pairs")
     assert r"\pm" not in text and r"\toprule" in text and text.count(r" \\") == 11
     assert r"\pm" in to_latex(grouped(with_names(frame, NONE), "pairs"), "pairs")
+
+
+def test_networks_are_told_apart_by_how_they_were_trained_and_by_number() -> None:
+    """Two seeds, one of them also from a tenth of the images, and two states of one training."""
+    how = {"a": (0, 1.0), "b": (2, 1.0), "c": (10, 0.1), "d": (10, None)}
+    names = {"a": "t in0-gn0", "b": "t in2-gn0", "c": "t in10-gn0-f0.1", "d": "t in10-gn0"}
+    random, rows, compared = np.random.default_rng(0), [], []
+    for one, other in itertools.permutations(how, 2):
+        row = _row({}, Path()) | {
+            "front_layer": "bn5",
+            "end_layer": "bn5",
+            "seed": 0,
+            "accuracy_after": random.random(),
+        }
+        for role, network in (("front", one), ("end", other)):
+            facts = {"model": network, "architecture": "t", "init_seed": how[network][0], "gradient_seed": 0}
+            facts |= {"train_fraction": how[network][1]}
+            row |= {f"{role}_{fact}": value for fact, value in facts.items()}
+        rows.append(row)
+        found = {"method": "cka", "layer1": "bn5", "layer2": "bn5", "value": random.random()}
+        compared.append({"spec1": one, "spec2": other, "network1": names[one], "network2": names[other]} | found)
+    found = with_names(pd.DataFrame(rows), pd.DataFrame(compared))
+    assert list(found.stitches["front_network"].unique()) == list(names.values())
+    stitched, cka = by_network(found)["charts"]
+    values = found.stitches.set_index(["front_network", "end_network"])["accuracy_after"]
+    assert stitched["title"] == f"bn5: median {values.median():.3f}"
+    labels = [names[network].removeprefix("t ") for network in "abdc"]
+    heads = re.findall(r">(in[^<]*)</text>", stitched["svg"])
+    assert heads == 2 * labels
+    for row, tip in re.findall(r'data-rows="(\d+)"><title>(.*?)</title>', stitched["svg"]):
+        one, other = (f"t {name}" for name in tip.partition(":")[0].split(", "))
+        assert tip.endswith(f": {values[one, other]:.4g}") and tuple(values.index[int(row)]) == (one, other)
+    assert cka["title"].startswith("cka, bn5: median") and "data-rows" not in cka["svg"]
+    two = with_names(pd.DataFrame(rows[:2]), NONE)  # two pairs are no map
+    assert by_network(two)["charts"] == []
+
+
+def test_comparisons_of_networks_that_are_called_alike_are_two() -> None:
+    found = {"method": "cka", "layer1": "bn5", "layer2": "bn5"}
+    both = [
+        {"spec1": one, "spec2": "c", "network1": "t in0-gn0", "network2": "t in1-gn0", "value": value, **found}
+        for one, value in (("a", 0.2), ("b", 0.4))
+    ]
+    compared = with_names(pd.DataFrame(columns=list(_row({}, Path()))), pd.DataFrame(both)).comparisons
+    assert list(compared["networks"]) == ["t in0-gn0 and t in1-gn0", "t in0-gn0 (2) and t in1-gn0"]
 
 
 def test_texts_of_strangers_stay_texts(tmp_path) -> None:

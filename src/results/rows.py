@@ -22,7 +22,9 @@ SETTINGS = (
     *("optimizer", "seed", "whiten", "amp", "debug"),
 )
 # our name -> the key of a network's facts
-NETWORK = {"architecture": "model", "trained_on": "dataset"} | {seed: seed for seed in ("init_seed", "gradient_seed")}
+NETWORK = {"architecture": "model", "trained_on": "dataset"} | {
+    fact: fact for fact in ("init_seed", "gradient_seed", "train_fraction", "shuffle_labels")
+}
 # our name -> the published key, or its ending
 STAGES = {
     "front": "front",
@@ -45,13 +47,13 @@ def table(folder: Path | str) -> pd.DataFrame:
     """A row for each result of stitch_nets.py below a folder, in the order of their paths.
 
     Columns: run (the folder of the file), dataset, evaluate_on (where it was scored on another), SETTINGS as in
-    `params`, of each network front_<fact> and end_<fact> (architecture, trained_on, init_seed, gradient_seed), then for
-    each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage> (0 to 1), and for all but end, compared
-    with the end network: agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage> and
-    l2_relative_<stage>; accuracy_<control>, penalty and score with their 95% intervals _low and _high;
-    ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best constant answer;
-    rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What
-    a file lacks is missing in its row.
+    `params`, of each network front_<fact> and end_<fact> (architecture, trained_on, init_seed, gradient_seed,
+    train_fraction, shuffle_labels), then for each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage>
+    (0 to 1), and for all but end, compared with the end network: agreement_<stage> (0 to 1),
+    relative_accuracy_<stage>, cka_<stage>, l2_<stage> and l2_relative_<stage>; accuracy_<control>, penalty and score
+    with their 95% intervals _low and _high; ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best
+    constant answer; rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What a
+    file lacks is missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in files beside
     the results, where these can be written, by `keep_row` and here, so that results are read once at most. Raises
     FileNotFoundError where there is no such folder.

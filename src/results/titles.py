@@ -13,7 +13,7 @@ def network_name(network: dict[str, Any]) -> str:
         return network["model"]
     if network["gradient_seed"] is None:
         return f"{network['model']}#{network['init_seed']}"
-    how = {key: network[key] for key in TRAINED if key in network}
+    how = {key: network[key] for key in TRAINED if network.get(key) is not None}
     return f"{network['model']} {seeds_name(network['init_seed'], network['gradient_seed'], **how)}"
 
 

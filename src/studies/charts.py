@@ -1,7 +1,8 @@
-"""The charts of a study's page: curves by layer and by rank, maps of layers, and what comparisons say."""
+"""The charts of a study's page: curves by layer and by rank, maps of layers and of networks, and of comparisons."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,12 @@ import numpy as np
 from src.metrics import MEASURES
 from src.plots.style import BLUE, CONTROL_COLOURS, GREEN, GREY, ORANGE
 from src.studies import svg
-from src.studies.rows import Found, Frame, grouped
+from src.studies.rows import FEW, Found, Frame, grouped
 from src.studies.table import HEADINGS, key_text
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#222222")
 MANY = len(COLOURS)  # lines or maps that one looks at
-RANK, LAYERS = "low_rank", ["front_layer", "end_layer"]
+RANK, LAYERS, ENDS = "low_rank", ["front_layer", "end_layer"], ["front_network", "end_network"]
 
 
 def sections(found: Found) -> list[dict[str, Any]]:
@@ -22,7 +23,7 @@ def sections(found: Found) -> list[dict[str, Any]]:
     parts = []
     if len(found.stitches):
         parts += [by_layer(found), by_rank(found), maps(found)]
-    return [part for part in [*parts, comparison_maps(found)] if part["charts"]]
+    return [part for part in [*parts, comparison_maps(found), by_network(found)] if part["charts"]]
 
 
 def _value(found: Found) -> str:
@@ -199,15 +200,75 @@ def _names(layers: Sequence[str]) -> list[str]:
     return [layer or "output" for layer in layers]
 
 
+def by_network(found: Found) -> dict[str, Any]:
+    """Network x network maps of stitches, and of comparisons at one layer of both; of three pairs or more."""
+
+    def about(key: tuple) -> str:
+        return ", ".join(filter(None, (_layers(*key[:2]), _label(found.axes, key[2:]))))
+
+    stitches, compared, charts = found.stitches, found.comparisons, []
+    if len(stitches):
+        charts = _network_maps(stitches, ENDS, [*LAYERS, *found.axes], _value(found), about, clickable=True)
+    compared = compared[compared["layer1"] == compared["layer2"]]
+    charts += _network_maps(compared, ["network1", "network2"], ["method", "layer1"], "value", ", ".join)
+    note = "rows: front networks; columns: end networks; "
+    note += f"mean {_value(found).replace('_', ' ')}, and what compares them" if len(stitches) else "what compares them"
+    return {"title": "Network by network", "note": note, "charts": charts}
+
+
+def _network_maps(
+    frame: Frame,
+    pair: list[str],
+    keys: list[str],
+    value: str,
+    about: Callable[[tuple], str],
+    *,
+    clickable: bool = False,
+) -> list[dict[str, str]]:
+    """A map of `value` for each combination of `keys`, the first few. `pair`: the columns that name the networks."""
+    charts = []
+    for key, group in _groups(frame, keys):
+        cells = group.groupby(pair, sort=False)
+        means = cells[value].mean().dropna()
+        if len(means) < FEW or len(charts) == MANY:
+            continue
+        names = sorted({name for both in means.index for name in both}, key=_by_number)
+        behind = {both: list(rows.index) for both, rows in cells} if clickable else {}
+        table = [[float(means.get((one, other), math.nan)) for other in names] for one in names]
+        sources = [[behind.get((one, other), []) for other in names] for one in names]
+        others = [mean for (one, other), mean in means.items() if one != other]
+        title = about(_plain(key)) + (f": median {np.median(others):.3f}" if others else "")
+        short = _without_what_is_common(names)
+        low, high = _bounds(means)
+        charts.append({"title": title, "svg": svg.heatmap(short, short, table, sources, low=low, high=high)})
+    return charts
+
+
+def _by_number(name: str) -> list[Any]:
+    """in2 comes before in10."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def _without_what_is_common(names: Sequence[str]) -> list[str]:
+    """Names of networks without their architecture, where they share it."""
+    first = {name.partition(" ")[0] for name in names}
+    return [name.partition(" ")[2] or name for name in names] if len(first) == 1 else list(names)
+
+
+def _bounds(values: Iterable[float]) -> tuple[float, float]:
+    """What the colours of a map go from and to: 0 to 1, or further where values do."""
+    finite = [value for value in values if math.isfinite(value)]
+    return min(0.0, *finite, 0.0), max(1.0, *finite, 1.0)
+
+
 def comparison_maps(found: Found) -> dict[str, Any]:
     charts = []
     for method, group in found.comparisons.groupby("method", sort=False):
         fronts, ends = (list(dict.fromkeys(group[layer])) for layer in ("layer1", "layer2"))
         means = group.groupby(["layer1", "layer2"], sort=False)["value"].mean()
         table = [[float(means.get((one, other), math.nan)) for other in ends] for one in fronts]
-        finite = [value for row in table for value in row if math.isfinite(value)]
-        bounds = (min(0.0, *finite), max(1.0, *finite)) if finite else (0.0, 1.0)
+        low, high = _bounds(means)
         title = f"{method}: {MEASURES[method].alike} means more alike" if method in MEASURES else str(method)
-        charts.append({"title": title, "svg": svg.heatmap(fronts, ends, table, low=bounds[0], high=bounds[1])})
+        charts.append({"title": title, "svg": svg.heatmap(fronts, ends, table, low=low, high=high)})
     pairs = found.comparisons["networks"].nunique()
     return {"title": "Comparisons", "note": f"means over {pairs} pairs of networks", "charts": charts}

@@ -2,7 +2,8 @@
 
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from src import results
+from src.results.rows import NETWORK
 from src.results.titles import network_name
 from src.stitching import StitchSpec, usual_rate
 from src.stitching.naming import setting_text
@@ -25,16 +27,20 @@ Frame = Any  # a frame of pandas; its stubs leave open what an operation gives
 AXES = (*(option.field for option in OPTIONS if option.field != "seed"), "amp")
 MEASURES = ("accuracy_before", "accuracy_after", "accuracy_ps_inv", "agreement_after", "cka_after", "l2_relative_after")
 FEW = 3  # below it Student's t says nothing: of two values the interval is 13 times as wide as they are apart
+ROLES = ("front", "end")
 OVER = ("pairs", "seeds")
+# columns of a comparison: the two networks by what the study calls them, and in words; then what was found
+COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer2", "value"]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a study has come to.
 
-    stitches: a row each, as `results.table` has them, with `networks` (a pair in words), `name` of the file, and
-    `relative`, accuracy after over that of the end network, or agreement where there is no accuracy. comparisons: a row
-    each value: networks, method, layer1, layer2, value. axes: the options that tell the stitches apart.
+    stitches: a row each, as `results.table` has them, with `front_network` and `end_network` in words, `networks`, the
+    pair, `name` of the file, and `relative`, accuracy after over that of the end network, or agreement where there is
+    no accuracy. comparisons: a row each value: networks, network1, network2, method, layer1, layer2, value. axes: the
+    options that tell the stitches apart.
     """
 
     stitches: Frame
@@ -56,9 +62,12 @@ def collect(plan: Plan, store: Store) -> Found:
     order = {name: number for number, name in enumerate(items)}
     frame = frame.sort_values("name", key=lambda names: names.map(order)).reset_index(drop=True)
     compared = {name: bundle for name, (bundle, spec) in items.items() if isinstance(spec, CompareSpec)}
-    comparisons = [_comparison(results.read(store.path(name))) for name in compared if store.path(name).is_file()]
-    columns = ["networks", "method", "layer1", "layer2", "value"]
-    both = pd.concat(comparisons, ignore_index=True) if comparisons else pd.DataFrame(columns=columns)
+    comparisons = [
+        _comparison(results.read(store.path(name)), bundle.pair)
+        for name, bundle in compared.items()
+        if store.path(name).is_file()
+    ]
+    both = pd.concat(comparisons, ignore_index=True) if comparisons else pd.DataFrame(columns=COMPARED)
     if frame.empty and both.empty:
         raise ValueError(f"no results of this study in {store.folder} yet; run it first")
     return with_names(frame, both)
@@ -72,12 +81,21 @@ def remember(folder: Path) -> Frame:
 
 
 def with_names(stitches: Frame, comparisons: Frame) -> Found:
-    """Add what readers ask for to rows of `results.table`."""
-    frame = stitches.copy()
-    frame["networks"] = _pairs(frame)
+    """Add what readers ask for to rows of `results.table`, and of COMPARED."""
+    frame, compared = stitches.copy(), comparisons.copy()
+    called = {spec: text for role in ROLES for spec, text in _called(frame, role)}
+    for i in (1, 2):
+        called |= zip(compared[f"spec{i}"], compared[f"network{i}"], strict=True)
+    names = _told_apart(called)
+    for role in ROLES:
+        frame[f"{role}_network"] = [names[spec] for spec in frame[f"{role}_model"]]
+    frame["networks"] = _pairs(frame["front_network"], frame["end_network"], " \N{RIGHTWARDS ARROW} ")
+    for i in (1, 2):
+        compared[f"network{i}"] = [names[spec] for spec in compared.pop(f"spec{i}")]
+    compared.insert(0, "networks", _pairs(compared["network1"], compared["network2"], " and "))
     ends = frame["accuracy_end"].where(frame["accuracy_end"] > 0)
     frame["relative"] = (frame["accuracy_after"] / ends).fillna(frame["agreement_after"])
-    return Found(frame, comparisons, _axes(frame))
+    return Found(frame, compared, _axes(frame))
 
 
 def _axes(frame: Frame) -> list[str]:
@@ -90,38 +108,35 @@ def _axes(frame: Frame) -> list[str]:
     return axes
 
 
-def _pairs(frame: Frame) -> list[str]:
-    """The two networks of each row in words, numbered where several are called alike."""
-    texts: dict[tuple[str, str], str] = {}
-    taken: dict[str, int] = {}
-    for row in frame[[f"{role}_{fact}" for role in ("front", "end") for fact in _FACTS]].itertuples(index=False):
-        facts = dict(zip(frame_facts(), row, strict=True))
-        pair = facts["front_model"], facts["end_model"]
-        if pair not in texts:
-            text = " \N{RIGHTWARDS ARROW} ".join(_network(facts, role) for role in ("front", "end"))
-            taken[text] = taken.get(text, 0) + 1
-            texts[pair] = text if taken[text] == 1 else f"{text} ({taken[text]})"
-    return [texts[pair] for pair in zip(frame["front_model"], frame["end_model"], strict=True)]
+def _called(frame: Frame, role: str) -> Iterator[tuple[str, str]]:
+    """The networks of a role: what the study calls them, and what they are in words."""
+    columns = [f"{role}_{fact}" for fact in ("model", *NETWORK)]
+    for spec, *values in frame[columns].drop_duplicates().itertuples(index=False):
+        known: dict[str, Any] = dict(zip(NETWORK.values(), values, strict=True))
+        for key, value in known.items():  # a column with gaps has floats
+            known[key] = None if pd.isna(value) else int(value) if key.endswith("_seed") else value
+        yield spec, network_name(known)
 
 
-_FACTS = ("model", "architecture", "init_seed", "gradient_seed")
+def _told_apart(called: Mapping[str, str]) -> dict[str, str]:
+    """Networks in words, numbered where several are called alike."""
+    taken: Counter[str] = Counter()
+    names = {}
+    for spec, text in called.items():
+        taken[text] += 1
+        names[spec] = text if taken[text] == 1 else f"{text} ({taken[text]})"
+    return names
 
 
-def frame_facts() -> list[str]:
-    return [f"{role}_{fact}" for role in ("front", "end") for fact in _FACTS]
+def _pairs(ones: Sequence[str], others: Sequence[str], between: str) -> list[str]:
+    return [f"{one}{between}{other}" for one, other in zip(ones, others, strict=True)]
 
 
-def _network(facts: dict[str, Any], role: str) -> str:
-    seeds = (facts[f"{role}_{seed}"] for seed in ("init_seed", "gradient_seed"))
-    init, gradient = (None if pd.isna(seed) else int(seed) for seed in seeds)
-    return network_name({"model": facts[f"{role}_architecture"], "init_seed": init, "gradient_seed": gradient})
-
-
-def _comparison(result: dict[str, Any]) -> Frame:
-    names = [network_name(network) for network in result["networks"]]
-    frame = result["frame"].copy()
-    frame.insert(0, "networks", " and ".join(names))
-    return frame
+def _comparison(result: dict[str, Any], pair: tuple[str, str]) -> Frame:
+    facts = {}
+    for i, (spec, network) in enumerate(zip(pair, result["networks"], strict=True), start=1):
+        facts |= {f"spec{i}": spec, f"network{i}": network_name(network)}
+    return result["frame"].assign(**facts)[COMPARED]
 
 
 def grouped(found: Found, over: str) -> Frame:
