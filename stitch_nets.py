@@ -92,14 +92,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     single = len(specs) == 1
     with cli.result_paths(args, names, picture=None if single else SET) as paths:
         folder = paths[0].parent if paths[0] else None
-        state = None
-        if folder:
-            if text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite):
-                cli.notice(text)
-            state = resume_states(folder, names, identity(args, viewing), cli.tell_resumed)
+        if folder and (text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite)):
+            cli.notice(text)
         how = {"device": device, **arguments.reading(args, cli.notice)}
         train, val = viewing.split("train", **how), scored.split("val", **how)
-        keys = stitch_keys(cuts, surroundings(viewing, [split.digest() for split in (train, val)]))
+        around = surroundings(viewing, [split.digest() for split in (train, val)])
+        keys = stitch_keys(cuts, around)
+        state = resume_states(folder, names, identity(args, viewing, around), cli.tell_resumed) if folder else None
         plan = Plan(
             similarity=not args.no_similarity,
             labelled=viewing.labelled,
@@ -126,11 +125,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def identity(args: argparse.Namespace, viewing: Viewing) -> dict[str, Any]:
-    """What a resumed run must agree in, beside the specs."""
-    networks = viewing.networks
-    about: dict[str, Any] = {"front weights": networks[0].sha256, "end weights": networks[1].sha256}
-    about["dataset"] = viewing.dataset
+def identity(args: argparse.Namespace, viewing: Viewing, around: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run must agree in, beside the specs; `around` is what decides all stitches."""
+    networks, about = viewing.networks, {name: around[name] for name in ("images", "code") if name in around}
+    about |= {"front weights": networks[0].sha256, "end weights": networks[1].sha256, "dataset": viewing.dataset}
     about |= {name: getattr(args, name) for name in ("controls", "evaluate_on", "image_size") if getattr(args, name)}
     asked = zip(("front layout", "end layout"), networks, strict=True)
     return about | {what: network.layout for what, network in asked if network.layout}

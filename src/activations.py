@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from src.config import full_precision
 from src.dataset import Split
@@ -23,14 +23,17 @@ def feed(
     consume: Callable[..., None],
     *,
     batch_size: int = BATCH_SIZE,
+    grouped: bool = False,
     title: str = "",
 ) -> None:
     """Call consume(activation of the first head, of the second, ...) for each batch of the split, in its order.
 
-    All heads see the same batch, so rows of the activations always belong to the same image. Products are full
-    float32.
+    All heads see the same batch, so rows of the activations always belong to the same image. Where neighbours are
+    `grouped`, to stand for all, images that come class by class are taken in an order at random, always the same one.
+    Products are full float32.
     """
+    order = Generator().manual_seed(0) if grouped and split.by_class else None
     with full_precision(), bar(len(split), title, unit="image") as progress:
-        for images, _ in split.batches(batch_size):
+        for images, _ in split.batches(batch_size, order=order):
             consume(*(head(images) for head in heads))
             progress.update(len(images))

@@ -121,5 +121,6 @@ def compare(
     )
     require_possible(plan, memory, alone=alone)
     grid = Grid(plan, split.device)
-    feed(heads, split, lambda x, y: grid.update([x], [y]), batch_size=batch_size, title="comparing")
+    how = {"batch_size": batch_size, "grouped": group is not None}
+    feed(heads, split, lambda x, y: grid.update([x], [y]), title="comparing", **how)
     return grid.cells()[0, 0]

@@ -245,7 +245,8 @@ class _Work:
         grid = Grid(self.plan(names, tile), device)
         chosen = zip(self.networks, _picked(self.layers, tile), self.outputs, strict=True)
         parts = [freeze(heads(network, layers, layouts_of(found))).to(device) for network, layers, found in chosen]
-        feed(parts, self.split, grid.update, batch_size=self.batch_size, title=title)
+        grouped = grid.plan.group is not None
+        feed(parts, self.split, grid.update, batch_size=self.batch_size, grouped=grouped, title=title)
         with bar(grid.steps, "inner products", unit="block") as progress:
             return grid.cells(on_block=progress.update)
 

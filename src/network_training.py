@@ -147,10 +147,16 @@ def train_network(
         seed=spec.gradient_noise,
         validate=lambda: evaluate(network, val),
         after_epoch=log_epoch,
-        resume=Resume(resume_file, spec.identity() | facts, log_resumed),
+        resume=Resume(resume_file, spec.identity() | facts | _given(start, train), log_resumed),
         max_steps=DEBUG_STEPS if spec.debug else None,
         title=f"{folder.parts[-3]} on {folder.parts[-2]}",
     )
+
+
+def _given(start: Start, train: Split) -> dict[str, Any]:
+    """What a resumed run must agree in beside its options: the code that made the network, and the images."""
+    code = {"code of the network": start.source_sha256} if start.source_sha256 else {}
+    return code | {"training images": train.digest()}
 
 
 def save_weights(spec: TrainSpec, start: Start, path: Path) -> None:

@@ -15,7 +15,7 @@ from src.metrics.moments import Sums, gather, rows_at_once
 from src.stitching import LOGITS, Cuts, StitchLayer, StitchSpec
 from src.task import Task
 
-WEAKEST = 1e-6  # of the largest eigenvalue of a covariance: weaker directions are left out
+WEAKEST = 1e-6  # of the largest eigenvalue of a covariance: weaker directions count as if they varied so much
 ACCEPTED = 0.95  # of end's own activations
 ENERGY = "logits"  # what the scores of the logits are called, beside those of layers; a layer of that name has none
 Scores = dict[str, dict[str, float]]
@@ -86,8 +86,9 @@ class _Reference:
     def settle(self) -> None:
         for name, sums in self.sums.items():
             values, vectors = torch.linalg.eigh(sums.products / sums.n)
-            kept = values > WEAKEST * values.max().clamp(min=0)
-            self.whitening[name] = vectors[:, kept] / values[kept].sqrt()
+            least = WEAKEST * values.max().clamp(min=0)
+            # where nothing varies, nothing is known of what is far
+            self.whitening[name] = vectors / values.clamp(min=least).sqrt() if least > 0 else vectors[:, :0]
 
     def distances(self, name: str, x: Tensor) -> Tensor:
         """d2 of each image of a layer's output (n, channels, ...), (n,)."""

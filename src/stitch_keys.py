@@ -4,6 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from src.checkpoints import weights_digest
+from src.dataset import is_known
+from src.sources import code_of
 from src.stitching import Cuts, Geometry, StitchSpec
 from src.viewing import Viewing
 
@@ -24,6 +26,10 @@ def surroundings(viewing: Viewing, images: list[str], weights: list[str] | None 
         "preprocessing": [asdict(network.preprocessing) for network in networks],
         "images": images,
     }
+    if any(code := [code_of(network) for network in networks]):
+        about["code"] = code
+    if not is_known(viewing.dataset):  # its name says how it is augmented; of others what names them does
+        about["augmentation"] = viewing.dataset.partition(":")[0]
     if any(viewing.reordered):
         about["classes"] = [viewing.answers, *(network.labels for network in networks)]
     return about

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
 from src.dataset import Split
@@ -53,7 +54,8 @@ def fit(
 ) -> None:
     """Train learners side by side on the same batches; what became of each stands in its history, or its failure.
 
-    Their recipes agree in epochs and batch size. `seed` decides the order of the images and their augmentation.
+    Their recipes agree in epochs and batch size. `seed` decides the order of the images, their augmentation and
+    what dropout leaves out.
     `share` gives what all of them need of a batch of images; each then takes its own step, so that only one of their
     graphs is alive at a time, and trains as it would alone, to the last bit on a CPU. `validate` gives `loss` and `acc`
     of each learner after an epoch, None for one that nobody watches. A loss that is not finite stops its learner alone:
@@ -69,33 +71,42 @@ def fit(
     if steps == 0 and epochs:
         raise ValueError(f"batch size {batch_size} exceeds the {len(split)} training images; lower --batch-size")
     steps = min(steps, max_steps or steps)
-    run = _Run(learners, Generator().manual_seed(seed), Generator().manual_seed(seed + 1))
-    if resume and resume.file.is_file():
-        run.load(resume)
-        if resume.told and run.epochs:
-            resume.told(run.epochs)
-    else:
-        for learner in learners:
-            if learner.snapshot_every:
-                learner.take_snapshot(0)
-    due = time.monotonic() + (resume.pause() if resume else 0.0)
-    with bar(epochs * steps, title, unit="batch", initial=run.epochs * steps) as progress:
-        for epoch in range(run.epochs, epochs):
-            rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
-            _add_scores(learners, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
-            run.epochs += 1
-            alive = run.alive()
-            if not alive:
-                return  # the file is that of the last epoch that somebody came through
-            for learner in alive:
-                if run.epochs == epochs and learner.snapshot_every:
-                    learner.take_snapshot(epochs * steps)
-            progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
-            if resume and (start := time.monotonic()) >= due:
-                run.save(resume)
-                due = time.monotonic() + resume.pause(time.monotonic() - start)
-            if after_epoch:
-                after_epoch(run.epochs)
+    with _randomness(seed, split.device):
+        run = _Run(learners, Generator().manual_seed(seed), Generator().manual_seed(seed + 1), split.device)
+        if resume and resume.file.is_file():
+            run.load(resume)
+            if resume.told and run.epochs:
+                resume.told(run.epochs)
+        else:
+            for learner in learners:
+                if learner.snapshot_every:
+                    learner.take_snapshot(0)
+        due = time.monotonic() + (resume.pause() if resume else 0.0)
+        with bar(epochs * steps, title, unit="batch", initial=run.epochs * steps) as progress:
+            for epoch in range(run.epochs, epochs):
+                rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
+                _add_scores(learners, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
+                run.epochs += 1
+                alive = run.alive()
+                if not alive:
+                    return  # the file is that of the last epoch that somebody came through
+                for learner in alive:
+                    if run.epochs == epochs and learner.snapshot_every:
+                        learner.take_snapshot(epochs * steps)
+                progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
+                if resume and (start := time.monotonic()) >= due:
+                    run.save(resume)
+                    due = time.monotonic() + resume.pause(time.monotonic() - start)
+                if after_epoch:
+                    after_epoch(run.epochs)
+
+
+@contextlib.contextmanager
+def _randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """What modules such as dropout draw follows from the seed, and torch's global generators stay as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(2**63 - 1 - seed)  # no other generator's
+        yield
 
 
 def fit_one(
@@ -200,16 +211,27 @@ class _Run:
     learners: Sequence[Learner]
     order: Generator
     augment: Generator
+    device: torch.device
     epochs: int = 0
 
     def alive(self) -> list[Learner]:
         return [learner for learner in self.learners if not learner.failure]
+
+    def _drawn(self) -> list[Tensor]:
+        """The states of torch's global generators: the processor's, and that of a GPU where training is there."""
+        on_gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_gpu]
+
+    def _set_drawn(self, state: Tensor) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
 
     def save(self, resume: Resume) -> None:
         record = {
             "identity": resume.identity,
             "order": self.order.get_state(),
             "augment": self.augment.get_state(),
+            "dropout": self._drawn(),
             "epochs": self.epochs,
             "learners": [learner.state() for learner in self.learners],
         }
@@ -232,6 +254,8 @@ class _Run:
                 learner.load(state)
             self.order.set_state(record["order"])
             self.augment.set_state(record["augment"])
+            for set_state, state in zip((torch.set_rng_state, self._set_drawn), record["dropout"], strict=False):
+                set_state(state)
             self.epochs = int(record["epochs"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(broken.format(f"it does not fit this training ({type(error).__name__})")) from None

@@ -125,10 +125,11 @@ def test_compare_frank_m2_agrees_with_the_stitch_result(tmp_path, monkeypatch) -
     path = Path("results/s/bn3-bn3.pkl")
     stitched = results.read(path)
     for kind, key in (("before", "before"), ("after", "frank"), ("ps_inv", "ps_inv")):
-        compare_frank_m2.main([str(path), kind, "cka", "l2", "--run-name", kind])
+        compare_frank_m2.main([str(path), kind, "cka", "l2", "l2_relative", "--run-name", kind])
         values = results.read(Path(f"results/{kind}/compare_frank_m2-bn3-bn3-{kind}.pkl"))["values"]
         assert values["cka"] == pytest.approx(stitched[f"cka_{key}"], abs=1e-6)
-        assert values["l2"] == pytest.approx(stitched[f"l2_{key}"], rel=1e-5)
+        for name in ("l2", "l2_relative"):
+            assert values[name] == pytest.approx(stitched[f"{name}_{key}"], rel=1e-5)
     compare_frank_m2.main([str(path), "after", "l2", "-l", "fc"])
     later = written("compare_frank_m2-bn3-bn3-after-fc.pkl")["values"]["l2"]
     assert later > 0

@@ -13,11 +13,12 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.testing import assert_close
 
 from src.dataset import DATASETS, Split, canonical_dataset, load_split
 from src.dataset.split import MemorySplit
+from src.evaluation import compare
 
 MEAN = {"digits": 0.05, "cifar10": 0.05, "mnist": 0.13}  # at most, normalised; MNIST's frame of zeros moves it from 0
 
@@ -266,3 +267,26 @@ def test_a_cut_file_is_an_error_that_says_what_to_remove(
     with pytest.raises(ValueError, match=r"\Athe files of MNIST in .* are damaged .* remove .*/MNIST, .*\Z"):
         load_split("mnist", "train", root=tmp_path)
     assert file.is_file()
+
+
+def test_groups_of_images_that_come_class_by_class_are_fair_samples() -> None:
+    """CKA over groups of consecutive images, of which each is of one class, is another number."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(30)
+    images = (20 * labels[:, None, None, None] + torch.randint(0, 40, (300, 1, 4, 4), generator=generator)).byte()
+    spec = replace(DATASETS["digits"], size=4)
+    ordered = MemorySplit(spec, images, labels)
+    mixed = ordered.take(torch.randperm(300, generator=generator))
+    assert ordered.by_class and not mixed.by_class
+    assert not ordered.take(torch.arange(30)).by_class  # of one class
+
+    def other(images: torch.Tensor) -> torch.Tensor:
+        return images + images.flip(2).square()
+
+    def cka(split: Split, group: int | None) -> float:
+        shapes = (1, 4, 4), (1, 4, 4)
+        return compare((nn.Identity(), other), shapes, split, ["cka_debiased"], group=group).values["cka_debiased"]
+
+    assert cka(ordered, 30) == pytest.approx(cka(mixed, None), abs=0.02)
+    assert cka(mixed, 30) == pytest.approx(cka(mixed, None), abs=0.02)
+    assert cka(ordered, None) == pytest.approx(cka(mixed, None), abs=1e-6)

@@ -1,12 +1,16 @@
 """Kernels and neighbours go block by block."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from src.metrics import METRICS
+from src.metrics.alignment import aligned_cosine
+from src.metrics.cosines import Cosines
 from src.metrics.layer import Layer
-from src.metrics.neighbours import median_squared_distance, rbf_cka
+from src.metrics.neighbours import median_squared_distance, mutual_knn, rbf_cka, second_order_cosine
 from tests.test_metrics_oracles import one_thread  # noqa: F401
 
 
@@ -44,3 +48,36 @@ def test_more_than_half_equal_images_have_no_bandwidth():
     x = Layer.of(x)
     with pytest.raises(ValueError, match="median distance"):
         rbf_cka(x, x)
+
+
+def float64_neighbours(rows: torch.Tensor, k: int) -> list[set[int]]:
+    far = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(
+        math.inf
+    )
+    return [set(row.tolist()) for row in far.topk(k, largest=False).indices]
+
+
+@pytest.mark.parametrize("cheap", [True, False])
+@pytest.mark.parametrize("far", [1.0, 3e3, 1e4])
+def test_neighbours_within_clusters_far_apart_are_found(far: float, cheap: bool, monkeypatch) -> None:
+    """Rounding of the squared distance to the other cluster is larger than distances within one."""
+    monkeypatch.setattr("src.metrics.neighbours.CHEAP", 1e12 if cheap else 0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 8, generator=generator)
+    x[::2, 0] += far
+    y = x.flip(1) + 0.05 * torch.randn(300, 8, generator=generator)
+    expected = [len(a & b) / 10 for a, b in zip(float64_neighbours(x, 10), float64_neighbours(y, 10), strict=True)]
+    found = mutual_knn(Layer.of(x), Layer.of(y))
+    assert found == pytest.approx(sum(expected) / 300, abs=2e-3)
+
+
+def test_rows_of_zeros_are_like_nothing_in_float32_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 200, 16, generator=generator).add(0.4).relu()
+    for empty in (1, 100):
+        x[:empty] = y[:empty] = 0
+        cosines = Cosines(Layer.of(x))(slice(0, empty))
+        assert torch.equal(cosines, torch.zeros(empty, 200, dtype=torch.float64))
+        for measure in (aligned_cosine, second_order_cosine):
+            one = measure(Layer.of(x), Layer.of(y))
+            assert one == pytest.approx(measure(Layer.of(x.double()), Layer.of(y.double())), abs=2e-3), measure

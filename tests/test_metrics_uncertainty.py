@@ -142,3 +142,24 @@ def test_what_no_rotation_changes_is_computed_in_the_span_of_few_images(monkeypa
     intervals(names, None, Sample(x[:, :5], y[:, :5], (5,), (5,)))
     with pytest.raises(pytest.fail.Exception):
         intervals(names, None, sample)
+
+
+@pytest.mark.parametrize("name", ["procrustes", "lr", "dist_corr", "l2_relative"])
+def test_the_order_of_classes_widens_no_interval(name: str) -> None:
+    """Images that come class by class, as files of a folder do."""
+    generator = Generator().manual_seed(0)
+    centres = 2 * torch.randn(20, 6, generator=generator)
+    x = centres.repeat_interleave(20, 0) + torch.randn(400, 6, generator=generator)
+    y = x + 0.5 * torch.randn(400, 6, generator=generator)
+    order = torch.randperm(400, generator=generator)
+    widths = []
+    for some in (torch.arange(400), order):
+        low, high = intervals([name], None, Sample(x[some], y[some], (6,), (6,))).values[name]
+        widths.append(high - low)
+    assert widths[0] < 2 * widths[1]
+
+
+@pytest.mark.parametrize("name", ["procrustes", "lr"])
+def test_too_few_images_for_an_interval_are_named(name: str) -> None:
+    found = intervals([name], "images", sample(3, dx=1, dy=1))
+    assert not found.values and "3 images are too few" in found.refused[name]

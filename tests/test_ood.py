@@ -16,9 +16,9 @@ from src.controls import stage
 from src.cut import later_layers, tail, tails
 from src.dataset import DATASETS, load_split
 from src.metrics.moments import Affine
-from src.ood import Scores, auroc, out_of_distribution
+from src.ood import Scores, _Reference, auroc, out_of_distribution
 from src.stitching import ConstantStitch, ControlSpec, Cuts, StitchLayer, StitchSpec
-from src.task import MULTI_LABEL
+from src.task import MULTI_LABEL, SINGLE_LABEL
 from tests.toy import SIZE
 
 SAMPLE = torch.zeros(2, 1, SIZE, SIZE)
@@ -69,6 +69,20 @@ def test_noise_is_far_above_and_a_constant_closer_than_any(toy: Path) -> None:
     still = scores(torch.zeros(3, 3), mean, constant=True)
     assert still["bn1"]["auroc_signed"] < 0.01 and still["bn1"]["auroc"] > 0.9
     assert still["bn1"]["l2_relative"] == pytest.approx(1, abs=0.1)
+
+
+def test_what_end_never_does_is_far_however_little_the_rest_differs() -> None:
+    """A channel that is always 0 in end's own activations, and not in the stitched ones."""
+    generator = torch.Generator().manual_seed(0)
+    own, other = torch.randn(500, 4, generator=generator), torch.randn(300, 4, generator=generator)
+    own[:, 0] = other[:, 0] = 0
+    stitched = other.clone()
+    stitched[:, 0] = torch.randn(300, generator=generator)
+    reference = _Reference(["x"], SINGLE_LABEL)
+    reference.learn({"x": own})
+    reference.settle()
+    assert auroc(reference.distances("x", stitched).numpy(), reference.distances("x", other).numpy()) > 0.99
+    assert reference.distances("x", other).mean() == pytest.approx(3, abs=0.5)
 
 
 def test_the_distance_is_that_of_mahalanobis(toy: Path) -> None:

@@ -1,6 +1,7 @@
 """Networks from specs: what each source gives, what wins over what, what never runs, and a line for what is wrong."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,8 +16,19 @@ from src.cut import head, tail
 from src.dataset import DATASETS
 from src.frozen import freeze
 from src.preprocessing import Preprocessing
-from src.sources import architecture, canonical_model, model_folder, open_network, open_pair, split_model, start_from
+from src.sources import (
+    architecture,
+    canonical_model,
+    files_of,
+    model_folder,
+    open_network,
+    open_pair,
+    split_model,
+    start_from,
+)
 from src.sources.spec import NetworkSpec, parse_spec
+from src.studies.schema import Study
+from src.studies.store import fingerprint
 
 PREFIXES = ("torchvision", "timm", "hf")
 DIGITS = Path(__file__).parents[1] / "model_weights/Tiny10/Digits/in0-gn0/440.pt"
@@ -379,3 +391,35 @@ def test_real_imagenet_networks_name_the_classes_of_real_images(reference: Path)
         with torch.no_grad():
             decided = found.network(found.preprocessing(torch.stack(images))).argmax(1)
         assert (decided == torch.tensor(classes)).sum() == right
+
+
+def test_the_code_of_a_network_is_in_the_key_and_in_its_state(nets: Path) -> None:
+    """Two functions, and two states of a file, give networks of the same weights."""
+    two = NETS + "\n\ndef other(classes, channels):\n    return make(classes, channels)\n"
+    (nets / "nets.py").write_text(two)
+
+    def key(function: str) -> str:
+        words = [f"nets.py:{function}#1", str(DIGITS), "0", "bn3", "--resize", "-i", "ones-zeros", "-e", "0"]
+        (result,) = stitch_nets.run(stitch_nets.parse_args([*words, "-d", "digits", "--no-similarity", "--no-save"]))
+        return result["key"]
+
+    keys = {key("make"), key("make"), key("other")}
+    study = 'networks = ["nets.py:make#1"]\npairs = "self"\ndataset = "digits"\n[stitch]\nlayers = "0"\n'
+    Path("s.toml").write_text(study)
+    before = fingerprint(Study(Path("s.toml")))
+    interrupted = mock.patch("src.cli.tell_epoch", side_effect=KeyboardInterrupt)
+    with interrupted, pytest.raises(SystemExit):  # after an epoch
+        train_model.main([*TRAIN, "-o", "c"])
+    (nets / "nets.py").write_text(two.replace("nn.ReLU(), nn.AdaptiveAvgPool2d", "nn.Tanh(), nn.AdaptiveAvgPool2d"))
+    assert len(keys | {key("make")}) == 3
+    assert fingerprint(Study(Path("s.toml"))) != before
+    with pytest.raises(ValueError, match="it was started with code of the network"):
+        train_model.main([*TRAIN, "-o", "c", "--resume"])
+
+
+def test_files_of_a_spec_are_those_it_names(nets: Path) -> None:
+    (nets / "folder").mkdir()
+    (nets / "folder" / "config.json").write_text("{}")
+    assert files_of("w.pt?size=64") == [Path("w.pt")] and files_of("tiny10#0") == []
+    assert files_of("nets.py:make@w.pt") == [Path("nets.py"), Path("w.pt")]
+    assert files_of("hf:folder") == [Path("folder/config.json")]

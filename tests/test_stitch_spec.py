@@ -30,6 +30,10 @@ def test_whole_numbers_in_fields_of_floating_point_are_converted() -> None:
     assert replace(SPEC, lr=0.1).key() != replace(SPEC, lr=0.10000000000000002).key()
 
 
+def test_both_spellings_of_a_mask_are_one_stitch() -> None:
+    assert replace(SPEC, mask="random-permuation") == replace(SPEC, mask="random-permutation")
+
+
 def test_a_key_stays_what_it_is() -> None:
     """Results of yesterday are found by it: only a new format may change it."""
     assert SPEC.key() == "a56feaf247742bf0bbc005f5a9d8feafd6ad261c67ca9b4318c437363526a07f"

@@ -60,7 +60,8 @@ def test_a_study_becomes_tables_and_a_page(toy, capsys) -> None:
     some = every[(every.front_layer == "bn1") & (every.end_layer == "conv2") & (every.low_rank == 1)]
     means = some.groupby("networks")["accuracy_after"].mean()
     (row,) = [row for row in rows if (row["front_layer"], row["end_layer"], row["low_rank"]) == ("bn1", "conv2", "1.0")]
-    half = stats.t.ppf(0.975, 5) * means.sem()
+    without = [means[[network not in pair for pair in means.index]].mean() for network in ("in0", "in1", "in2")]
+    half = stats.t.ppf(0.975, 2) * np.sqrt(2 / 3 * np.square(np.array(without) - np.mean(without)).sum())
     assert np.allclose(
         [float(row[f"accuracy_after{end}"]) for end in ("", "_low", "_high")],
         [means.mean(), means.mean() - half, means.mean() + half],

@@ -108,6 +108,27 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, optimize
     assert_equal(history.snapshots, expected.snapshots)
 
 
+def test_dropout_follows_from_the_seed_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    def dropping() -> nn.Module:
+        return nn.Sequential(network(), nn.Dropout(0.5))
+
+    torch.manual_seed(0)
+    whole, again, other = dropping(), dropping(), dropping()
+    before = torch.get_rng_state()
+    train(whole)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    train(again)
+    assert_equal(state(again), state(whole))
+    train(other, seed=8)
+    assert not torch.equal(state(other)["0.6.weight"], state(whole)["0.6.weight"])
+    with pytest.raises(Interrupted):
+        train(dropping(), resume_file=tmp_path / "resume.pt", after_epoch=stop_after(1))
+    resumed = dropping()
+    train(resumed, resume_file=tmp_path / "resume.pt")
+    assert_equal(state(resumed), state(whole))
+
+
 def test_an_interruption_within_an_epoch_costs_that_epoch_and_changes_nothing(tmp_path: Path) -> None:
     whole = network()
     expected = train(whole)

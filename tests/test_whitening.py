@@ -107,3 +107,20 @@ def test_random_is_drawn_there() -> None:
     stitch = initial_stitch(GEOMETRY, moments(x, y), init="random", whiten=True)
     assert stitch.core().abs().max() <= 0.5 and stitch.core().std() > 0.1  # uniform within 1 / sqrt(4)
     assert_close(stitch(x).mean(0).double(), there.centre, atol=0.6 * float(there.d.max()), rtol=0)
+
+
+def test_a_front_channel_of_another_scale_costs_no_other() -> None:
+    x, _ = activations()
+    x = x * torch.tensor([1e5, 1.0, 1.0, 1e-3])
+    found = moments(x, x[:, 1:])
+    stitch = initial_stitch(GEOMETRY, found, init="ps_inv", whiten=True)
+    left = (stitch(x) - x[:, 1:]).square().mean(0) / x[:, 1:].var(0)
+    assert left.max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["low rank", "masked"])
+def test_a_random_start_keeps_the_mean_of_what_its_matrix_may_be(kind: str) -> None:
+    x, y = activations()
+    stitch = initial_stitch(GEOMETRY, moments(x, y), whiten=True, **KINDS[kind])
+    off = (stitch(x).mean(0) - y.mean(0)).abs() / y.std(0).clamp(min=1)
+    assert off.max() <= 1 / 12**0.5 + 0.05  # the bias that is drawn

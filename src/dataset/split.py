@@ -58,6 +58,16 @@ class Split(ABC):
             images = self._crop(images) if augment is None else self._augmented(images, augment)
             yield preprocess(images), labels
 
+    @property
+    def by_class(self) -> bool:
+        """Whether images of a class stand together, as the files of a folder do, so that a part is no fair sample."""
+        if self.labels.dim() > 1 or len(self) < 2:
+            return False
+        shares = self.labels.bincount().double() / len(self)
+        by_chance = float(shares.square().sum())
+        alike = float((self.labels[1:] == self.labels[:-1]).double().mean())
+        return alike > (1 + by_chance) / 2
+
     @abstractmethod
     def take(self, index: Tensor) -> "Split":
         """A split of the images at these indices (kept,), in that order."""

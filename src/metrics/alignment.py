@@ -8,7 +8,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from src.metrics.cosines import Cosines
+from src.metrics.cosines import Cosines, nothing
 from src.metrics.gram import BLOCK
 from src.metrics.layer import Layer, span_bytes
 from src.metrics.linalg import rank_floor, require_varying
@@ -35,8 +35,10 @@ def aligned_cosine(x: Layer, y: Layer) -> float:
     one, other = _as_they_are(x), _as_they_are(y)
     u, _, vt = torch.linalg.svd(one.T @ other, full_matrices=False)
     inner = ((one @ u) * (other @ vt.T)).sum(1)
-    norms = one.norm(dim=1) * other.norm(dim=1)
-    kept = norms > 1e-12 * norms.max()
+    sizes = one.norm(dim=1), other.norm(dim=1)
+    norms = sizes[0] * sizes[1]
+    some = [size > nothing(layer.rows) * size.max() for size, layer in zip(sizes, (x, y), strict=True)]
+    kept = some[0] & some[1]
     if not kept.any():
         raise ValueError("no image has a row other than zeros on both sides")
     return max(-1.0, min(1.0, float((inner[kept] / norms[kept]).mean())))

@@ -8,10 +8,13 @@ from src.metrics.layer import Layer
 from src.metrics.products import times
 from src.metrics.rows import float64_pieces
 
-# An activation smaller than this, beside the parts that it is the sum of, is 0.
-NOTHING = 1e-12
 # Products that take no longer than this many multiplications are made in float64.
 CHEAP = 4e9
+
+
+def nothing(rows: Tensor) -> float:
+    """An activation of this norm, beside the parts that it is the sum of, centred row and mean, is 0."""
+    return 8 * torch.finfo(rows.dtype).eps
 
 
 class Cosines:
@@ -24,7 +27,7 @@ class Cosines:
 
     def __init__(self, layer: Layer, *, about_own_mean: bool = False) -> None:
         self.rows, self.mean = layer.centre(), layer.offset
-        n, d = self.rows.shape
+        (n, d), least = self.rows.shape, nothing(self.rows)
         if n * n * d <= CHEAP:
             self.rows = self.rows.double()
         if about_own_mean:
@@ -39,7 +42,7 @@ class Cosines:
         self.own = own * d**0.5 if about_own_mean else torch.zeros_like(own)
         parts = row_energies(self.rows)
         squares = parts + 2 * self.along - self.own.square()
-        empty = squares <= NOTHING**2 * (parts + self.mean @ self.mean)
+        empty = squares <= least**2 * (parts + self.mean @ self.mean)
         self.scale = torch.where(empty, 0, squares.clamp(min=1e-300).rsqrt())
         if empty.all():
             raise ValueError("all activations are 0" + ", each about its own mean" * about_own_mean)

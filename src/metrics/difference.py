@@ -46,6 +46,16 @@ class Differences:
             self.mean[index] += delta * (rows / (self.n + rows))
         self.n += rows
 
+    def by_channel(self, channels: int) -> "Differences":
+        """The same of rows that are positions: of features (channels x positions), flattened, those of the channels."""
+        found = Differences(channels, self.device)
+        found.n, found.total = self.n * (self.mean.shape[1] // channels), self.total
+        means = self.mean.view(2, channels, -1)
+        found.mean = means.mean(2)
+        between = (means - found.mean[:, :, None]).square().sum(2)
+        found.squares = self.squares.view(2, channels, -1).sum(2) + self.n * between
+        return found
+
 
 def differences_of(x: Tensor, y: Tensor) -> Differences:
     """Return the differences of x and y: (rows, d)."""
@@ -67,7 +77,7 @@ def l2(differences: Differences) -> float:
 def l2_relative(differences: Differences) -> float:
     """Return the squared difference of x and y: (rows, d) relative to the spread of y about its mean.
 
-    sum |x - y|^2 / sum |y - mean(y)|^2, the mean taken of each feature over images. In [0, inf); 0: equal; 1: x
+    sum |x - y|^2 / sum |y - mean(y)|^2, the mean taken of each feature over the rows. In [0, inf); 0: equal; 1: x
     predicts y no better than a constant does. No invariance, not symmetric; this is 1 - R2 of the identity map.
     Raise ValueError for a constant y.
     """

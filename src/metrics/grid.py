@@ -220,9 +220,13 @@ class Grid:
         if plan.source[name] == "moments":
             return metric.of_gathered(self.moments[plan.views[name], pair])
         if plan.source[name] == "difference":
-            return metric.of_gathered(self.differences[pair])
+            return metric.of_gathered(self._differences(plan.views[name], pair))
         parts = self.parts[name, pair]
         return parts[0] if len(parts) == 1 else float(np.average(parts, weights=self.sizes))
+
+    def _differences(self, view: str, pair: Pair) -> Differences:
+        found = self.differences[pair]
+        return found if view == "images" else found.by_channel(self.plan.shapes[1][pair[1]][0])
 
     def _gram_sums(self, view: str, pair: Pair) -> list[GramSums]:
         """Sums of each group, or of all images from moments. Raise ValueError where they have none."""
@@ -248,5 +252,5 @@ class Grid:
             return self.facts[side][k]
         if (view, (side, k)) in self.sums:
             return facts_of_sums(self.sums[view, (side, k)], ranked=ranked or self._ranked)
-        differences = self.differences[pair]
+        differences = self._differences(view, pair)
         return facts_of_spread(differences.mean[side], differences.squares[side], differences.n)

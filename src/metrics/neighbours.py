@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from src.metrics.cosines import Cosines
+from src.metrics.cosines import CHEAP, Cosines
 from src.metrics.gram import BLOCK, BlockProduct, block_sum, row_energies, upper_blocks
 from src.metrics.layer import Layer
 from src.metrics.products import times
@@ -14,6 +16,8 @@ from src.metrics.products import times
 K = 10
 # Numbers of rows that are held beside each other to be multiplied pair by pair.
 PAIRED = 1 << 24
+# The share of a neighbour's squared distance that rounding may be.
+ROUGH = 1e-4
 # Distances that the first, rough estimate of the median looks at.
 SAMPLE = 1 << 21
 
@@ -254,15 +258,56 @@ def _nearest(layer: Layer, k: int, kind: str) -> Tensor:
     """Indices of the k nearest of each image but itself, the nearest first; found once a layer, in blocks of images."""
     key = f"{k} nearest by {kind}"
     if key not in layer.known:
-        rows = layer.centre()
-        energy = row_energies(rows).to(rows.dtype)
-        cosines = Cosines(layer) if kind == "cosine" else None
-        near = torch.empty(layer.n, k, dtype=torch.long, device=rows.device)
+        far = _by_cosine(layer) if kind == "cosine" else _by_distance(layer, k)
+        near = torch.empty(layer.n, k, dtype=torch.long, device=layer.rows.device)
         for start in range(0, layer.n, BLOCK):
-            some = slice(start, min(start + BLOCK, layer.n))
-            # the distance less the row's own |x|^2, which does not change the order
-            far = -cosines(some) if cosines else times(rows[some], rows).mul_(-2).add_(energy)
-            far[torch.arange(len(far)), torch.arange(some.start, some.stop)] = float("inf")
-            near[some] = far.topk(k, largest=False).indices
+            some = torch.arange(start, min(start + BLOCK, layer.n), device=near.device)
+            near[some] = far(some).topk(k, largest=False).indices
         layer.known[key] = near
     return layer.known[key]
+
+
+def _by_cosine(layer: Layer) -> Callable[[Tensor], Tensor]:
+    cosines = Cosines(layer)
+
+    def far(some: Tensor) -> Tensor:
+        return _but_itself(-cosines(slice(int(some[0]), int(some[-1]) + 1)), some)
+
+    return far
+
+
+def _by_distance(layer: Layer, k: int) -> Callable[[Tensor], Tensor]:
+    """How far images are from all others: squared distances less their own |x|^2, which does not change the order.
+
+    In float32 where products are many; of images whose neighbours are so near, beside how far they all lie from the
+    centre, that rounding might decide which are nearest, anew in float64.
+    """
+    rows = layer.centre()
+    exact = row_energies(rows)
+    if layer.n**2 * rows.shape[1] <= CHEAP:
+        rows = rows.double()
+    energy = exact.to(rows.dtype)
+
+    def far(some: Tensor) -> Tensor:
+        found = _but_itself(times(rows[some], rows).mul_(-2).add_(energy), some)
+        if rows.dtype == torch.float64:
+            return found
+        distance, near = found.topk(k, largest=False)
+        rounding = torch.finfo(rows.dtype).eps * (energy[some] + energy[near[:, -1]])
+        rough = (rounding > ROUGH * (distance[:, -1] + energy[some])).nonzero().flatten()
+        if len(rough) == 0:
+            return found
+        found = found.double()
+        for part in rough.split(64):
+            products = torch.zeros(len(part), layer.n, dtype=torch.float64, device=rows.device)
+            for columns in rows.split(BLOCK, dim=1):
+                products += columns[some[part]].double() @ columns.double().T
+            found[part] = _but_itself(products.mul_(-2).add_(exact), some[part])
+        return found
+
+    return far
+
+
+def _but_itself(far: Tensor, some: Tensor) -> Tensor:
+    far[torch.arange(len(some), device=far.device), some] = float("inf")
+    return far

@@ -117,9 +117,9 @@ def _of_layers(name: str, meaning: str, of: Callable, kept: frozenset[str] = RIG
     return Metric(name, meaning, "features", lambda pair: of(*pair), ("images",), kept, kept, **more)
 
 
-def _difference(name: str, meaning: str, of_differences: Callable) -> Metric:
+def _difference(name: str, meaning: str, of_differences: Callable, **more: Any) -> Metric:
     free = {"front": NOTHING, "end": NOTHING, "range": (0, INFINITY), "identical": 0, "same_shape": True}
-    return Metric(name, meaning, "difference", of_differences, **free)
+    return Metric(name, meaning, "difference", of_differences, **free, **more)
 
 
 _ALL = (
@@ -138,7 +138,9 @@ _ALL = (
     ),
     Metric("svcca", "mean canonical correlation of 99% of the variance", "moments", svcca),
     _difference("l2", "mean squared difference", l2),
-    _difference("l2_relative", "squared difference relative to the end's variance", l2_relative),
+    _difference(  # by channel, as what is said of stitches
+        "l2_relative", "squared difference relative to the end's variance", l2_relative, views=("channels", "images")
+    ),
     Metric(
         "ps_inv",
         "least-squares map from front to end (w, b) and its R2",

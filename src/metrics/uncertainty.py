@@ -127,7 +127,11 @@ def _interval(metric: Metric, view: str, sample: Sample) -> tuple[Interval, str]
         value = float(metric.each(Layer.of(sample.x), Layer.of(sample.y)).mean())
         error = _error_by_halves(metric.each, sample)
         return _clipped(metric, value, Z95 * error), f"{HALVINGS} halvings of the images"
-    blocks = torch.arange(len(sample)).tensor_split(min(BLOCKS, len(sample) // 2))
+    if len(sample) < 4:
+        raise ValueError(f"{len(sample)} images are too few for an interval; at least 4 are needed")
+    # at random, since files of a folder come class by class
+    order = torch.randperm(len(sample), generator=Generator().manual_seed(0))
+    blocks = order.tensor_split(min(BLOCKS, len(sample) // 2))
     left_out = torch.tensor(_without_each(metric, view, sample, blocks), dtype=torch.float64)
     return _jackknife(metric, _value(metric, view, sample), left_out), f"jackknife of {len(blocks)} blocks of images"
 
@@ -163,7 +167,7 @@ def _value(metric: Metric, view: str, sample: Sample) -> float:
     """The metric's number of a sample, as a pass over the images would give it."""
     if _by_moments(metric, view):
         return _of_moments(metric, *_moments_of_blocks([sample.rows(view)], energies=metric.needs == "gram"))
-    return metric.number(metric.of_rows(sample.x, sample.y))
+    return metric.number(metric.of_rows(*sample.rows(view)))
 
 
 def _by_moments(metric: Metric, view: str) -> bool:

@@ -34,6 +34,8 @@ __all__ = [
     "SOURCES",
     "architecture",
     "canonical_model",
+    "code_of",
+    "files_of",
     "model_folder",
     "names_file",
     "open_network",
@@ -155,6 +157,27 @@ def source_sha256(model: str) -> str | None:
     """The SHA-256 of the Python file that makes a model; None for models that none makes."""
     spec = parse_spec(model, PREFIXES)
     return python.digest_of(spec.name) if spec.source == "python" else None
+
+
+def code_of(network: Checkpoint) -> str | None:
+    """What decides a network beside its weights: the name of an architecture, of whatever library, or a function with
+    the SHA-256 of its file. None for ours, of which no two share the shapes of their weights.
+    """
+    spec = parse_spec(network.model, PREFIXES)
+    if spec.source == "hf":  # its folder may lie anywhere
+        return hashlib.sha256(repr(network.network).encode()).hexdigest()
+    if spec.source == "python":
+        return f"{python.split_name(spec.name)[1]} {python.digest_of(spec.name)}"
+    return network.model if spec.source in SOURCES else None
+
+
+def files_of(text: str) -> list[Path]:
+    """The files that the network of a spec is made of, as far as the spec tells, whether they are there or not."""
+    spec = parse_spec(text, PREFIXES)
+    files = [spec.name] if spec.source in ("file", "hf") else []
+    files += [str(python.split_name(spec.name)[0])] if spec.source == "python" else []
+    files += [spec.weights] if spec.weights else []
+    return [part for file in map(Path, files) for part in (sorted(file.iterdir()) if file.is_dir() else [file])]
 
 
 def start_from(

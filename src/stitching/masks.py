@@ -52,5 +52,6 @@ MASKS = {
     "semi-match": Mask(best_correlated, needs_moments=True),
     "abs-semi-match": Mask(best_abs_correlated, needs_moments=True),
     "random-permutation": Mask(random_pairs),
-    "random-permuation": Mask(random_pairs),  # the published spelling
 }
+SPELLINGS = {"random-permuation": "random-permutation"}  # the published one -> ours
+MASKS |= {published: MASKS[ours] for published, ours in SPELLINGS.items()}

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from src.recipe import ELEMENTWISE, Recipe
 from src.stitching.inits import INITS
-from src.stitching.masks import MASKS
+from src.stitching.masks import MASKS, SPELLINGS
 from src.stitching.options import VARIED, check_options
 from src.stitching.start import needs_moments
 from src.stitching.targets import TARGETS
 
 RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
-FORMAT, WHITENED_FORMAT = 1, 2  # of keys: a change of what a spec means makes other keys
+FORMAT, WHITENED_FORMAT = 1, 3  # of keys: a change of what a spec means makes other keys
 
 
 class Cut(NamedTuple):
@@ -68,6 +68,8 @@ class StitchSpec:
             value = getattr(self, field.name)
             if field.type in (float, "float") and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
+        if self.mask in SPELLINGS:
+            object.__setattr__(self, "mask", SPELLINGS[self.mask])
         for name, table in (("init", INITS), ("mask", MASKS), ("target_type", TARGETS), ("optimizer", ELEMENTWISE)):
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))

@@ -1,8 +1,8 @@
 """The stitch before training: an init, a mask, and what the matrix may be."""
 
-from torch import Generator
+from torch import Generator, Tensor
 
-from src.metrics.moments import Affine, PairedMoments
+from src.metrics.moments import Affine, PairedMoments, reduced_rank
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS, Restriction
 from src.stitching.layer import StitchLayer, build_stitch
@@ -37,9 +37,17 @@ def initial_stitch(
         assert moments is not None
         coordinates = coordinates_of(moments, by_channel=allowed is not None)
         if init == "random":
-            w = coordinates.out_of(affine.w)
+            w = _kept(coordinates.out_of(affine.w), allowed, rank)
             affine = Affine(w, coordinates.centre + coordinates.d * affine.b - w @ coordinates.m)
     return build_stitch(affine, geometry, mask=allowed, rank=rank, orthogonal=orthogonal, coordinates=coordinates)
+
+
+def _kept(w: Tensor, allowed: Tensor | None, rank: int | None) -> Tensor:
+    """What a restriction leaves of a matrix (out, in)."""
+    if rank is not None:
+        left, right = reduced_rank(w.double(), rank)
+        return left @ right
+    return w if allowed is None else w * allowed.to(w)
 
 
 def needs_moments(init: str, mask: str) -> bool:

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from src.metrics.moments import PairedMoments
 
-WEAKEST = 1e-6  # of the largest eigenvalue of the front's covariance: weaker directions are left out
+WEAKEST = 1e-6  # of the largest eigenvalue of the front's correlations: weaker directions are left out
 
 
 @dataclass(frozen=True, slots=True)
 class Coordinates:
     """y = D V S (x - m) + b for a trained V: m (in,) the front's mean, D (out,) the end's standard deviations.
 
-    S (in, in) is the inverse square root of the front's covariance, and `back` its pseudo-inverse. centre: (out,) the
-    end's mean. All float64.
+    S (in, in) divides by the front's standard deviations, then by the square root of its correlations, so that no
+    direction is lost for its scale; `back` is its pseudo-inverse. centre: (out,) the end's mean. All float64.
     """
 
     m: Tensor
@@ -38,10 +38,11 @@ def coordinates_of(moments: PairedMoments, *, by_channel: bool = False) -> Coord
     covariance, variances = moments.xx / moments.n, moments.yy.diagonal() / moments.n
     live = moments.live()
     d = torch.where(live[1], variances.clamp(min=0).sqrt(), 1.0)
+    std = torch.where(live[0], covariance.diagonal().clamp(min=0).sqrt(), 1.0)
     if by_channel:
-        std = torch.where(live[0], covariance.diagonal().clamp(min=0).sqrt(), 1.0)
         return Coordinates(moments.mean_x, torch.diag(1 / std), torch.diag(std), d, moments.mean_y)
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = torch.linalg.eigh(covariance / std / std[:, None])
     kept = values > WEAKEST * values.max().clamp(min=0)
     values, vectors = values[kept].sqrt(), vectors[:, kept]
-    return Coordinates(moments.mean_x, vectors / values @ vectors.T, vectors * values @ vectors.T, d, moments.mean_y)
+    white, coloured = vectors / values @ vectors.T, vectors * values @ vectors.T
+    return Coordinates(moments.mean_x, white / std, std[:, None] * coloured, d, moments.mean_y)

@@ -10,12 +10,12 @@ import numpy as np
 from src.metrics import MEASURES
 from src.plots.style import BLUE, CONTROL_COLOURS, GREEN, GREY, ORANGE
 from src.studies import svg
-from src.studies.rows import FEW, Found, Frame, grouped
+from src.studies.rows import ENDS, FEW, Found, Frame, grouped
 from src.studies.table import HEADINGS, key_text
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#222222")
 MANY = len(COLOURS)  # lines or maps that one looks at
-RANK, LAYERS, ENDS = "low_rank", ["front_layer", "end_layer"], ["front_network", "end_network"]
+RANK, LAYERS = "low_rank", ["front_layer", "end_layer"]
 
 
 def sections(found: Found) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from src import results
 from src.files import atomic_write, make_folder, remove_leftovers
+from src.sources import files_of
 from src.stitching.spec import digest
 from src.studies.jobs import from_record, to_record
 from src.studies.plan import Plan, make_plan, networks_of
@@ -128,13 +129,12 @@ def _read_plan(path: Path) -> Plan | None:
 
 
 def fingerprint(study: Study) -> str:
-    """What a plan depends on, as far as a glance tells: the file's text, and the networks' files."""
+    """What a plan depends on, as far as a glance tells: the study's text, and the networks' files."""
     texts: Iterable[str] = networks_of(study)
     if isinstance(study.says.pairs, list):
         texts = [*texts, *(text for pair in study.says.pairs for text in pair)]
     stamps = []
     for text in texts:
-        file = Path(text.partition("@")[2] or text)
-        status = file.stat() if file.is_file() else None
-        stamps.append([text, [status.st_size, status.st_mtime_ns] if status else None])
-    return digest(["plan 1", study.document.text, stamps])[:16]
+        found = [file.stat() for file in files_of(text) if file.is_file()]
+        stamps.append([text, [[status.st_size, status.st_mtime_ns] for status in found]])
+    return digest(["plan 2", study.document.text, stamps])[:16]

@@ -53,7 +53,8 @@ def to_latex(frame: Frame, over: str) -> str:
     top += [rf"{head.replace('_', ' ')} (\%)" for head in shares.values()] + list(numbers.values())
     lines = [
         "% needs \\usepackage{booktabs}",
-        f"% means over {over}, with half the width of their 95% intervals by Student's t, from three values on",
+        f"% means over {over}, with half the width of their 95% intervals by Student's t, from three values on"
+        + ", each network left out with its pairs" * (over == "pairs"),
         rf"\begin{{tabular}}{{{'l' * len(keys)}{'r' * (1 + len(shares) + len(numbers))}}}",
         r"\toprule",
         " & ".join(top) + r" \\",
