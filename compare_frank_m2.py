@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare, print and write; returns the result."""
     device = choose_device(args.device)
-    files = stitch_files(args.pickle_path)
+    files = stitch_files(args.pickle_path, cli.notice)
     name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name if args.layer is None else f"{name}-{args.layer or 'output'}") as path:
         found = [compare_one(args, file, device) for file in files]
@@ -64,6 +64,7 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any) -> tuple[str,
     if functional:
         whole, whole_end = (part.to(device) for part in saved.heads(""))
         how = {"sample": sample, "batch_size": args.batch_size, "alone": not others}
+        how["labelled"] = saved.viewing.labelled
         cells += [compare_outputs((whole, whole_end), split, functional, **how)]
     if others:
         with torch.no_grad():

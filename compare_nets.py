@@ -35,8 +35,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_options(parser)
     options, words = options_first(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(words, options)
-    args.front_layer = args.front_layer if args.layers1 is None else args.layers1
-    args.end_layer = args.end_layer if args.layers2 is None else args.layers2
+    for name, number in (("front_layer", 1), ("end_layer", 2)):
+        named, asked = getattr(args, name), getattr(args, f"layers{number}")
+        if asked not in (None, named):
+            parser.error(f"layer{number} is {named}, and --layers{number} {asked}; give one of both")
     return args
 
 
@@ -98,12 +100,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         networks = front.network, end.network
         options = {"view": args.view, "batch_size": args.batch_size, "memory": 1e9 * args.memory}
         options["layouts"] = front.layout, end.layout
+        known = {"group": args.group_at, "labelled": viewing.labelled}
         pair, is_sure = (layers[0][0], layers[1][0]), bool(args.intervals or args.permutations)
         if is_sure:
             room = {"memory": options["memory"], "layouts": options["layouts"]}
             require_room(networks, pair, viewing.sample, len(split), **room)
         comparison = compare_layers(
-            networks, layers, viewing.sample, split, args.methods, group=args.group_at, tell=cli.notice, **options
+            networks, layers, viewing.sample, split, args.methods, tell=cli.notice, **known, **options
         )
         certainty = None
         if is_sure:

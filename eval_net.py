@@ -1,6 +1,7 @@
 """Evaluate a trained network on ground truth labels."""
 
 import argparse
+import math
 
 from src import arguments, cli
 from src.config import choose_device
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> dict:
     about = {"model": args.model, "dataset": args.dataset, "size": args.image_size}
     checkpoint = open_network(args.model_path, **about, tell=cli.notice)
     viewing = look([checkpoint], args.dataset, size=args.image_size)
+    viewing.require_logits()
     viewing.require_labels()
     cli.show(viewing)
     parts = (model_folder(checkpoint.model).lower(), file_part(viewing.dataset), checkpoint.seeds, checkpoint.stem)
@@ -39,6 +41,8 @@ def run(args: argparse.Namespace) -> dict:
         split = viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
         network = viewing.networks[0].network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
+        if not math.isfinite(scores["loss"]):
+            raise ValueError(f"{args.model_path}: the logits of some images are NaN or infinite, so none is a decision")
         text = (
             f"{network_name(checkpoint.facts())} ({viewing.dataset}): {args.dataset_type}, {len(split)} images\n"
             f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"

@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, print and write; returns the result."""
     device = choose_device(args.device)
-    files = stitch_files(args.pickle_path)
+    files = stitch_files(args.pickle_path, cli.notice)
     name = f"eval_stitch-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name, answers_anyway=True) as path:
         rows = [evaluate_one(args, file, device) for file in files]

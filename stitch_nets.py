@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from src import arguments, cli, plots
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         cli.notice(f"note: {line}")
     names = spec_names(specs)
     single = len(specs) == 1
-    with cli.result_paths(args, names, picture=None if single else SET) as paths:
+    interrupted = partial(state_files, names=names) if args.resume else None
+    with cli.result_paths(args, names, picture=None if single else SET, interrupted=interrupted) as paths:
         folder = paths[0].parent if paths[0] else None
         if folder and (text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite)):
             cli.notice(text)
@@ -111,8 +113,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
         outcomes = stitch(cuts, train, val, plan)
         about = {"weights": {"front": front.facts(), "end": end.facts()}}
+        params = cli.parameters(args) | viewing.unsaid
         found = [
-            {"params": cli.parameters(args) | asdict(spec), "key": key, **about, **outcome}
+            {"params": params | asdict(spec), "key": key, **about, **outcome}
             for spec, key, outcome in zip(specs, keys, outcomes, strict=True)
             if isinstance(outcome, dict)
         ]

@@ -27,14 +27,16 @@ GROUPS_HELP = "lower --batch-size, or average over groups of images with --group
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def open_pair(args: argparse.Namespace, *, labelled: bool = False) -> Viewing:
+def open_pair(args: argparse.Namespace, *, labelled: bool | None = None) -> Viewing:
     """The two networks that the arguments name, in front of the data set that they name or were trained on.
 
-    Refused where its labels are to be of their classes (`labelled`), and are not.
+    Refused where they are to decide, `labelled` says whether between the classes of its labels, and do not.
     """
     specs, models = (args.front_model, args.end_model), (args.model1, args.model2)
     pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, tell=notice)
     viewing = look(pair, args.dataset, size=args.image_size)
+    if labelled is not None:
+        viewing.require_logits()
     if labelled:
         viewing.require_labels()
     return show(viewing)
@@ -222,12 +224,21 @@ def result_path(
 
 @contextlib.contextmanager
 def result_paths(
-    args: argparse.Namespace, names: Sequence[str], *, picture: str | None = None, out_dir: Path | None = None
+    args: argparse.Namespace,
+    names: Sequence[str],
+    *,
+    picture: str | None = None,
+    out_dir: Path | None = None,
+    interrupted: Callable[[Path], Any] | None = None,
 ) -> Iterator[list[Path | None]]:
-    """Reserve the files of several results as `result_path` does that of one; `picture` names one picture of all."""
+    """Reserve the files of several results as `result_path` does that of one; `picture` names one picture of all.
+
+    `interrupted` says of a folder whether a run that is gone on with left it: what is there then is of the same run,
+    which has made a part of its results, and is made again.
+    """
     if args.no_save:
         for option in ("plot", "resume"):
-            if getattr(args, option, False):
+            if getattr(args, option, False) and out_dir is None:  # of weights, states lie elsewhere
                 raise ValueError(f"--no-save excludes --{option}: that is kept beside the result")
         yield [None for _ in names]
         return
@@ -241,7 +252,7 @@ def result_paths(
             for path in paths:
                 stack.enter_context(sole_maker(path))
             for target in targets:
-                if target.exists() and not args.overwrite:
+                if target.exists() and not args.overwrite and not (interrupted and interrupted(folder)):
                     raise FileExistsError(f"{target} exists already; give --overwrite or another --run-name")
             yield [*paths]
     finally:
@@ -272,7 +283,7 @@ def publish(
     record = {"params": parameters(args), **result, **results.provenance()}
     places: dict[str, str | None] = {"result": None}
     if place.path:
-        results.write(place.path, record, overwrite=args.overwrite)
+        results.write(place.path, record, overwrite=args.overwrite or getattr(args, "resume", False))
         places = {"result": str(place.path)}
         pictures = picture_paths(args, place.path) if getattr(args, "plot", False) and draw else []
         if args.overwrite:

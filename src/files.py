@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -154,7 +155,10 @@ def parse_tensors(content: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other protocols, which the error below refuses anyway
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if damaged := zipfile.is_zipfile(io.BytesIO(content)) and zipfile.ZipFile(io.BytesIO(content)).testzip():
+                raise RuntimeError(f"its part {damaged} is not what was written")  # which torch does not look at
+            return found
     except Exception as error:  # a hostile or cut file can make torch raise anything at all
         raise ValueError(_reason(error)) from None
 

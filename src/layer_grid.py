@@ -90,13 +90,15 @@ def compare_layers(
     batch_size: int = BATCH_SIZE,
     memory: float = 4e9,
     layouts: tuple[str | None, str | None] = (None, None),
+    labelled: bool = True,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare each of the first network's layers with each of the second's by the named metrics.
 
     `sample` is a batch of blank images. At most about `memory` bytes are held at once: layers are taken by blocks,
     with a pass over the images for each pair of blocks, and `tell` hears of it. A block of one pair may hold more.
-    `layouts` are those asked for, of each network; `tell` also hears what had to be guessed.
+    `layouts` are those asked for, of each network; `tell` also hears what had to be guessed. `labelled` says whether
+    both networks are known to have the classes of the images, as measures of their outputs need.
     Raises ValueError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
     needs more.
     """
@@ -109,14 +111,15 @@ def compare_layers(
     functional = [name for name in names if name in FUNCTIONAL]
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
     work = _Work(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
-    refused = refusal_of_outputs(networks, split, sample) if functional else None
+    refused = refusal_of_outputs(networks, split, sample, labelled=labelled) if functional else None
     if names:
         require_possible(work.plan(names, work.whole), memory, alone=not functional or bool(refused))
     if refused and names:  # known already, and no reason to freeze anything
         outputs = _refused(functional, refused)
     else:
         frozen = freeze(networks[0]), freeze(networks[1])
-        outputs = compare_outputs(frozen, split, functional, batch_size=batch_size, sample=sample)
+        how = {"batch_size": batch_size, "sample": sample, "labelled": labelled}
+        outputs = compare_outputs(frozen, split, functional, **how)
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:
         tell(work.plan_in_words(passes))
@@ -129,8 +132,15 @@ def compare_layers(
     return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
 
 
-def refusal_of_outputs(networks: tuple[Head, Head], split: Split, sample: Tensor) -> str | None:
-    """Why the decisions of two networks, images -> logits, cannot be compared: other classes; None where they can."""
+def refusal_of_outputs(
+    networks: tuple[Head, Head], split: Split, sample: Tensor, *, labelled: bool = True
+) -> str | None:
+    """Why the decisions of two networks, images -> logits, cannot be compared: other classes; None where they can.
+
+    `labelled`: whether the networks are known to have the classes of the images.
+    """
+    if not labelled:
+        return f"the networks are not both known to have the classes of {split.spec.name}"
     with torch.no_grad():
         classes = [tuple(network(sample).shape[1:]) for network in networks]
     if set(classes) == {(split.spec.classes,)}:
@@ -150,15 +160,17 @@ def compare_outputs(
     sample: Tensor,
     batch_size: int = BATCH_SIZE,
     alone: bool = True,
+    labelled: bool = True,
 ) -> Cell:
     """Compare what two networks, images -> logits, decide; without `names` nothing is run.
 
-    `sample` is a batch of blank images. Where they have other classes than the data set or each other the measures are
-    refused; with `alone`, if they are all that is asked for, by a ValueError before any work.
+    `sample` is a batch of blank images, `labelled` as in `refusal_of_outputs`. Where they have other classes than the
+    data set or each other the measures are refused; with `alone`, if they are all that is asked for, by a ValueError
+    before any work.
     """
     if not names:
         return Cell({}, {}, {}, {})
-    if refused := refusal_of_outputs(networks, split, sample):
+    if refused := refusal_of_outputs(networks, split, sample, labelled=labelled):
         if alone:
             raise ValueError(f"{', '.join(names)}: {refused}")
         return _refused(names, refused)

@@ -15,6 +15,7 @@ from src.evaluation import evaluate
 from src.learner import History, Learner
 from src.preprocessing import Preprocessing
 from src.sources import architecture, own_size, source_sha256, split_model, start_from
+from src.structure import no_logits
 from src.train_spec import TrainSpec
 from src.training import DEBUG_STEPS, Resume, fit_one
 from src.training_folder import LOG, weight_file, write_log
@@ -45,12 +46,22 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, notice: Notice) -> Sta
         size = asked.get("size") or own_size(model, images)
         made = architecture(model, channels=images.channels, classes=images.classes, size=size)
     eyes = replace(made.preprocessing, **asked) if made.preprocessing else None
+    channels, seen = images.channels, eyes.size if eyes else size or images.size
+    with torch.no_grad():
+        output = made.network.eval()(torch.zeros(2, eyes.channels if eyes else channels, seen, seen))
+    made.network.train()
+    if text := no_logits(output):
+        raise ValueError(f"{spec.model} returns {text}, not logits (images, classes)")
+    if output.shape[1] != images.classes:
+        raise ValueError(
+            f"{spec.model} decides between {output.shape[1]} classes, and {images.name} has {images.classes}"
+        )
     if spec.freeze_body:
         head = checkpoints.head_of(made.network)  # before anything is downloaded
         notice(f"training {head}, the last linear layer, alone")
     if spec.init_weights is None:
         return Start(made.network, eyes, images.labels, {}, source_sha256(model))
-    digest, head = start_from(made.network, spec.init_weights, model=model, tell=notice)
+    digest, head = start_from(made.network, spec.init_weights, model=model, dataset=images.name, tell=notice)
     if head:
         notice(f"the head {head} starts at random: it has another size in {spec.init_weights}")
     return Start(made.network, eyes, images.labels, {"init_weights": digest}, source_sha256(model))
@@ -123,7 +134,10 @@ def train_network(
 
     def objective(shared: None, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with mixed_precision(images.device, enabled=spec.amp):
-            logits = network(images).float()
+            logits = network(images)
+        if text := no_logits(logits):
+            raise ValueError(f"in training {spec.model} returns {text}, not logits (images, classes)")
+        logits = logits.float()
         return task.loss(logits, labels), task.correct(logits, labels)
 
     def log_epoch(history: History) -> None:

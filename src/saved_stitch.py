@@ -1,6 +1,7 @@
 """A result file of a stitch -> the two networks, cut, and the stitch between them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,21 +183,19 @@ def _by_digest(result: Path, sha256: str) -> str | None:
     return None
 
 
-def stitch_files(path: Path) -> list[Path]:
+def stitch_files(path: Path, tell: Callable[[str], None] = lambda line: None) -> list[Path]:
     """A result file, or the results of stitch_nets.py in a folder, in the order of their names.
 
-    Raises FileNotFoundError where there is none.
+    `tell` hears of files that cannot be read. Raises FileNotFoundError where there is none.
     """
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.glob("*.pkl")) if _is_stitch(_readable(file))]
+    files = []
+    for file in sorted(path.glob("*.pkl")):
+        try:
+            files += [file] if _is_stitch(results.read(file)) else []
+        except ValueError as error:
+            tell(f"left out: {error}")
     if not files:
         raise FileNotFoundError(f"no result of stitch_nets.py in {path}")
     return files
-
-
-def _readable(file: Path) -> Any:
-    try:
-        return results.read(file)
-    except ValueError:
-        return None

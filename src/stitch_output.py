@@ -35,7 +35,7 @@ def publish(
         cli.say(stitches_table(found))
     for path, result in zip(paths, found, strict=True):
         if path:
-            results.write(path, result | results.provenance(), overwrite=args.overwrite)
+            results.write(path, result | results.provenance(), overwrite=args.overwrite or args.resume)
             results.keep_row(path, result)
     pictures = cli.picture_paths(args, paths[0].with_name(f"{SET}.pkl")) if paths[0] and args.plot else []
     for picture in pictures:

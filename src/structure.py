@@ -63,6 +63,16 @@ def needs_plain_memory(model: nn.Module) -> bool:
     )
 
 
+def no_logits(output: Any) -> str:
+    """What a network returned for some images, in words; "" where these are logits (images, classes)."""
+    if not isinstance(output, Tensor):
+        return f"a {type(output).__name__}"
+    if output.dim() == 2 and output.is_floating_point():
+        return ""
+    kind = "" if output.is_floating_point() else f"{str(output.dtype).removeprefix('torch.')} "
+    return f"{kind}values of the shape ({', '.join(['n', *map(str, output.shape[1:])])})"
+
+
 def split_layer(layer: str) -> tuple[str, int | None]:
     """Name of a module and which of its tensors is meant: "lstm:1" -> ("lstm", 1), "conv1" -> ("conv1", None)."""
     match = re.fullmatch(r"(.*):(\d+)", layer, re.ASCII | re.DOTALL)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -204,6 +205,14 @@ def _stopping(learner: Learner) -> Iterator[None]:
         learner.failure = str(error)
 
 
+def _short(value: Any) -> str:
+    """A value for a message, of digests the beginning."""
+    if isinstance(value, list | tuple) and len(value) > 1:
+        return f"{len(value)} ({_short(value[0])} ...)"
+    text = str(value)
+    return re.sub(r"[0-9a-f]{64}", lambda found: found[0][:8], text)
+
+
 @dataclass(slots=True)
 class _Run:
     """Everything that changes during training, so everything that a resumed run needs."""
@@ -248,7 +257,8 @@ class _Run:
         for key in sorted(record["identity"].keys() | resume.identity.keys()):
             before, now = record["identity"].get(key), resume.identity.get(key)
             if before != now:
-                raise ValueError(f"cannot resume from {resume.file}: it was started with {key} {before}, not {now}")
+                differ = f"{key} {_short(before)}, not {_short(now)}"
+                raise ValueError(f"cannot resume from {resume.file}: it was started with {differ}")
         try:
             for learner, state in zip(self.learners, record["learners"], strict=True):
                 learner.load(state)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from src.checkpoints import Checkpoint
 from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
 from src.preprocessing import Preprocessing, presented
+from src.structure import no_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,11 @@ class Viewing:
     @property
     def dataset(self) -> str:
         return self.spec.name
+
+    @property
+    def unsaid(self) -> dict[str, str]:
+        """The data set, where a network does not say it: a result must, to be opened again."""
+        return {"dataset": self.dataset} if any(network.dataset is None for network in self.networks) else {}
 
     @property
     def shared(self) -> Preprocessing | None:
@@ -70,6 +76,19 @@ class Viewing:
                     f"{network.path} decides between {count}other classes than those of {self.dataset}{differs}, so it "
                     f"has no accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
                 )
+
+    def require_logits(self) -> None:
+        """Raise ValueError where a network returns anything but logits (images, classes), or those of several sizes."""
+        found = {}
+        for network in self.networks:
+            with torch.no_grad():
+                output = network.network(self.sample)
+            if text := no_logits(output):
+                raise ValueError(f"{network.path} returns {text}, not logits (images, classes)")
+            found[output.shape[1]] = network.path
+        if len(found) > 1:
+            texts = [f"{path} decides between {count}" for count, path in found.items()]
+            raise ValueError(f"{', '.join(texts)} classes: what the one says cannot be held against the other")
 
     def elsewhere(self, dataset: str, *, size: int | None = None) -> "Viewing":
         """The same networks, as they are here, in front of other images of the same classes.

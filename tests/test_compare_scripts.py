@@ -284,3 +284,39 @@ def test_a_stitch_too_keeps_what_can_be_compared(toy, capsys) -> None:
         compare_frank_m2.main([*command, "cca", "--run-name", "d"])
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: cca of")
     assert not list(toy.rglob("results/d/*.pkl"))
+
+
+def test_decisions_are_not_compared_by_the_number_of_a_class(toy, capsys) -> None:
+    """As many classes, of other names."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8), dtype=np.uint8)
+    np.savez("n.npz", x_val=images, y_val=np.arange(8) % 4, classes=np.array(["p", "q", "r", "s"]))
+    words = ["a3.pt", "b3.pt", "bn1", "bn1", "arrays:n.npz"]
+    compare_nets.main([*words, "cka", "disagreement"])
+    assert "not both known to have the classes of arrays:n.npz" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
+        compare_nets.main([*words, "jsd", "abs_acc_diff"])
+
+
+def test_damaged_results_in_a_folder_are_named(toy, capsys) -> None:
+    stitch_nets.main(["a3.pt", "b3.pt", "bn1", "bn1", "-e", "0", "--run-name", "f"])
+    Path("results/f/torn.pkl").write_bytes(Path("results/f/bn1-bn1.pkl").read_bytes()[:500])
+    for script, more in ((eval_stitch, []), (compare_frank_m2, ["cka"])):
+        script.main(["results/f", "after", *more, "--no-save"])
+        assert "left out: cannot read results/f/torn.pkl" in capsys.readouterr().err
+
+
+def test_a_stitch_of_an_untrained_network_is_opened_again(toy) -> None:
+    stitch_nets.main(["toy_w3#0", "b3.pt", "bn1", "bn1", "-e", "0", "--run-name", "u"])
+    assert results.read(Path("results/u/bn1-bn1.pkl"))["params"]["dataset"] == "toy"
+    eval_stitch.main(["results/u/bn1-bn1.pkl", "after", "--no-save"])
+    compare_frank_m2.main(["results/u/bn1-bn1.pkl", "after", "cka", "--no-save"])
+
+
+def test_a_set_of_which_one_diverged_is_gone_on_with(toy) -> None:
+    words = ["a3.pt", "b3.pt", "bn1", "bn1", "-i", "ps_inv", "-e", "1", "-b", "16", "--optimizer", "sgd"]
+    words += ["-lr", "1e-3,1e38", "--run-name", "d"]
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as stop:
+            stitch_nets.main([*words, *more])
+        assert stop.value.code == 2
+        assert [path.name for path in Path("results/d").glob("*.pkl")] == ["bn1-bn1,lr=0.001.pkl"]

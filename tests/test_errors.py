@@ -323,3 +323,56 @@ def test_a_corrupt_image_is_named(folder: Path, capsys: pytest.CaptureFixture[st
     (faces / "list_attr_celeba.txt").write_text(f"2\n{names}\n{rows}")
     (faces / "list_eval_partition.txt").write_text("1.jpg 2\n2.jpg 2\n")
     assert "2.jpg" in refuse("eval_net celeba.pt --num-workers 1", capsys)
+
+
+OUTPUTS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, kind, classes):
+        super().__init__()
+        self.conv, self.fc, self.kind = nn.Conv2d(1, 3, 3), nn.Linear(3, classes), kind
+
+    def forward(self, x):
+        logits = self.fc(self.conv(x).mean((2, 3)))
+        if self.kind == "nan":
+            return logits * float("nan")
+        if self.kind == "training" and self.training:
+            return logits, logits
+        return {"tuple": (logits, logits), "maps": x, "dict": {"logits": logits}}.get(self.kind, logits)
+
+def wide(classes): return Net("", 1000)
+def two(classes): return Net("tuple", classes)
+def record(classes): return Net("dict", classes)
+def maps(classes): return Net("maps", classes)
+def nan(classes): return Net("nan", classes)
+def training(classes): return Net("training", classes)
+def leaves(classes): raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("eval_net {}:wide#0", "decides between other classes than those of toy"),
+        ("eval_net {}:two#0", "returns a tuple, not logits (images, classes)"),
+        ("eval_net {}:record#0", "returns a dict, not logits"),
+        ("eval_net {}:maps#0", "returns values of the shape (n, 1, 8, 8), not logits"),
+        ("eval_net {}:nan#0", "the logits of some images are NaN or infinite"),
+        ("eval_net {}:leaves#0", "nets.py:leaves failed: SystemExit: 3"),
+        ("train_model -m {}:wide -e 1", "decides between 1000 classes, and toy has 4"),
+        ("train_model -m {}:two -e 1", "returns a tuple, not logits"),
+        ("train_model -m {}:training -e 1 -b 8", "in training nets.py:training returns a tuple, not logits"),
+        ("stitch_nets {}:two#0 a3.pt conv bn1", "returns a tuple, not logits"),
+        ("stitch_nets {}:wide#0 a3.pt conv bn1 --target-type soft_2", "cannot be held against the other"),
+    ],
+)
+def test_what_is_no_logits_is_refused_before_any_work(toy: Path, capsys, command: str, message: str) -> None:
+    Path("nets.py").write_text(OUTPUTS)
+    script, *words = command.format("nets.py").split()
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).main([*words, "-d", "toy"])
+    error = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and error[-1].startswith("error: ") and message in error[-1]
+    assert not list(toy.glob("results/**/*.pkl"))

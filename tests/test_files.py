@@ -326,3 +326,13 @@ def test_cut_tensors_are_refused_in_one_line() -> None:
         for share in (0.1, 0.5, 0.99):
             with pytest.raises(ValueError, match=r"\A.+\Z"):
                 parse_tensors(content.getvalue()[: int(share * content.tell())])
+
+
+def test_a_flipped_bit_is_found_by_the_checksums_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    write_tensors(path, {"w": torch.arange(1000.0)})
+    content = bytearray(path.read_bytes())
+    assert torch.equal(parse_tensors(bytes(content))["w"], torch.arange(1000.0))
+    content[len(content) // 2] ^= 1
+    with pytest.raises(ValueError, match="its part .* is not what was written"):
+        parse_tensors(bytes(content))

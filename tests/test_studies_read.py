@@ -67,7 +67,8 @@ def test_a_study_becomes_tables_and_a_page(toy, capsys) -> None:
         [means.mean(), means.mean() - half, means.mean() + half],
     )
     main(["table", "s.toml", "--over", "seeds"])
-    assert {row["n"] for row in csv.DictReader(Path("results/s/table.csv").read_text().splitlines())} == {"2"}
+    assert {row["n"] for row in csv.DictReader(Path("results/s/table-seeds.csv").read_text().splitlines())} == {"2"}
+    assert len(list(csv.DictReader(Path("results/s/table.csv").read_text().splitlines()))) == 8  # as it was
     assert len(pd.read_csv("results/s/comparisons.csv")) == 6 * 2 * 4
 
     main(["report", "s.toml"])

@@ -12,6 +12,8 @@ from src.dataset import augment
 from src.dataset.spec import SPLITS, DatasetSpec
 from src.task import SINGLE_LABEL
 
+MOST = 100_000  # classes
+
 
 def arrays_spec(name: str, path: Path) -> DatasetSpec:
     """What is known of an .npz file with x_train, y_train, x_val, y_val, of which one split may be missing.
@@ -119,7 +121,13 @@ def _classes(file: Any, labels: dict[str, np.ndarray], path: Path) -> tuple[str,
         if not classes or len(set(classes)) < len(classes):
             raise ValueError(f"{path}: classes is no list of names that differ")
     else:
-        classes = tuple(str(number) for number in range(int(labels.get("train", labels[next(iter(labels))]).max()) + 1))
+        numbers = labels.get("train", labels[next(iter(labels))])
+        if numbers.max() >= MOST:
+            split = next(split for split in labels if labels[split] is numbers)
+            raise ValueError(
+                f"{path}: y_{split}: the label {numbers.max()} of image {numbers.argmax()} is {MOST} or more"
+            )
+        classes = tuple(map(str, range(int(numbers.max()) + 1)))
     for split, numbers in labels.items():
         if numbers.max() >= len(classes):
             raise ValueError(

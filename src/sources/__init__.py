@@ -19,6 +19,7 @@ from src.sources import python, timm, torchvision
 from src.sources.library import Architecture, Source, tried
 from src.sources.spec import NetworkSpec, parse_spec
 from src.sources.transformers import Logits, open_classifier
+from src.structure import no_logits
 
 SOURCES: dict[str, Source] = {
     "torchvision": torchvision.SOURCE,
@@ -181,7 +182,12 @@ def files_of(text: str) -> list[Path]:
 
 
 def start_from(
-    network: nn.Module, text: str, *, model: str, tell: Callable[[str], None] = lambda line: None
+    network: nn.Module,
+    text: str,
+    *,
+    model: str,
+    dataset: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, str | None]:
     """Start a network of an architecture from what a spec names, whose head may differ in size, and nothing else.
 
@@ -190,7 +196,7 @@ def start_from(
     spec = parse_spec(text, PREFIXES)
     if spec.source == "file":
         return checkpoints.fill_from(network, Path(spec.name), model=model, canonical=canonical_model)
-    found = open_network(text, tell=tell)
+    found = open_network(text, dataset=dataset, tell=tell)
     if found.model != model:
         raise ValueError(f"{text} is for the model {found.model}, not {model}")
     return found.sha256, checkpoints.fill_body(network, found.network.state_dict(), f"{text} does not fit {model}")
@@ -276,9 +282,18 @@ def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpo
     if state is not None:
         checkpoints.fill(made.network, state, f"{spec.weights} does not fit {spec.name}")
     labels = images.labels if images and (state is None or trained_on) else None
+    if labels and spec.source == "python" and _outputs(made.network, channels, size or 0) != len(labels):
+        labels = None  # it decides between others, or gives no logits
     eyes = record or made.preprocessing or (measured(images).preprocessing if images else None)
     found = _checkpoint(spec, Architecture(made.network, eyes), labels, digest=digest)
     return replace(found, dataset=trained_on.name if trained_on else None)
+
+
+def _outputs(network: nn.Module, channels: int, size: int) -> int | None:
+    """Between how many classes a network decides; None where it gives no logits."""
+    with torch.no_grad():
+        output = network.eval()(torch.zeros(2, channels, size, size))
+    return None if no_logits(output) else output.shape[1]
 
 
 def _build(spec: NetworkSpec, **sizes: Any) -> Architecture:

@@ -1,5 +1,6 @@
 """Networks that a function of the user's own Python file returns."""
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
@@ -25,8 +26,9 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     try:
         taken = inspect.signature(found).parameters
         given = {key: value for key, value in offered.items() if key in taken and value is not None}
-        network = found(**given)
-    except Exception as error:  # the user's own code
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            network = found(**given)
+    except (Exception, SystemExit) as error:  # the user's own code
         raise ValueError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
@@ -56,8 +58,9 @@ def _load(file: Path, name: str) -> dict[str, Any]:
     loaded = sys.modules[module] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.parent.resolve()))  # what stands beside it may be imported by it
     try:
-        spec.loader.exec_module(loaded)
-    except Exception as error:  # the user's own code
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(loaded)
+    except (Exception, SystemExit) as error:  # the user's own code
         del sys.modules[module]
         raise ValueError(f"{file} cannot be run: {type(error).__name__}: {first_line(error)}") from None
     finally:

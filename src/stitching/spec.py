@@ -118,7 +118,7 @@ def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
     values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
     lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
     chosen = (dict(zip(VARIED, some, strict=True)) for some in itertools.product(*lists))
-    return [StitchSpec("", "", **(values | some)) for some in chosen]
+    return list(dict.fromkeys(StitchSpec("", "", **(values | some)) for some in chosen))  # a mask has two spellings
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,7 @@ class _Work:
             list(zip(fronts, ends, strict=True)) if table.layer_pairs == "zip" else itertools.product(fronts, ends)
         )
         specs, left_out = draft
+        self.viewing.require_logits()
         if any(not TARGETS[spec.target_type].teachers for spec in specs):
             self.viewing.require_labels()
         for couple in couples:

@@ -30,8 +30,9 @@ def write_tables(found: Found, over: str, folder: Path) -> dict[str, Path]:
     if len(found.stitches):
         frame = grouped(found, over)
         texts["every stitch"] = "stitches.csv", found.stitches.to_csv(index=False)
-        texts[f"means over {over}"] = "table.csv", frame.to_csv(index=False)
-        texts["the same in LaTeX"] = "table.tex", to_latex(frame, over)
+        name = "table" if over == "pairs" else f"table-{over}"
+        texts[f"means over {over}"] = f"{name}.csv", frame.to_csv(index=False)
+        texts["the same in LaTeX"] = f"{name}.tex", to_latex(frame, over)
     if len(found.comparisons):
         texts["every comparison"] = "comparisons.csv", found.comparisons.to_csv(index=False)
     places = {}

@@ -104,7 +104,7 @@ def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
         if isinstance(outcome, FloatingPointError):
             diverged[item.name] = f"FloatingPointError: {outcome}"
             continue
-        params = parameters(bundle) | asdict(spec)
+        params = parameters(bundle) | viewing.unsaid | asdict(spec)
         store.publish(item.name, {"params": params, "key": item.key, **facts, **outcome, **_provenance()})
     return diverged
 
@@ -128,6 +128,7 @@ def compare_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
         group=spec.group_at,
         memory=task.memory,
         layouts=(front.layout, end.layout),
+        labelled=viewing.labelled,
         tell=lambda line: tell(line) if line.startswith("note") else None,
     )
     asked = {"methods": list(spec.metrics), "view": spec.view, "group_at": spec.group_at, "dataset_type": spec.split}
