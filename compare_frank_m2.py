@@ -34,14 +34,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare, print and write; returns the result."""
     device = choose_device(args.device)
-    files = stitch_files(args.pickle_path, cli.notice)
+    files, told = stitch_files(args.pickle_path, cli.notice), set()
     name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name if args.layer is None else f"{name}-{args.layer or 'output'}") as path:
-        found = [compare_one(args, file, device) for file in files]
+        found = [compare_one(args, file, device, told) for file in files]
         if args.pickle_path.is_dir():
             text, result = folder_report(args, files, found)
         else:
-            title, cell = found[0]
+            _, title, cell = found[0]
             text, result = cli.comparison_report(cell)
             text = f"{report.fill(title)}\n{text}"
         result["products"] = described(device)
@@ -49,11 +49,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def compare_one(args: argparse.Namespace, file: Path, device: Any) -> tuple[str, Cell]:
-    """What is compared, in words, and the comparison of one stitch."""
+def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str]) -> tuple[str, str, Cell]:
+    """What a stitch is called, what is compared, in words, and the comparison."""
     saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model, size=args.image_size)
-    for role, weights in saved.weight_files.items():
-        cli.notice(f"{role}: {weights}")
+    cli.tell_weights(saved, told)
     layer = saved.end_layer if args.layer is None else args.layer
     stitched, end = (part.to(device) for part in saved.heads(layer))
     sample = saved.viewing.sample.to(device)
@@ -86,24 +85,24 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any) -> tuple[str,
     if not cell.values:
         raise ValueError("; ".join(dict.fromkeys(cell.refused.values())))
     title = f"{saved.title}: {args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
-    return title, cell
+    return saved.called(file), title, cell
 
 
 def folder_report(
-    args: argparse.Namespace, files: Sequence[Path], found: Sequence[tuple[str, Cell]]
+    args: argparse.Namespace, files: Sequence[Path], found: Sequence[tuple[str, str, Cell]]
 ) -> tuple[str, dict[str, Any]]:
     """Text, a row a stitch and a column a method, and the same for the result file.
 
     Raises ValueError where no stitch has a value at all.
     """
-    if not any(cell.values for _, cell in found):
-        cli.comparison_report(found[0][1])
+    if not any(cell.values for *_, cell in found):
+        cli.comparison_report(found[0][2])
     table, notes, rows = [], [], []
-    for file, (title, cell) in zip(files, found, strict=True):
-        numbers = {name: f"{cell.number(name):.4f}" if name in cell.values else "-" for name in args.methods}
-        table.append({"stitch": file.stem, **numbers})
-        notes += [f"{file.stem}: {name}: no value: {reason}" for name, reason in cell.refused.items()]
-        notes += [f"{file.stem}: warning: {text}" for health in cell.health.values() for text in health.warnings]
+    for file, (name, title, cell) in zip(files, found, strict=True):
+        numbers = {key: f"{cell.number(key):.4f}" if key in cell.values else "-" for key in args.methods}
+        table.append({"stitch": name, **numbers})
+        notes += [f"{name}: {key}: no value: {reason}" for key, reason in cell.refused.items()]
+        notes += [f"{name}: warning: {text}" for health in cell.health.values() for text in health.warnings]
         rows.append({"stitch": str(file), "title": title, **cli.comparison_record(cell)})
     where = args.layer or ("the stitched layer" if args.layer is None else "output")
     lines = [

@@ -35,10 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_options(parser)
     options, words = options_first(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(words, options)
-    for name, number in (("front_layer", 1), ("end_layer", 2)):
-        named, asked = getattr(args, name), getattr(args, f"layers{number}")
-        if asked not in (None, named):
-            parser.error(f"layer{number} is {named}, and --layers{number} {asked}; give one of both")
+    args.front_layer = args.front_layer if args.layers1 is None else args.layers1
+    args.end_layer = args.end_layer if args.layers2 is None else args.layers2
     return args
 
 

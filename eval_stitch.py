@@ -26,10 +26,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, print and write; returns the result."""
     device = choose_device(args.device)
-    files = stitch_files(args.pickle_path, cli.notice)
+    files, told = stitch_files(args.pickle_path, cli.notice), set()
     name = f"eval_stitch-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name, answers_anyway=True) as path:
-        rows = [evaluate_one(args, file, device) for file in files]
+        rows = [evaluate_one(args, file, device, told) for file in files]
         if args.pickle_path.is_dir():
             result: dict[str, Any] = {"folder": str(args.pickle_path), "type": args.stitch_type, "stitches": rows}
             text = folder_text(args, rows)
@@ -41,23 +41,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def evaluate_one(args: argparse.Namespace, file: Path, device: Any) -> dict[str, Any]:
+def evaluate_one(args: argparse.Namespace, file: Path, device: Any, told: set[str]) -> dict[str, Any]:
     """Scores of one stitched network, and what it is."""
     saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model, size=args.image_size)
-    for role, weights in saved.weight_files.items():
-        cli.notice(f"{role}: {weights}")
+    cli.tell_weights(saved, told)
     saved.viewing.require_labels()
     split = saved.viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
     scores = evaluate(saved.network.to(device), split, batch_size=args.batch_size, title="evaluating")
-    return {"stitch": str(file), "title": saved.title, "type": args.stitch_type, "images": len(split), **scores}
+    about = {"stitch": str(file), "name": saved.called(file), "title": saved.title, "type": args.stitch_type}
+    return {**about, "images": len(split), **scores}
 
 
 def folder_text(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
     """A row a stitch."""
-    table = [
-        {"stitch": Path(row["stitch"]).stem, "accuracy": f"{row['acc']:.2%}", "loss": f"{row['loss']:.4f}"}
-        for row in rows
-    ]
+    table = [{"stitch": row["name"], "accuracy": f"{row['acc']:.2%}", "loss": f"{row['loss']:.4f}"} for row in rows]
     title = f"{args.pickle_path}: {args.stitch_type}, {args.dataset_type}, {rows[0]['images']} images"
     return f"{report.fill(title)}\n{report.columns_text(table, right=('accuracy', 'loss'), squeeze='stitch')}"
 

@@ -20,6 +20,7 @@ from src.files import sole_maker
 from src.learner import History
 from src.metrics import MEASURES, Cell
 from src.plots import FORMATS
+from src.saved_stitch import SavedStitch
 from src.viewing import Viewing, look
 
 # What to do where the memory for a comparison is short.
@@ -169,6 +170,14 @@ def _fail(message: str, code: int) -> None:
 def notice(message: str) -> None:
     """Tell the user something that is not a result."""
     print(message, file=sys.stderr, flush=True)
+
+
+def tell_weights(saved: SavedStitch, told: set[str]) -> None:
+    """Where the networks of a stitch are from, on stderr, unless that was told before."""
+    for role, weights in saved.weight_files.items():
+        if (line := f"{role}: {weights}") not in told:
+            told.add(line)
+            notice(line)
 
 
 def device_for_training(args: argparse.Namespace) -> torch.device:

@@ -72,7 +72,8 @@ ALL = "all"
 def choose_controls(text: str) -> list[str]:
     """The controls that a comma list, or "all", names, in the order of the table; ValueError for an unknown one."""
     named = [part.strip() for part in text.split(",")]
-    named = list(CONTROLS) if ALL in named else named
+    if named == [ALL]:
+        return list(CONTROLS)
     for name in named:
         if name not in CONTROLS:
             raise ValueError(f"unknown control {name!r}; choose all, or from {', '.join(CONTROLS)}")

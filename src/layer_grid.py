@@ -18,6 +18,7 @@ from src.metrics import FUNCTIONAL, METRICS, Cell, Grid
 from src.metrics.linalg import float64_device
 from src.metrics.plan import GridPlan, Pair, plan_grid, require_possible
 from src.progress import bar
+from src.structure import no_logits
 
 Tile = tuple[list[int], list[int]]
 T = TypeVar("T")
@@ -139,13 +140,14 @@ def refusal_of_outputs(
 
     `labelled`: whether the networks are known to have the classes of the images.
     """
-    if not labelled:
-        return f"the networks are not both known to have the classes of {split.spec.name}"
     with torch.no_grad():
-        classes = [tuple(network(sample).shape[1:]) for network in networks]
-    if set(classes) == {(split.spec.classes,)}:
-        return None
-    return f"{' and '.join(map(str, classes))} outputs, where {split.spec.name} has {split.spec.classes} classes"
+        outputs = [network(sample) for network in networks]
+    if texts := [text for output in outputs if (text := no_logits(output))]:
+        return f"a network returns {texts[0]}, not logits (images, classes)"
+    classes = [output.shape[1] for output in outputs]
+    if set(classes) != {split.spec.classes}:
+        return f"{' and '.join(map(str, classes))} outputs, where {split.spec.name} has {split.spec.classes} classes"
+    return None if labelled else f"the networks are not both known to have the classes of {split.spec.name}"
 
 
 def _refused(names: Sequence[str], reason: str) -> Cell:

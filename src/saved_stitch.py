@@ -1,6 +1,7 @@
 """A result file of a stitch -> the two networks, cut, and the stitch between them."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ class SavedStitch:
         params = {"front_layer": self.front_layer, "end_layer": self.end_layer, "dataset": self.trained_on}
         params |= {"evaluate_on": self.dataset} if self.dataset != self.trained_on else {}
         return stitch_title({"params": params, "weights": {"front": self.front.facts(), "end": self.end.facts()}})
+
+    def called(self, file: Path) -> str:
+        """What a row of a table is called: the name of its file; of a study's, of its key the beginning, and layers."""
+        if not re.fullmatch(r"[0-9a-f]{64}", file.stem):
+            return file.stem
+        return f"{file.stem[:8]} {self.front_layer or 'output'}-{self.end_layer or 'output'}"
 
     @property
     def dataset(self) -> str:

@@ -262,7 +262,7 @@ def test_networks_of_other_classes_have_no_decisions_to_compare_and_all_else(tmp
     pair = [DIGITS[0], "nets.py:seven", "bn8", "3", "digits"]
     for options in ([], ["--intervals"]):
         compare_nets.main([*pair, "jsd", "cka", "--overwrite", "--run-name", "r", *options])
-        assert capsys.readouterr().out.count("jsd: no value: (10,) and (7,) outputs, where digits has 10 classes") == 1
+        assert capsys.readouterr().out.count("jsd: no value: 10 and 7 outputs, where digits has 10 classes") == 1
         found = results.read(Path("results/r/compare_nets-bn8-3.pkl"))
         assert list(found["values"]) == ["cka"] and list(found["refused"]) == ["jsd"]
     for methods in (["jsd"], ["jsd", "l2"]):

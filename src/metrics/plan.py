@@ -238,12 +238,14 @@ def plan_grid(
 
     group: metrics of images with images (cka, cka_debiased, cka_rbf, mutual_knn in the view "images") are computed
     for consecutive groups of that many images and averaged, weighted by images; a rest of less than half a group joins
-    the last one. All others are exact over all images, so grouping does not touch them; without it, those that no
-    rotation changes are computed from inner products of images where images are fewer than features.
+    the last one, and one group of all is none. All others are exact over all images, so grouping does not touch them;
+    without it, those that no rotation changes are computed from inner products of images where images are fewer than
+    features.
 
     memory: bytes that a metric may take beside the activations; None: any number.
     """
-    group_sizes(n_images, group)
+    if len(group_sizes(n_images, group)) == 1:
+        group = None
     shapes = [tuple(x) for x in shapes_x], [tuple(y) for y in shapes_y]
     cells = {
         (i, j): plan_cell(names, view, n_images, x, y, group, memory)
