@@ -247,7 +247,7 @@ def result_paths(
     """
     if args.no_save:
         for option in ("plot", "resume"):
-            if getattr(args, option, False) and out_dir is None:  # of weights, states lie elsewhere
+            if getattr(args, option, False):
                 raise ValueError(f"--no-save excludes --{option}: that is kept beside the result")
         yield [None for _ in names]
         return

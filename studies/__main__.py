@@ -31,7 +31,7 @@ PURPOSE = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
-    command = words.pop(0) if words and words[0] in (*COMMANDS, "run") else "run"
+    command = words.pop(0) if words and words[0] in COMMANDS else "run"
     parser = parser_of(command)
     args = parser.parse_args(words)
     args.command = command
