@@ -20,8 +20,9 @@ from benchmarks import plain
 from src.cut import head
 from src.dataset import DATASETS, load_split
 from src.dataset.split import MemorySplit
-from src.evaluation import compare, evaluate, view_pair
+from src.evaluation import compare, evaluate
 from src.frozen import freeze
+from src.gathering import gather_moments
 from src.learner import Learner
 from src.metrics.gram import gram_sums
 from src.metrics.moments import least_squares
@@ -100,7 +101,10 @@ def stitch_epoch(model: str, layer: str, count: int, *, amp: bool = False) -> Ca
 
 def init_least_squares(model: str, layer: str, count: int) -> Case:
     def suite() -> np.ndarray:
-        return least_squares(view_pair(pair(model, layer), data(count), keep=False, title="").moments).w.numpy()
+        spec = StitchSpec(layer, layer, init="ps_inv")
+        cuts = Cuts(network(model, 0), network(model, 1), [spec], torch.zeros(2, 3, 32, 32))
+        moments = gather_moments(cuts, [spec], data(count), title="", notice=print)[spec.cut]
+        return least_squares(moments).w.numpy()
 
     def baseline() -> np.ndarray:
         batches = plain_batches(count, train=False)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from src.activations import BATCH_SIZE
 from src.dataset import Split
-from src.evaluation import PairView
 from src.learner import History
 from src.metrics.health import facts_of_sums, health_of
 from src.metrics.moments import Affine, PairedMoments, least_squares, squared_error
 from src.ood import Scores
 from src.probe import Probe
 from src.scores import Tally, tally
+from src.similarity import FRONT
 from src.stitching import LOGITS, Cuts, Geometry, MaskedStitch, StitchLayer, StitchSpec, from_arrays
 from src.stitching.inits import INITS
 from src.verdicts import intervals_of, penalty_of, score_of
@@ -60,9 +60,9 @@ class Outcomes:
         self._probes: dict[str, tuple[str, Probe]] = {}
 
     def add(
-        self, works: Sequence[Work], on_val: PairedMoments, on_train: PairedMoments | None, view: PairView | None
-    ) -> None:
-        """Finish the maps of stitches of one pair of layers, from its moments; similarity from a view of it."""
+        self, works: Sequence[Work], on_val: PairedMoments, on_train: PairedMoments | None
+    ) -> dict[str, StitchLayer]:
+        """Finish the maps of stitches of one pair of layers, from its moments, and return them by name."""
         exact, fitted = least_squares(on_val), least_squares(on_train) if on_train else None
         geometry = self.cuts.geometry(works[0].spec.cut)
         health = _health(geometry, on_val)
@@ -72,14 +72,18 @@ class Outcomes:
             for stage in STAGES:
                 if stage in work.maps:
                     work.names[stage] = self._name(work, stage)
-        mine = {name: self._stitches[name][1] for work in works for name in work.names.values()}
-        ckas = view.ckas(mine) if view else {}
-        for work in works:
-            for stage, name in {"front": "front", **work.names}.items():
-                work.similar[f"cka{SUFFIX[stage]}"] = ckas.get(name)
-            work.similar["health"] = health
-            work.similar["cka_group_at"] = view.cka_group if view else None
+            work.similar = {f"cka{SUFFIX[stage]}": None for stage in ("front", *work.names)}
+            work.similar |= {"health": health, "cka_group_at": None}
             work.similar |= _distances(work.maps, on_val, same_shape=geometry.front_shape == geometry.end_shape)
+        return {name: self._stitches[name][1] for work in works for name in work.names.values()}
+
+    @staticmethod
+    def add_ckas(works: Sequence[Work], ckas: Mapping[str, float], group: int | None = None) -> None:
+        """Note the CKA of every map by name, and of the front network's activation, `FRONT`."""
+        for work in works:
+            for stage, name in {"front": FRONT, **work.names}.items():
+                work.similar[f"cka{SUFFIX[stage]}"] = ckas[name]
+            work.similar["cka_group_at"] = group
 
     def _name(self, work: Work, stage: str) -> str:
         w, b = (np.asarray(work.maps[stage][key], dtype=np.float32) for key in ("w", "b"))

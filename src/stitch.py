@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from src.activations import BATCH_SIZE
 from src.controls import sewn_between, stage
 from src.dataset import Split
-from src.evaluation import PairView, can_share, view_pair
 from src.gathering import Moments, gather_moments
 from src.learner import History, Learner
 from src.metrics.moments import PairedMoments
@@ -17,10 +16,12 @@ from src.ood import out_of_distribution
 from src.outcome import Outcomes, Work
 from src.probe import Averages
 from src.scores import Tally, tally
+from src.similarity import FRONT, can_share, cka_group, ckas, share, shared_ckas
 from src.stitching import (
     LOGITS,
     ConstantStitch,
     ControlSpec,
+    Cut,
     Cuts,
     StitchObjective,
     StitchSpec,
@@ -157,23 +158,27 @@ class _Group:
     def _finish_maps(self, outcomes: Outcomes, done: Sequence[Work], on_train: Moments) -> None:
         """The maps of each stitch, and how near they come to the end network's activation."""
         cuts, val = self.cuts, self.val
-        cut_of = list(dict.fromkeys(work.spec.cut for work in done))
-        shared = {cut for cut in cut_of if self.plan.similarity and can_share(cuts.geometry(cut), len(val))}
+        of: dict[Cut, list[Work]] = {}
+        for work in done:
+            of.setdefault(work.spec.cut, []).append(work)
+        similar = [cut for cut in of if self.plan.similarity]
+        shared = {cut for cut in similar if can_share(cuts.geometry(cut), len(val))}
         others = [work.spec for work in done if work.spec.cut not in shared]
         on_val = gather_moments(cuts, others, val, title="moments on val", notice=self.tell.notice)
-        for cut in cut_of:
-            same = [work for work in done if work.spec.cut == cut]
-            view = None
-            if cut in shared:
-                title = f"activations on val, {cut.front_layer} and {cut.end_layer}"
-                view = view_pair(cuts.pair(same[0].spec), val, keep=True, title=title)
-            elif self.plan.similarity:
-                view = PairView(cuts.pair(same[0].spec), val, on_val[cut])
-            if view and view.cka_group:
+        asked = {}
+        for cut, works in of.items():
+            both = share(cuts, cut, val) if cut in shared else None
+            asked[cut] = outcomes.add(works, both.moments if both else on_val[cut], on_train.get(cut))
+            if both:
+                outcomes.add_ckas(works, shared_ckas(both, asked[cut]))
+        found = ckas(cuts, {cut: asked[cut] for cut in similar if cut not in shared}, val)
+        for cut in (cut for cut in similar if cut not in shared):
+            group = cka_group(cuts.geometry(cut), len(val))
+            if group:
                 self.tell.notice(
-                    f"cka: mean over groups of {view.cka_group} images, since all activations are too large to keep"
+                    f"cka: mean over groups of {group} images, since all activations are too large to keep"
                 )
-            outcomes.add(same, view.moments if view else on_val[cut], on_train.get(cut), view)
+            outcomes.add_ckas(of[cut], {name: found[cut, name] for name in (FRONT, *asked[cut])}, group)
 
     def _tell_diverged(self, controls: Mapping[ControlSpec, Work]) -> None:
         for control, work in controls.items():

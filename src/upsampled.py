@@ -43,6 +43,18 @@ class _Axis:
         self.q, self.r, self.weights = q.to(device), r.to(device), moved.sum(0).to(device)
 
 
+class Upsampling:
+    """Interpolation of a front activation to more positions, in few numbers."""
+
+    def __init__(self, geometry: Geometry, device: torch.device) -> None:
+        sizes = zip(geometry.front_shape[1:], geometry.end_shape[1:], strict=True)
+        self.first, self.second = (_Axis(small, large, device).r.float() for small, large in sizes)
+
+    def root(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> R x, which has as many positions as x and the inner products of what x becomes."""
+        return self.first @ x @ self.second.T
+
+
 def _along_both(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """(n, c, h, w) -> rows (n * h' * w', c) of first (h', h) and second (w', w) applied to its axes."""
     x = (x @ second.T).transpose(2, 3) @ first.T  # (n, c, w', h')

@@ -193,7 +193,7 @@ def test_the_history_holds_the_map_of_every_kind(toy, kind) -> None:
 
 def test_a_cka_over_groups_is_said(toy, monkeypatch, capsys) -> None:
     exact = stitch("a3.pt", "a3.pt", "bn1", "bn1", "-e", "0", "--flatten")
-    monkeypatch.setattr("src.evaluation.STORE_BYTES", 4 * 2 * 3 * 64 * 24)  # 24 images of 3 x 8 x 8 on both sides
+    monkeypatch.setattr("src.similarity.STORE_BYTES", 4 * 2 * 3 * 64 * 24)  # 24 images of 3 x 8 x 8 on both sides
     grouped = stitch("a3.pt", "a3.pt", "bn1", "bn1", "-e", "0", "--flatten")
     assert exact["cka_group_at"] is None and grouped["cka_group_at"] == 24
     assert "groups of 24 images" in capsys.readouterr().err

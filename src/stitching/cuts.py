@@ -9,11 +9,11 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from src.axes import Output, doubts, find_outputs, layouts_of, require_fit
 from src.config import mixed_precision
-from src.cut import Layouts, head, heads, later_layers, tail, tails
+from src.cut import Layouts, heads, later_layers, tail, tails
 from src.frozen import freeze
 from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
-from src.stitching.network import Pair, pair_geometry
+from src.stitching.network import pair_geometry
 from src.stitching.options import check_sizes
 from src.stitching.spec import Cut, StitchSpec
 from src.stitching.targets import TARGETS
@@ -142,12 +142,6 @@ class Cuts:
     def stitched(spec: StitchSpec, stitch: StitchLayer, fronts: Shared) -> Tensor:
         """What a stitch makes of the outputs of `fronts`; a constant one gives one activation for all images."""
         return stitch() if spec.constant else stitch(fronts[spec.source][spec.front_layer])
-
-    def pair(self, spec: StitchSpec) -> Pair:
-        """The two networks cut at the layers of one stitch alone."""
-        front_head = freeze(head(self.networks[spec.source], spec.front_layer, self._layouts(spec.source)))
-        end_head = freeze(head(self.networks["end"], spec.end_layer, self._layouts("end")))
-        return Pair(front_head, end_head, self.end_tail(spec.end_layer), self.geometry(spec.cut))
 
 
 def _changes_nothing(network: nn.Module, layer: str) -> bool:
