@@ -63,7 +63,7 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str
     if functional:
         whole, whole_end = (part.to(device) for part in saved.heads(""))
         how = {"sample": sample, "batch_size": args.batch_size, "alone": not others}
-        how["labelled"] = saved.viewing.labelled
+        how["labelled"] = saved.viewing.end_labelled
         cells += [compare_outputs((whole, whole_end), split, functional, **how)]
     if others:
         with torch.no_grad():

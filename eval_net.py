@@ -32,8 +32,7 @@ def run(args: argparse.Namespace) -> dict:
     about = {"model": args.model, "dataset": args.dataset, "size": args.image_size}
     checkpoint = open_network(args.model_path, **about, tell=cli.notice)
     viewing = look([checkpoint], args.dataset, size=args.image_size)
-    viewing.require_logits()
-    viewing.require_labels()
+    viewing.require_decisions()
     cli.show(viewing)
     parts = (model_folder(checkpoint.model).lower(), file_part(viewing.dataset), checkpoint.seeds, checkpoint.stem)
     name = "-".join(["eval_net", *filter(None, parts)])

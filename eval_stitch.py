@@ -45,7 +45,7 @@ def evaluate_one(args: argparse.Namespace, file: Path, device: Any, told: set[st
     """Scores of one stitched network, and what it is."""
     saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model, size=args.image_size)
     cli.tell_weights(saved, told)
-    saved.viewing.require_labels()
+    saved.viewing.require_decisions()
     split = saved.viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
     scores = evaluate(saved.network.to(device), split, batch_size=args.batch_size, title="evaluating")
     about = {"stitch": str(file), "name": saved.called(file), "title": saved.title, "type": args.stitch_type}

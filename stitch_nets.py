@@ -15,7 +15,6 @@ from src.stitch_keys import stitch_keys, surroundings
 from src.stitch_output import epochs_of, publish, refuse_diverged
 from src.stitching import Cuts, StitchSpec, combinations, spec_names
 from src.stitching.options import OPTIONS
-from src.stitching.targets import TARGETS
 from src.viewing import Viewing
 
 
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.plot:
         plots.require_matplotlib()
     device = cli.device_for_training(args)
-    viewing = cli.open_pair(args, labelled=any(not TARGETS[one.target_type].teachers for one in settings))
+    viewing = cli.open_pair(args, targets={one.target_type for one in settings})
     front, end = viewing.networks
     scored = viewing
     if args.evaluate_on:
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     specs = [replace(setting, front_layer=one, end_layer=other) for one, other in layers for setting in settings]
     networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=asked)
-    for line in cuts.notes:
+    for line in [*cuts.notes, *viewing.blanks]:
         cli.notice(f"note: {line}")
     names = spec_names(specs)
     single = len(specs) == 1
@@ -103,7 +102,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         state = resume_states(folder, names, identity(args, viewing, around), cli.tell_resumed) if folder else None
         plan = Plan(
             similarity=not args.no_similarity,
-            labelled=viewing.labelled,
+            labelled=viewing.end_labelled,
+            comparable=viewing.comparable,
             ood=args.ood,
             controls=args.controls or (),
             fresh=lambda seed: viewing.seen(untrained(front, seed), front),

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,16 @@ GROUPS_HELP = "lower --batch-size, or average over groups of images with --group
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def open_pair(args: argparse.Namespace, *, labelled: bool | None = None) -> Viewing:
+def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Viewing:
     """The two networks that the arguments name, in front of the data set that they name or were trained on.
 
-    Refused where they are to decide, `labelled` says whether between the classes of its labels, and do not.
+    Refused where they do not decide what stitches to these targets ask.
     """
     specs, models = (args.front_model, args.end_model), (args.model1, args.model2)
     pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, tell=notice)
     viewing = look(pair, args.dataset, size=args.image_size)
-    if labelled is not None:
-        viewing.require_logits()
-    if labelled:
-        viewing.require_labels()
+    if targets:
+        viewing.require_for(targets)
     return show(viewing)
 
 

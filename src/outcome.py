@@ -53,8 +53,8 @@ class Work:
 class Outcomes:
     """The maps of all stitches that came through training, told apart, and what is known of each."""
 
-    def __init__(self, cuts: Cuts) -> None:
-        self.cuts = cuts
+    def __init__(self, cuts: Cuts, *, comparable: bool = True) -> None:
+        self.cuts, self.comparable = cuts, comparable
         self._known: dict[tuple, str] = {}
         self._stitches: dict[str, tuple[StitchSpec, StitchLayer]] = {}
         self._probes: dict[str, tuple[str, Probe]] = {}
@@ -122,11 +122,13 @@ class Outcomes:
         kept = {name for work in works for name in _resampled(work, several=val.labels.dim() > 1)}
         counts = Tally(val.spec.task, target="end", couples=list(couples), labelled=labelled, keep=kept)
         specs = [spec for spec, _ in self._stitches.values()]
-        more = {"front": [LOGITS, *(layer for layer, _ in self._probes.values())], "end": [LOGITS]}
+        networks = ["front", "end"] if self.comparable else ["end"]
+        more = {role: [LOGITS] for role in networks}
+        more.setdefault("front", []).extend(layer for layer, _ in self._probes.values())
 
         def forward(images: Tensor) -> dict[str, Tensor]:
             fronts = self.cuts.fronts(specs, images, more)
-            logits = {role: fronts[role][LOGITS] for role in ("front", "end")}
+            logits = {role: fronts[role][LOGITS] for role in networks}
             logits |= {
                 name: self.cuts.logits(spec, layer, fronts, images) for name, (spec, layer) in self._stitches.items()
             }

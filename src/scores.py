@@ -24,7 +24,8 @@ class Tally:
 
     target: the name of the network with which the others are compared. couples: pairs of networks whose right and
     wrong decisions are counted together. labelled: whether the labels are of these networks' classes; where they are
-    not, everything that needs them is None. keep: names of networks whose decisions are kept image by image.
+    not, everything that needs them is None, as is all of a network that was not shown. keep: names of networks whose
+    decisions are kept image by image.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Tally:
 
     def scores(self, name: str) -> dict[str, Any]:
         """Loss (nats) and accuracy (0 to 1)."""
-        if not self.labelled:
+        if ("loss", name) not in self._sums:
             return {"loss": None, "acc": None}
         return {
             "loss": self._sums["loss", name].item() / self.images,
@@ -102,6 +103,8 @@ class Tally:
         `same_class_out`, the share of equal decisions, 0 to 1; `rel_acc`, accuracy divided by the target's.
         """
         assert self.target is not None
+        if ("same", name) not in self._sums:
+            return {"crossentropy": None, "same_class_out": None, "rel_acc": None}
         own, best = self.scores(name)["acc"], self.scores(self.target)["acc"]
         return {
             "crossentropy": self._sums["crossentropy", name].item() / self.images,

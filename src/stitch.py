@@ -46,13 +46,15 @@ class Plan:
     """How stitches are made and judged, beside what their specs say.
 
     similarity: also CKA with the end network's activation, the dearest part. labelled: whether the labels are of the
-    classes of these networks. ood: also whether what is handed on looks like end's own. controls: names of CONTROLS.
-    fresh(seed): an untrained network of the front's architecture that takes the same images. memory: bytes of moments
-    held at once. `resume` says where the state of those that train together is kept.
+    classes of the end network. comparable: whether the front network decides between these, too. ood: also whether what
+    is handed on looks like end's own. controls: names of CONTROLS. fresh(seed): an untrained network of the front's
+    architecture that takes the same images. memory: bytes of moments held at once. `resume` says where the state of
+    those that train together is kept.
     """
 
     similarity: bool = True
     labelled: bool = True
+    comparable: bool = True
     ood: bool = False
     controls: Sequence[str] = ()
     fresh: Callable[[int], nn.Module] | None = None
@@ -134,7 +136,7 @@ class _Group:
         for together in _training_groups([*works.values(), *controls.values()]):
             self._train(together)
         done = [work for work in works.values() if not work.failure]
-        outcomes = Outcomes(self.cuts)
+        outcomes = Outcomes(self.cuts, comparable=self.plan.comparable)
         self._finish_maps(outcomes, done, on_train)
         layers = dict.fromkeys(work.spec.front_layer for work in done)
         probes = {layer: averages.probe(layer, self.train) for layer in layers} if averages else {}

@@ -157,7 +157,8 @@ def stitches_table(found: Sequence[dict[str, Any]]) -> str:
     title = f"{weights[0]} -> {weights[1]} ({first['params'].get('dataset') or first['weights']['front']['dataset']})"
     if end is not None:
         form = f".{_decimals(first)}%"
-        title += f", accuracy {first['model_results']['front']['acc']:{form}} and {end:{form}}"
+        front = first["model_results"]["front"]["acc"]
+        title += f", accuracy {end:{form}}" if front is None else f", accuracy {front:{form}} and {end:{form}}"
     similar = "agrees, CKA, l2" if any(result["cka_frank"] is not None for result in found) else "agrees, l2"
     notes = [f"before, after, ps_inv: accuracy; {similar}: of after, with end"]
     if any(exact_fits(result) for result in found):

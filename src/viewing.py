@@ -1,6 +1,6 @@
 """One or two networks in front of the images of a data set, each with its own preprocessing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from src.checkpoints import Checkpoint
 from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
 from src.preprocessing import Preprocessing, presented
+from src.stitching import TARGETS
 from src.structure import no_logits
 
 
@@ -47,9 +48,26 @@ class Viewing:
         return eyes.pop() if len(eyes) == 1 else None
 
     @property
+    def decides(self) -> list[bool]:
+        """Of each network whether its classes are those of the labels."""
+        return [_same_names(network.labels, self.spec.labels) for network in self.networks]
+
+    @property
     def labelled(self) -> bool:
         """Whether the labels of the images are of these networks' classes."""
-        return all(_same_names(network.labels, self.spec.labels) for network in self.networks)
+        return all(self.decides)
+
+    @property
+    def end_labelled(self) -> bool:
+        """Whether they are of those of the last network, which a stitched one decides between."""
+        return self.decides[-1]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the networks say something about the same classes, as far as these are known."""
+        names = {network.labels and tuple(sorted(network.labels)) for network in self.networks}
+        outputs = [self._said(network) for network in self.networks]
+        return len(names) == 1 and not any(map(no_logits, outputs)) and len({said.shape[1] for said in outputs}) == 1
 
     @property
     def reordered(self) -> list[bool]:
@@ -64,31 +82,44 @@ class Viewing:
             lines += _notes(network, self.spec)
         return lines
 
-    def require_labels(self) -> None:
-        """Raise ValueError where the labels of the images say nothing about a network's decisions."""
-        for network in self.networks:
-            if not _same_names(network.labels, self.spec.labels):
-                count, differs = "", ""
-                if network.labels:
-                    count = f"{len(network.labels)} "
-                    differs = f" (in alphabetical order {first_difference(network.labels, self.spec.labels)})"
-                raise ValueError(
-                    f"{network.path} decides between {count}other classes than those of {self.dataset}{differs}, so it "
-                    f"has no accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
-                )
+    @property
+    def blanks(self) -> list[str]:
+        """Which figures of a stitch have no value, a line each."""
+        front, end = self.networks
+        if self.comparable:
+            return []
+        return [f"{front.path} does not decide between the classes of {end.path}: its own row stays empty"]
 
-    def require_logits(self) -> None:
-        """Raise ValueError where a network returns anything but logits (images, classes), or those of several sizes."""
-        found = {}
-        for network in self.networks:
-            with torch.no_grad():
-                output = network.network(self.sample)
-            if text := no_logits(output):
-                raise ValueError(f"{network.path} returns {text}, not logits (images, classes)")
-            found[output.shape[1]] = network.path
-        if len(found) > 1:
-            texts = [f"{path} decides between {count}" for count, path in found.items()]
-            raise ValueError(f"{', '.join(texts)} classes: what the one says cannot be held against the other")
+    def require_decisions(self, *, labelled: bool = True) -> None:
+        """Raise ValueError where the last network, which a stitched one ends in, returns no logits (images, classes).
+
+        `labelled`: or where the labels of the images say nothing about its decisions.
+        """
+        network = self.networks[-1]
+        if text := no_logits(self._said(network)):
+            raise ValueError(f"{network.path} returns {text}, not logits (images, classes)")
+        if labelled and not self.end_labelled:
+            count, differs = "", ""
+            if network.labels:
+                count = f"{len(network.labels)} "
+                differs = f" (in alphabetical order {first_difference(network.labels, self.spec.labels)})"
+            raise ValueError(
+                f"{network.path} decides between {count}other classes than those of {self.dataset}{differs}, so it "
+                f"has no accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
+            )
+
+    def require_for(self, targets: Collection[str]) -> None:
+        """Raise ValueError where the networks, a front and an end, do not decide what stitches to these targets ask."""
+        self.require_decisions(labelled=any(not TARGETS[name].teachers for name in targets))
+        taught = sorted(name for name in targets if "front" in TARGETS[name].teachers)
+        if taught and not self.comparable:
+            front, end = (network.path for network in self.networks)
+            raise ValueError(f"{front} does not decide between the classes of {end}, so it cannot teach: {taught[0]}")
+
+    @torch.no_grad()
+    def _said(self, network: Checkpoint) -> Any:
+        """What a network returns for two blank images."""
+        return network.network(self.sample)
 
     def elsewhere(self, dataset: str, *, size: int | None = None) -> "Viewing":
         """The same networks, as they are here, in front of other images of the same classes.

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+import eval_stitch
 import stitch_nets
-from src import checkpoints
+from src import checkpoints, results
+from src.controls import CONTROLS
 from src.models import build_model
 from tests.toy import save_toy
 
@@ -364,8 +366,9 @@ def leaves(classes): raise SystemExit(3)
         ("train_model -m {}:wide -e 1", "decides between 1000 classes, and toy has 4"),
         ("train_model -m {}:two -e 1", "returns a tuple, not logits"),
         ("train_model -m {}:training -e 1 -b 8", "in training nets.py:training returns a tuple, not logits"),
-        ("stitch_nets {}:two#0 a3.pt conv bn1", "returns a tuple, not logits"),
-        ("stitch_nets {}:wide#0 a3.pt conv bn1 --target-type soft_2", "cannot be held against the other"),
+        ("stitch_nets a3.pt {}:two#0 bn1 conv --resize", "returns a tuple, not logits"),
+        ("stitch_nets a3.pt {}:wide#0 bn1 conv --resize", "decides between other classes than those of toy"),
+        ("stitch_nets {}:wide#0 a3.pt conv bn1 --resize --target-type soft_12", "so it cannot teach: soft_12"),
     ],
 )
 def test_what_is_no_logits_is_refused_before_any_work(toy: Path, capsys, command: str, message: str) -> None:
@@ -376,3 +379,24 @@ def test_what_is_no_logits_is_refused_before_any_work(toy: Path, capsys, command
     error = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and error[-1].startswith("error: ") and message in error[-1]
     assert not list(toy.glob("results/**/*.pkl"))
+
+
+@pytest.mark.parametrize("kind", ["wide", "two", "record", "maps"])
+def test_a_front_may_decide_between_other_classes_or_none(toy: Path, capsys, kind: str) -> None:
+    """All but its own row is there: a stitched network decides as its end does."""
+    Path("nets.py").write_text(OUTPUTS)
+    words = f"nets.py:{kind}#0 a3.pt conv bn1 --resize -e 1 -b 16 -d toy --controls all --plot"
+    stitch_nets.main([*words.split(), "-i", "ps_inv", "--run-name", "r"])
+    note = f"nets.py:{kind}#0 does not decide between the classes of a3.pt: its own row stays empty"
+    assert note in capsys.readouterr().err
+    found = results.read(Path("results/r/conv-bn1.pkl"))
+    scores = found["model_results"]
+    assert scores["front"] == {"loss": None, "acc": None} and not any(found["m2_sim"]["m1"].values())
+    assert scores["trans"]["acc"] > 0 and found["penalty"] and 0 <= found["cka"] <= 1
+    assert not found["intervals"]["front"] and found["controls"].keys() == set(CONTROLS)
+    assert Path("results/r/conv-bn1.png").is_file()
+    eval_stitch.main(["results/r/conv-bn1.pkl", "after", "--no-save"])
+    assert f"accuracy {scores['trans']['acc']:.2%}" in capsys.readouterr().out
+    stitch_nets.main([*words.split(), "-i", "ps_inv,random", "--run-name", "s"])
+    assert f"accuracy {scores['end']['acc']:.1%}" in capsys.readouterr().out
+    assert results.table("results")["accuracy_front"].isna().all()

@@ -307,7 +307,7 @@ def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch, capsys) 
         (["a3.pt", "b5.pt", "bn1", "bn1", "--device", "cuda:7"], "cuda:7"),
         (
             ["a3.pt", "b5.pt", "bn1", "bn1", "-d", "mnist"],
-            "a3.pt decides between 4 other classes than those of mnist (in alphabetical order 'a' against '0')",
+            "b5.pt decides between 4 other classes than those of mnist (in alphabetical order 'a' against '0')",
         ),
         (["a3.pt", str(WEIGHTS / "in0-gn0/440.pt"), "bn1", "bn1"], "a3.pt for toy.*440.pt for digits"),
         (["a3.pt", "b5.pt", "bn1", "bn1", "-lr", "1e30", "--optimizer", "sgd", "-b", "16"], "the loss is .* in epoch"),

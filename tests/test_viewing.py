@@ -148,8 +148,9 @@ def test_classes_are_compared_by_name() -> None:
         ValueError,
         match=r"10 other classes than those of fashion \(.* '0' against 'Ankle boot'\).*--freeze-body -d f",
     ):
-        look([network], "fashion").require_labels()
-    look([network], "digits").require_labels()
+        look([network], "fashion").require_decisions()
+    look([network], "fashion").require_decisions(labelled=False)
+    look([network], "digits").require_decisions()
 
 
 def test_networks_of_different_sets_need_one_to_look_at() -> None:

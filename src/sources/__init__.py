@@ -221,6 +221,8 @@ def untrained(like: Checkpoint, seed: int) -> nn.Module:
         if isinstance(like.network, Logits):
             return like.network.fresh().eval()
         eyes, classes = like.preprocessing, len(like.labels) if like.labels else None
+        if classes is None and parse_spec(like.model, PREFIXES).source == "python":
+            classes = _rows_of_head(like.network.state_dict())
         return architecture(like.model, channels=eyes.channels, classes=classes, size=eyes.size).network.eval()
 
 
@@ -303,15 +305,20 @@ def _build(spec: NetworkSpec, **sizes: Any) -> Architecture:
 
 def _classes_of(spec: NetworkSpec, state: dict[str, torch.Tensor], channels: int, size: int | None) -> int | None:
     """How many classes weights are for: the rows of the last linear layer; None leaves it to the architecture."""
-    if spec.source == "python":  # which may ask for the number: the last matrix is nearly always that of the head
-        matrices = [value for value in state.values() if value.dim() == 2]
-        return len(matrices[-1]) if matrices else None
+    if spec.source == "python":  # which may ask for the number
+        return _rows_of_head(state)
     with torch.random.fork_rng(devices=[]):
         network = SOURCES[spec.source].build(spec.name, channels=channels, classes=None, size=size).network
     heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     weight = state.get(f"{heads[-1]}.weight") if heads else None
     own = network.get_parameter(f"{heads[-1]}.weight").shape[0] if heads else None
     return None if weight is None or weight.shape[0] == own else weight.shape[0]
+
+
+def _rows_of_head(state: dict[str, torch.Tensor]) -> int | None:
+    """The rows of the last matrix, which is nearly always that of the head."""
+    matrices = [value for value in state.values() if value.dim() == 2]
+    return len(matrices[-1]) if matrices else None
 
 
 def _checkpoint(

@@ -12,7 +12,6 @@ from src.controls import sewn_between
 from src.stitch_keys import stitch_key, surroundings
 from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_rate
 from src.stitching.network import pair_geometry
-from src.stitching.targets import TARGETS
 from src.studies.estimate import START, Costs, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
 from src.studies.look import Looks, Seen
@@ -178,9 +177,7 @@ class _Work:
             list(zip(fronts, ends, strict=True)) if table.layer_pairs == "zip" else itertools.product(fronts, ends)
         )
         specs, left_out = draft
-        self.viewing.require_logits()
-        if any(not TARGETS[spec.target_type].teachers for spec in specs):
-            self.viewing.require_labels()
+        self.viewing.require_for({spec.target_type for spec in specs})
         for couple in couples:
             for reason, count in left_out.items():
                 self.left_out[reason] += count

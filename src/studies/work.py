@@ -91,7 +91,8 @@ def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
     store, diverged = Store(task.folder), {}
     plan = Plan(
         similarity=settings.similarity,
-        labelled=viewing.labelled,
+        labelled=viewing.end_labelled,
+        comparable=viewing.comparable,
         ood=settings.ood,
         controls=settings.controls,
         fresh=lambda seed: viewing.seen(untrained(front, seed), front),
