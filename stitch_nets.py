@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     names = spec_names(specs)
     single = len(specs) == 1
     interrupted = partial(state_files, names=names) if args.resume else None
-    with cli.result_paths(args, names, picture=None if single else SET, interrupted=interrupted) as paths:
+    picture = None if single else SET
+    with cli.result_paths(args, names, picture=picture, interrupted=interrupted) as paths, cli.resumable(paths):
         folder = paths[0].parent if paths[0] else None
         if folder and (text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite)):
             cli.notice(text)
@@ -139,9 +140,8 @@ def identity(args: argparse.Namespace, viewing: Viewing, around: dict[str, Any])
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    remedy = "--resume with the --run-name of its folder goes on from the last whole epoch"
     less_memory = "lower --batch-size, or choose smaller layers" + ", or leave out --flatten" * args.flatten
-    with cli.one_line_errors(debug=args.debug, interrupted=f"interrupted; {remedy}", less_memory=less_memory):
+    with cli.one_line_errors(debug=args.debug, less_memory=less_memory):
         run(args)
 
 

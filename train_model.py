@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug, interrupted="interrupted; --resume goes on from the last whole epoch"):
+    remedy = f"--resume{' without --no-save' * args.no_save} goes on from the last whole epoch"
+    with cli.one_line_errors(debug=args.debug, interrupted=f"interrupted; {remedy}"):
         run(args)
 
 

@@ -104,7 +104,7 @@ def one_line_errors(
     """End the script with one line on stderr and exit code 2 for what a user can mend; with `debug`, a traceback.
 
     `less_memory` says what to do where memory was short. Ctrl-C ends with exit code 130 and SIGTERM with 143, both with
-    the line `interrupted` and after all that clears up behind an error.
+    the line `interrupted`, or that of `resumable`, and after all that clears up behind an error.
     """
     try:
         with _terminable():
@@ -117,10 +117,10 @@ def one_line_errors(
         if debug or not _is_shortage(error):
             raise
         _fail(f"out of memory; {less_memory}", 2)
-    except KeyboardInterrupt:
-        _fail(interrupted, 130)
-    except _Terminated:
-        _fail(interrupted, 143)
+    except KeyboardInterrupt as error:
+        _fail(str(error) or interrupted, 130)
+    except _Terminated as error:
+        _fail(str(error) or interrupted, 143)
 
 
 class _Terminated(BaseException):
@@ -196,6 +196,18 @@ def tell_epoch(history: History, epochs: int, *, always: bool = False) -> None:
     if always or not sys.stderr.isatty():
         figures = ", ".join(f"{name} {value:.4f}" for name, value in history.epochs[-1].items())
         notice(f"epoch {len(history.epochs)} of {epochs}: {figures}")
+
+
+@contextlib.contextmanager
+def resumable(paths: Sequence[Path | None]) -> Iterator[None]:
+    """Make the line of an interrupted run say how to go on with it: in the name of the folder of its results."""
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as error:
+        if paths[0] is None:
+            raise
+        name = paths[0].parent.name
+        raise type(error)(f"interrupted; --resume --run-name {name} goes on from the last whole epoch") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,10 @@ def test_a_terminated_run_says_so_and_leaves_no_lock(
     process.join()
     assert process.exitcode == 143
     *epochs, last = (tmp_path / "stderr.txt").read_text().splitlines()
-    assert last.startswith("error: interrupted; --resume ") and not any("Traceback" in line for line in epochs)
+    how = {"stitch": "--resume --run-name run", "train": "--resume"}[script]
+    assert last == f"error: interrupted; {how} goes on from the last whole epoch" and not any(
+        "Traceback" in line for line in epochs
+    )
     assert not list(tmp_path.rglob(".*")), "a leftover"
 
 
