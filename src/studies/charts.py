@@ -15,6 +15,7 @@ from src.studies.table import HEADINGS, key_text
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#222222")
 MANY = len(COLOURS)  # lines or maps that one looks at
+SPAN = 0.1  # of values from the darkest colour to the lightest, where networks differ little
 RANK, LAYERS = "low_rank", ["front_layer", "end_layer"]
 
 
@@ -213,6 +214,7 @@ def by_network(found: Found) -> dict[str, Any]:
     charts += _network_maps(compared, ["network1", "network2"], ["method", "layer1"], "value", ", ".join)
     note = "rows: front networks; columns: end networks; "
     note += f"mean {_value(found).replace('_', ' ')}, and what compares them" if len(stitches) else "what compares them"
+    note += f"; colours span what each map spans, {SPAN} at least"
     return {"title": "Network by network", "note": note, "charts": charts}
 
 
@@ -239,8 +241,9 @@ def _network_maps(
         others = [mean for (one, other), mean in means.items() if one != other]
         title = about(_plain(key)) + (f": median {np.median(others):.3f}" if others else "")
         short = _without_what_is_common(names)
-        low, high = _bounds(means)
-        charts.append({"title": title, "svg": svg.heatmap(short, short, table, sources, low=low, high=high)})
+        middle, span = (means.min() + means.max()) / 2, max(SPAN, means.max() - means.min())
+        bounds = {"low": middle - span / 2, "high": middle + span / 2}
+        charts.append({"title": title, "svg": svg.heatmap(short, short, table, sources, **bounds, decimals=3)})
     return charts
 
 

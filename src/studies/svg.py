@@ -107,6 +107,7 @@ def heatmap(
     *,
     low: float = 0.0,
     high: float = 1.0,
+    decimals: int = 2,
 ) -> str:
     """A map of values (rows, columns); `sources` are the rows of the table behind each cell."""
     side = 34 if max(len(rows), len(columns)) <= 14 else 14
@@ -131,7 +132,7 @@ def heatmap(
                 ink = "#fff" if share < 0.5 else "#222"
                 parts.append(
                     f'<text x="{x + side / 2:.1f}" y="{at + side / 2 + 4}" text-anchor="middle" style="fill:{ink}" '
-                    f'class="cell">{value:.2f}</text>'
+                    f'class="cell">{value:.{decimals}f}</text>'
                 )
     for j, column in enumerate(columns):
         x, y = left + side * (j + 0.5), 14 + side * len(rows)
