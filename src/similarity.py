@@ -13,6 +13,7 @@ from src.dataset import Split
 from src.metrics import Grid
 from src.metrics.mapped import MappedSimilarity
 from src.metrics.plan import plan_grid
+from src.progress import bar
 from src.stitching import Cut, Cuts, Geometry, Shared, StitchLayer
 from src.upsampled import Upsampling, is_upsampled
 
@@ -156,7 +157,8 @@ def _compare(cuts: Cuts, task: _Task, split: Split, group: int | None) -> dict[t
 
     head = partial(_outputs, cuts, [side.source for side in task.sides], list(task.ends))
     feed([head], split, add, grouped=group is not None, title=f"cka with {', '.join(task.ends)}")
-    cells = grid.cells()
+    with bar(grid.steps, "inner products", unit="block") as progress:
+        cells = grid.cells(on_block=progress.update)
     return {
         (side.key, layer): cells[i, j].values.get("cka", math.nan)
         for i, side in enumerate(task.sides)
