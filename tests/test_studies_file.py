@@ -1,11 +1,14 @@
 """Study files: what they may say, and the line that each mistake gets."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import src.stitch
 import src.studies.plan
+from src.stitching import Geometry, StitchSpec
+from src.studies.estimate import stitch_operations
 from src.studies.schema import Study
 from src.studies.toml import Document
 from studies.__main__ import main
@@ -115,9 +118,7 @@ def test_the_estimate_counts_the_controls_that_are_sewn(toy, monkeypatch) -> Non
     )
     counted = []
     price = src.studies.plan.own_seconds
-    monkeypatch.setattr(
-        src.studies.plan, "own_seconds", lambda *about, **more: counted.append(about[2]) or price(*about, **more)
-    )
+    monkeypatch.setattr(src.studies.plan, "own_seconds", lambda *about: counted.append(about[2]) or price(*about))
     # 3072 rows for 5 outputs: stitched to itself ps_inv is exact, and both random starts are one; 48 rows for 320: not
     for number, more in enumerate(("", "flatten = true\n")):
         sewn.clear()
@@ -125,3 +126,17 @@ def test_the_estimate_counts_the_controls_that_are_sewn(toy, monkeypatch) -> Non
         Path(f"s{number}.toml").write_text(text.format(more))
         main(["worker", f"s{number}.toml", "--shard", "1/1", "--device", "cpu"])
         assert sum(counted) == len(sewn) == number + 1
+
+
+def test_the_estimate_knows_what_similarity_multiplies() -> None:
+    """Counted by hand, in multiplications and additions of the Gram matrices' upper halves, or of features."""
+    wide, small = (16, 30, 30), (64, 4, 4)
+    spec = StitchSpec("", "", epochs=1)
+    down = stitch_operations(spec, Geometry(wide, small, resize=True), 1000)
+    assert down == 1000**2 * (14_400 + 3 * 16 * 16 + 1024)  # of 16 inputs the 64 outputs are no more
+    up = stitch_operations(replace(spec, epochs=0), Geometry(small, wide, resize=True), 1000)
+    assert up == 1000**2 * (1024 + 2 * 16 * 16 + 14_400)
+    assert stitch_operations(spec, Geometry(small, small), 10_000) == 10_000 * 2048**2
+    groups = 4_000_000_000 // (4 * 2 * 14_400)  # images of both sides that fit into memory
+    flat = stitch_operations(spec, Geometry(wide, wide, flatten=True), 100_000)
+    assert flat == pytest.approx(100_000 * groups * 5 * 14_400)

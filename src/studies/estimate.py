@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from src.similarity import can_share, cka_group
 from src.stitching import Geometry, StitchSpec
 
 START = 3.0  # seconds until a bundle's first batch: networks and images are loaded, layers cut
@@ -14,12 +15,16 @@ HEAD = 12_000  # bytes of a result beside its matrices
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds a forward pass takes an image, of both networks, and the images of both splits."""
+    """Seconds a forward pass takes an image, of both networks, and the images of both splits.
+
+    products: float operations that large matrix products do in a second.
+    """
 
     front: float
     end: float
     train: int
     val: int
+    products: float
 
 
 def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
@@ -29,13 +34,35 @@ def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
     return spec.epochs * epoch + moments + 2 * costs.val * (costs.front + costs.end)
 
 
-def own_seconds(spec: StitchSpec, costs: Costs, others: int, *, similarity: bool) -> float:
-    """What a stitch pays for itself and `others`, its controls: the end network behind it, forth and back."""
+def own_seconds(spec: StitchSpec, costs: Costs, others: int, geometry: Geometry | None) -> float:
+    """What a stitch pays for itself and `others`, its controls: the end network behind it, forth and back.
+
+    geometry: where CKA is asked for.
+    """
     tail = TAIL * costs.end
     steps = spec.epochs * (costs.train // spec.batch_size) * STEP
     training = spec.epochs * costs.train * 3 * tail + steps
     scoring = costs.val * tail
-    return (1 + others) * training + spec.epochs * scoring + (3 + others + 2 * similarity) * scoring
+    similarity = stitch_operations(spec, geometry, costs.val) / costs.products if geometry else 0.0
+    return (1 + others) * training + spec.epochs * scoring + (3 + others) * scoring + similarity
+
+
+def stitch_operations(spec: StitchSpec, geometry: Geometry, images: int) -> float:
+    """What the CKA of a stitch multiplies alone: of the front's own activation, and of each of its maps, with end's."""
+    front, end = (math.prod(shape) for shape in (geometry.front_shape, geometry.end_shape))
+    maps = 3 if spec.epochs else 2
+    stitched = min(geometry.inputs, geometry.outputs)
+    if not geometry.is_flat:
+        stitched *= min(math.prod(shape[1:]) for shape in (geometry.front_shape, geometry.end_shape))
+    by_images = gram_operations(front + maps * stitched + end, images)
+    if can_share(geometry, images):  # or by sums of products of features, once for all maps
+        return min(by_images, images * (front + end) ** 2)
+    return by_images * (cka_group(geometry, images) or images) / images
+
+
+def gram_operations(features: int, images: int) -> float:
+    """What the Gram matrices of images of some layers multiply, of `features` together."""
+    return float(features) * images**2
 
 
 def own_bytes(spec: StitchSpec, geometry: Geometry, costs: Costs) -> int:

@@ -12,8 +12,10 @@ from src import sources
 from src.axes import Output, find_outputs
 from src.checkpoints import Checkpoint, weights_digest
 from src.layers import choose_layers
+from src.metrics.products import times
 from src.viewing import Viewing, look
 
+SIDE = 512  # rows of the matrix whose products are timed
 BATCH = 32  # images of the forward pass that is timed
 
 
@@ -49,6 +51,11 @@ class Looks:
         network = viewing.networks[number]
         form = str(network.path), viewing.spec.name, viewing.spec.size, viewing.shared, viewing.reordered[number]
         return self._once(form, lambda: Seen(network, viewing.sample))
+
+    @property
+    def products(self) -> float:
+        """Float operations that large matrix products do in a second here, measured."""
+        return self._once(("products",), _products)
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._found:
@@ -93,6 +100,15 @@ class Seen:
         if self._seconds is None:
             self._seconds = _timed(self.network, self.sample[:1])
         return self._seconds
+
+
+def _products() -> float:
+    rows, took = torch.randn(SIDE, 4 * SIDE, generator=torch.Generator().manual_seed(0)), []
+    for _ in range(3):
+        start = time.perf_counter()
+        times(rows, rows)
+        took.append(time.perf_counter() - start)
+    return 4 * SIDE**3 / min(took)
 
 
 @torch.no_grad()

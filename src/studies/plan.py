@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.controls import sewn_between
+from src.metrics import METRICS
 from src.stitch_keys import stitch_key, surroundings
 from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_rate
 from src.stitching.network import pair_geometry
-from src.studies.estimate import START, Costs, own_bytes, own_seconds, shared_seconds
+from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
 from src.studies.look import Looks, Seen
 from src.studies.schema import AXES, Study
@@ -154,7 +156,7 @@ class _Work:
         self.sides: tuple[Seen, Seen] = looks.of(viewing, 0), looks.of(viewing, 1)
         (train, n_train), (val, n_val) = looks.images(viewing, "train"), looks.images(scored, "val")
         self.about = surroundings(viewing, [train, val], [seen.digest for seen in self.sides])
-        self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val)
+        self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, looks.products)
         self.items: list[_Priced] = []
         self.sewn: set[ControlSpec] = set()
 
@@ -200,7 +202,7 @@ class _Work:
         key, extras = stitch_key(spec, geometry, self.about), self.settings.extras
         name = stitch_key(spec, geometry, self.about | {"asked": extras}) if extras else key
         others = self._other_controls(spec, geometry)
-        seconds = own_seconds(spec, self.costs, others, similarity=self.settings.similarity)
+        seconds = own_seconds(spec, self.costs, others, geometry if self.settings.similarity else None)
         self.items.append(_Priced(Item(name, key, spec), seconds, own_bytes(spec, geometry, self.costs)))
 
     def _other_controls(self, spec: StitchSpec, geometry: Geometry) -> int:
@@ -219,6 +221,10 @@ class _Work:
         key = spec.key(**self.about | {"images": [images]})
         cells = len(fronts) * len(ends) * len(table.metrics)
         seconds = count * (self.costs.front + self.costs.end) * (1 + 0.02 * cells)
+        if any(METRICS[name].needs == "gram" for name in spec.metrics if name in METRICS):
+            sides = zip(self.sides, (spec.front_layers, spec.end_layers), strict=True)
+            features = sum(math.prod(seen.output(layer).shape) for seen, layers in sides for layer in layers)
+            seconds += gram_operations(features, count) * min(1, (spec.group_at or count) / count) / self.costs.products
         self.items.append(_Priced(Item(key, key, spec), seconds, 4000 + 100 * cells))
 
     def forget(self, known: set[str]) -> None:
