@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         plan = Plan(
             similarity=not args.no_similarity,
             labelled=viewing.end_labelled,
+            front_labelled=viewing.decides[0],
             comparable=viewing.comparable,
             ood=args.ood,
             controls=args.controls or (),

@@ -53,8 +53,9 @@ class Work:
 class Outcomes:
     """The maps of all stitches that came through training, told apart, and what is known of each."""
 
-    def __init__(self, cuts: Cuts, *, comparable: bool = True) -> None:
+    def __init__(self, cuts: Cuts, *, front_labelled: bool = True, comparable: bool = True) -> None:
         self.cuts, self.comparable = cuts, comparable
+        self.unlabelled = () if front_labelled else ("front",)
         self._known: dict[tuple, str] = {}
         self._stitches: dict[str, tuple[StitchSpec, StitchLayer]] = {}
         self._probes: dict[str, tuple[str, Probe]] = {}
@@ -120,7 +121,14 @@ class Outcomes:
         """One pass over the validation images that scores both networks and every map of every stitch."""
         couples = dict.fromkeys(couple for work in works for couple in _couples(work.names).values())
         kept = {name for work in works for name in _resampled(work, several=val.labels.dim() > 1)}
-        counts = Tally(val.spec.task, target="end", couples=list(couples), labelled=labelled, keep=kept)
+        counts = Tally(
+            val.spec.task,
+            target="end",
+            couples=list(couples),
+            labelled=labelled,
+            unlabelled=self.unlabelled,
+            keep=kept,
+        )
         specs = [spec for spec, _ in self._stitches.values()]
         networks = ["front", "end"] if self.comparable else ["end"]
         more = {role: [LOGITS] for role in networks}

@@ -23,9 +23,9 @@ class Tally:
     """Show it the logits (images, classes) of several networks by name, batch by batch, then ask.
 
     target: the name of the network with which the others are compared. couples: pairs of networks whose right and
-    wrong decisions are counted together. labelled: whether the labels are of these networks' classes; where they are
-    not, everything that needs them is None, as is all of a network that was not shown. keep: names of networks whose
-    decisions are kept image by image.
+    wrong decisions are counted together. labelled: whether the labels are of these networks' classes, but for those of
+    the `unlabelled`; where they are not, everything that needs them is None, as is all of a network that was not shown.
+    keep: names of networks whose decisions are kept image by image.
     """
 
     def __init__(
@@ -35,9 +35,11 @@ class Tally:
         target: str | None = None,
         couples: Sequence[tuple[str, str]] = (),
         labelled: bool = True,
+        unlabelled: Collection[str] = (),
         keep: Collection[str] = (),
     ) -> None:
         self.task, self.target, self.couples, self.labelled = task, target, list(couples), labelled
+        self._unlabelled = frozenset(unlabelled)
         self._kept: dict[tuple[str, str], list[Tensor]] = {(kind, name): [] for kind in KEPT for name in keep}
         self.images = self.decisions = 0
         self._sums: dict[tuple[str, ...], Tensor] = {}
@@ -52,8 +54,9 @@ class Tally:
         self.images += images
         self.decisions += next(iter(decided.values())).numel()
         if self.labelled:
-            self._count_hits(decided, labels)
-            for name, values in exact.items():
+            named = {name: values for name, values in exact.items() if name not in self._unlabelled}
+            self._count_hits({name: decided[name] for name in named}, labels)
+            for name, values in named.items():
                 self._add(("loss", name), images * self.task.loss(values, labels))
         if self.target is None:
             return

@@ -1,6 +1,7 @@
 """CKA with the end network's activations: of those of the front network, and of what each stitch makes of them."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +12,9 @@ from torch import Tensor
 from src.activations import feed
 from src.dataset import Split
 from src.metrics import Grid
+from src.metrics.linalg import float64_device
 from src.metrics.mapped import MappedSimilarity
-from src.metrics.plan import plan_grid
+from src.metrics.plan import GridPlan, plan_grid
 from src.progress import bar
 from src.stitching import Cut, Cuts, Geometry, Shared, StitchLayer
 from src.upsampled import Upsampling, is_upsampled
@@ -68,11 +70,10 @@ def ckas(cuts: Cuts, asked: Asked, split: Split) -> Found:
     groups = {cut: cka_group(cuts.geometry(cut), len(split)) for cut in asked}
     for group in dict.fromkeys(groups.values()):
         some = {cut: stitches for cut, stitches in asked.items() if groups[cut] == group}
-        sizes = {cut.end_layer: math.prod(cuts.geometry(cut).end_shape) for cut in some}
-        room = STORE_BYTES // (4 * (group or len(split)))
-        for task in _tasks(cuts, some, sizes, room):
+        for task in _tasks(cuts, some, len(split), group):
             values = _compare(cuts, task, split, group)
-            found |= {key: values[side.key, key[0].end_layer] for side in task.sides for key in side.wanted}
+            wanted = ((side, key) for side in task.sides for key in side.wanted if key[0].end_layer in task.ends)
+            found |= {key: values[side.key, key[0].end_layer] for side, key in wanted}
     return found
 
 
@@ -100,56 +101,63 @@ class _Task:
     sides: list[_Side]
     ends: dict[str, tuple[int, ...]]
 
+    def plan(self, images: int, group: int | None) -> GridPlan:
+        shapes_x, shapes_y = [(side.features,) for side in self.sides], list(self.ends.values())
+        return plan_grid(["cka"], n_images=images, shapes_x=shapes_x, shapes_y=shapes_y, group=group)
 
-def _tasks(cuts: Cuts, asked: Asked, sizes: Mapping[str, int], room: int) -> Iterator[_Task]:
-    """What is compared in one pass each: no more than `room` features, but for a pair that has more."""
+    def bytes(self, images: int, group: int | None) -> int:
+        return self.plan(images, group).bytes()
+
+
+def _tasks(cuts: Cuts, asked: Asked, images: int, group: int | None) -> Iterator[_Task]:
+    """What is compared in one pass each."""
     own: dict[tuple[str, str], list[Cut]] = {}
     for cut in asked:
         own.setdefault((cut.source, cut.front_layer), []).append(cut)
-    sides = {cut: [_stitched(cut, *item) for item in stitches.items()] for cut, stitches in asked.items()}
+    ends = {cut.end_layer: cuts.geometry(cut).end_shape for cut in asked}
+    fronts = [
+        _Side(source, math.prod(cuts.geometry(some[0]).front_shape), _as_it_is, tuple((cut, FRONT) for cut in some))
+        for source, some in own.items()
+    ]
     # A front layer's Gram matrix serves several end layers, but then theirs are made once more.
-    together = len({(source, cut.end_layer) for source, some in own.items() for cut in some}) > len(own) + len(sizes)
-    for ends in _portions(list(sizes), [sizes[end] for end in sizes], room // 2 if together else 0):
-        fronts = [
-            _Side(source, math.prod(cuts.geometry(some[0]).front_shape), _as_it_is, tuple((cut, FRONT) for cut in some))
-            for source, every in own.items()
-            if (some := [cut for cut in every if cut.end_layer in ends])
+    pairs = {(cut.source, cut.front_layer, cut.end_layer) for cut in asked}
+    together = len(pairs) > len(fronts) + len(ends)
+    if together:
+        yield from _filled(_Task(fronts, ends), images, group)
+    for end, shape in ends.items():
+        mapped = [
+            _stitched(cut, *item, images)
+            for cut, stitches in asked.items()
+            if cut.end_layer == end
+            for item in stitches.items()
         ]
-        mapped = [side for cut, some in sides.items() if cut.end_layer in ends for side in some]
-        if together and len(ends) > 1:
-            yield from _filled(cuts, asked, fronts, ends, room - sum(sizes[end] for end in ends))
-            for end in ends:
-                some = [side for side in mapped if side.wanted[0][0].end_layer == end]
-                yield from _filled(cuts, asked, some, [end], room - sizes[end])
-        else:
-            yield from _filled(cuts, asked, [*fronts, *mapped], ends, room - sum(sizes[end] for end in ends))
+        here = [] if together else fronts
+        yield from _filled(_Task([*here, *mapped], {end: shape}), images, group)
 
 
-def _filled(cuts: Cuts, asked: Asked, sides: list[_Side], ends: list[str], room: int) -> Iterator[_Task]:
-    shapes = {cut.end_layer: cuts.geometry(cut).end_shape for cut in asked}
-    for some in _portions(sides, [side.features for side in sides], room):
-        yield _Task(some, {end: shapes[end] for end in ends})
-
-
-def _portions(items: list, sizes: Sequence[int], room: int) -> Iterator[list]:
-    """The items in their order, as many at once as there is room for, one at least."""
-    portion: list = []
-    taken = 0
-    for item, size in zip(items, sizes, strict=True):
-        if portion and taken + size > room:
-            yield portion
-            portion, taken = [], 0
-        portion.append(item)
-        taken += size
-    if portion:
-        yield portion
+def _filled(task: _Task, images: int, group: int | None) -> Iterator[_Task]:
+    """The task in parts of at most `STORE_BYTES` each, but for single pairs that take more."""
+    ends = list(task.ends)
+    sides = [side for side in task.sides if any(cut.end_layer in ends for cut, _ in side.wanted)]
+    task = _Task(sides, task.ends)
+    features = sum(side.features for side in sides), sum(map(math.prod, task.ends.values()))
+    if not sides:
+        return
+    if task.bytes(images, group) <= STORE_BYTES or len(sides) == len(ends) == 1:
+        yield task
+    elif len(ends) > 1 and (len(sides) == 1 or features[1] > features[0]):
+        for half in (ends[: len(ends) // 2], ends[len(ends) // 2 :]):
+            yield from _filled(_Task(sides, {end: task.ends[end] for end in half}), images, group)
+    else:
+        sizes = range(2, len(sides))
+        few = 1 + bisect_right(sizes, STORE_BYTES, key=lambda n: _Task(sides[:n], task.ends).bytes(images, group))
+        yield from _filled(_Task(sides[:few], task.ends), images, group)
+        yield from _filled(_Task(sides[few:], task.ends), images, group)
 
 
 def _compare(cuts: Cuts, task: _Task, split: Split, group: int | None) -> dict[tuple, float]:
     """CKA of each side with each of the end layers, by its key and the layer."""
-    shapes_x, shapes_y = [(side.features,) for side in task.sides], list(task.ends.values())
-    plan = plan_grid(["cka"], n_images=len(split), shapes_x=shapes_x, shapes_y=shapes_y, group=group)
-    grid = Grid(plan, split.device)
+    grid = Grid(task.plan(len(split), group), split.device)
 
     def add(outputs: Shared) -> None:
         xs = [side.make(outputs[side.source[0]][side.source[1]]) for side in task.sides]
@@ -166,16 +174,17 @@ def _compare(cuts: Cuts, task: _Task, split: Split, group: int | None) -> dict[t
     }
 
 
-def _stitched(cut: Cut, name: str, stitch: StitchLayer) -> _Side:
-    """The inner products of images, without those of the bias, of what a stitch makes, in the fewest numbers.
+def _stitched(cut: Cut, name: str, stitch: StitchLayer, images: int) -> _Side:
+    """The inner products of images, without those of the bias, of what a stitch makes, in few numbers.
 
     W = Q R with orthonormal columns of Q keeps the products of R, where W has more rows than columns; likewise the
-    interpolation to more positions.
+    interpolation to more positions. R is used where finding it costs less than it saves.
     """
     geometry = stitch.geometry
     w = stitch.matrix().detach()
-    if w.shape[0] > w.shape[1]:
-        w = torch.linalg.qr(w.double()).R.to(w)
+    rows, columns = w.shape
+    if rows > columns and 4 * rows * columns**2 < images**2 * (rows - columns):
+        w = torch.linalg.qr(w.to(float64_device(w.device)).double(), mode="r").R.to(w)
     if geometry.is_flat:
         return _Side((cut.source, cut.front_layer), len(w), lambda x: x.flatten(1) @ w.T, ((cut, name),))
     small = is_upsampled(geometry)

@@ -45,15 +45,16 @@ class Tell:
 class Plan:
     """How stitches are made and judged, beside what their specs say.
 
-    similarity: also CKA with the end network's activation, the dearest part. labelled: whether the labels are of the
-    classes of the end network. comparable: whether the front network decides between these, too. ood: also whether what
-    is handed on looks like end's own. controls: names of CONTROLS. fresh(seed): an untrained network of the front's
-    architecture that takes the same images. memory: bytes of moments held at once. `resume` says where the state of
-    those that train together is kept.
+    similarity: also CKA with the end network's activation, the dearest part. labelled, front_labelled: whether the
+    labels are of the classes of the end, and of the front network. comparable: whether both networks decide between the
+    same classes. ood: also whether what is handed on looks like end's own. controls: names of CONTROLS. fresh(seed): an
+    untrained network of the front's architecture that takes the same images. memory: bytes of moments held at once.
+    `resume` says where the state of those that train together is kept.
     """
 
     similarity: bool = True
     labelled: bool = True
+    front_labelled: bool = True
     comparable: bool = True
     ood: bool = False
     controls: Sequence[str] = ()
@@ -136,7 +137,7 @@ class _Group:
         for together in _training_groups([*works.values(), *controls.values()]):
             self._train(together)
         done = [work for work in works.values() if not work.failure]
-        outcomes = Outcomes(self.cuts, comparable=self.plan.comparable)
+        outcomes = Outcomes(self.cuts, front_labelled=self.plan.front_labelled, comparable=self.plan.comparable)
         self._finish_maps(outcomes, done, on_train)
         layers = dict.fromkeys(work.spec.front_layer for work in done)
         probes = {layer: averages.probe(layer, self.train) for layer in layers} if averages else {}
@@ -164,15 +165,12 @@ class _Group:
         for work in done:
             of.setdefault(work.spec.cut, []).append(work)
         similar = [cut for cut in of if self.plan.similarity]
-        shared = {cut for cut in similar if can_share(cuts.geometry(cut), len(val))}
+        shared = [cut for cut in similar if can_share(cuts.geometry(cut), len(val))]
         others = [work.spec for work in done if work.spec.cut not in shared]
         on_val = gather_moments(cuts, others, val, title="moments on val", notice=self.tell.notice)
-        asked = {}
-        for cut, works in of.items():
-            both = share(cuts, cut, val) if cut in shared else None
-            asked[cut] = outcomes.add(works, both.moments if both else on_val[cut], on_train.get(cut))
-            if both:
-                outcomes.add_ckas(works, shared_ckas(both, asked[cut]))
+        asked = {cut: outcomes.add(works, on_val[cut], on_train.get(cut)) for cut, works in of.items() if cut in on_val}
+        for cut in shared:
+            self._share(outcomes, of[cut], on_train)
         found = ckas(cuts, {cut: asked[cut] for cut in similar if cut not in shared}, val)
         for cut in (cut for cut in similar if cut not in shared):
             group = cka_group(cuts.geometry(cut), len(val))
@@ -181,6 +179,12 @@ class _Group:
                     f"cka: mean over groups of {group} images, since all activations are too large to keep"
                 )
             outcomes.add_ckas(of[cut], {name: found[cut, name] for name in (FRONT, *asked[cut])}, group)
+
+    def _share(self, outcomes: Outcomes, works: Sequence[Work], on_train: Moments) -> None:
+        """The same for stitches of one pair of layers whose activations are kept meanwhile."""
+        cut = works[0].spec.cut
+        both = share(self.cuts, cut, self.val)
+        outcomes.add_ckas(works, shared_ckas(both, outcomes.add(works, both.moments, on_train.get(cut))))
 
     def _tell_diverged(self, controls: Mapping[ControlSpec, Work]) -> None:
         for control, work in controls.items():

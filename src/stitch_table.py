@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from src.report import columns_text, fill, health_lines
-from src.results.titles import network_name, stitch_title
+from src.results.titles import network_names, stitch_title
 from src.stitching.naming import setting_text, varied
 
 # what a row of the table is called in a result, and how the keys of its similarity end
@@ -152,13 +152,13 @@ def _number(value: float | None, width: int, form: str) -> str:
 def stitches_table(found: Sequence[dict[str, Any]]) -> str:
     """A row for each of several stitches: where it is, in what it differs, and what still works; then its controls."""
     first = found[0]
-    weights = [network_name(first["weights"][role]) for role in ("front", "end")]
+    weights = network_names([first["weights"][role] for role in ("front", "end")])
     end = first["model_results"]["end"]["acc"]
     title = f"{weights[0]} -> {weights[1]} ({first['params'].get('dataset') or first['weights']['front']['dataset']})"
     if end is not None:
         form = f".{_decimals(first)}%"
         front = first["model_results"]["front"]["acc"]
-        title += f", accuracy {end:{form}}" if front is None else f", accuracy {front:{form}} and {end:{form}}"
+        title += f", accuracy of end {end:{form}}" if front is None else f", accuracy {front:{form}} and {end:{form}}"
     similar = "agrees, CKA, l2" if any(result["cka_frank"] is not None for result in found) else "agrees, l2"
     notes = [f"before, after, ps_inv: accuracy; {similar}: of after, with end"]
     if any(exact_fits(result) for result in found):

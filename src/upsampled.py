@@ -48,7 +48,8 @@ class Upsampling:
 
     def __init__(self, geometry: Geometry, device: torch.device) -> None:
         sizes = zip(geometry.front_shape[1:], geometry.end_shape[1:], strict=True)
-        self.first, self.second = (_Axis(small, large, device).r.float() for small, large in sizes)
+        axes = [_Axis(small, large, float64_device(device)) for small, large in sizes]
+        self.first, self.second = (axis.r.float().to(device) for axis in axes)
 
     def root(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> R x, which has as many positions as x and the inner products of what x becomes."""

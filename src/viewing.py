@@ -1,5 +1,6 @@
 """One or two networks in front of the images of a data set, each with its own preprocessing."""
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,10 +65,13 @@ class Viewing:
 
     @property
     def comparable(self) -> bool:
-        """Whether the networks say something about the same classes, as far as these are known."""
-        names = {network.labels and tuple(sorted(network.labels)) for network in self.networks}
+        """Whether the networks say something about the same classes in the same order, as far as these are known."""
+        names = {
+            self.answers if one else tuple(two.labels or ())
+            for one, two in zip(self.decides, self.networks, strict=True)
+        }
         outputs = [self._said(network) for network in self.networks]
-        return len(names) == 1 and not any(map(no_logits, outputs)) and len({said.shape[1] for said in outputs}) == 1
+        return len(names - {()}) <= 1 and not any(map(no_logits, outputs)) and len({x.shape[1] for x in outputs}) == 1
 
     @property
     def reordered(self) -> list[bool]:
@@ -85,10 +89,11 @@ class Viewing:
     @property
     def blanks(self) -> list[str]:
         """Which figures of a stitch have no value, a line each."""
-        front, end = self.networks
-        if self.comparable:
-            return []
-        return [f"{front.path} does not decide between the classes of {end.path}: its own row stays empty"]
+        (front, end), (front_decides, end_decides) = self.networks, self.decides
+        if not self.comparable:
+            return [f"{front.path} does not decide between the classes of {end.path}: its own row stays empty"]
+        unknown = f"{front.path} is not known to decide between the classes of {self.dataset}: it has no accuracy there"
+        return [unknown] * (end_decides and not front_decides)
 
     def require_decisions(self, *, labelled: bool = True) -> None:
         """Raise ValueError where the last network, which a stitched one ends in, returns no logits (images, classes).
@@ -118,8 +123,10 @@ class Viewing:
 
     @torch.no_grad()
     def _said(self, network: Checkpoint) -> Any:
-        """What a network returns for two blank images."""
-        return network.network(self.sample)
+        """What a network returns for two blank images, wherever it is."""
+        values = itertools.chain(network.network.parameters(), network.network.buffers())
+        place = next((value.device for value in values), self.sample.device)
+        return network.network(self.sample.to(place))
 
     def elsewhere(self, dataset: str, *, size: int | None = None) -> "Viewing":
         """The same networks, as they are here, in front of other images of the same classes.

@@ -144,6 +144,17 @@ def test_labels_of_other_classes_leave_what_needs_them_empty(toy: Path) -> None:
 COMMAND = ("a3.pt", "b3.pt", "bn1,conv2", "bn1,conv2", "-i", "ps_inv", "-e", "2", "-b", "16", "--seed", "0,1")
 
 
+def test_a_front_of_unknown_classes_agrees_but_has_no_accuracy(toy: Path) -> None:
+    spec = replace(BASE, target_type="soft_12")
+    (known,), (unknown,) = run([spec]), run([spec], front_labelled=False)
+    assert unknown["model_results"].pop("front") == {"loss": None, "acc": None}
+    del known["model_results"]["front"]
+    for figures, other in ((known["m2_sim"].pop("m1"), unknown["m2_sim"].pop("m1")),):
+        assert other == figures | {"rel_acc": None}
+    assert unknown["intervals"].pop("front").keys() == {"same_class_out"} and known["intervals"].pop("front")
+    assert_same(unknown, known)
+
+
 def test_a_set_killed_in_training_is_resumed_to_the_same(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     stitch_nets.main([*COMMAND, "--run-name", "whole"])
     count, original = 0, src.stitch.tally

@@ -214,3 +214,25 @@ def test_training_images_are_augmented_before_anyone_preprocesses_them() -> None
     wanted = F.interpolate(raw, size=(40, 40), mode="bilinear", antialias=True, align_corners=False)
     assert_close(batch(eyes), (wanted / 255 - 0.3058) / 0.3241, rtol=1e-4, atol=1e-4)
     assert raw.max() > 200
+
+
+def test_what_networks_say_is_asked_wherever_they_are() -> None:
+    viewing = look([checkpoints.load(MNIST), checkpoints.load(DIGITS)], "digits")
+    assert viewing.comparable and not viewing.blanks
+    for network in viewing.networks:
+        network.network.to("meta")
+    assert viewing.comparable
+
+
+def test_classes_of_others_must_stand_in_one_order_and_unknown_ones_may_be_the_same() -> None:
+    digits = checkpoints.load(DIGITS)
+    letters = replace(digits, labels=tuple("abcdefghij"), path="letters")
+    turned, unknown = replace(letters, labels=tuple("jabcdefghi")), replace(digits, labels=None, path="unknown")
+    assert look([letters, letters], "digits").comparable and not look([letters, turned], "digits").comparable
+    assert not look([letters, digits], "digits").comparable
+    viewing = look([unknown, digits], "digits")
+    assert viewing.comparable and viewing.decides == [False, True]
+    assert viewing.blanks == ["unknown is not known to decide between the classes of digits: it has no accuracy there"]
+    viewing.require_for({"soft_12"})
+    with pytest.raises(ValueError, match="letters does not decide between the classes of .*440.pt, so it cannot teach"):
+        look([letters, digits], "digits").require_for({"hard", "soft_1"})

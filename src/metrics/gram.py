@@ -94,11 +94,13 @@ def gram_sums(
 
     Each layer's Gram matrix is computed once, block by block, in the layer's own precision. A block is U-centred in
     float64 before anything is summed, its diagonal taken out: an image far from all others would otherwise drown the
-    rest. A layer's block does not depend on the other layers. `on_block` is called after each of `blocks(n)` blocks.
+    rest. What comes of a pair does not depend on the other layers, to the last bit. `on_block` is called after each of
+    `blocks(n)` blocks.
     """
     layers, n = [layer.detach() for layer in (*xs, *ys)], len(xs[0])
     energies = torch.stack([row_energies(layer) for layer in layers])
-    traces = energies.sum(1)
+    traces = torch.stack([energy.sum() for energy in energies])
+    cells = [(i, j) for i in range(len(layers)) for j in range(len(layers)) if i == j or i < len(xs) <= j]
     # centred rows sum to 0, so without its diagonal row i of K sums to -K_ii
     shares = energies / (n - 2) - traces[:, None] / (2 * (n - 1) * (n - 2)) if n >= 4 else torch.zeros_like(energies)
     total = torch.zeros(len(layers), len(layers), dtype=torch.float64, device=energies.device)
@@ -114,9 +116,18 @@ def gram_sums(
         if rows == columns:
             grams.diagonal(dim1=1, dim2=2).zero_()
         flat = grams.flatten(1)
-        add_times(total, flat, flat, alpha=1 if rows == columns else 2, threads=1)
+        _add_cells(total, flat, cells, alpha=1 if rows == columns else 2)
         on_block()
-    return _pairwise(total, energies @ energies.T, traces, n, len(xs))
+    diagonal = torch.zeros_like(total)
+    _add_cells(diagonal, energies, cells)
+    return _pairwise(total, diagonal, traces, n, len(xs))
+
+
+def _add_cells(total: Tensor, rows: Tensor, cells: Sequence[tuple[int, int]], alpha: float = 1) -> None:
+    """Add alpha times products of two rows each to some cells of a total, one by one: a matrix product rounds otherwise
+    with other rows beside."""
+    for i, j in cells:
+        add_times(total[i : i + 1, j : j + 1], rows[i : i + 1], rows[j : j + 1], alpha=alpha, threads=1)
 
 
 def _pairwise(total: Tensor, diagonal: Tensor, traces: Tensor, n: int, firsts: int) -> dict[tuple[int, int], GramSums]:

@@ -13,7 +13,7 @@ import pandas as pd
 from src.metrics import MEASURES, Metric
 from src.metrics.functional import Functional
 from src.plots.style import BLUE, GREY, INK, LIGHT, NORMAL, ORANGE, SMALL, finish, new_figure, save
-from src.results.titles import network_name
+from src.results.titles import network_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def grid_figure(result: dict[str, Any]) -> Figure:
     height = max(LEAST_HEIGHT, cell * len(layers1) + label + 0.7)
     figure = new_figure(across * width, down * height + 0.6, _title(result))
     panels = figure.subplots(down, across, squeeze=False).ravel()
-    names = [network_name(network) for network in result["networks"]]
+    names = network_names(result["networks"])
     for axes, (name, table) in zip(panels, tables.items(), strict=False):
         _draw_heatmap(figure, axes, MEASURES[str(name)], table, layers1, layers2, letters=int(13 * height))
         finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
@@ -68,7 +68,7 @@ def grid_figure(result: dict[str, Any]) -> Figure:
 
 
 def _title(result: dict[str, Any]) -> str:
-    names = [network_name(network) for network in result["networks"]]
+    names = network_names(result["networks"])
     params = result["params"]
     return f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
 
@@ -152,8 +152,8 @@ def pair_figure(result: dict[str, Any]) -> Figure:
     frame: pd.DataFrame = result["frame"]
     rows = frame.to_dict("records")
     names = [
-        f"{network_name(network)} {layer}"
-        for network, layer in zip(result["networks"], (rows[0]["layer1"], rows[0]["layer2"]), strict=True)
+        f"{name} {layer}"
+        for name, layer in zip(network_names(result["networks"]), (rows[0]["layer1"], rows[0]["layer2"]), strict=True)
     ]
     params = result["params"]
     title = f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"

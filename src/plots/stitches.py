@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.plots.style import COLOURS, CONTROL_COLOURS, GREY, INK, MARKERS, NORMAL, SMALL, finish, new_figure, save
-from src.results.titles import network_name
+from src.results.titles import network_names
 from src.stitching.naming import setting_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def measure(found: Sequence[dict[str, Any]]) -> str:
 def figure_title(found: Sequence[dict[str, Any]]) -> str:
     weights = found[0]["weights"]
     dataset = found[0]["params"].get("dataset") or weights["front"]["dataset"]
-    return f"{network_name(weights['front'])} \N{RIGHTWARDS ARROW} {network_name(weights['end'])}   ({dataset})"
+    front, end = network_names([weights[role] for role in ("front", "end")])
+    return f"{front} \N{RIGHTWARDS ARROW} {end}   ({dataset})"
 
 
 def variant(result: dict[str, Any], names: Sequence[str]) -> str:

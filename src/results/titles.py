@@ -1,9 +1,11 @@
 """What results are about, in a line."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from src.checkpoints import seeds_name
 
+ROLES = ("front", "end")
 TRAINED = ("train_fraction", "shuffle_labels")  # results of older versions lack these
 
 
@@ -17,16 +19,23 @@ def network_name(network: dict[str, Any]) -> str:
     return f"{network['model']} {seeds_name(network['init_seed'], network['gradient_seed'], **how)}"
 
 
+def network_names(networks: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of networks, with the data sets that they were trained on where these differ."""
+    datasets = [network.get("dataset") for network in networks]
+    if len(set(datasets)) == 1:
+        return [network_name(network) for network in networks]
+    named = zip(networks, datasets, strict=True)
+    return [network_name(network) + (f" of {dataset}" if dataset else "") for network, dataset in named]
+
+
 def stitch_title(result: dict[str, Any], arrow: str = "->") -> str:
     """Which networks a result of stitch_nets.py sews together, at which layers, and on which data set.
 
     Published results do not say their networks; these are called front and end.
     """
     params, weights = result["params"], result.get("weights", {})
-    ends = [
-        f"{network_name(weights.get(role, {'model': role}))}, {params[f'{role}_layer'] or 'output'}"
-        for role in ("front", "end")
-    ]
+    names = network_names([weights.get(role, {"model": role}) for role in ROLES])
+    ends = [f"{name}, {params[f'{role}_layer'] or 'output'}" for name, role in zip(names, ROLES, strict=True)]
     dataset = params.get("dataset") or weights.get("front", {}).get("dataset", "")
     scored = f", scored on {params['evaluate_on']}" if params.get("evaluate_on") else ""
     return f"{ends[0]} {arrow} {ends[1]} ({dataset}{scored})"

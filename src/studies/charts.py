@@ -265,13 +265,14 @@ def _bounds(values: Iterable[float]) -> tuple[float, float]:
 
 
 def comparison_maps(found: Found) -> dict[str, Any]:
-    charts = []
+    charts, every = [], found.comparisons["networks"].nunique()
     for method, group in found.comparisons.groupby("method", sort=False):
         fronts, ends = (list(dict.fromkeys(group[layer])) for layer in ("layer1", "layer2"))
         means = group.groupby(["layer1", "layer2"], sort=False)["value"].mean()
         table = [[float(means.get((one, other), math.nan)) for other in ends] for one in fronts]
         low, high = _bounds(means)
         title = f"{method}: {MEASURES[method].alike} means more alike" if method in MEASURES else str(method)
+        if (pairs := group.loc[group["value"].notna(), "networks"].nunique()) != every:
+            title += f"; {pairs} of {every} pairs have a value"
         charts.append({"title": title, "svg": svg.heatmap(fronts, ends, table, low=low, high=high)})
-    pairs = found.comparisons["networks"].nunique()
-    return {"title": "Comparisons", "note": f"means over {pairs} pairs of networks", "charts": charts}
+    return {"title": "Comparisons", "note": f"means over {every} pairs of networks", "charts": charts}

@@ -92,6 +92,7 @@ def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
     plan = Plan(
         similarity=settings.similarity,
         labelled=viewing.end_labelled,
+        front_labelled=viewing.decides[0],
         comparable=viewing.comparable,
         ood=settings.ood,
         controls=settings.controls,
