@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.metrics.linalg import require_varying
 from src.metrics.moments import PairedMoments
-from src.metrics.products import add_times, in_order, times
+from src.metrics.products import dots, in_order, times
 from src.metrics.rows import float64_pieces
 
 # Side of one block of a Gram matrix: the matrix product runs at full speed, and little is done below the diagonal.
@@ -103,7 +103,7 @@ def gram_sums(
     cells = [(i, j) for i in range(len(layers)) for j in range(len(layers)) if i == j or i < len(xs) <= j]
     # centred rows sum to 0, so without its diagonal row i of K sums to -K_ii
     shares = energies / (n - 2) - traces[:, None] / (2 * (n - 1) * (n - 2)) if n >= 4 else torch.zeros_like(energies)
-    total = torch.zeros(len(layers), len(layers), dtype=torch.float64, device=energies.device)
+    total = torch.zeros(len(cells), dtype=torch.float64, device=energies.device)
     side = min(n, BLOCK)
     buffer = energies.new_empty(len(layers) * side * side)
     places = list(upper_blocks(n, BLOCK))
@@ -116,18 +116,15 @@ def gram_sums(
         if rows == columns:
             grams.diagonal(dim1=1, dim2=2).zero_()
         flat = grams.flatten(1)
-        _add_cells(total, flat, cells, alpha=1 if rows == columns else 2)
+        total += dots(flat, cells) * (1 if rows == columns else 2)
         on_block()
-    diagonal = torch.zeros_like(total)
-    _add_cells(diagonal, energies, cells)
-    return _pairwise(total, diagonal, traces, n, len(xs))
 
+    def matrix(values: Tensor) -> Tensor:
+        found = torch.zeros(len(layers), len(layers), dtype=values.dtype, device=values.device)
+        found[tuple(torch.tensor(cells, device=values.device).T)] = values
+        return found
 
-def _add_cells(total: Tensor, rows: Tensor, cells: Sequence[tuple[int, int]], alpha: float = 1) -> None:
-    """Add alpha times products of two rows each to some cells of a total, one by one: a matrix product rounds otherwise
-    with other rows beside."""
-    for i, j in cells:
-        add_times(total[i : i + 1, j : j + 1], rows[i : i + 1], rows[j : j + 1], alpha=alpha, threads=1)
+    return _pairwise(matrix(total), matrix(dots(energies, cells)), traces, n, len(xs))
 
 
 def _pairwise(total: Tensor, diagonal: Tensor, traces: Tensor, n: int, firsts: int) -> dict[tuple[int, int], GramSums]:

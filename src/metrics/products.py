@@ -139,6 +139,16 @@ def add_times(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1, *, threads:
             part.add_(times(some, b, threads=threads), alpha=alpha)
 
 
+def dots(rows: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the product of each pair of rows of (n, k), (pairs,), each on its own: a matrix product rounds otherwise
+    with other rows beside."""
+    if not _by_numpy(rows):
+        return torch.stack([torch.dot(rows[i], rows[j]) for i, j in pairs])
+    x = rows.numpy()
+    with _bound(0, 1):
+        return torch.tensor([np.dot(x[i], x[j]) for i, j in pairs], dtype=rows.dtype)
+
+
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues (d,), ascending, and eigenvectors (d, d) of a symmetric float64 matrix."""
     if not _by_numpy(matrix) or not len(matrix):
