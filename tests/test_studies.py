@@ -162,6 +162,17 @@ def test_one_that_breaks_takes_no_other_along(toy, monkeypatch, capsys) -> None:
     assert len(pickles()) == 5 and not list(Path("results/s").glob("*.failed.json"))
 
 
+def test_a_front_without_logits_is_said_once(toy, capsys) -> None:
+    net = "nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())"
+    Path("nets.py").write_text(f"from torch import nn\n\ndef enc():\n    return {net}\n")
+    text = 'pairs = [["nets.py:enc#0", "a3.pt"]]\ndataset = "toy"\nseeds = [0, 1]\nminutes = 0.001\n[[stitch]]\n'
+    study(text + 'front_layers = "0"\nend_layers = ["bn1", "conv2"]\nresize = true\nepochs = 1\nbatch_size = 16\n')
+    main(WORK)
+    note = "note: nets.py:enc#0 does not decide between the classes of a3.pt: its own row stays empty"
+    assert capsys.readouterr().err.count(note) == 1
+    assert {result["model_results"]["front"]["acc"] for result in pickles().values()} == {None}
+
+
 def test_other_weights_than_planned_are_refused(toy) -> None:
     text = 'pairs = [["a3.pt", "b5.pt"]]\n[stitch]\nlayers = "bn1"\nepochs = 0\n'
     store = Store(Path("results/s"))

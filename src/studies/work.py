@@ -85,6 +85,8 @@ def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
     specs = [item.spec for item in bundle.items if isinstance(item.spec, StitchSpec)]
     networks, layouts = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=layouts)
+    for line in [*cuts.notes, *viewing.notes, *viewing.blanks]:
+        tell(f"note: {line}")
     train, val = split_of(viewing, "train", device), split_of(scored, "val", device)
     about = surroundings(viewing, [split.digest() for split in (train, val)])
     _check_keys(bundle, stitch_keys(cuts, about))
