@@ -398,5 +398,5 @@ def test_a_front_may_decide_between_other_classes_or_none(toy: Path, capsys, kin
     eval_stitch.main(["results/r/conv-bn1.pkl", "after", "--no-save"])
     assert f"accuracy {scores['trans']['acc']:.2%}" in capsys.readouterr().out
     stitch_nets.main([*words.split(), "-i", "ps_inv,random", "--run-name", "s"])
-    assert f"accuracy {scores['end']['acc']:.1%}" in capsys.readouterr().out
+    assert f"accuracy of end {scores['end']['acc']:.1%}" in capsys.readouterr().out
     assert results.table("results")["accuracy_front"].isna().all()

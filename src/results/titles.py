@@ -22,7 +22,7 @@ def network_name(network: dict[str, Any]) -> str:
 def network_names(networks: Sequence[dict[str, Any]]) -> list[str]:
     """The names of networks, with the data sets that they were trained on where these differ."""
     datasets = [network.get("dataset") for network in networks]
-    if len(set(datasets)) == 1:
+    if len(set(datasets) - {None}) < 2:
         return [network_name(network) for network in networks]
     named = zip(networks, datasets, strict=True)
     return [network_name(network) + (f" of {dataset}" if dataset else "") for network, dataset in named]
