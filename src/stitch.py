@@ -164,21 +164,21 @@ class _Group:
         of: dict[Cut, list[Work]] = {}
         for work in done:
             of.setdefault(work.spec.cut, []).append(work)
-        similar = [cut for cut in of if self.plan.similarity]
-        shared = [cut for cut in similar if can_share(cuts.geometry(cut), len(val))]
+        shared = [cut for cut in of if self.plan.similarity and can_share(cuts.geometry(cut), len(val))]
         others = [work.spec for work in done if work.spec.cut not in shared]
         on_val = gather_moments(cuts, others, val, title="moments on val", notice=self.tell.notice)
-        asked = {cut: outcomes.add(works, on_val[cut], on_train.get(cut)) for cut, works in of.items() if cut in on_val}
+        asked = {cut: outcomes.add(of[cut], moments, on_train.get(cut)) for cut, moments in on_val.items()}
         for cut in shared:
             self._share(outcomes, of[cut], on_train)
-        found = ckas(cuts, {cut: asked[cut] for cut in similar if cut not in shared}, val)
-        for cut in (cut for cut in similar if cut not in shared):
-            group = cka_group(cuts.geometry(cut), len(val))
-            if group:
+        if not self.plan.similarity:
+            return
+        found = ckas(cuts, asked, val)
+        for cut, stitches in asked.items():
+            if group := cka_group(cuts.geometry(cut), len(val)):
                 self.tell.notice(
                     f"cka: mean over groups of {group} images, since all activations are too large to keep"
                 )
-            outcomes.add_ckas(of[cut], {name: found[cut, name] for name in (FRONT, *asked[cut])}, group)
+            outcomes.add_ckas(of[cut], {name: found[cut, name] for name in (FRONT, *stitches)}, group)
 
     def _share(self, outcomes: Outcomes, works: Sequence[Work], on_train: Moments) -> None:
         """The same for stitches of one pair of layers whose activations are kept meanwhile."""

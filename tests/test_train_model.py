@@ -85,6 +85,20 @@ def test_resume_names_the_argument_that_differs(
     assert not (FOLDER / "resume.pt").exists()
 
 
+@pytest.mark.parametrize(("options", "how"), [([], "--resume"), (["--no-save"], "--resume without --no-save")])
+def test_the_line_of_an_interrupted_training_says_what_goes_on(
+    options: list[str], how: str, toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: Path, history: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(src.network_training, "write_log", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train_model.main([*COMMAND, *options])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith(f"error: interrupted; {how} goes on from the last whole epoch\n")
+
+
 def initial(args: argparse.Namespace) -> nn.Module:
     spec = TrainSpec.of(args)
     return train_model.initial_network(spec, train_model.images_for(spec), cli.notice).network
