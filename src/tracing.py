@@ -37,7 +37,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
-        name, last = self.path_of_module(m), next(reversed(self.graph.nodes))
+        name, last = self.path_of_module(m), next(iter(reversed(self.graph.nodes)))
         known, depth = (self.outputs.copy(), self.counts.copy(), self.opaque.copy()), len(self.module_stack)
         try:
             output = super().call_module(m, forward, args, kwargs)
