@@ -118,8 +118,8 @@ def compare_layers(
     if refused and names:  # known already, and no reason to freeze anything
         outputs = _refused(functional, refused)
     else:
-        frozen = freeze(networks[0]), freeze(networks[1])
-        how = {"batch_size": batch_size, "sample": sample, "labelled": labelled}
+        frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
+        how = {"batch_size": batch_size, "sample": sample.to(split.device), "labelled": labelled}
         outputs = compare_outputs(frozen, split, functional, **how)
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:

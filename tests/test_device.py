@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.dataset import DATASETS
 from src.dataset.split import MemorySplit
+from src.layer_grid import compare_layers
 from src.metrics import PairedMoments
 from src.metrics.moments import Affine
 from src.models import build_model
@@ -122,6 +123,13 @@ def test_scores_do_without_float64_on_the_device(fake) -> None:
             counts.scores("one")
         with pytest.raises(TypeError, match="float64 tensor on mps"):
             torch.zeros(2, device="mps").double()
+
+
+@pytest.mark.parametrize("name", ["cka", "procrustes", "jsd", "disagreement"])
+def test_networks_are_compared_where_the_images_are(fake, name: str) -> None:
+    networks = (build_model("tiny10", channels=3, classes=10, size=32).eval() for _ in range(2))
+    with pytest.raises(DataDependentOutputException):  # as far as a comparison can go without values
+        compare_layers(tuple(networks), (["bn8"], ["bn8"]), torch.zeros(2, 3, 32, 32), split_on(CUDA), [name])  # pyright: ignore
 
 
 def test_moments_on_the_device(fake) -> None:

@@ -3,6 +3,7 @@
 Without the option the device is the processor, which then runs the same code twice.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from src.config import choose_device, full_precision
 from src.cut import head, tail
 from src.dataset import load_split
 from src.frozen import freeze
-from src.metrics import METRICS
+from src.layer_grid import compare_layers
+from src.metrics import FUNCTIONAL, METRICS
 from src.metrics.moments import PairedMoments, least_squares, procrustes, reduced_rank_regression, squared_error
 from src.models import MODELS, build_model
 from src.scores import Tally, tally
@@ -112,6 +114,20 @@ def test_batches_and_scores(device: torch.device) -> None:
     assert torch.equal(found[1][1], found[0][1])
     assert found[1][2]["loss"] == pytest.approx(found[0][2]["loss"], rel=1e-4)
     assert found[1][3]["crossentropy"] == pytest.approx(found[0][3]["crossentropy"], rel=1e-4)
+
+
+def test_layers_and_decisions_are_compared_alike(device: torch.device) -> None:
+    """As `compare_nets.py` does it: the networks lie where they were made, and the images on the device."""
+    names = [*METRICS, *FUNCTIONAL]
+    networks, blank = (untrained(0), untrained(1)), torch.zeros(2, 1, 32, 32)
+    found = []
+    for where in (CPU, device):
+        split = load_split("digits", "val", device=where)
+        comparison = compare_layers(networks, (["bn7", "bn8"], ["bn8"]), blank, split, names)
+        found.append({name: comparison.table(name) for name in comparison.names})
+    assert all(np.isfinite(found[0][name][1]).all() for name in names)
+    for name in names:
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-3, abs=1e-3, nan_ok=True), name
 
 
 @pytest.mark.parametrize("kind", [{}, {"low_rank": 4}, {"mask": "semi-match"}, {"orthogonal": True}], ids=str)
