@@ -1,10 +1,12 @@
 """Where the real data are, and which tests may run without them."""
 
+import functools
 import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.toy import toy as toy
 
@@ -19,6 +21,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, variable in needs.items():
             if item.get_closest_marker(marker) and not os.environ.get(variable):
                 item.add_marker(pytest.mark.skip(reason=f"{variable} is not set"))
+
+
+@pytest.fixture(autouse=True)
+def on_the_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test does not send elsewhere is computed where the same bytes come out each time, also beside a GPU."""
+    if "device" not in request.fixturenames:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of programs that it starts
+        for backend in (torch.cuda, torch.backends.mps):
+            monkeypatch.setattr(backend, "is_available", functools.cache(lambda: False))  # as torch wraps its own
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Tokens as users meet them: listed, stitched to tokens and to maps and back, compared, and read again from files."""
 
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,7 +72,7 @@ def test_the_layout_asked_for_is_kept_and_changes_the_key(toy: Path) -> None:
     path = toy / "results/r/blocks.1-blocks.1.pkl"
     content = results.read(path)
     content["geometry"]["layouts"]["end"] = "last"
-    path.write_bytes(pickle.dumps(content))
+    results.write(path, content, overwrite=True)
     with pytest.raises(ValueError, match=r"was made for maps and last, and these layers give maps and maps; \?layout="):
         load_stitch(path, "after")
     with pytest.raises(ValueError, match=r"\?layout=channels_last fits none of the layers"):
@@ -94,7 +93,7 @@ def test_plain_layouts_keep_the_keys_of_before(toy: Path) -> None:
     path = toy / "results/r/bn1-bn1.pkl"
     content = results.read(path)
     del content["geometry"]["layouts"]
-    path.write_bytes(pickle.dumps(content))
+    results.write(path, content, overwrite=True)
     load_stitch(path, "after")
 
 
