@@ -1,6 +1,6 @@
 # make demo   environment, requirements, then a stitch of two shipped networks on the embedded digits
 # make test   the tests; those that need real data sets are skipped where these are absent. DEVICE=cuda runs the
-#             numerical ones on a GPU
+#             numerical ones on a GPU, and the others on the processor
 # make test-engines  studies on submitit and ray, which it installs, and their page in chromium, if that is there
 # make bench  times the suite against the plain way, an hour or more on a quiet machine
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
@@ -10,8 +10,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 DEVICE ?= cpu
-# tests run side by side, a process a core, which need no threads of their own; on a GPU one after the other
-WORKERS ?= $(if $(filter cpu,$(DEVICE)),auto,0)
+# tests run side by side, a process a core, which need no threads of their own; those on a GPU are in one file
+WORKERS ?= auto
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
 
