@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import mkldnn
 
 from benchmarks.run import machine, seconds
 from src.frozen import freeze
@@ -48,6 +47,9 @@ class Packed:
 
     def __call__(self, x: Tensor, layer: nn.Linear) -> Tensor:
         if layer not in self.layers:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch about its own mkldnn
+                from torch.utils import mkldnn
             self.layers[layer] = mkldnn.to_mkldnn(layer)
         return self.layers[layer](x)
 

@@ -26,7 +26,8 @@ def test_products_equal_plain_ones_and_repeat(shape, dtype, threads, monkeypatch
     m, n, k = shape
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(rows, k, generator=generator, dtype=torch.float64) for rows in (m, n))
-    tolerance = {"rtol": 0, "atol": (2e-6 if dtype == torch.float32 else 1e-13) * (k + 100)}
+    single = 2e-6 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 5e-6  # older OpenBLAS sums in longer chains
+    tolerance = {"rtol": 0, "atol": (single if dtype == torch.float32 else 1e-13) * (k + 100)}
     for first, second in ((a, b), (a, a)):
         x = first.to(dtype)
         y = x if second is first else second.to(dtype)

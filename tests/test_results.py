@@ -72,8 +72,8 @@ def test_pickles_of_others_are_read_as_pickle_reads_them(tmp_path: Path, protoco
     path = tmp_path / "x.pkl"
     with pd.option_context("mode.string_storage", "python"):  # not pyarrow's buffers, where that is installed
         others = result() | {"ordered": OrderedDict(a=1), "again": [frame()] * 2}
-    path.write_bytes(pickle.dumps(others, protocol))
-    assert_same(read(path), pickle.loads(path.read_bytes()))
+        path.write_bytes(pickle.dumps(others, protocol))
+        assert_same(read(path), pickle.loads(path.read_bytes()))
 
 
 def test_tensors_come_back_without_their_gradients(tmp_path: Path) -> None:
