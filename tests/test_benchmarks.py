@@ -89,9 +89,9 @@ def test_the_peak_is_that_of_the_best_library() -> None:
 def test_a_layer_is_recognised_by_the_best_value_of_its_row_and_of_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identify, "LAYERS", ["a", "b", "c"])
     table = np.array([[0.9, 0.1, 0.0], [0.8, 0.7, 0.2], [0.3, 0.3, np.nan]])
-    assert identify.found(table, lower=False) == (1, 2, ["b:a", "c:a", "c:b"])
-    assert identify.found(-table, lower=True) == (1, 2, ["b:a", "c:a", "c:b"])
-    assert identify.found(np.ones((3, 3)), lower=False) == (0, 0, ["6 ties"])
+    for found in (identify.found(table, lower=False), identify.found(-table, lower=True)):
+        assert found == {"found": 3, "b:a": 1, "c:a": 1, "c:b": 1}
+    assert identify.found(np.ones((3, 3)), lower=False) == {"ties": 6}
 
 
 def test_features_of_layers_are_those_of_the_network() -> None:

@@ -42,7 +42,9 @@ def test_the_readme_shows_the_tour_and_its_commands_run(folder, monkeypatch, cap
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("name", "stitches"), [("paper", 1440), ("ranks", 1890), ("controls", 120), ("seeds", 60)])
+@pytest.mark.parametrize(
+    ("name", "stitches"), [("paper", 1440), ("ranks", 1890), ("controls", 120), ("seeds", 60), ("data", 42)]
+)
 def test_the_others_can_be_planned(name, stitches, folder, capsys) -> None:
     main([f"studies/{name}.toml", "--dry-run"])
     assert f"{stitches:,} stitches and " in capsys.readouterr().out and not Path("results").exists()
