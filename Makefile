@@ -1,6 +1,6 @@
 # make demo   environment, requirements, then a stitch of two shipped networks on the embedded digits
 # make test   the tests; those that need real data sets are skipped where these are absent. DEVICE=cuda runs the
-#             numerical ones on a GPU, and the others on the processor
+#             numerical ones on a GPU, too
 # make test-engines  studies on submitit and ray, which it installs, and their page in chromium, if that is there
 # make bench  times the suite against the plain way, an hour or more on a quiet machine
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
@@ -10,7 +10,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 DEVICE ?= cpu
-# tests run side by side, a process a core, which need no threads of their own; those on a GPU are in one file
+# tests run side by side, a process a core, which need no threads of their own
 WORKERS ?= auto
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
@@ -21,8 +21,8 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --plot --run-name demo --overwrite
 
 test: $(VENV)/.dev-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --device $(DEVICE) \
-	    -m "not (submitit or ray or browser)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not (submitit or ray or browser)"
+	test $(DEVICE) = cpu || $(BIN)/python -m pytest tests/test_numbers_on_device.py --device $(DEVICE)
 
 test-engines: $(VENV)/.dev-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check submitit ray

@@ -1,6 +1,6 @@
 """Time whole comparisons beside the Gram matrices of their layers alone: python -m benchmarks.compare [case ...]
 
-Commands on all 10,000 validation images of CIFAR-10 and the two shipped Tiny10 networks: wall seconds and peak memory,
+Commands on all 10,000 validation images of CIFAR-10 and the shipped Tiny10 in0 and in10: wall seconds and peak memory,
 medians of --repeats.
 """
 

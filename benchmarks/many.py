@@ -1,6 +1,6 @@
 """Time many stitches of one command against the commands one by one: python -m benchmarks.many [--sample N] [case ...]
 
-Whole commands, on the shipped CIFAR-10 networks; the images and both networks are read by each. Of the commands one by
+Whole commands, on two shipped CIFAR-10 networks; the images and both networks are read by each. Of the commands one by
 one `--sample` are run, spread over all of them, half of these before and half after the many; their mean stands for the
 rest. Where others use the machine, too, set OMP_NUM_THREADS=1 and read the processor's seconds.
 """

@@ -115,8 +115,8 @@ def compare_layers(
     refused = refusal_of_outputs(networks, split, sample, labelled=labelled) if functional else None
     if names:
         require_possible(work.plan(names, work.whole), memory, alone=not functional or bool(refused))
-    if refused and names:  # known already, and no reason to freeze anything
-        outputs = _refused(functional, refused)
+    if not functional or (refused and names):  # known already, and no reason to freeze anything
+        outputs = _refused(functional, refused or "")
     else:
         frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
         how = {"batch_size": batch_size, "sample": sample.to(split.device), "labelled": labelled}

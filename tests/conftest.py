@@ -12,7 +12,14 @@ from tests.toy import toy as toy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where tests/test_numbers_on_device.py computes: cpu, cuda, mps")
+    parser.addoption("--device", default="cpu", help="cuda, mps: for tests/test_numbers_on_device.py alone")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Beside a GPU, too, tests and the programs that they start compute where the same bytes come out each time."""
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        torch.backends.mps.is_available = functools.cache(lambda: False)  # as torch wraps its own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,15 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, variable in needs.items():
             if item.get_closest_marker(marker) and not os.environ.get(variable):
                 item.add_marker(pytest.mark.skip(reason=f"{variable} is not set"))
-
-
-@pytest.fixture(autouse=True)
-def on_the_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test does not send elsewhere is computed where the same bytes come out each time, also beside a GPU."""
-    if "device" not in request.fixturenames:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of programs that it starts
-        for backend in (torch.cuda, torch.backends.mps):
-            monkeypatch.setattr(backend, "is_available", functools.cache(lambda: False))  # as torch wraps its own
 
 
 @pytest.fixture(scope="session")

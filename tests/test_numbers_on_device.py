@@ -3,12 +3,21 @@
 Without the option the device is the processor, which then runs the same code twice.
 """
 
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+import compare_frank_m2
+import compare_nets
+import eval_net
+import eval_stitch
+import stitch_nets
+import train_model
 from src.config import choose_device, full_precision
 from src.cut import head, tail
 from src.dataset import load_split
@@ -17,13 +26,14 @@ from src.layer_grid import compare_layers
 from src.metrics import FUNCTIONAL, METRICS
 from src.metrics.moments import PairedMoments, least_squares, procrustes, reduced_rank_regression, squared_error
 from src.models import MODELS, build_model
+from src.results import read
 from src.scores import Tally, tally
 from src.stitch import stitch
 from src.stitching import INITS, Cuts, StitchSpec
 from tests import tolerances
 from tests.cells import cell_of
 
-CPU = torch.device("cpu")
+CPU, ROOT = torch.device("cpu"), Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -148,3 +158,25 @@ def test_a_stitch_is_fitted_and_trained_alike(kind: dict, device: torch.device) 
         accuracies = [one["model_results"]["trans"]["acc"] for one in (expected, result)]
         assert accuracies[1] == pytest.approx(accuracies[0], abs=tolerances.TRAINED_ACCURACY)
         assert result["cka_frank"] == pytest.approx(expected["cka_frank"], abs=1e-2)
+
+
+def test_the_scripts_themselves(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with much that it can do, for nobody else starts them on a device; and the numbers of a stitch."""
+    monkeypatch.chdir(tmp_path)
+    a, b = (f"{ROOT}/model_weights/Tiny10/Digits/in{seed}-gn{seed}/440.pt" for seed in (0, 1))
+    on = ["--device", str(device), "--overwrite"]
+    accuracies: dict[str, list[float]] = {}
+    for where in {"cpu", str(device)}:
+        options = shlex.split(f"-i ps_inv -e 1 -lr 0.01 --controls all --ood --run-name {where} --device {where}")
+        stitch_nets.main([a, b, "bn7", "bn7", *options])
+        result = read(f"results/{where}/bn7-bn7.pkl")
+        rows = result["model_results"] | {name: result["controls"][name] for name in ("constant", "self")}
+        accuracies[where] = [rows[name]["acc"] for name in sorted(rows)]
+    assert accuracies[str(device)] == pytest.approx(accuracies["cpu"], abs=tolerances.TRAINED_ACCURACY)
+    stitched = f"results/{device}/bn7-bn7.pkl"
+    eval_stitch.main([stitched, "after", *on])
+    compare_frank_m2.main([stitched, "after", "cka", "l2", "disagreement", *on])
+    compare_nets.main([a, b, "bn7", "bn7", "digits", "cka", "jsd", "--intervals", "--permutations", "3", *on])
+    eval_net.main([a, *on])
+    train_model.main([*shlex.split("-m vit_w32 -d digits -lr 0.001 -opt muon --cosine -e 1 -i 3 -g 4"), *on])
+    train_model.main([*shlex.split("-m lenet -d digits -e 1 -lr 0.01 --train-fraction 0.5 --shuffle-labels 0.5"), *on])
