@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("weights", nargs="*", default=FILES)
     parser.add_argument("--images", type=int, default=1_000)
     args = parser.parse_args()
+    if len(args.weights) < 2:
+        parser.error("two networks or more are compared")
     totals: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     pairs = list(itertools.combinations(args.weights, 2))
     for pair in pairs:
