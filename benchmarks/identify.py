@@ -3,7 +3,7 @@
 Kornblith et al.'s (2019, section 6.1) sanity check: of all layers of another network the namesake should be the most
 alike to a layer of the first; over all pairs of the networks, both ways. A layer competes with those that the metric
 can compare with it; of the same shape for l2, of the same height and width where positions are rows. Regressions and
-correlations of more features than images, which all are 1, are left out.
+correlations of more features than images, which all are 1, are left out. Minutes a pair.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from src.sources import open_network
 from src.viewing import look
 
 ROOT = Path(__file__).parent.parent / "model_weights"
-FILES = [str(ROOT / "Tiny10" / "CIFAR10" / f"in{seed}-gn{seed}" / "110000.pt") for seed in (0, 1, 2, 3, 4, 10)]
+FILES = [str(ROOT / "Tiny10" / "CIFAR10" / f"in{seed}-gn{seed}" / "110000.pt") for seed in (0, 10)]
 TIED = 1e-6
 LAYERS = [f"bn{number}" for number in range(1, 9)]
 FOUND, TIE = "found", "ties"
