@@ -164,14 +164,12 @@ def compare_outputs(
     alone: bool = True,
     labelled: bool = True,
 ) -> Cell:
-    """Compare what two networks, images -> logits, decide; without `names` nothing is run.
+    """Compare what two networks, images -> logits, decide.
 
     `sample` is a batch of blank images, `labelled` as in `refusal_of_outputs`. Where they have other classes than the
     data set or each other the measures are refused; with `alone`, if they are all that is asked for, by a ValueError
     before any work.
     """
-    if not names:
-        return Cell({}, {}, {}, {})
     if refused := refusal_of_outputs(networks, split, sample, labelled=labelled):
         if alone:
             raise ValueError(f"{', '.join(names)}: {refused}")

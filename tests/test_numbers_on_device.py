@@ -136,8 +136,9 @@ def test_layers_and_decisions_are_compared_alike(device: torch.device) -> None:
         comparison = compare_layers(networks, (["bn7", "bn8"], ["bn8"]), blank, split, names)
         found.append({name: comparison.table(name) for name in comparison.names})
     assert all(np.isfinite(found[0][name][1]).all() for name in names)
+    near = {"rel": tolerances.COMPARED, "abs": tolerances.COMPARED, "nan_ok": True}
     for name in names:
-        assert found[1][name] == pytest.approx(found[0][name], rel=1e-3, abs=1e-3, nan_ok=True), name
+        assert found[1][name] == pytest.approx(found[0][name], **near), name
 
 
 @pytest.mark.parametrize("kind", [{}, {"low_rank": 4}, {"mask": "semi-match"}, {"orthogonal": True}], ids=str)
