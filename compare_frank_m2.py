@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str]) -> tuple[str, str, Cell]:
     """What a stitch is called, what is compared, in words, and the comparison."""
-    saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model, size=args.image_size)
+    moved = {"front": args.front_model, "end": args.end_model}
+    tell = cli.tell_once(told)
+    saved = load_stitch(file, args.stitch_type, **moved, size=args.image_size, tell=tell)
     cli.tell_weights(saved, told)
     layer = saved.end_layer if args.layer is None else args.layer
     stitched, end = (part.to(device) for part in saved.heads(layer))

@@ -8,7 +8,7 @@ from src.config import choose_device
 from src.dataset import file_part
 from src.evaluation import evaluate
 from src.results.titles import network_name
-from src.sources import HELP, model_folder, open_network
+from src.sources import HELP, Named, model_folder, open_network
 from src.viewing import look
 
 
@@ -29,8 +29,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> dict:
     """Evaluate, print and write; returns the result."""
     device = choose_device(args.device)
-    about = {"model": args.model, "dataset": args.dataset, "size": args.image_size}
-    checkpoint = open_network(args.model_path, **about, tell=cli.notice)
+    model = args.model and Named(args.model)
+    about = {"model": model, "dataset": args.dataset, "size": args.image_size}
+    checkpoint = open_network(Named(args.model_path), **about, tell=cli.notice)
     viewing = look([checkpoint], args.dataset, size=args.image_size)
     viewing.require_decisions()
     cli.show(viewing)

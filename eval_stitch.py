@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def evaluate_one(args: argparse.Namespace, file: Path, device: Any, told: set[str]) -> dict[str, Any]:
     """Scores of one stitched network, and what it is."""
-    saved = load_stitch(file, args.stitch_type, front=args.front_model, end=args.end_model, size=args.image_size)
+    moved = {"front": args.front_model, "end": args.end_model}
+    tell = cli.tell_once(told)
+    saved = load_stitch(file, args.stitch_type, **moved, size=args.image_size, tell=tell)
     cli.tell_weights(saved, told)
     saved.viewing.require_decisions()
     split = saved.viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))

@@ -10,7 +10,7 @@ from src import arguments, cli, report
 from src.axes import Output, doubts, find_outputs, require_fit
 from src.cut import layer_names
 from src.dataset import file_part
-from src.sources import HELP, model_folder, open_network
+from src.sources import HELP, Named, model_folder, open_network
 from src.structure import split_layer
 
 DEFAULT = "cifar10"  # the images of a network that was trained on none of our data sets
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> pd.DataFrame:
     """Print and write the table of layers; returns it, a row a layer."""
-    shown = open_network(args.model, dataset=args.dataset, size=args.image_size, tell=cli.notice, bare=True)
+    shown = open_network(Named(args.model), dataset=args.dataset, size=args.image_size, tell=cli.notice, bare=True)
     dataset, eyes = args.dataset or shown.dataset or DEFAULT, shown.preprocessing
     is_file = bool(shown.iteration or shown.recipe)
     parts = [model_folder(shown.model).lower(), file_part(dataset)] + ([shown.seeds, shown.stem] if is_file else [])

@@ -19,6 +19,7 @@ from src.task import SINGLE_LABEL
 
 FORMAT = 1
 _METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe", "preprocessing", "labels")
+TRAINING = ("init_seed", "gradient_seed", "iteration", "recipe", "train_fraction", "shuffle_labels")  # of a Checkpoint
 _NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
 _SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
 

@@ -33,7 +33,8 @@ def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Vie
 
     Refused where they do not decide what stitches to these targets ask.
     """
-    specs, models = (args.front_model, args.end_model), (args.model1, args.model2)
+    specs = sources.Named(args.front_model), sources.Named(args.end_model)
+    models = args.model1 and sources.Named(args.model1), args.model2 and sources.Named(args.model2)
     pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, tell=notice)
     viewing = look(pair, args.dataset, size=args.image_size)
     if targets:
@@ -170,12 +171,21 @@ def notice(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def tell_once(told: set[str]) -> Callable[[str], None]:
+    """`notice`, of what is not among the lines that were told before."""
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            notice(line)
+
+    return tell
+
+
 def tell_weights(saved: SavedStitch, told: set[str]) -> None:
     """Where the networks of a stitch are from, on stderr, unless that was told before."""
     for role, weights in saved.weight_files.items():
-        if (line := f"{role}: {weights}") not in told:
-            told.add(line)
-            notice(line)
+        tell_once(told)(f"{role}: {weights}")
 
 
 def device_for_training(args: argparse.Namespace) -> torch.device:

@@ -14,7 +14,7 @@ from src.dataset import DatasetSpec, Split, dataset_of, is_known, load_split, me
 from src.evaluation import evaluate
 from src.learner import History, Learner
 from src.preprocessing import Preprocessing
-from src.sources import architecture, own_size, source_sha256, split_model, start_from
+from src.sources import Named, architecture, own_size, source_sha256, split_model, start_from
 from src.structure import no_logits
 from src.train_spec import TrainSpec
 from src.training import DEBUG_STEPS, Resume, fit_one
@@ -44,7 +44,7 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, notice: Notice) -> Sta
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.init_noise)
         size = asked.get("size") or own_size(model, images)
-        made = architecture(model, channels=images.channels, classes=images.classes, size=size)
+        made = architecture(Named(model), channels=images.channels, classes=images.classes, size=size)
     eyes = replace(made.preprocessing, **asked) if made.preprocessing else None
     channels, seen = images.channels, eyes.size if eyes else size or images.size
     with torch.no_grad():
@@ -61,7 +61,7 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, notice: Notice) -> Sta
         notice(f"training {head}, the last linear layer, alone")
     if spec.init_weights is None:
         return Start(made.network, eyes, images.labels, {}, source_sha256(model))
-    digest, head = start_from(made.network, spec.init_weights, model=model, dataset=images.name, tell=notice)
+    digest, head = start_from(made.network, Named(spec.init_weights), model=model, dataset=images.name, tell=notice)
     if head:
         notice(f"the head {head} starts at random: it has another size in {spec.init_weights}")
     return Start(made.network, eyes, images.labels, {"init_weights": digest}, source_sha256(model))

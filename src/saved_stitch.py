@@ -16,7 +16,7 @@ from src.checkpoints import Checkpoint
 from src.cut import head, tail
 from src.frozen import freeze
 from src.results.titles import stitch_title
-from src.sources import names_file, open_network
+from src.sources import Asker, Named, names_file, open_network
 from src.stitching import Geometry, Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
 from src.viewing import Viewing, look
 
@@ -78,12 +78,19 @@ class SavedStitch:
 
 
 def load_stitch(
-    path: Path, stitch_type: str, *, front: str | None = None, end: str | None = None, size: int | None = None
+    path: Path,
+    stitch_type: str,
+    *,
+    front: str | None = None,
+    end: str | None = None,
+    size: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> SavedStitch:
     """Read a stitch that stitch_nets.py, or its published ancestor, wrote.
 
-    `front` and `end` are where the weight files are now, if they have moved; `size` is of the images, where not as it
-    was. A stitch that was scored on other images than those it was trained on stands in front of the former.
+    `front` and `end` are network specs of the user's, where the weight files are now, if they have moved; those in the
+    result open files only. `size` is of the images, where not as it was; `tell` hears notes of what is opened. A stitch
+    that was scored on other images than those it was trained on stands in front of the former.
     Relative paths in the file are looked for beside it, in the folders above it, and in the working folder; then files
     of the same digest below the `model_weights/` of these folders. Raises FileNotFoundError for a missing file
     and ValueError for a file that is no stitch, lacks the type, or was made with other weights.
@@ -97,17 +104,19 @@ def load_stitch(
     size = size or params.get("image_size")
     for role, moved in (("front", front), ("end", end)):
         file = moved or _find(params[f"{role}_model"], path, role, known[role].get("sha256"))
+        asker = Asker(str(path), f"--{role}-model")
         networks[role] = open_network(
-            file,
+            Named(moved) if moved else file,
             model=known[role].get("model"),
             dataset=known[role].get("dataset") or params.get("dataset"),
             size=size,
-            named=moved is not None,
+            tell=tell,
+            asker=asker,
         )
         if not moved and networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             same = _by_digest(path, known[role]["sha256"])
             if same:
-                networks[role] = open_network(same, model=known[role].get("model"), named=False)
+                networks[role] = open_network(same, model=known[role].get("model"), asker=asker)
         if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
     viewing = look([networks["front"], networks["end"]], params.get("dataset"), size=size)

@@ -1,5 +1,6 @@
 """Networks from specs: what each source gives, what wins over what, what never runs, and a line for what is wrong."""
 
+import hashlib
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +18,7 @@ from src.dataset import DATASETS
 from src.frozen import freeze
 from src.preprocessing import Preprocessing
 from src.sources import (
+    Named,
     architecture,
     canonical_model,
     files_of,
@@ -29,6 +31,11 @@ from src.sources import (
 from src.sources.spec import NetworkSpec, parse_spec
 from src.studies.schema import Study
 from src.studies.store import fingerprint
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
 
 PREFIXES = ("torchvision", "timm", "hf")
 DIGITS = Path(__file__).parents[1] / "model_weights/Tiny10/Digits/in0-gn0/440.pt"
@@ -149,7 +156,7 @@ BAD = {
 @pytest.mark.parametrize("text", BAD)
 def test_a_bad_spec_gets_one_line(nets: Path, text: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        open_network(text)
+        open_network(Named(text))
     message = str(caught.value)
     assert BAD[text] in message and "\n" not in message and len(message) < 250
 
@@ -250,22 +257,22 @@ def test_a_folder_of_transformers_is_opened_without_its_code(tmp_path: Path) -> 
 
 
 def test_the_users_own_function_is_given_what_it_takes(nets: Path) -> None:
-    found = open_network("nets.py:make#2", dataset="digits")
+    found = open_network(Named("nets.py:make#2"), dataset="digits")
     assert found.network(found.sample).shape == (2, 10) and found.preprocessing == DATASETS["digits"].preprocessing
-    assert open_network("nets.py:make#2", dataset="digits").sha256 == found.sha256
-    assert open_network("nets.py:make", dataset="cifar100").network[4].out_features == 100  # pyright: ignore
+    assert open_network(Named("nets.py:make#2"), dataset="digits").sha256 == found.sha256
+    assert open_network(Named("nets.py:make"), dataset="cifar100").network[4].out_features == 100  # pyright: ignore
 
 
 @pytest.mark.parametrize("function", ["views", "untraced", "in_place"])
 def test_a_network_that_makes_views_of_maps_is_trained_and_stitched(nets: Path, function: str) -> None:
     command = ["-m", f"nets.py:{function}", "-d", "digits", "-e", "1", "-lr", "0.01", "--debug"]
-    weights = train_model.run(train_model.parse_args(command))["weights"]
+    named = f"nets.py:{function}@{train_model.run(train_model.parse_args(command))['weights']}"
     (found,) = stitch_nets.run(
-        stitch_nets.parse_args([weights, weights, "conv2", "conv2", "-i", "eye", "-e", "1", "--debug", "--no-save"])
+        stitch_nets.parse_args([named, named, "conv2", "conv2", "-i", "eye", "-e", "1", "--debug", "--no-save"])
     )
     assert found["m2_sim"]["before"]["same_class_out"] == 1
     image = torch.rand(2, 1, 32, 32)
-    network = open_network(weights).network
+    network = open_network(Named(named)).network
     whole = network(image.to(memory_format=torch.channels_last))
     assert_close(freeze(head(network, ""))(image), whole)
     assert_close(freeze(tail(network, "conv1"))(head(network, "conv1")(image), image), whole)
@@ -273,7 +280,7 @@ def test_a_network_that_makes_views_of_maps_is_trained_and_stitched(nets: Path, 
 
 def test_a_network_that_takes_no_such_images_says_why(nets: Path) -> None:
     with pytest.raises(ValueError, match="^nets.py:views takes no images of 1 x 20 x 20: mat1 and mat2 shapes cannot"):
-        open_network("nets.py:views?size=20", dataset="digits")
+        open_network(Named("nets.py:views?size=20"), dataset="digits")
 
 
 def test_an_untrained_network_of_a_pair_is_for_the_data_set_of_the_other() -> None:
@@ -290,38 +297,38 @@ TRAIN = ["-m", "nets.py:make", "-d", "digits", "-e", "1", "-lr", "0.01", "--debu
 def test_a_network_of_ones_own_is_trained_and_loads_everywhere(nets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = train_model.run(train_model.parse_args([*TRAIN, "--run-name", "r"]))["weights"]
     assert weights == "snapshots/nets.py_make/Digits/in0-gn0/4.pt"
-    capsys.readouterr()
-    eval_net.main([weights, "--run-name", "e"])
-    assert f"running nets.py:make, for which {weights} was trained" in capsys.readouterr().err
-    assert results.read(Path("results/e/eval_net-nets.py_make-digits-in0-gn0-4.pkl"))["model"] == "nets.py:make"
-    layer_info.main([weights, "--no-save"])
-    named = open_network(f"nets.py:make@{weights}")
-    assert_close(named.network.state_dict(), open_network(weights).network.state_dict(), rtol=0, atol=0)
-    assert named.labels == tuple("0123456789")
+    eval_net.main([f"nets.py:make@{weights}", "--run-name", "e"])
+    result = results.read(Path("results/e/eval_net-nets.py_make-digits-in0-gn0-4.pt.pkl"))
+    assert result["model"] == "nets.py:make" and result["network"]["sha256"] == sha256(Path(weights))
+    eval_net.main([weights, "-m", "nets.py:make", "--run-name", "f"])
+    other = results.read(Path("results/f/eval_net-nets.py_make-digits-in0-gn0-4.pkl"))
+    assert other["network"] == result["network"] | {"path": weights} and other["loss"] == result["loss"]
+    layer_info.main([f"nets.py:make@{weights}", "--no-save"])
 
 
-def test_a_file_that_a_weight_file_names_runs_only_where_the_user_would_expect_it(
-    nets: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_weight_file_says_of_its_training_counts_where_its_python_file_is_named(nets: Path) -> None:
+    command = ["-m", "nets.py:make?size=24?mean=0.25", *TRAIN[2:], "-i", "3", "-g", "4", "--train-fraction", "0.5"]
+    weights = train_model.run(train_model.parse_args(command))["weights"]
+    named, given = open_network(Named(f"nets.py:make@{weights}")), open_network(weights, model=Named("nets.py:make"))
+    assert_close(named.network.state_dict(), given.network.state_dict(), rtol=0, atol=0)
+    assert named.facts() | {"path": ""} == given.facts() | {"path": ""}
+    assert (named.labels, named.iteration, named.recipe) == (given.labels, given.iteration, given.recipe)
+    assert named.labels == tuple("0123456789") and named.seeds == "in3-gn4-f0.5"
+    assert (named.preprocessing.size, named.preprocessing.mean) == (24, (0.25,))
+
+
+def test_a_python_file_that_changed_since_the_training_is_said_to_have(
+    nets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = Path(train_model.run(train_model.parse_args(TRAIN))["weights"]).resolve()
-    marker = 'import pathlib\npathlib.Path("ran").touch()\n'
-    with pytest.raises(ValueError, match=r"a result must not run: --front-model nets.py:make@"):
-        open_network(str(weights), named=False)
-    (nets / "nets.py").write_text(marker + NETS)
-    with pytest.raises(ValueError, match="nets.py has changed since .* was trained; to run it all the same: nets"):
-        open_network(str(weights))
-    record = torch.load(weights, weights_only=True)
-    torch.save(record | {"model": "../outside.py:make"}, nets / "w.pt")
-    (nets.parent / "outside.py").write_text(marker + NETS)
-    with pytest.raises(ValueError, match="which lies outside the current folder; name it: ../outside.py:make@"):
-        open_network("w.pt")
-    assert not Path("ran").exists()
-    open_network(f"nets.py:make@{weights}")  # named, so it runs
-    assert Path("ran").exists()
-    (nets / "elsewhere").mkdir()
-    monkeypatch.chdir(nets / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="no Python file nets.py"):
-        open_network(str(weights))
+    weights = train_model.run(train_model.parse_args(TRAIN))["weights"]
+    commands = [[f"nets.py:make@{weights}", "--no-save"], [weights, "-m", "nets.py:make", "--no-save"]]
+    note = f"note: nets.py is not what it was when {weights} was trained\n"
+    for code, count in ((NETS, 0), (f"{NETS}\n# changed", 1)):
+        (nets / "nets.py").write_text(code)
+        for command in commands:
+            capsys.readouterr()
+            eval_net.main(command)
+            assert capsys.readouterr().err.count(note) == count
 
 
 def test_a_body_that_is_frozen_stays_and_the_head_learns(nets: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,7 +339,7 @@ def test_a_body_that_is_frozen_stays_and_the_head_learns(nets: Path, capsys: pyt
     before, after = (checkpoints.read(Path(path))[2] for path in (first, second))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"4.weight", "4.bias"}
-    assert (open_network(second).recipe or {})["freeze_body"] is True
+    assert (open_network(Named(f"nets.py:make@{second}")).recipe or {})["freeze_body"] is True
 
 
 def test_a_foreign_architecture_is_trained_with_its_own_eyes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Where networks come from: a spec string -> a network, with what it does to images and what its classes are."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from src.dataset import DatasetSpec, dataset_of, measured
 from src.models import build_model, canonical_name
 from src.preprocessing import Preprocessing
 from src.sources import python, timm, torchvision
-from src.sources.library import Architecture, Source, tried
-from src.sources.spec import NetworkSpec, parse_spec
+from src.sources.library import Architecture, NotHere, Source, tried
+from src.sources.offline import offline
+from src.sources.spec import Asker, Named, NetworkSpec, parse_spec
 from src.sources.transformers import Logits, open_classifier
 from src.structure import no_logits
 
@@ -26,6 +28,7 @@ SOURCES: dict[str, Source] = {
     "timm": timm.SOURCE,
     "python": python.SOURCE,
 }
+UNKNOWN = Asker()
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 PREFIXES = ("torchvision", "timm", "hf")
 HELP = "a weight file, tiny10#SEED, torchvision:NAME@FILE, timm:NAME@FILE, hf:FOLDER or FILE.py:FUNCTION@FILE"
@@ -33,6 +36,8 @@ HELP = "a weight file, tiny10#SEED, torchvision:NAME@FILE, timm:NAME@FILE, hf:FO
 __all__ = [
     "HELP",
     "SOURCES",
+    "Asker",
+    "Named",
     "architecture",
     "canonical_model",
     "code_of",
@@ -49,38 +54,54 @@ __all__ = [
 
 
 def open_network(
-    text: str,
+    text: str | Named,
     *,
-    model: str | None = None,
+    model: str | Named | None = None,
     dataset: str | None = None,
     size: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
-    named: bool = True,
+    asker: Asker = UNKNOWN,
     bare: bool = False,
 ) -> Checkpoint:
     """The network that a spec names, on the CPU, in eval mode.
 
     `model` and `dataset` fill in what a plain state dict and its path lack; untrained networks are for the classes and
-    channels of `dataset`, and for its size or `size`. `named` says that the user named the spec on the command line:
-    only then may a weight file make a Python file run, which `tell` is told. `bare` says that an architecture may be
-    named alone: it is then untrained, of seed 0, for CIFAR-10 where no data set is named. Raises ValueError or
-    FileNotFoundError with one line.
+    channels of `dataset`, and for its size or `size`. A Python file runs, and weights are downloaded, for a spec or
+    model that is `Named`, alone; for others `asker` is said to have asked. `tell` hears where such a file is not that
+    of the training. `bare` says that an architecture may be named alone: it is then untrained, of seed 0, for CIFAR-10
+    where no data set is named. Raises ValueError or FileNotFoundError with one line.
     """
-    spec = parse_spec(str(text), PREFIXES)
+    with contextlib.nullcontext() if isinstance(text, Named) else offline():
+        return _open(text, model, dataset, size, tell, asker, bare)
+
+
+def _open(
+    text: str | Named,
+    model: str | Named | None,
+    dataset: str | None,
+    size: int | None,
+    tell: Callable[[str], None],
+    asker: Asker,
+    bare: bool,
+) -> Checkpoint:
+    spec, is_named = parse_spec(str(text), PREFIXES), isinstance(text, Named)
     if bare:
         spec, dataset = _untrained(spec), dataset or ("cifar10" if not _is_trained(spec) else None)
     for_images = dataset_of(dataset, size) if dataset and spec.source not in ("file", "hf") else None
     if bare and for_images and not for_images.mean:  # of no matter for layers, and all images would have to be read
         for_images = replace(for_images, mean=(0.5,) * for_images.channels, std=(0.5,) * for_images.channels)
     if spec.source == "file":
-        found = _open_file(spec, model, dataset, tell, named)
+        found = _open_file(spec, model, dataset, tell, asker)
     elif spec.source == "hf":
-        made, labels = open_classifier(spec.name, size=spec.view.get("size"))
+        try:
+            made, labels = open_classifier(spec.name, size=spec.view.get("size"), download=is_named)
+        except NotHere:
+            raise asker.no_download(spec) from None
         assert made.preprocessing
         tried(made.network, spec.text, channels=made.preprocessing.channels, size=made.preprocessing.size)
         found = _checkpoint(spec, made, labels)
     else:
-        found = _open_architecture(spec, for_images)
+        found = _open_architecture(spec, for_images, is_named, tell, asker)
     return _seen_as_asked(found, spec)
 
 
@@ -99,9 +120,9 @@ def _untrained(spec: NetworkSpec) -> NetworkSpec:
 
 
 def open_pair(
-    texts: tuple[str, str],
+    texts: tuple[str | Named, str | Named],
     *,
-    models: tuple[str | None, str | None] = (None, None),
+    models: tuple[str | Named | None, str | Named | None] = (None, None),
     dataset: str | None = None,
     size: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
@@ -112,7 +133,7 @@ def open_pair(
     `opener` stands in for `open_network`, such as one that remembers what it opened.
     """
     found: dict[int, Checkpoint] = {}
-    for number in sorted((0, 1), key=lambda number: not _is_trained(parse_spec(texts[number], PREFIXES))):
+    for number in sorted((0, 1), key=lambda number: not _is_trained(parse_spec(str(texts[number]), PREFIXES))):
         others = next((one.dataset for one in found.values()), None)
         found[number] = (opener or open_network)(
             texts[number], model=models[number], dataset=dataset or others, size=size, tell=tell
@@ -183,7 +204,7 @@ def files_of(text: str) -> list[Path]:
 
 def start_from(
     network: nn.Module,
-    text: str,
+    text: str | Named,
     *,
     model: str,
     dataset: str | None = None,
@@ -193,7 +214,7 @@ def start_from(
 
     Returns the SHA-256 of its weights and the name of the head where it stayed as it was, else None.
     """
-    spec = parse_spec(text, PREFIXES)
+    spec = parse_spec(str(text), PREFIXES)
     if spec.source == "file":
         return checkpoints.fill_from(network, Path(spec.name), model=model, canonical=canonical_model)
     found = open_network(text, dataset=dataset, tell=tell)
@@ -202,16 +223,21 @@ def start_from(
     return found.sha256, checkpoints.fill_body(network, found.network.state_dict(), f"{text} does not fit {model}")
 
 
-def architecture(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
-    """A fresh network of any architecture, ours or foreign, drawn from torch's global generator."""
-    spec = parse_spec(name, PREFIXES)
+def architecture(name: str | Named, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+    """A fresh network of any architecture, ours or foreign, drawn from torch's global generator.
+
+    Raises ValueError for a Python file's that the user has not `Named`.
+    """
+    spec = parse_spec(str(name), PREFIXES)
+    if spec.source == "python" and not isinstance(name, Named):
+        raise UNKNOWN.no_run(spec.text)
     if spec.source in SOURCES:
         made = SOURCES[spec.source].build(spec.name, channels=channels, classes=classes, size=size)
         seen = made.preprocessing.size if made.preprocessing else size
         if seen:
-            tried(made.network, name, channels=channels, size=seen)
+            tried(made.network, spec.text, channels=channels, size=seen)
         return made
-    return Architecture(build_model(name, channels=channels, classes=classes or 0, size=size or 0))
+    return Architecture(build_model(spec.text, channels=channels, classes=classes or 0, size=size or 0))
 
 
 def untrained(like: Checkpoint, seed: int) -> nn.Module:
@@ -223,35 +249,40 @@ def untrained(like: Checkpoint, seed: int) -> nn.Module:
         eyes, classes = like.preprocessing, len(like.labels) if like.labels else None
         if classes is None and parse_spec(like.model, PREFIXES).source == "python":
             classes = _rows_of_head(like.network.state_dict())
-        return architecture(like.model, channels=eyes.channels, classes=classes, size=eyes.size).network.eval()
+        model = Named(like.model)  # it was when the network was opened, or there would be none
+        return architecture(model, channels=eyes.channels, classes=classes, size=eyes.size).network.eval()
 
 
 def _open_file(
-    spec: NetworkSpec, model: str | None, dataset: str | None, tell: Callable[[str], None], named: bool
+    spec: NetworkSpec, model: str | Named | None, dataset: str | None, tell: Callable[[str], None], asker: Asker
 ) -> Checkpoint:
     def build(name: str, *, channels: int, classes: int, size: int) -> nn.Module:
+        sizes = {"channels": channels, "classes": classes, "size": size}
+        if isinstance(model, Named):  # which is the name that the file says, if it says one
+            if parse_spec(name, PREFIXES).source == "python":
+                _tell_changed(name, spec.name, tell)
+            return architecture(Named(name), **sizes).network
         if parse_spec(name, PREFIXES).source == "python":
-            _may_run(name, checkpoints.source_digest(spec.name), spec.name, named)
-            tell(f"running {name}, for which {spec.name} was trained")
-        return architecture(name, channels=channels, classes=classes, size=size).network
+            raise replace(asker, file=spec.name).no_run(name, f"{name}@{spec.text}")
+        with offline():
+            return architecture(name, **sizes).network
 
-    size = spec.view.get("size")
-    return checkpoints.load(spec.name, model=model, dataset=dataset, size=size, build=build, canonical=canonical_model)
-
-
-def _may_run(name: str, stored: str | None, weights: str, named: bool) -> None:
-    """Refuse to run a Python file that a weight file asks for, unless it is the one that the user trained with."""
-    file = python.split_name(name)[0]
-    if not named:
-        raise ValueError(f"{weights} asks for {name}, which a result must not run: --front-model {name}@{weights}")
-    if not file.resolve().is_relative_to(Path.cwd()):
-        raise ValueError(f"{weights} asks for {name}, which lies outside the current folder; name it: {name}@{weights}")
-    if python.digest_of(name) != stored:
-        raise ValueError(f"{file} has changed since {weights} was trained; to run it all the same: {name}@{weights}")
+    size, given = spec.view.get("size"), model and str(model)
+    return checkpoints.load(spec.name, model=given, dataset=dataset, size=size, build=build, canonical=canonical_model)
 
 
-def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpoint:
+def _tell_changed(name: str, weights: str, tell: Callable[[str], None]) -> None:
+    """Say that a Python file is not the one that weights were trained with, where they say which that was."""
+    if checkpoints.source_digest(weights) not in (None, python.digest_of(name)):
+        tell(f"note: {python.split_name(name)[0]} is not what it was when {weights} was trained")
+
+
+def _open_architecture(
+    spec: NetworkSpec, images: DatasetSpec | None, is_named: bool, tell: Callable[[str], None], asker: Asker
+) -> Checkpoint:
     """A network of a named architecture: untrained, with a file's weights, or with those that its source offers."""
+    if spec.source == "python" and not is_named:
+        raise asker.no_run(spec.text)
     if spec.weights is None and spec.seed is None and spec.source != "python":
         word = SOURCES[spec.source].word
         raise ValueError(
@@ -261,11 +292,15 @@ def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpo
         raise ValueError(f"{spec.text} is untrained; name the data set for whose classes it is with -d")
     digest, facts, state = "", {}, None
     if spec.weights and spec.weights == SOURCES[spec.source].word:
-        published = SOURCES[spec.source].published
+        published, cached = SOURCES[spec.source].published, SOURCES[spec.source].cached
         assert published
-        state = published(spec.name)
+        if not is_named and cached(spec.name) is None:
+            raise asker.no_download(spec)
+        state = published(spec.name, None if is_named else cached(spec.name))
     elif spec.weights:
         digest, facts, state = checkpoints.read(Path(spec.weights))
+        if spec.source == "python":
+            _tell_changed(spec.name, spec.weights, tell)
     size = spec.view.get("size")
     if spec.source == "own" and images:
         size = size or images.size
@@ -280,7 +315,8 @@ def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpo
         torch.manual_seed(spec.seed or 0)
         if state is not None and not trained_on:
             classes = _classes_of(spec, state, channels, size)
-        made = _build(spec, channels=channels, classes=classes, size=size)
+        name = spec.name if spec.source in ("own", "python") else f"{spec.source}:{spec.name}"
+        made = architecture(Named(name) if is_named else name, channels=channels, classes=classes, size=size)
     if state is not None:
         checkpoints.fill(made.network, state, f"{spec.weights} does not fit {spec.name}")
     labels = images.labels if images and (state is None or trained_on) else None
@@ -288,7 +324,8 @@ def _open_architecture(spec: NetworkSpec, images: DatasetSpec | None) -> Checkpo
         labels = None  # it decides between others, or gives no logits
     eyes = record or made.preprocessing or (measured(images).preprocessing if images else None)
     found = _checkpoint(spec, Architecture(made.network, eyes), labels, digest=digest)
-    return replace(found, dataset=trained_on.name if trained_on else None)
+    known = {key: facts[key] for key in checkpoints.TRAINING if facts.get(key) is not None}
+    return replace(found, dataset=trained_on.name if trained_on else None, **known)
 
 
 def _outputs(network: nn.Module, channels: int, size: int) -> int | None:
@@ -296,11 +333,6 @@ def _outputs(network: nn.Module, channels: int, size: int) -> int | None:
     with torch.no_grad():
         output = network.eval()(torch.zeros(2, channels, size, size))
     return None if no_logits(output) else output.shape[1]
-
-
-def _build(spec: NetworkSpec, **sizes: Any) -> Architecture:
-    name = spec.name if spec.source in ("own", "python") else f"{spec.source}:{spec.name}"
-    return architecture(name, **sizes)
 
 
 def _classes_of(spec: NetworkSpec, state: dict[str, torch.Tensor], channels: int, size: int | None) -> int | None:

@@ -4,7 +4,9 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from types import ModuleType
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +30,18 @@ class Source:
     """Where architectures come from.
 
     `build(name, channels=, classes=, size=)` makes a fresh one, drawn from torch's global generator; `classes` and
-    `size` are None where the source's own number is wanted. `published(name)` gives the state dict that the source
-    itself offers under `word`.
+    `size` are None where the source's own number is wanted. `published(name, file)` gives the state dict that the
+    source itself offers under `word`: out of the file where `cached(name)` is one, else it may be downloaded.
     """
 
     build: Callable[..., Architecture]
     word: str = ""
-    published: Callable[[str], State] | None = None
+    published: Callable[[str, Path | None], State] | None = None
+    cached: Callable[[str], Path | None] = lambda name: None
+
+
+class NotHere(ValueError):
+    """What is asked for is neither a file nor in a library's cache, and may not be downloaded."""
 
 
 def require(library: str) -> ModuleType:
@@ -43,6 +50,12 @@ def require(library: str) -> ModuleType:
         return importlib.import_module(library)
     except ImportError:
         raise ValueError(f"{library} is not installed: pip install -r requirements-nets.txt") from None
+
+
+def in_hub_folder(url: str) -> Path | None:
+    """Where torch.hub keeps what it has downloaded from an address; None where it has not."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlparse(url).path).name
+    return file if file.is_file() else None
 
 
 def unknown(library: str, name: str, names: Iterable[str]) -> ValueError:

@@ -1,6 +1,7 @@
 """The text that names a network on a command line, taken apart."""
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,20 @@ VIEW = {
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A network spec, or the name of an architecture, that the user wrote: on this command line or in a study's TOML.
+
+    Wherever such a text is taken, a plain `str` is one out of a file: it makes no Python file run, and no download. No
+    file holds a `Named`, so whoever reads one and forgets of this gets a network or a line that says what to name.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """A network spec: a line of SOURCES, the name there, and where its weights are from.
 
@@ -32,6 +47,28 @@ class NetworkSpec:
     weights: str | None = None
     seed: int | None = None
     view: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """A file that asks for what the user alone may ask for, and the option, if any, with which the user does."""
+
+    file: str = "a file"
+    option: str = ""
+
+    def no_run(self, spec: str, remedy: str = "") -> ValueError:
+        """That it asks for a Python file; `remedy` is the spec to name, where it is another."""
+        what = f"{self.file} asks for {spec}, and no file makes a Python file run"
+        return ValueError(f"{what}; if you trust it, name it yourself: {self._named(remedy or spec)}")
+
+    def no_download(self, spec: NetworkSpec) -> ValueError:
+        """That it asks for weights that are not here."""
+        what = f"{self.file} asks for {spec.text}, which has not been downloaded here, and no file makes a download"
+        return ValueError(f"{what}; name it yourself: {self._named(spec.text)}")
+
+    def _named(self, spec: str) -> str:
+        plain = re.fullmatch(r"[\w@%+=:,./-][\w@%+=:,./#-]*", spec, re.ASCII)  # a # within a word is no comment
+        return f"{self.option} {spec if plain else shlex.quote(spec)}".lstrip()
 
 
 def parse_spec(text: str, prefixes: tuple[str, ...]) -> NetworkSpec:

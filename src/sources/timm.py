@@ -1,9 +1,10 @@
 """Classifiers of timm."""
 
+from pathlib import Path
 from typing import Any
 
 from src.preprocessing import Preprocessing
-from src.sources.library import Architecture, Source, State, first_line, require, unknown
+from src.sources.library import Architecture, Source, State, first_line, in_hub_folder, require, unknown
 
 
 def build(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
@@ -34,15 +35,29 @@ def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def published(name: str) -> State:
-    """The weights that timm offers for a network; it downloads them where it has not yet."""
+def cached(name: str) -> Path | None:
+    """The file of the weights that timm offers for a network, where it has been downloaded."""
     timm = require("timm")
+    record = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if record and record.hf_hub_id:
+        repository, _, revision = record.hf_hub_id.partition("@")
+        look_up = require("huggingface_hub").try_to_load_from_cache
+        for file in [record.hf_hub_filename] if record.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]:
+            if isinstance(found := look_up(repository, file, revision=revision or None), str):
+                return Path(found)
+    return in_hub_folder(record.url) if record and record.url else None
+
+
+def published(name: str, file: Path | None = None) -> State:
+    """The weights that timm offers for a network: of a file, else it downloads them where it has not yet."""
+    timm = require("timm")
+    overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        return timm.create_model(name, pretrained=True, **overlay).state_dict()
     except Exception as error:  # of many kinds, by what stands between us and the weights
         raise ValueError(
             f"the weights of timm:{name} cannot be had ({first_line(error)}); name a file with timm:{name}@PATH"
         ) from None
 
 
-SOURCE = Source(build, "pretrained", published)
+SOURCE = Source(build, "pretrained", published, cached)

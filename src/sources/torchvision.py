@@ -1,10 +1,12 @@
 """Classifiers of torchvision."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+from src.files import parse_tensors
 from src.preprocessing import Preprocessing
-from src.sources.library import Architecture, Source, State, first_line, unknown
+from src.sources.library import Architecture, Source, State, first_line, in_hub_folder, unknown
 
 
 def build(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
@@ -26,8 +28,16 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     return Architecture(network, eyes)
 
 
-def published(name: str) -> State:
-    """The weights that torchvision offers for a network; it downloads them where it has not yet."""
+def cached(name: str) -> Path | None:
+    """The file of the weights that torchvision offers for a network, where it has been downloaded."""
+    models = _models()
+    return in_hub_folder(models.get_model_weights(name).DEFAULT.url) if name in models.list_models(models) else None
+
+
+def published(name: str, file: Path | None = None) -> State:
+    """The weights that torchvision offers for a network: of a file, else it downloads them where it has not yet."""
+    if file:
+        return dict(parse_tensors(file.read_bytes()))
     try:
         return dict(_models().get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
@@ -43,4 +53,4 @@ def _models() -> Any:
     return torchvision.models
 
 
-SOURCE = Source(build, "DEFAULT", published)
+SOURCE = Source(build, "DEFAULT", published, cached)

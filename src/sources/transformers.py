@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.preprocessing import Preprocessing
-from src.sources.library import Architecture, first_line, require
+from src.sources.library import Architecture, NotHere, first_line, require
+from src.sources.offline import offline
 
 # Pillow's numbers of interpolations, in which transformers records them
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -29,24 +30,40 @@ class Logits(nn.Module):
     def fresh(self) -> "Logits":
         """An untrained network of the same configuration."""
         classifier = self._classifier[0]
-        return Logits(type(classifier)(classifier.config))
+        with offline():
+            return Logits(type(classifier)(classifier.config))
 
 
-def open_classifier(name: str, *, size: int | None) -> tuple[Architecture, tuple[str, ...]]:
-    """A trained classifier and the names of its classes. Raises ValueError where there is none of that name."""
+def open_classifier(name: str, *, size: int | None, download: bool = False) -> tuple[Architecture, tuple[str, ...]]:
+    """A trained classifier and the names of its classes: a folder's, one in the library's cache, or, with `download`,
+    of its hub. No code of either runs. Raises ValueError where there is none of that name.
+    """
     transformers = require("transformers")
     require("safetensors")
     is_folder = Path(name).is_dir()
-    options = {"trust_remote_code": False, "local_files_only": is_folder}
+    here = is_folder or not download
+    options = {"trust_remote_code": False, "local_files_only": here}
     try:
-        with _quiet(transformers):
-            model = transformers.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, **options)
+        # what a folder says of itself may name an adapter, a backbone or an architecture of some hub
+        with _quiet(transformers), offline() if here else contextlib.nullcontext():
+            config = transformers.AutoConfig.from_pretrained(name, **options)
+            _require_own_attention(config)
+            load = transformers.AutoModelForImageClassification.from_pretrained
+            model = load(name, config=config, use_safetensors=True, **options)
             record = _record(transformers, name, options)
     except Exception as error:  # of many kinds, by format, network and version
-        remedy = "" if is_folder else "; a folder that holds it needs no network: hf:FOLDER"
-        raise ValueError(f"hf:{name} is no image classifier that can be opened ({first_line(error)}){remedy}") from None
+        remedy = "" if here else "; a folder that holds it needs no network: hf:FOLDER"
+        kind = NotHere if here and not is_folder else ValueError
+        raise kind(f"hf:{name} is no image classifier that can be opened ({first_line(error)}){remedy}") from None
     labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
     return Architecture(Logits(model), _preprocessing(record, model.config, size)), labels
+
+
+def _require_own_attention(config: Any) -> None:
+    """Refuse a configuration whose attention would be code of some hub, which no option of the library forbids."""
+    asked = getattr(config, "_attn_implementation", None)
+    if asked not in (None, "eager", "sdpa"):
+        raise ValueError(f"its attention {asked!r} is code from elsewhere")
 
 
 def _record(transformers: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
