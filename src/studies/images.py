@@ -20,7 +20,7 @@ _HANDED_OVER: Arrays = {}
 def viewings(bundle: Bundle) -> tuple[Viewing, Viewing]:
     """The networks of a bundle in front of its data set, and of the one on which stitches are scored."""
     settings = bundle.settings
-    pair = sources.open_pair(bundle.pair, dataset=settings.dataset, size=settings.image_size)
+    pair = sources.open_pair(bundle.networks, dataset=settings.dataset, size=settings.image_size)
     viewing = look(pair, settings.dataset, size=settings.image_size)
     if not settings.evaluate_on:
         return viewing, viewing

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from src.sources import Named
 from src.stitching import StitchSpec
 from src.stitching.spec import digest
 
@@ -60,7 +61,8 @@ class Settings:
 class Bundle:
     """Results of one pair of networks that one process makes together; `seconds` is an estimate.
 
-    `name` tells it apart from other bundles, and stays when some of its results are there already.
+    `name` tells it apart from other bundles, and stays when some of its results are there already. `named` says that
+    the study's TOML names both networks, which no record of a bundle can say.
     """
 
     name: str
@@ -68,11 +70,18 @@ class Bundle:
     settings: Settings
     items: tuple[Item, ...]
     seconds: float = 0.0
+    named: bool = False
 
     @classmethod
     def of(cls, pair: tuple[str, str], settings: Settings, items: Iterable[Item], seconds: float) -> "Bundle":
         items = tuple(items)
         return cls(digest([item.name for item in items])[:16], pair, settings, items, seconds)
+
+    @property
+    def networks(self) -> tuple[str | Named, str | Named]:
+        """The specs of its pair, to be opened."""
+        front, end = self.pair
+        return (Named(front), Named(end)) if self.named else (front, end)
 
     @property
     def is_comparison(self) -> bool:
@@ -86,7 +95,8 @@ class Bundle:
         """Two bundles of it, so that one stitch that fails takes ever fewer others along."""
         middle = len(self.items) // 2
         parts = self.items[:middle], self.items[middle:]
-        return [Bundle.of(self.pair, self.settings, part, self.seconds / 2) for part in parts]
+        made = [Bundle.of(self.pair, self.settings, part, self.seconds / 2) for part in parts]
+        return [replace(one, named=self.named) for one in made]
 
 
 def to_record(bundle: Bundle) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from src.axes import Output, find_outputs
 from src.checkpoints import Checkpoint, weights_digest
 from src.layers import choose_layers
 from src.metrics.products import times
+from src.sources import Named
 from src.viewing import Viewing, look
 
 SIDE = 512  # rows of the matrix whose products are timed
@@ -27,11 +28,11 @@ class Looks:
     networks: dict[tuple, Checkpoint] = field(default_factory=dict)
     _found: dict[tuple, Any] = field(default_factory=dict)
 
-    def pair(self, texts: tuple[str, str], dataset: str | None, size: int | None) -> Viewing:
+    def pair(self, texts: tuple[str | Named, str | Named], dataset: str | None, size: int | None) -> Viewing:
         """Two networks in front of a data set; raises ValueError as `sources.open_pair` and `look` do."""
         return look(sources.open_pair(texts, dataset=dataset, size=size, opener=self._open), dataset, size=size)
 
-    def _open(self, text: str, *, dataset: str | None, size: int | None, **_: Any) -> Checkpoint:
+    def _open(self, text: str | Named, *, dataset: str | None, size: int | None, **_: Any) -> Checkpoint:
         key = text, dataset, size
         if key not in self.networks:
             self.networks[key] = sources.open_network(text, dataset=dataset, size=size, tell=self.tell)

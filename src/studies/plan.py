@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from src.controls import sewn_between
 from src.metrics import METRICS
+from src.sources import Named
 from src.stitch_keys import stitch_key, surroundings
 from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_rate
 from src.stitching.network import pair_geometry
@@ -61,7 +62,7 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda line: None) -> 
     known: set[str] = set()
     for place, pair in pairs_of(study):
         try:
-            viewing = looks.pair(pair, says.dataset, says.image_size)
+            viewing = looks.pair((Named(pair[0]), Named(pair[1])), says.dataset, says.image_size)
             work = _Work(pair, settings, viewing, looks, left_out)
         except (ValueError, OSError) as error:
             raise study.document.complaint(place, str(error)) from None
@@ -108,6 +109,12 @@ def networks_of(study: Study) -> dict[str, int]:
         for one in texts:
             found.setdefault(one, number)
     return found
+
+
+def texts_of(study: Study) -> list[str]:
+    """Every network spec of a study, patterns resolved."""
+    pairs = study.says.pairs if isinstance(study.says.pairs, list) else []
+    return [*networks_of(study), *(text for pair in pairs for text in pair)]
 
 
 def pairs_of(study: Study) -> Iterator[tuple[tuple[str | int, ...], tuple[str, str]]]:

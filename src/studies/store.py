@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from src.files import atomic_write, make_folder, remove_leftovers
 from src.sources import files_of
 from src.stitching.spec import digest
 from src.studies.jobs import from_record, to_record
-from src.studies.plan import Plan, make_plan, networks_of
+from src.studies.plan import Plan, make_plan, texts_of
 from src.studies.schema import Study
 
 RESULT, FAILED, STATES, LEASES = ".pkl", ".failed.json", ".resume", ".leases"
@@ -109,15 +108,24 @@ class Store:
         """
         path = self.folder / f".plan-{fingerprint(study)}.json"
         if (known := _read_plan(path)) is not None:
-            return known
+            return _named_by(study, known, path)
         plan = make_plan(study, tell)
         if not keep:
-            return plan
+            return _named_by(study, plan, path)
         make_folder(self.folder)
         record = {"bundles": [to_record(bundle) for bundle in plan.bundles], "left_out": plan.left_out}
         with suppress(FileExistsError), atomic_write(path, overwrite=False) as file:
             file.write(json.dumps(record | {"size": plan.size}, separators=(",", ":")).encode())
-        return _read_plan(path) or plan
+        return _named_by(study, _read_plan(path) or plan, path)
+
+
+def _named_by(study: Study, plan: Plan, path: Path) -> Plan:
+    """A plan whose networks are all named by the study, so that they may be opened as the user's; else ValueError."""
+    named = set(texts_of(study))
+    for text in (text for bundle in plan.bundles for text in bundle.pair):
+        if text not in named:
+            raise ValueError(f"{path} asks for {text}, which {study.document.path} does not name; remove that plan")
+    return replace(plan, bundles=[replace(bundle, named=True) for bundle in plan.bundles])
 
 
 def _read_plan(path: Path) -> Plan | None:
@@ -130,11 +138,8 @@ def _read_plan(path: Path) -> Plan | None:
 
 def fingerprint(study: Study) -> str:
     """What a plan depends on, as far as a glance tells: the study's text, and the networks' files."""
-    texts: Iterable[str] = networks_of(study)
-    if isinstance(study.says.pairs, list):
-        texts = [*texts, *(text for pair in study.says.pairs for text in pair)]
     stamps = []
-    for text in texts:
+    for text in texts_of(study):
         found = [file.stat() for file in files_of(text) if file.is_file()]
         stamps.append([text, [[status.st_size, status.st_mtime_ns] for status in found]])
     return digest(["plan 2", study.document.text, stamps])[:16]
