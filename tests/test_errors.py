@@ -143,6 +143,7 @@ COMMANDS = [
     "eval_net other_shape.pt",
     "eval_net a3.pt -m tiny10",
     "eval_net a3.pt -d mnist",
+    "eval_net own.pt",
     "stitch_nets a3.pt digits.pt bn1 bn1",
     "compare_nets a3.pt b5.pt bn1 bn1 arrays:nothing.npz cka",
     # results
@@ -153,6 +154,8 @@ COMMANDS = [
     "eval_stitch list.pkl after",
     "eval_stitch half.pkl ps_inv",
     "eval_stitch moved.pkl after",
+    "eval_stitch own.pkl after",
+    "eval_stitch hub.pkl after",
     "eval_stitch good.pkl after --front-model b3.pt",
     "eval_stitch good.pkl after --end-model missing.pt",
     "compare_frank_m2 text.pt after cka",
@@ -197,6 +200,7 @@ def folder(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DATASET_ROOT_PYTORCH", str(toy / "data"))
     monkeypatch.setenv("DATASET_ROOT_CELEBA", str(toy / "faces"))
     monkeypatch.setattr("urllib.request.urlopen", no_network)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(toy / "hub"))
     make_weights(toy)
     stitch_nets.main(["a3.pt", "b5.pt", "bn1", "bn1", "-e", "1", "-b", "16", "--run-name", "taken"])
     good = Path("results/taken/bn1-bn1.pkl")
@@ -212,6 +216,9 @@ def folder(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (toy / "half.pkl").write_bytes(pickle.dumps(content))
     content["params"]["front_model"] = "elsewhere/weights.pt"
     (toy / "moved.pkl").write_bytes(pickle.dumps(content))
+    for name, spec in (("own", "nets.py:make#0"), ("hub", "torchvision:resnet18@DEFAULT")):
+        content["params"]["front_model"] = spec
+        (toy / f"{name}.pkl").write_bytes(pickle.dumps(content))
     return toy
 
 
@@ -228,6 +235,7 @@ def make_weights(folder: Path) -> None:
     bad = {"conv2.weight": torch.full_like(state["conv2.weight"], float("nan"))}
     torch.save(record | {"state_dict": state | bad}, folder / "nan.pt")
     torch.save(record | {"state_dict": state | {"fc2.bias": torch.zeros(5)}}, folder / "other_shape.pt")
+    torch.save(record | {"model": "nets.py:make"}, folder / "own.pt")
     for name, model, channels, classes, size in (
         ("digits", "tiny10", 1, 10, 32),
         ("mnist", "lenet", 1, 10, 32),
@@ -395,7 +403,7 @@ def test_a_front_may_decide_between_other_classes_or_none(toy: Path, capsys, kin
     assert scores["trans"]["acc"] > 0 and found["penalty"] and 0 <= found["cka"] <= 1
     assert not found["intervals"]["front"] and found["controls"].keys() == set(CONTROLS)
     assert Path("results/r/conv-bn1.png").is_file()
-    eval_stitch.main(["results/r/conv-bn1.pkl", "after", "--no-save"])
+    eval_stitch.main(["results/r/conv-bn1.pkl", "after", "--no-save", "--front-model", f"nets.py:{kind}#0"])
     assert f"accuracy {scores['trans']['acc']:.2%}" in capsys.readouterr().out
     stitch_nets.main([*words.split(), "-i", "ps_inv,random", "--run-name", "s"])
     assert f"accuracy of end {scores['end']['acc']:.1%}" in capsys.readouterr().out
