@@ -22,7 +22,7 @@ demo: $(VENV)/.demo-ready
 
 test: $(VENV)/.dev-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not (submitit or ray or browser)"
-	test $(DEVICE) = cpu || $(BIN)/python -m pytest tests/test_numbers_on_device.py --device $(DEVICE)
+	test $(DEVICE) = cpu || $(BIN)/python -m pytest tests/devices/test_numbers_on_device.py --device $(DEVICE)
 
 test-engines: $(VENV)/.dev-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check submitit ray

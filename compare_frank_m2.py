@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from src import arguments, cli, report
-from src.config import choose_device
-from src.evaluation import compare
-from src.layer_grid import compare_outputs
+from src.cli import arguments
+from src.cli import output as cli
+from src.core.config import choose_device
+from src.evaluation.evaluate import compare
+from src.evaluation.layer_grid import compare_outputs
 from src.metrics import FUNCTIONAL, Cell
-from src.metrics.products import described
-from src.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
+from src.metrics.algebra.products import described
+from src.results import text as report
+from src.results.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

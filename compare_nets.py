@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src import arguments, cli, plots, report
-from src.certainty import Certainty, certainty_of, require_room
-from src.config import choose_device
+from src.cli import arguments
+from src.cli import output as cli
+from src.core.config import choose_device
+from src.cutting.selection import ALL, choose_layers
 from src.dataset import canonical_dataset, known_datasets
-from src.layer_grid import Comparison, compare_layers, layer_label
-from src.layers import ALL, choose_layers
+from src.evaluation.certainty import Certainty, certainty_of, require_room
+from src.evaluation.layer_grid import Comparison, compare_layers, layer_label
 from src.metrics import MEASURES
-from src.metrics.products import described
+from src.metrics.algebra.products import described
+from src.results import plots
+from src.results import text as report
 from src.results.titles import network_name
 
 

@@ -3,13 +3,14 @@
 import argparse
 import math
 
-from src import arguments, cli
-from src.config import choose_device
+from src.cli import arguments
+from src.cli import output as cli
+from src.core.config import choose_device
 from src.dataset import file_part
-from src.evaluation import evaluate
+from src.evaluation.evaluate import evaluate
+from src.networks.opening import HELP, Named, model_folder, open_network
+from src.networks.presentation import look
 from src.results.titles import network_name
-from src.sources import HELP, Named, model_folder, open_network
-from src.viewing import look
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from src import arguments, cli, report
-from src.config import choose_device
-from src.evaluation import evaluate
-from src.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
+from src.cli import arguments
+from src.cli import output as cli
+from src.core.config import choose_device
+from src.evaluation.evaluate import evaluate
+from src.results import text as report
+from src.results.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -6,12 +6,14 @@ import math
 import pandas as pd
 from torch import Tensor, nn
 
-from src import arguments, cli, report
-from src.axes import Output, doubts, find_outputs, require_fit
-from src.cut import layer_names
+from src.cli import arguments
+from src.cli import output as cli
+from src.cutting.channel_axis import Output, doubts, find_outputs, require_fit
+from src.cutting.parts import layer_names
+from src.cutting.structure import split_layer
 from src.dataset import file_part
-from src.sources import HELP, Named, model_folder, open_network
-from src.structure import split_layer
+from src.networks.opening import HELP, Named, model_folder, open_network
+from src.results import text as report
 
 DEFAULT = "cifar10"  # the images of a network that was trained on none of our data sets
 

@@ -5,17 +5,19 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from src import arguments, cli, plots
-from src.controls import CONTROLS, choose_controls
-from src.layers import choose_layers, pairs_of_layers
-from src.sources import untrained
-from src.stitch import Plan, Tell, stitch
-from src.stitch_folder import SET, check_states, resume_states, state_files
-from src.stitch_keys import stitch_keys, surroundings
-from src.stitch_output import epochs_of, publish, refuse_diverged
+from src.cli import arguments
+from src.cli import output as cli
+from src.cli.stitch_output import epochs_of, publish, refuse_diverged
+from src.cutting.selection import choose_layers, pairs_of_layers
+from src.networks.opening import untrained
+from src.networks.presentation import Viewing
+from src.results import plots
 from src.stitching import Cuts, StitchSpec, combinations, spec_names
+from src.stitching.controls import CONTROLS, choose_controls
+from src.stitching.keys import stitch_keys, surroundings
 from src.stitching.options import OPTIONS
-from src.viewing import Viewing
+from src.stitching.run import Plan, Tell, stitch
+from src.stitching.states import SET, check_states, resume_states, state_files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -3,14 +3,16 @@
 import argparse
 from pathlib import Path
 
-from src import arguments, checkpoints, cli
-from src.checkpoints import seeds_name
-from src.evaluation import evaluate
-from src.network_training import images_for, initial_network, iterations, open_images, save_weights, train_network
-from src.structure import in_channels_last, needs_plain_memory
-from src.train_spec import OPTIONS, TrainSpec
-from src.training import DEBUG_STEPS
-from src.training_folder import RESUME, numbered, refuse_finished_or_other, remove_older, reserved, weight_file
+from src.cli import arguments
+from src.cli import output as cli
+from src.cutting.structure import in_channels_last, needs_plain_memory
+from src.evaluation.evaluate import evaluate
+from src.networks import checkpoints
+from src.networks.checkpoints import seeds_name
+from src.training.folder import RESUME, numbered, refuse_finished_or_other, remove_older, reserved, weight_file
+from src.training.loop import DEBUG_STEPS
+from src.training.network import images_for, initial_network, iterations, open_images, save_weights, train_network
+from src.training.network_spec import OPTIONS, TrainSpec
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

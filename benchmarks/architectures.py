@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.axes import Output, find_outputs
-from src.cut import head, is_traced, layer_names, tail
-from src.hooked import exchanged, tensor_of
-from src.sources import open_network
-from src.sources.library import first_line
-from src.sources.transformers import Logits
+from src.cutting.channel_axis import Output, find_outputs
+from src.cutting.hooks import exchanged, tensor_of
+from src.cutting.parts import head, is_traced, layer_names, tail
+from src.cutting.structure import split_layer
+from src.networks.opening import open_network
+from src.networks.sources.library import first_line
+from src.networks.sources.transformers import Logits
 from src.stitching import Cuts, StitchSpec, initial_stitch
-from src.structure import split_layer
 
 # name of a spec, and the size of its images
 TORCHVISION = {

@@ -17,19 +17,19 @@ from torch import Generator, nn
 
 import stitch_nets
 from benchmarks import plain
-from src.cut import head
+from src.cutting.freeze import freeze
+from src.cutting.parts import head
 from src.dataset import DATASETS, load_split
 from src.dataset.split import MemorySplit
-from src.evaluation import compare, evaluate
-from src.frozen import freeze
-from src.gathering import gather_moments
-from src.learner import Learner
-from src.metrics.gram import gram_sums
-from src.metrics.moments import least_squares
+from src.evaluation.evaluate import compare, evaluate
+from src.metrics.algebra.gram import gram_sums
+from src.metrics.algebra.moments import least_squares
 from src.models import build_model
-from src.recipe import Recipe
 from src.stitching import Cuts, Pair, StitchObjective, StitchSpec, cut_pair, initial_stitch
-from src.training import fit_one
+from src.stitching.moments import gather_moments
+from src.training.loop import fit_one
+from src.training.recipe import Recipe
+from src.training.train_state import Learner
 
 TRAIN, VAL = 50_000, 10_000
 

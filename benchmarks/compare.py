@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.many import NORMS, TINY
 from benchmarks.run import command, machine, seconds
-from src.metrics.products import described, times
+from src.metrics.algebra.products import described, times
 
 IMAGES = 10_000
 FEATURES = dict(zip(NORMS, (14_400, 12_544, 5_408, 3_872, 2_592, 1_024, 256, 256), strict=True))

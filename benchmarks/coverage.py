@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.intervals import wilson
+from src.core.intervals import wilson
+from src.core.task import SINGLE_LABEL
+from src.evaluation.scores import Tally
 from src.metrics import METRICS
-from src.metrics.uncertainty import Sample, intervals
-from src.scores import Tally
-from src.task import SINGLE_LABEL
-from src.verdicts import penalty_of, score_of
+from src.metrics.certainty.uncertainty import Sample, intervals
+from src.stitching.significance import penalty_of, score_of
 
 OF_METRICS = (
     "cka_debiased",

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.run import machine, seconds
-from src.frozen import freeze
-from src.metrics.products import times
-from src.sources import open_network
+from src.cutting.freeze import freeze
+from src.metrics.algebra.products import times
+from src.networks.opening import open_network
 
 IMAGES, REPEATS = 16, 7
 NETWORKS = {"vit_w96#0": 32, "timm:vit_tiny_patch16_224#0": 224}

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from benchmarks.run import machine
-from src.layer_grid import compare_layers
+from src.evaluation.layer_grid import compare_layers
 from src.metrics import METRICS
-from src.sources import open_network
-from src.viewing import look
+from src.networks.opening import open_network
+from src.networks.presentation import look
 
 ROOT = Path(__file__).parent.parent / "model_weights"
 FILES = [str(ROOT / "Tiny10" / "CIFAR10" / f"in{seed}-gn{seed}" / "110000.pt") for seed in (0, 10)]

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import data, network
 from benchmarks.run import machine, seconds
-from src.activations import feed
-from src.cut import head
-from src.frozen import freeze
+from src.cutting.freeze import freeze
+from src.cutting.parts import head
+from src.evaluation.passes import feed
 from src.metrics import PairedMoments, channels_last_rows
 
 IMAGES, REPEATS = 5_000, 5

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import CASES
-from src.metrics import products
+from src.metrics.algebra import products
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,11 +9,11 @@ import shlex
 from pathlib import Path
 
 import train_model
-from src import checkpoints
-from src.checkpoints import Checkpoint
+from src.core.files import atomic_write
 from src.dataset import load_split
-from src.evaluation import evaluate
-from src.files import atomic_write
+from src.evaluation.evaluate import evaluate
+from src.networks import checkpoints
+from src.networks.checkpoints import Checkpoint
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"

@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from src import arguments, cli
-from src.config import choose_device
-from src.studies import say
+from src.cli import arguments
+from src.cli import output as cli
+from src.core.config import choose_device
+from src.studies import messages as say
 from src.studies.engines import ENGINES, choose_workers
 from src.studies.engines.local import Here
+from src.studies.frames import OVER, collect, command_of, grouped, remember
 from src.studies.page import write_page
 from src.studies.plan import Plan
-from src.studies.rows import OVER, collect, command_of, grouped, remember
 from src.studies.runner import Driver, Options, shard
 from src.studies.schema import Study
 from src.studies.store import Store

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from src.metrics import METRICS, Cell, Grid
-from src.metrics.plan import Pair, plan_grid, require_possible
+from src.metrics.engine.plan import Pair, plan_grid, require_possible
 
 
 def grid_of(

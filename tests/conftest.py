@@ -12,7 +12,7 @@ from tests.toy import toy as toy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="cuda, mps: for tests/test_numbers_on_device.py alone")
+    parser.addoption("--device", default="cpu", help="cuda, mps: for tests/devices/test_numbers_on_device.py alone")
 
 
 def pytest_configure(config: pytest.Config) -> None:

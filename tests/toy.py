@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src import checkpoints
 from src.dataset import DATASETS
 from src.models import MODELS, Architecture, build_model
+from src.networks import checkpoints
 
 IMAGES, CLASSES, SIZE = 48, 4, 8
 

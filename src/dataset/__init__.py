@@ -1,9 +1,9 @@
 """Where images come from."""
 
-from src.dataset.change import shuffle_labels, take_fraction
+from src.dataset.cache import Keep
+from src.dataset.dataset_spec import SPLITS, DatasetSpec
 from src.dataset.folder import first_difference
-from src.dataset.kept import Keep
-from src.dataset.named import (
+from src.dataset.lookup import (
     canonical_dataset,
     dataset_folder,
     dataset_of,
@@ -13,9 +13,9 @@ from src.dataset.named import (
     load_split,
     measured,
 )
-from src.dataset.spec import SPLITS, DatasetSpec
+from src.dataset.registry import DATASETS
 from src.dataset.split import Coupled, Split
-from src.dataset.table import DATASETS
+from src.dataset.subset import shuffle_labels, take_fraction
 
 __all__ = [
     "DATASETS",

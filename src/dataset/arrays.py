@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.core.task import SINGLE_LABEL
 from src.dataset import augment
-from src.dataset.spec import SPLITS, DatasetSpec
-from src.task import SINGLE_LABEL
+from src.dataset.dataset_spec import SPLITS, DatasetSpec
 
 MOST = 100_000  # classes
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from src.core.task import MULTI_LABEL, SINGLE_LABEL
 from src.dataset import augment
+from src.dataset.dataset_spec import SPLITS, DatasetSpec
 from src.dataset.decode import SUFFIXES, Files, look_at
-from src.dataset.spec import SPLITS, DatasetSpec
-from src.task import MULTI_LABEL, SINGLE_LABEL
 
 TABLE = "labels.csv"
 SIZE = 224  # of images that are not alike

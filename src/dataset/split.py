@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from src.dataset.cache import Keep, Kept
+from src.dataset.dataset_spec import DatasetSpec
 from src.dataset.decode import Files, decode_batches
-from src.dataset.kept import Keep, Kept
-from src.dataset.spec import DatasetSpec
-from src.preprocessing import Preprocessing
+from src.dataset.preprocessing import Preprocessing
 
 Batch = tuple[Tensor, Tensor]
 

@@ -8,12 +8,12 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from src.metrics.algebra.gram import BLOCK
+from src.metrics.algebra.layer import Layer, span_bytes
+from src.metrics.algebra.linalg import rank_floor, require_varying
+from src.metrics.algebra.moments import PairedMoments, correlation
+from src.metrics.algebra.products import add_times, eigh
 from src.metrics.cosines import Cosines, nothing
-from src.metrics.gram import BLOCK
-from src.metrics.layer import Layer, span_bytes
-from src.metrics.linalg import rank_floor, require_varying
-from src.metrics.moments import PairedMoments, correlation
-from src.metrics.products import add_times, eigh
 
 # Channels a side that are matched; the linear program has as many unknowns as there are pairs of them.
 MATCHED = 1024

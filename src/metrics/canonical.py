@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.metrics.linalg import rank_floor, require_varying, unit_spectrum
-from src.metrics.moments import PairedMoments
-from src.metrics.products import eigh
+from src.metrics.algebra.linalg import rank_floor, require_varying, unit_spectrum
+from src.metrics.algebra.moments import PairedMoments
+from src.metrics.algebra.products import eigh
 
 # Share of the variance that the principal directions kept by svcca explain.
 SVCCA_VARIANCE = 0.99

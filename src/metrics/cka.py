@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from src.metrics.gram import GramSums
-from src.metrics.rows import paired, unit
+from src.metrics.algebra.gram import GramSums
+from src.metrics.algebra.matrix_rows import paired, unit
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from src.metrics.gram import row_energies
-from src.metrics.layer import Layer
-from src.metrics.products import times
-from src.metrics.rows import float64_pieces
+from src.metrics.algebra.gram import row_energies
+from src.metrics.algebra.layer import Layer
+from src.metrics.algebra.matrix_rows import float64_pieces
+from src.metrics.algebra.products import times
 
 # Products that take no longer than this many multiplications are made in float64.
 CHEAP = 4e9

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from src.metrics.linalg import float64_device, live_features
-from src.metrics.rows import float64_pieces, require_real
+from src.metrics.algebra.linalg import float64_device, live_features
+from src.metrics.algebra.matrix_rows import float64_pieces, require_real
 
 
 class Differences:

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.intervals import Z95, paired_difference, wilson
-from src.task import MULTI_LABEL, Task
+from src.core.intervals import Z95, paired_difference, wilson
+from src.core.task import MULTI_LABEL, Task
 
 Interval = tuple[float, float]
 

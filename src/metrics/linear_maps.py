@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.metrics.algebra.linalg import require_varying
+from src.metrics.algebra.moments import ROUNDING, PairedMoments, correlation, least_squares, r_squared
 from src.metrics.canonical import require_images
-from src.metrics.linalg import require_varying
-from src.metrics.moments import ROUNDING, PairedMoments, correlation, least_squares, r_squared
 
 
 class LinearMap(TypedDict):

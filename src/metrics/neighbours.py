@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from src.metrics.algebra.gram import BLOCK, BlockProduct, block_sum, row_energies, upper_blocks
+from src.metrics.algebra.layer import Layer
+from src.metrics.algebra.products import times
 from src.metrics.cosines import CHEAP, Cosines
-from src.metrics.gram import BLOCK, BlockProduct, block_sum, row_energies, upper_blocks
-from src.metrics.layer import Layer
-from src.metrics.products import times
 
 # Neighbours of an image.
 K = 10

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from src.metrics.algebra.gram import gram_sums
+from src.metrics.algebra.layer import Layer
+from src.metrics.algebra.matrix_rows import paired
 from src.metrics.alignment import aligned_bytes, aligned_cosine, rsa, rsa_bytes, soft_match
 from src.metrics.canonical import mean_cca, pwcca, pwcca_ties, r2_cca, svcca
 from src.metrics.cka import cka_of_groups, debiased_cka_of_groups
 from src.metrics.difference import differences_of, l2, l2_relative
 from src.metrics.functional import FUNCTIONAL, Functional
-from src.metrics.gram import gram_sums
-from src.metrics.layer import Layer
 from src.metrics.linear_maps import (
     angular_shape,
     correlations,
@@ -34,7 +35,6 @@ from src.metrics.neighbours import (
     second_order_cosine,
     shares_of_neighbours,
 )
-from src.metrics.rows import paired
 
 INFINITY = float("inf")
 NOTHING: frozenset[str] = frozenset()

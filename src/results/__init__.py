@@ -17,8 +17,8 @@ import pandas as pd
 import scipy
 import torch
 
-from src.files import make_folder
-from src.results.rows import CONTROL_NAMES, keep_row, table
+from src.core.files import make_folder
+from src.results.frame import CONTROL_NAMES, keep_row, table
 from src.results.storage import FORMAT, read, write
 
 __all__ = ["CONTROL_NAMES", "FORMAT", "keep_row", "provenance", "read", "run_folder", "table", "write"]

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from src.files import parse_tensors
+from src.core.files import parse_tensors
 
 SCALARS = (str, int, float, complex, bytes, type(None), np.generic)  # bool is an int
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.files import atomic_write
+from src.core.files import atomic_write
 from src.results.reader import parse
 
 FORMAT = 1

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from src.checkpoints import seeds_name
+from src.networks.checkpoints import seeds_name
 
 ROLES = ("front", "end")
 TRAINED = ("train_fraction", "shuffle_labels")  # results of older versions lack these

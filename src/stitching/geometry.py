@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.layout import Layout, Shape
+from src.cutting.layout import Layout, Shape
 from src.metrics import channels_last_rows
 
 PLAIN = Layout()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from src.metrics.moments import (
+from src.metrics.algebra.moments import (
     Affine,
     PairedMoments,
     least_squares,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from src.metrics.moments import Affine, orthogonal_factor, reduced_rank
+from src.metrics.algebra.moments import Affine, orthogonal_factor, reduced_rank
 from src.stitching.geometry import Geometry
 from src.stitching.whitening import Coordinates
 

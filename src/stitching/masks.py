@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from src.metrics.moments import PairedMoments, correlation
+from src.metrics.algebra.moments import PairedMoments, correlation
 from src.stitching.geometry import Geometry
 
 

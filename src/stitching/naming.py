@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from src.stitching.options import VARIED
-from src.stitching.spec import StitchSpec
+from src.stitching.stitch_spec import StitchSpec
 
 
 def spec_names(specs: Sequence[StitchSpec]) -> list[str]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from src.axes import Output, find_outputs, layouts_of, require_fit
-from src.cut import head, tail
-from src.frozen import freeze
+from src.cutting.channel_axis import Output, find_outputs, layouts_of, require_fit
+from src.cutting.freeze import freeze
+from src.cutting.parts import head, tail
 from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
 

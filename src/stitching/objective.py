@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from src.config import mixed_precision
+from src.core.config import mixed_precision
+from src.core.task import Task
 from src.metrics import linear_cka
-from src.stitching.cuts import LOGITS, Cuts, Shared
+from src.stitching.cut_networks import LOGITS, Cuts, Shared
 from src.stitching.layer import StitchLayer
-from src.stitching.spec import StitchSpec
+from src.stitching.stitch_spec import StitchSpec
 from src.stitching.targets import TARGETS, target_loss
-from src.task import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from torch import Generator, Tensor
 
-from src.metrics.moments import Affine, PairedMoments, reduced_rank
+from src.metrics.algebra.moments import Affine, PairedMoments, reduced_rank
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS, Restriction
 from src.stitching.layer import StitchLayer, build_stitch

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from src.task import Task
+from src.core.task import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.metrics.moments import PairedMoments
+from src.metrics.algebra.moments import PairedMoments
 
 WEAKEST = 1e-6  # of the largest eigenvalue of the front's correlations: weaker directions are left out
 

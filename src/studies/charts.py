@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from src.metrics import MEASURES
-from src.plots.style import BLUE, CONTROL_COLOURS, GREEN, GREY, ORANGE
+from src.results.plots.style import BLUE, CONTROL_COLOURS, GREEN, GREY, ORANGE
 from src.studies import svg
-from src.studies.rows import ENDS, FEW, Found, Frame, grouped
+from src.studies.frames import ENDS, FEW, Found, Frame, grouped
 from src.studies.table import HEADINGS, key_text
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#222222")

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from src.similarity import can_share, cka_group
 from src.stitching import Geometry, StitchSpec
+from src.stitching.cka import can_share, cka_group
 
 START = 3.0  # seconds until a bundle's first batch: networks and images are loaded, layers cut
 TAIL = 0.5  # of the end network runs behind a stitch, as a mean over its layers

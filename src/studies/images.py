@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from src import sources
 from src.dataset import Split
 from src.dataset.split import MemorySplit
+from src.networks import opening as sources
+from src.networks.presentation import Viewing, look
 from src.studies.jobs import Bundle
-from src.viewing import Viewing, look
 
 Arrays = dict[tuple, tuple[np.ndarray, np.ndarray]]  # images and labels, by what they are of
 _READ: dict[tuple, Split] = {}

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from src.sources import Named
+from src.networks.opening import Named
 from src.stitching import StitchSpec
-from src.stitching.spec import digest
+from src.stitching.stitch_spec import digest
 
 
 @dataclass(frozen=True, slots=True)

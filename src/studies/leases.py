@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from src.files import make_folder
+from src.core.files import make_folder
 
 PATIENCE = 60.0  # seconds
 BEATS = 5  # of the counter, within that time

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.files import atomic_write
+from src.core.files import atomic_write
 from src.studies.charts import LAYERS, sections
-from src.studies.rows import Found
+from src.studies.frames import Found
 from src.studies.table import HEADINGS, key_text
 
 HEADS = {"accuracy_end": "acc. of end", "agreement_after": "agrees", "cka_after": "CKA"}

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.controls import sewn_between
 from src.metrics import METRICS
-from src.sources import Named
-from src.stitch_keys import stitch_key, surroundings
+from src.networks.opening import Named
+from src.networks.presentation import Viewing
 from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_rate
+from src.stitching.controls import sewn_between
+from src.stitching.keys import stitch_key, surroundings
 from src.stitching.network import pair_geometry
 from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
-from src.studies.look import Looks, Seen
+from src.studies.network_cache import Looks, Seen
 from src.studies.schema import AXES, Study
-from src.viewing import Viewing
 
 MANY = 8  # bundles at least, where the work is not too short for it: so that several processes have something to do
 SHORT = 60.0  # seconds below which a bundle is not cut

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from src.controls import choose_controls
 from src.dataset import SPLITS, canonical_dataset
 from src.metrics import MEASURES
+from src.stitching.controls import choose_controls
 from src.stitching.options import OPTIONS
 from src.studies.toml import Document
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from src import results
-from src.files import atomic_write, make_folder, remove_leftovers
-from src.sources import files_of
-from src.stitching.spec import digest
+from src.core.files import atomic_write, make_folder, remove_leftovers
+from src.networks.opening import files_of
+from src.stitching.stitch_spec import digest
 from src.studies.jobs import from_record, to_record
 from src.studies.plan import Plan, make_plan, texts_of
 from src.studies.schema import Study

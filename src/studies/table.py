@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.files import atomic_write
+from src.core.files import atomic_write
 from src.stitching.naming import setting_text
-from src.studies.rows import Found, Frame, grouped
+from src.studies.frames import Found, Frame, grouped
 
 # our column -> its heading; shares are printed in per cent
 SHARES = {

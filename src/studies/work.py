@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from src import results
-from src.config import choose_device
-from src.layer_grid import compare_layers
-from src.metrics.products import described
-from src.sources import untrained
-from src.stitch import Plan, Tell, stitch
-from src.stitch_folder import resume_states
-from src.stitch_keys import stitch_keys, surroundings
+from src.core.config import choose_device
+from src.evaluation.layer_grid import compare_layers
+from src.metrics.algebra.products import described
+from src.networks.opening import untrained
 from src.stitching import Cuts, StitchSpec
+from src.stitching.keys import stitch_keys, surroundings
+from src.stitching.run import Plan, Tell, stitch
+from src.stitching.states import resume_states
 from src.studies.images import split_of, viewings
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.leases import Leases

@@ -1,0 +1,348 @@
+"""What the scripts share: loading a pair, one-line errors, the result file and what is printed of it."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src import results
+from src.core.config import choose_device, multiplies_bfloat16
+from src.core.files import sole_maker
+from src.evaluation.certainty import Certainty
+from src.metrics import MEASURES, Cell
+from src.networks import opening as sources
+from src.networks.presentation import Viewing, look
+from src.results import text as report
+from src.results.plots import FORMATS
+from src.results.saved_stitch import SavedStitch
+from src.training.train_state import History
+
+# What to do where the memory for a comparison is short.
+GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Viewing:
+    """The two networks that the arguments name, in front of the data set that they name or were trained on.
+
+    Refused where they do not decide what stitches to these targets ask.
+    """
+    specs = sources.Named(args.front_model), sources.Named(args.end_model)
+    models = args.model1 and sources.Named(args.model1), args.model2 and sources.Named(args.model2)
+    pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, tell=notice)
+    viewing = look(pair, args.dataset, size=args.image_size)
+    if targets:
+        viewing.require_for(targets)
+    return show(viewing)
+
+
+def show(viewing: Viewing) -> Viewing:
+    """Tell the user what figures on these images rest on."""
+    for line in viewing.notes:
+        notice(f"note: {line}")
+    return viewing
+
+
+def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[str, dict[str, Any]]:
+    """Text for stdout, a line a measure and what stands behind it, and the same for the result file.
+
+    Raises ValueError where there is no value at all.
+    """
+    if not cell.values:
+        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in cell.refused.items()))
+    wide = 12 if certainty else 14
+    heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
+    heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
+    heading += f"{'unpaired, 95%':>16}" * bool(certainty and certainty.null)
+    lines = [heading]
+    for name, view in cell.views.items():
+        value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
+        line = f"{name:{wide}} {view:9} {value}  {MEASURES[name].alike:10}"
+        if certainty:
+            line += _pair_text(certainty.intervals, name, 17, "[{:.4f}, {:.4f}]")
+            line += _pair_text(certainty.null, name, 16, "{:.4f} {:.4f}")  # both may be negative
+        lines.append(line.rstrip())
+    lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
+    record = comparison_record(cell)
+    if certainty:
+        lines += [report.fill(f"{name}: none: {reason}") for name, reason in certainty.refused.items()]
+        lines += _how_lines(certainty)
+        record |= {"intervals": certainty.intervals, "null": certainty.null, "certainty": certainty.how}
+    for health in cell.health.values():
+        lines += report.health_lines(asdict(health))
+    return "\n".join(lines), record
+
+
+def _pair_text(known: dict[str, tuple[float, float]], name: str, width: int, form: str) -> str:
+    return f"{form.format(*known[name]) if name in known else '':>{width}}" if known else ""
+
+
+def _how_lines(certainty: Certainty) -> list[str]:
+    """How the intervals, and what unpaired images give, came about, a line for each way."""
+    ways: dict[str, list[str]] = {}
+    for what, how in certainty.how.items():
+        kind, _, name = what.partition(" of ")
+        ways.setdefault(f"{'unpaired (mean, 95% quantile)' if kind == 'null' else kind}, {how}", []).append(name)
+    return [report.fill(f"{way}: {', '.join(names)}") for way, names in ways.items()]
+
+
+def comparison_record(cell: Cell) -> dict[str, Any]:
+    """What a result file says of a comparison."""
+    records = {view: asdict(record) for view, record in cell.health.items()}
+    return {"values": cell.values, "refused": cell.refused, "views": cell.views, "health": records}
+
+
+@contextlib.contextmanager
+def one_line_errors(
+    *, debug: bool, interrupted: str = "interrupted", less_memory: str = "lower --batch-size"
+) -> Iterator[None]:
+    """End the script with one line on stderr and exit code 2 for what a user can mend; with `debug`, a traceback.
+
+    `less_memory` says what to do where memory was short. Ctrl-C ends with exit code 130 and SIGTERM with 143, both with
+    the line `interrupted`, or that of `resumable`, and after all that clears up behind an error.
+    """
+    try:
+        with _terminable():
+            yield
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        _fail(_describe(error), 2)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _is_shortage(error):
+            raise
+        _fail(f"out of memory; {less_memory}", 2)
+    except KeyboardInterrupt as error:
+        _fail(str(error) or interrupted, 130)
+    except _Terminated as error:
+        _fail(str(error) or interrupted, 143)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is Ctrl-C."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise _Terminated where SIGTERM would end the process at once, with its locks and temporary files left behind."""
+    home = os.getpid()
+
+    def terminate(number: int, frame: object) -> None:
+        if os.getpid() != home:  # a worker that inherited this
+            os._exit(143)
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut short what clears up
+        raise _Terminated
+
+    is_main = threading.current_thread() is threading.main_thread()
+    is_ours = is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    try:
+        if is_ours:
+            signal.signal(signal.SIGTERM, terminate)
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out: on a processor torch raises a plain RuntimeError for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def notice(message: str) -> None:
+    """Tell the user something that is not a result."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def tell_once(told: set[str]) -> Callable[[str], None]:
+    """`notice`, of what is not among the lines that were told before."""
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            notice(line)
+
+    return tell
+
+
+def tell_weights(saved: SavedStitch, told: set[str]) -> None:
+    """Where the networks of a stitch are from, on stderr, unless that was told before."""
+    for role, weights in saved.weight_files.items():
+        tell_once(told)(f"{role}: {weights}")
+
+
+def device_for_training(args: argparse.Namespace) -> torch.device:
+    """The device asked for; a line on stderr where `--amp` would be slower on it than training without."""
+    device = choose_device(args.device)
+    if args.amp and not multiplies_bfloat16(device):
+        notice("note: this processor does not multiply bfloat16 itself; training is faster without --amp")
+    return device
+
+
+def tell_resumed(done: int, epochs: int) -> None:
+    """A line on stderr about where an interrupted training goes on."""
+    notice(f"going on after epoch {done} of {epochs}")
+
+
+def tell_epoch(history: History, epochs: int, *, always: bool = False) -> None:
+    """A line on stderr about the last epoch, for logs: it stands in where there is no terminal for a progress bar."""
+    if always or not sys.stderr.isatty():
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in history.epochs[-1].items())
+        notice(f"epoch {len(history.epochs)} of {epochs}: {figures}")
+
+
+@contextlib.contextmanager
+def resumable(paths: Sequence[Path | None]) -> Iterator[None]:
+    """Make the line of an interrupted run say how to go on with it: in the name of the folder of its results."""
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as error:
+        if paths[0] is None:
+            raise
+        name = paths[0].parent.name
+        raise type(error)(f"interrupted; --resume --run-name {name} goes on from the last whole epoch") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a result goes: nowhere with --no-save, and with a problem where it should but cannot."""
+
+    path: Path | None
+    problem: OSError | None = None
+
+
+@contextlib.contextmanager
+def result_path(
+    args: argparse.Namespace, name: str, *, out_dir: Path | None = None, answers_anyway: bool = False
+) -> Iterator[Place]:
+    """Reserve results/<run>/<name>.pkl before any work; refuse an existing one unless --overwrite is given.
+
+    Results on training images have "-train" in their names. With --plot the same holds for the picture beside it. A
+    second run that would make the same file is refused too. A folder that is still empty at the end, since the work
+    failed, is removed. With `answers_anyway` a place that cannot be written is no reason not to answer: `publish`
+    says it afterwards.
+    """
+    split = getattr(args, "dataset_type", "val")
+    name = name if split == "val" else f"{name}-{split}"
+    with contextlib.ExitStack() as stack:
+        try:
+            place = Place(stack.enter_context(result_paths(args, [name], out_dir=out_dir))[0])
+        except OSError as error:
+            if error.errno is None or not answers_anyway:  # without a number it is ours: something is there already
+                raise
+            place = Place(None, error)
+        yield place
+
+
+@contextlib.contextmanager
+def result_paths(
+    args: argparse.Namespace,
+    names: Sequence[str],
+    *,
+    picture: str | None = None,
+    out_dir: Path | None = None,
+    interrupted: Callable[[Path], Any] | None = None,
+) -> Iterator[list[Path | None]]:
+    """Reserve the files of several results as `result_path` does that of one; `picture` names one picture of all.
+
+    `interrupted` says of a folder whether a run that is gone on with left it: what is there then is of the same run,
+    which has made a part of its results, and is made again.
+    """
+    if args.no_save:
+        for option in ("plot", "resume"):
+            if getattr(args, option, False):
+                raise ValueError(f"--no-save excludes --{option}: that is kept beside the result")
+        yield [None for _ in names]
+        return
+    folder = results.run_folder(out_dir or args.out_dir, args.run_name)
+    paths = [folder / f"{name}.pkl" for name in names]
+    named = [folder / f"{picture}.pkl"] if picture else paths
+    drawn = [place for path in named for place in picture_paths(args, path)]
+    targets = paths + (drawn if getattr(args, "plot", False) else [])
+    try:
+        with contextlib.ExitStack() as stack:
+            for path in paths:
+                stack.enter_context(sole_maker(path))
+            for target in targets:
+                if target.exists() and not args.overwrite and not (interrupted and interrupted(folder)):
+                    raise FileExistsError(f"{target} exists already; give --overwrite or another --run-name")
+            yield [*paths]
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def picture_paths(args: argparse.Namespace, result: Path) -> list[Path]:
+    """The pictures of a result: a file for each --format."""
+    return [result.with_suffix(f".{kind}") for kind in getattr(args, "format", ())]
+
+
+def publish(
+    args: argparse.Namespace,
+    place: Place,
+    result: dict[str, Any],
+    text: str,
+    *,
+    draw: Callable[[dict[str, Any], Path], None] | None = None,
+) -> None:
+    """Write a result with its arguments and provenance, draw its picture, and print: `text`, or all of it as JSON.
+
+    `draw` gets what was written and the picture's path; it is called for --plot only. Text comes first of all, so
+    that the numbers of a long run are seen even where the disk is full.
+    """
+    if not args.json:
+        say(text)
+    record = {"params": parameters(args), **result, **results.provenance()}
+    places: dict[str, str | None] = {"result": None}
+    if place.path:
+        results.write(place.path, record, overwrite=args.overwrite or getattr(args, "resume", False))
+        places = {"result": str(place.path)}
+        pictures = picture_paths(args, place.path) if getattr(args, "plot", False) and draw else []
+        if args.overwrite:
+            for kind in FORMATS:
+                place.path.with_suffix(f".{kind}").unlink(missing_ok=True)  # it showed the result that is gone now
+        for picture in pictures:
+            assert draw
+            draw(record, picture)
+        if pictures:
+            places["picture"] = ", ".join(map(str, pictures))
+    if args.json:
+        say(report.to_json(record | places))
+    elif place.path:
+        say("\n".join(f"{what}: {where}" for what, where in places.items()))
+    if place.problem:
+        raise place.problem
+
+
+def say(text: str) -> None:
+    """Print on stdout; whoever reads it may have had enough (`| head -1`), which is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # also for what Python itself still flushes at the end
+        os.close(nowhere)
+
+
+def parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """All arguments as built-in values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}

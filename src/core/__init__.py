@@ -1,0 +1,1 @@
+"""What every wing may use: settings, files, progress, tasks, intervals, options."""

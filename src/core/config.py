@@ -1,0 +1,86 @@
+"""Where the data sets are, and which device computes in which precision."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from dotenv import dotenv_values
+
+CONFIG_FILE = Path(__file__).resolve().parents[2] / "config" / "default.env"
+
+
+def data_root(kind: str, config_file: Path = CONFIG_FILE) -> Path:
+    """Folder of the data sets of one kind, `pytorch` or `celeba`.
+
+    The environment variable DATASET_ROOT_<KIND> wins over the entry of the configuration file.
+    Raises ValueError where neither names a folder.
+    """
+    variable = f"DATASET_ROOT_{kind.upper()}"
+    value = os.environ.get(variable, "").strip() or (_read(config_file).get(kind) or "").strip()
+    if not value:
+        raise ValueError(f"no folder for the {kind} data sets; set {kind} in {config_file} or {variable}")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # ~somebody, whom this machine does not know
+        raise ValueError(f"no home folder for {value}; mend {kind} in {config_file} or {variable}") from None
+
+
+def _read(config_file: Path) -> dict[str, str | None]:
+    try:
+        # the section header is to dotenv a variable without a value; editors may have put a mark before it
+        return dotenv_values(config_file, encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{config_file} is no UTF-8 text") from None
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that exists here, or raise ValueError."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    match = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name, re.ASCII)
+    if not match:
+        raise ValueError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
+    # before torch.device sees the number: it takes cuda:256 for cuda:0
+    if name.startswith("cuda") and int(match[1] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} asked for, but {torch.cuda.device_count()} GPUs found; try --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' asked for, but there is none; try --device cpu")
+    return torch.device(name)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16 products; also True where that is not known."""
+    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return known.get("architecture") != "x86_64" or bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """A context in which GPUs multiply float32 numbers as they are.
+
+    Otherwise torch lets recent ones round the factors of convolutions to 10 bits (TF32), too few for the numbers that
+    are published.
+    """
+    backends: tuple[Any, Any] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def mixed_precision(device: torch.device, *, enabled: bool) -> torch.autocast:
+    """A context in which matrix products and convolutions run in bfloat16 on the device, if `enabled`.
+
+    Bfloat16 has the range of float32, so gradients need no scaling.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

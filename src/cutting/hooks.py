@@ -1,0 +1,171 @@
+"""Networks that cannot be traced, cut by forward hooks: the whole network runs, for heads and tails alike."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.cutting.layout import Layout
+from src.cutting.structure import in_plain_order, needs_plain_memory, several, split_layer
+
+# (layer, what it returned) -> what it is to return instead, None for the same
+Hook = Callable[[str, Any], Any]
+PLAIN = Layout()
+
+
+class HookedHeads(nn.Module):
+    """images -> tuple of the outputs of `layers`, each of its last call, canonical where a layout says how."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], layouts: Mapping[str, Layout]) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = list(layers)
+        self.layouts = dict(layouts)
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        captured: dict[str, Tensor] = {}
+
+        def capture(layer: str, output: Any) -> None:
+            captured[layer] = tensor_of(layer, output).clone()  # a later in-place operation must not reach it
+
+        with _hooks(self.model, self.layers, capture):
+            self.model(images)  # to its end: how often a layer is called may depend on the images
+        for layer in self.layers:
+            if layer not in captured:
+                raise ValueError(f"the layer {layer!r} does not run in a forward pass")
+        return tuple(self.layouts.get(layer, PLAIN).canonical(captured[layer]) for layer in self.layers)
+
+
+class HookedTail(nn.Module):
+    """(output of `layer`, images) -> output of `until`: what the layer's last call returned is exchanged."""
+
+    def __init__(self, model: nn.Module, layer: str, until: str, layouts: Mapping[str, Layout]) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = layer
+        self.until = until
+        self.layouts = layouts.get(layer, PLAIN), layouts.get(until, PLAIN)
+        self.in_plain_memory = needs_plain_memory(model)
+        self.calls: int | None = None
+        self.eval()
+
+    def forward(self, activation: Tensor, images: Tensor) -> Tensor:
+        activation = self.layouts[0].original(activation)
+        activation = in_plain_order(activation) if self.in_plain_memory else activation
+        if self.calls is None:
+            self.calls = self._count(images)
+            self._require_dependence(activation, images)
+        result, seen = self._run(activation, images, self.calls)
+        if seen != self.calls:  # the images decide how often the layer runs
+            self.calls = self._count(images)
+            result, _ = self._run(activation, images, self.calls)
+        return self.layouts[1].canonical(result)
+
+    def _run(self, activation: Tensor, images: Tensor, at: int) -> tuple[Tensor, int]:
+        """The result, with the layer's call number `at` exchanged, and the number of calls."""
+        seen, result = 0, None
+
+        def exchange(layer: str, output: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            return exchanged(layer, output, activation.clone()) if seen == at else None
+
+        def capture(layer: str, output: Any) -> None:
+            nonlocal result
+            result = tensor_of(layer, output).clone()
+
+        with _hooks(self.model, [self.layer], exchange), _hooks(self.model, [self.until], capture):
+            self.model(images)
+        if result is None:
+            raise ValueError(f"the layer {self.until!r} does not run in a forward pass")
+        return result, seen
+
+    @torch.no_grad()
+    def _count(self, images: Tensor) -> int:
+        calls: list[str] = []
+        with _hooks(self.model, [self.layer], lambda layer, _: calls.append(layer)):
+            self.model(images)
+        if not calls:
+            raise ValueError(f"the layer {self.layer!r} does not run in a forward pass")
+        return len(calls)
+
+    def _require_dependence(self, activation: Tensor, images: Tensor) -> None:
+        """Raise ValueError where the result has no gradient with respect to the activation."""
+        assert self.calls is not None
+        with torch.inference_mode(False), torch.enable_grad():
+            probe = activation[:1].detach().clone().requires_grad_()
+            result, _ = self._run(probe, images[:1].clone(), self.calls)
+            found = (None,)
+            if result.requires_grad:
+                found = torch.autograd.grad(result.sum(), probe, allow_unused=True)
+        if found[0] is None:
+            raise ValueError(
+                f"the layer {self.until!r} does not depend on {self.layer!r}; name one that comes after it"
+            )
+
+
+@torch.no_grad()
+def running_layers(model: nn.Module, sample: Tensor) -> list[str]:
+    """The layers that run in a pass of these images, in the order of their last calls, '' the whole at the end.
+
+    A layer that returns several values stands there by each tensor among them, `name:0` ...
+    """
+    found: dict[str, list[str]] = {}
+
+    def note(layer: str, output: Any) -> None:
+        found.pop(layer, None)  # to stand in the order of last calls
+        parts = several(output)
+        of_several = [f"{layer}:{number}" for number, part in enumerate(parts) if isinstance(part, Tensor)]
+        found[layer] = of_several if parts else [layer] * isinstance(output, Tensor)
+
+    with _hooks(model, [name for name, _ in model.named_modules()], note):
+        model(sample)
+    return [layer for layers in found.values() for layer in layers]
+
+
+def tensor_of(layer: str, output: Any) -> Tensor:
+    """The tensor that a layer's name means among what the layer returned; ValueError where it means none."""
+    name, index = split_layer(layer)
+    parts = several(output)
+    if index is not None and not isinstance(output, Tensor) and index < len(parts):
+        output = parts[index]
+    elif parts:
+        raise ValueError(f"the layer {name!r} returns {len(parts)} values; name a tensor of them, such as {name}:0")
+    elif index is not None:
+        raise ValueError(f"the layer {name!r} returns one value; name it without :{index}")
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the layer {layer!r} returns a {type(output).__name__}, not a tensor")
+    return output
+
+
+def exchanged(layer: str, output: Any, activation: Tensor) -> Any:
+    """What a layer returned, with the tensor that its name means exchanged."""
+    old = tensor_of(layer, output)
+    if isinstance(output, Tensor):
+        return activation
+    if isinstance(output, dict):
+        keys = [key for key, value in output.items() if value is old]
+        return type(output)({**output, keys[0]: activation})
+    index = split_layer(layer)[1]
+    parts = [activation if number == index else part for number, part in enumerate(several(output))]
+    plain = isinstance(output, (tuple, list)) and not hasattr(output, "_fields")
+    return type(output)(parts) if plain else type(output)(*parts)  # a record takes its fields one by one
+
+
+@contextmanager
+def _hooks(model: nn.Module, layers: Iterable[str], function: Hook) -> Iterator[None]:
+    """Call function(layer, output) after each call of the layers, inside the block only."""
+    handles = [
+        model.get_submodule(split_layer(layer)[0]).register_forward_hook(
+            lambda _m, _i, output, layer=layer: function(layer, output)
+        )
+        for layer in dict.fromkeys(layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

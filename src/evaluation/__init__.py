@@ -1,0 +1,1 @@
+"""Passes over images, and what is read off them."""

@@ -1,0 +1,129 @@
+"""How sure the comparison of one pair of layers is: their activations, kept, and what follows from them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from src.core.task import MULTI_LABEL, Task
+from src.cutting.channel_axis import Output, find_outputs, layouts_of
+from src.cutting.freeze import freeze
+from src.cutting.parts import heads
+from src.dataset import Split
+from src.evaluation.passes import feed
+from src.metrics.certainty.uncertainty import Found, Sample, intervals, nulls
+from src.metrics.functional import FUNCTIONAL, Functional
+from src.metrics.registry import METRICS
+
+
+@dataclass(frozen=True, slots=True)
+class Certainty:
+    """By metric: 95% `intervals` over images, and `null`, mean and 95% quantile where images do not correspond.
+
+    `how` says of each, as `intervals of cka` or `null of cka`, how it came about; `refused` why there is none.
+    """
+
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    null: dict[str, tuple[float, float]] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, found: Found) -> None:
+        getattr(self, kind).update(found.values)
+        self.how.update({f"{kind} of {name}": text for name, text in found.how.items()})
+        self.refused.update({f"{kind} of {name}": text for name, text in found.refused.items()})
+
+
+def require_room(
+    networks: tuple[nn.Module, nn.Module],
+    layers: tuple[str, str],
+    sample: Tensor,
+    images: int,
+    *,
+    memory: float = 8e9,
+    layouts: tuple[str | None, str | None] = (None, None),
+) -> list[dict[str, Output]]:
+    """What the two layers give; ValueError where the activations of so many images take more than `memory` bytes."""
+    found = [
+        find_outputs(network, [layer], sample, asked)
+        for network, layer, asked in zip(networks, layers, layouts, strict=True)
+    ]
+    shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]
+    needed = 4 * images * sum(map(math.prod, shapes))
+    if needed > memory:
+        raise ValueError(
+            f"--intervals and --permutations keep all activations, {needed / 1e9:.1f} GB here; choose smaller layers, "
+            f"or allow it with --memory {math.ceil(needed / 1e9)}"
+        )
+    return found
+
+
+def certainty_of(
+    networks: tuple[nn.Module, nn.Module],
+    layers: tuple[str, str],
+    sample: Tensor,
+    split: Split,
+    names: Sequence[str],
+    *,
+    view: str | None = None,
+    with_intervals: bool = True,
+    permutations: int = 0,
+    batch_size: int = 64,
+    memory: float = 8e9,
+    layouts: tuple[str | None, str | None] = (None, None),
+) -> Certainty:
+    """Intervals and null distributions of the named metrics of two layers, from one pass over a split.
+
+    All activations are kept, in float32; raises ValueError where these take more than `memory` bytes.
+    """
+    found = require_room(networks, layers, sample, len(split), memory=memory, layouts=layouts)
+    shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]
+    kept: list[list[Tensor]] = [[], []]
+    parts = [
+        freeze(heads(network, [layer, ""], layouts_of(outputs))).to(split.device)
+        for network, layer, outputs in zip(networks, layers, found, strict=True)
+    ]
+    logits: list[list[Tensor]] = [[], []]
+
+    def keep(*outputs: tuple[Tensor, Tensor]) -> None:
+        for side, (activation, answer) in enumerate(outputs):
+            kept[side].append(activation.flatten(1).float().cpu())
+            logits[side].append(answer.float().cpu())
+
+    feed(parts, split, keep, batch_size=batch_size, title="activations for intervals")
+    with torch.inference_mode(False):
+        x, y = (torch.cat(side).clone() for side in kept)
+        answers = [torch.cat(side).clone() for side in logits]
+    of_layers = [name for name in names if name in METRICS]
+    whole, certainty = Sample(x, y, shapes[0], shapes[1]), Certainty()
+    if with_intervals:
+        certainty.add("intervals", intervals(of_layers, view, whole))
+    if permutations:
+        certainty.add("null", nulls(of_layers, view, whole, permutations=permutations))
+    outputs = answers[0], answers[1], split.labels.cpu(), split.spec.task
+    for measure in (FUNCTIONAL[name] for name in names if name in FUNCTIONAL):
+        _add_functional(certainty, measure, outputs, with_intervals=with_intervals, permutations=permutations)
+    return certainty
+
+
+def _add_functional(
+    certainty: Certainty,
+    measure: Functional,
+    outputs: tuple[Tensor, Tensor, Tensor, Task],
+    *,
+    with_intervals: bool,
+    permutations: int,
+) -> None:
+    one, other, labels, task = outputs
+    if with_intervals:
+        certainty.intervals[measure.name] = measure.interval(*outputs)
+        is_counted = measure.counted and task is not MULTI_LABEL
+        certainty.how[f"intervals of {measure.name}"] = "counted images" if is_counted else "spread over images"
+    if permutations and measure.paired:
+        generator = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(len(one), generator=generator) for _ in range(permutations)]
+        drawn = torch.tensor([measure.of(one, other[order], labels, task) for order in orders])
+        certainty.null[measure.name] = float(drawn.mean()), float(drawn.quantile(0.95))
+        certainty.how[f"null of {measure.name}"] = f"{permutations} permutations of {len(one)} images"

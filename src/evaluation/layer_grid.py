@@ -1,0 +1,291 @@
+"""Every layer of one network compared with every layer of another, in as few passes as memory allows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from src.core.progress import bar
+from src.cutting.channel_axis import Output, doubts, find_outputs, layouts_of, require_fit
+from src.cutting.freeze import freeze
+from src.cutting.parts import heads
+from src.cutting.structure import no_logits
+from src.dataset import Split
+from src.evaluation.passes import BATCH_SIZE, Head, feed
+from src.metrics import FUNCTIONAL, METRICS, Cell, Grid
+from src.metrics.algebra.linalg import float64_device
+from src.metrics.engine.plan import GridPlan, Pair, plan_grid, require_possible
+
+Tile = tuple[list[int], list[int]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What every pair of layers gives: {(i, j): cell} for the i-th of layers1 and the j-th of layers2."""
+
+    layers1: list[str]
+    layers2: list[str]
+    cells: dict[Pair, Cell]
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics, in the order in which they were asked for."""
+        return list(self.cells[0, 0].views)
+
+    def table(self, name: str) -> np.ndarray:
+        """A metric's values, (layers1, layers2); NaN where a pair has none."""
+        shape = len(self.layers1), len(self.layers2)
+        return np.array([[self.cells[i, j].number(name) for j in range(shape[1])] for i in range(shape[0])])
+
+    def frame(self) -> pd.DataFrame:
+        """A row for each method and pair of layers: method, layer1, layer2, value."""
+        rows = [(name, *pair, cell.number(name)) for name in self.names for pair, cell in self._named()]
+        return pd.DataFrame(rows, columns=["method", "layer1", "layer2", "value"])
+
+    def record(self) -> dict[str, Any]:
+        """What a result file says of it: labels of the layers, all values, what is missing or doubtful."""
+        layers = {"layers1": self.layers1, "layers2": self.layers2}
+        return {"frame": self.frame(), **layers, "refused": self.refused(), "warnings": self.warnings()}
+
+    def refused(self) -> pd.DataFrame:
+        """A row for each value that is missing: method, layer1, layer2, reason."""
+        rows = [
+            (name, *pair, cell.refused[name])
+            for name in self.names
+            for pair, cell in self._named()
+            if name in cell.refused
+        ]
+        return pd.DataFrame(rows, columns=["method", "layer1", "layer2", "reason"])
+
+    def warnings(self) -> pd.DataFrame:
+        """A row for each doubt about a pair: layer1, layer2, warning."""
+        rows = [
+            (*pair, text) for pair, cell in self._named() for view in cell.health.values() for text in view.warnings
+        ]
+        return pd.DataFrame(rows, columns=["layer1", "layer2", "warning"])
+
+    def _named(self) -> list[tuple[tuple[str, str], Cell]]:
+        ordered = sorted(self.cells.items())
+        return [((self.layers1[i], self.layers2[j]), cell) for (i, j), cell in ordered]
+
+
+def layer_label(name: str) -> str:
+    """What the whole network, whose name as a layer is empty, is called in tables."""
+    return name or "output"
+
+
+def compare_layers(
+    networks: tuple[nn.Module, nn.Module],
+    layers: tuple[list[str], list[str]],
+    sample: Tensor,
+    split: Split,
+    names: Sequence[str],
+    *,
+    view: str | None = None,
+    group: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    memory: float = 4e9,
+    layouts: tuple[str | None, str | None] = (None, None),
+    labelled: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Comparison:
+    """Compare each of the first network's layers with each of the second's by the named metrics.
+
+    `sample` is a batch of blank images. At most about `memory` bytes are held at once: layers are taken by blocks,
+    with a pass over the images for each pair of blocks, and `tell` hears of it. A block of one pair may hold more.
+    `layouts` are those asked for, of each network; `tell` also hears what had to be guessed. `labelled` says whether
+    both networks are known to have the classes of the images, as measures of their outputs need.
+    Raises ValueError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
+    needs more.
+    """
+    found = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
+    for asked, outputs in zip(layouts, found, strict=True):
+        require_fit(asked, outputs)
+    told = [line for network, outputs in zip(networks, found, strict=True) for line in doubts(network, outputs)]
+    for line in dict.fromkeys(told):
+        tell(f"note: {line}")
+    functional = [name for name in names if name in FUNCTIONAL]
+    names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
+    work = _Work(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
+    refused = refusal_of_outputs(networks, split, sample, labelled=labelled) if functional else None
+    if names:
+        require_possible(work.plan(names, work.whole), memory, alone=not functional or bool(refused))
+    if not functional or (refused and names):  # known already, and no reason to freeze anything
+        outputs = _refused(functional, refused or "")
+    else:
+        frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
+        how = {"batch_size": batch_size, "sample": sample.to(split.device), "labelled": labelled}
+        outputs = compare_outputs(frozen, split, functional, **how)
+    passes = work.passes(names) if names else []
+    if work.pairs > 1 and passes:
+        tell(work.plan_in_words(passes))
+    parts = {(i, j): [outputs] for i in work.whole[0] for j in work.whole[1]}
+    for number, (some, tile) in enumerate(passes, start=1):
+        title = f"pass {number} of {len(passes)}" if len(passes) > 1 else "comparing"
+        for (i, j), cell in work.compare(some, tile, title).items():
+            parts[tile[0][i], tile[1][j]].append(cell)
+    labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
+    return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
+
+
+def refusal_of_outputs(
+    networks: tuple[Head, Head], split: Split, sample: Tensor, *, labelled: bool = True
+) -> str | None:
+    """Why the decisions of two networks, images -> logits, cannot be compared: other classes; None where they can.
+
+    `labelled`: whether the networks are known to have the classes of the images.
+    """
+    with torch.no_grad():
+        outputs = [network(sample) for network in networks]
+    if texts := [text for output in outputs if (text := no_logits(output))]:
+        return f"a network returns {texts[0]}, not logits (images, classes)"
+    classes = [output.shape[1] for output in outputs]
+    if set(classes) != {split.spec.classes}:
+        return f"{' and '.join(map(str, classes))} outputs, where {split.spec.name} has {split.spec.classes} classes"
+    return None if labelled else f"the networks are not both known to have the classes of {split.spec.name}"
+
+
+def _refused(names: Sequence[str], reason: str) -> Cell:
+    return Cell({}, dict.fromkeys(names, reason), dict.fromkeys(names, "logits"), {})
+
+
+def compare_outputs(
+    networks: tuple[Head, Head],
+    split: Split,
+    names: Sequence[str],
+    *,
+    sample: Tensor,
+    batch_size: int = BATCH_SIZE,
+    alone: bool = True,
+    labelled: bool = True,
+) -> Cell:
+    """Compare what two networks, images -> logits, decide.
+
+    `sample` is a batch of blank images, `labelled` as in `refusal_of_outputs`. Where they have other classes than the
+    data set or each other the measures are refused; with `alone`, if they are all that is asked for, by a ValueError
+    before any work.
+    """
+    if refused := refusal_of_outputs(networks, split, sample, labelled=labelled):
+        if alone:
+            raise ValueError(f"{', '.join(names)}: {refused}")
+        return _refused(names, refused)
+    logits: list[list[Tensor]] = [[], []]
+
+    def keep(*outputs: Tensor) -> None:
+        for kept, output in zip(logits, outputs, strict=True):
+            kept.append(output.float().to(float64_device(output.device)))
+
+    feed(networks, split, keep, batch_size=batch_size, title="comparing outputs")
+    one, other = map(torch.cat, logits)
+    values = {name: FUNCTIONAL[name].of(one, other, split.labels.to(one.device), split.spec.task) for name in names}
+    return Cell(values, {}, dict.fromkeys(names, "logits"), {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be compared, and how it is cut into passes over the images."""
+
+    networks: tuple[nn.Module, nn.Module]
+    layers: tuple[list[str], list[str]]
+    outputs: tuple[dict[str, Output], dict[str, Output]]
+    split: Split
+    view: str | None
+    group: int | None
+    batch_size: int
+    memory: float
+
+    @property
+    def whole(self) -> Tile:
+        return list(range(len(self.layers[0]))), list(range(len(self.layers[1])))
+
+    @property
+    def pairs(self) -> int:
+        return len(self.layers[0]) * len(self.layers[1])
+
+    def plan(self, names: Sequence[str], tile: Tile) -> GridPlan:
+        """The plan of a pass over these pairs."""
+        shapes = [
+            [outputs[layer].canonical for layer in chosen]
+            for outputs, chosen in zip(self.outputs, _picked(self.layers, tile), strict=True)
+        ]
+        return plan_grid(
+            names,
+            self.view,
+            n_images=len(self.split),
+            shapes_x=shapes[0],
+            shapes_y=shapes[1],
+            group=self.group,
+            memory=self.memory,
+        )
+
+    def needed(self, names: Sequence[str], tile: Tile) -> int:
+        """Bytes that a pass over these pairs holds."""
+        return self.plan(names, tile).bytes()
+
+    def passes(self, names: list[str]) -> list[tuple[list[str], Tile]]:
+        """Metrics and pairs of layers of each pass: all in one if it fits, or is a single pair.
+
+        If not, the metrics with sums of products for every pair go apart: they would cut the layers, whose features
+        the others share, into tiles as small as their own.
+        """
+        by_pair = [name for name in names if METRICS[name].needs == "moments"]
+        kinds = [names]
+        if self.pairs > 1 and self.needed(names, self.whole) > self.memory:
+            kinds = [kind for kind in ([name for name in names if name not in by_pair], by_pair) if kind]
+        return [
+            (kind, tile)
+            for kind in kinds
+            for tile in _tiles(self.whole, lambda *tile, kind=kind: self.needed(kind, tile), self.memory)
+        ]
+
+    def plan_in_words(self, passes: list[tuple[list[str], Tile]]) -> str:
+        counts = f"{len(self.layers[0])} x {len(self.layers[1])} pairs of layers, {len(self.split)} images"
+        size = f"up to {max(self.needed(*one) for one in passes) / 1e9:.1f} GB"
+        if len(passes) == 1:
+            return f"{counts}: one pass, {size}"
+        remedy = "more --memory or a --group-at makes it fewer"
+        return f"{counts}: {len(passes)} passes by blocks of layers, {size} each; {remedy}"
+
+    def compare(self, names: list[str], tile: Tile, title: str) -> dict[Pair, Cell]:
+        """Run one pass."""
+        device = self.split.device
+        grid = Grid(self.plan(names, tile), device)
+        chosen = zip(self.networks, _picked(self.layers, tile), self.outputs, strict=True)
+        parts = [freeze(heads(network, layers, layouts_of(found))).to(device) for network, layers, found in chosen]
+        grouped = grid.plan.group is not None
+        feed(parts, self.split, grid.update, batch_size=self.batch_size, grouped=grouped, title=title)
+        with bar(grid.steps, "inner products", unit="block") as progress:
+            return grid.cells(on_block=progress.update)
+
+
+def _picked(sides: tuple[list[T], list[T]], tile: Tile) -> tuple[list[T], list[T]]:
+    return [sides[0][i] for i in tile[0]], [sides[1][j] for j in tile[1]]
+
+
+def _tiles(tile: Tile, needed: Callable[[list[int], list[int]], int], memory: float) -> Iterator[Tile]:
+    """Cut a grid into tiles that need at most so much memory, halving by need the side that needs more."""
+    rows, columns = tile
+    if needed(rows, columns) <= memory or len(rows) == len(columns) == 1:
+        yield tile
+        return
+    by_row = [needed([i], columns[:1]) for i in rows]
+    by_column = [needed(rows[:1], [j]) for j in columns]
+    if len(columns) == 1 or (len(rows) > 1 and sum(by_row) >= sum(by_column)):
+        cut = _half(by_row)
+        halves = (rows[:cut], columns), (rows[cut:], columns)
+    else:
+        cut = _half(by_column)
+        halves = (rows, columns[:cut]), (rows, columns[cut:])
+    for half in halves:
+        yield from _tiles(half, needed, memory)
+
+
+def _half(weights: list[int]) -> int:
+    """Where to cut a list, both parts kept non-empty, so that their sums are as equal as can be."""
+    sums = np.cumsum(weights)
+    return 1 + int(np.argmin(np.abs(2 * sums[:-1] - sums[-1])))

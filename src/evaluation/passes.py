@@ -1,0 +1,39 @@
+"""One pass over images that feeds the activations of two networks to whoever accumulates them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from src.core.config import full_precision
+from src.core.progress import bar
+from src.dataset import Split
+
+BATCH_SIZE = 64  # a batch's activations stay in a processor's cache
+
+# images -> output of a layer, (n, *shape), or of several by name
+Head = nn.Module | Callable[[Tensor], Any]
+
+
+@torch.inference_mode()
+def feed(
+    heads: Sequence[Head],
+    split: Split,
+    consume: Callable[..., None],
+    *,
+    batch_size: int = BATCH_SIZE,
+    grouped: bool = False,
+    title: str = "",
+) -> None:
+    """Call consume(activation of the first head, of the second, ...) for each batch of the split, in its order.
+
+    All heads see the same batch, so rows of the activations always belong to the same image. Where neighbours are
+    `grouped`, to stand for all, images that come class by class are taken in an order at random, always the same one.
+    Products are full float32.
+    """
+    order = Generator().manual_seed(0) if grouped and split.by_class else None
+    with full_precision(), bar(len(split), title, unit="image") as progress:
+        for images, _ in split.batches(batch_size, order=order):
+            consume(*(head(images) for head in heads))
+            progress.update(len(images))

@@ -1,0 +1,130 @@
+"""How well networks do their task and how far two of them agree, counted batch by batch; every mean is over images."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.config import full_precision
+from src.core.progress import bar
+from src.core.task import Task
+from src.dataset import Split
+from src.metrics.algebra.linalg import float64_device
+
+HITS = ("rr", "rw", "wr", "ww")
+KEPT = ("right", "same")  # what is kept image by image: right decisions, and those that are the target's
+# images -> logits (images, classes) of each network by its name
+Forward = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+class Tally:
+    """Show it the logits (images, classes) of several networks by name, batch by batch, then ask.
+
+    target: the name of the network with which the others are compared. couples: pairs of networks whose right and
+    wrong decisions are counted together. labelled: whether the labels are of these networks' classes, but for those of
+    the `unlabelled`; where they are not, everything that needs them is None, as is all of a network that was not shown.
+    keep: names of networks whose decisions are kept image by image.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        target: str | None = None,
+        couples: Sequence[tuple[str, str]] = (),
+        labelled: bool = True,
+        unlabelled: Collection[str] = (),
+        keep: Collection[str] = (),
+    ) -> None:
+        self.task, self.target, self.couples, self.labelled = task, target, list(couples), labelled
+        self._unlabelled = frozenset(unlabelled)
+        self._kept: dict[tuple[str, str], list[Tensor]] = {(kind, name): [] for kind in KEPT for name in keep}
+        self.images = self.decisions = 0
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+
+    def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> None:
+        """Count a batch. Sums are float64, those of decisions are exact."""
+        device = float64_device(labels.device)
+        exact = {name: values.float().to(device).double() for name, values in logits.items()}
+        labels = labels.to(device)
+        decided = {name: self.task.predictions(values) for name, values in exact.items()}
+        images = len(labels)
+        self.images += images
+        self.decisions += next(iter(decided.values())).numel()
+        if self.labelled:
+            named = {name: values for name, values in exact.items() if name not in self._unlabelled}
+            self._count_hits({name: decided[name] for name in named}, labels)
+            for name, values in named.items():
+                self._add(("loss", name), images * self.task.loss(values, labels))
+        if self.target is None:
+            return
+        probabilities = self.task.probabilities(exact[self.target])
+        for name, values in exact.items():
+            self._add(("crossentropy", name), images * self.task.crossentropy(values, probabilities))
+            same = decided[name] == decided[self.target]
+            self._add(("same", name), same.sum())
+            self._keep(("same", name), same)
+
+    def _count_hits(self, decided: Mapping[str, Tensor], labels: Tensor) -> None:
+        right = {name: (values == labels) for name, values in decided.items()}
+        for name, which in right.items():
+            self._add(("right", name), which.sum())
+            self._keep(("right", name), which)
+        for first, second in self.couples:
+            a, b = right[first], right[second]
+            for kind, which in zip(HITS, (a & b, a & ~b, ~a & b, ~a & ~b), strict=True):
+                self._add((kind, first, second), which.sum())
+
+    def _add(self, key: tuple[str, ...], value: Tensor) -> None:
+        value = value.detach()
+        self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def _keep(self, key: tuple[str, str], which: Tensor) -> None:
+        if key in self._kept:
+            self._kept[key].append(which.view(len(which), -1).double().mean(1).cpu())
+
+    def shares(self, kind: str, name: str) -> np.ndarray | None:
+        """For each image the share of a kept network's decisions that are right, or those of the target, (images,)."""
+        parts = self._kept[kind, name]
+        return torch.cat(parts).numpy() if parts else None
+
+    def scores(self, name: str) -> dict[str, Any]:
+        """Loss (nats) and accuracy (0 to 1)."""
+        if ("loss", name) not in self._sums:
+            return {"loss": None, "acc": None}
+        return {
+            "loss": self._sums["loss", name].item() / self.images,
+            "acc": self._sums["right", name].item() / self.decisions,
+        }
+
+    def agreement(self, name: str) -> dict[str, Any]:
+        """How far a network agrees with the target.
+
+        `crossentropy` to the target's probabilities, averaged over images and classes (0 only where both are certain);
+        `same_class_out`, the share of equal decisions, 0 to 1; `rel_acc`, accuracy divided by the target's.
+        """
+        assert self.target is not None
+        if ("same", name) not in self._sums:
+            return {"crossentropy": None, "same_class_out": None, "rel_acc": None}
+        own, best = self.scores(name)["acc"], self.scores(self.target)["acc"]
+        return {
+            "crossentropy": self._sums["crossentropy", name].item() / self.images,
+            "same_class_out": self._sums["same", name].item() / self.decisions,
+            "rel_acc": None if own is None else own / best if best else float("nan"),
+        }
+
+    def hits(self, first: str, second: str) -> dict[str, int] | None:
+        """Decisions that both get right (rr), only the first (rw), only the second (wr), or neither (ww)."""
+        return {kind: int(self._sums[kind, first, second]) for kind in HITS} if self.labelled else None
+
+
+@torch.inference_mode()
+def tally(forward: Forward, split: Split, counts: Tally, *, batch_size: int, title: str = "") -> Tally:
+    """Show one pass over a split to a tally, in full float32; the networks are to be in eval mode."""
+    with full_precision(), bar(len(split), title, unit="image") as progress:
+        for images, labels in split.batches(batch_size):
+            counts.update(forward(images), labels)
+            progress.update(len(images))
+    return counts

@@ -1,0 +1,159 @@
+"""Sums over the Gram matrices K = x x^T of centred images, never holding one of them whole."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.metrics.algebra.linalg import require_varying
+from src.metrics.algebra.matrix_rows import float64_pieces
+from src.metrics.algebra.moments import PairedMoments
+from src.metrics.algebra.products import dots, in_order, times
+
+# Side of one block of a Gram matrix: the matrix product runs at full speed, and little is done below the diagonal.
+BLOCK = 512
+
+
+class GramSums(NamedTuple):
+    """What linear CKA needs of K and L (n, n), both centred: sums of K*L, K*K and L*L, in this order.
+
+    whole: over all entries. unbiased: over the entries off the diagonal of the U-centred matrices, whose rows without
+    their diagonal sum to 0 (Székely and Rizzo 2014): n (n - 3) times the unbiased HSIC of Song et al. 2012, eq. 5.
+    None where fewer than 4 images have none.
+    """
+
+    n: int
+    whole: tuple[float, ...]
+    unbiased: tuple[float, ...] | None
+
+    def times(self, front: float, end: float) -> "GramSums":
+        """The sums of front * K and end * L."""
+        factors = front * end, front * front, end * end
+        whole, unbiased = (
+            sums and tuple(factor * part for factor, part in zip(factors, sums, strict=True))
+            for sums in (self.whole, self.unbiased)
+        )
+        return GramSums(self.n, whole or (), unbiased)
+
+
+def upper_blocks(n: int, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
+    """Cut an n x n matrix into blocks and yield those on and above the diagonal."""
+    cuts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    for index, rows in enumerate(cuts):
+        for columns in cuts[index:]:
+            yield rows, columns
+
+
+def blocks(n: int) -> int:
+    """Return how many blocks `gram_sums` goes through for n images."""
+    return sum(1 for _ in upper_blocks(n, BLOCK))
+
+
+def row_energies(x: Tensor) -> Tensor:
+    """Return the squared length of every row in float64: (n, d) -> (n,)."""
+    energies, start = torch.empty(len(x), dtype=torch.float64, device=x.device), 0
+    for piece in float64_pieces(x, x.device):
+        energies[start : start + len(piece)] = piece.square_().sum(1)
+        start += len(piece)
+    return energies
+
+
+class BlockProduct:
+    """Blocks of x x^T, computed into one reused buffer."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        side = min(len(x), BLOCK)
+        self.buffer = x.new_empty(side * side)
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        """Return the block; it is valid until the next call."""
+        a = self.x[rows]
+        b = a if rows == columns else self.x[columns]
+        return times(a, b, out=self.buffer[: len(a) * len(b)].view(len(a), len(b)))
+
+
+def _block(x: Tensor, rows: slice, columns: slice) -> Tensor:
+    a = x[rows]
+    return times(a, a if rows == columns else x[columns], threads=1)
+
+
+def block_sum(a: Tensor, b: Tensor, spare: Tensor) -> float:
+    """Sum a * b: each row in the blocks' own precision, the rows in float64."""
+    product = torch.mul(a, b, out=spare[: a.numel()].view_as(a))
+    return float(product.sum(1).sum(dtype=torch.float64))
+
+
+@torch.no_grad()
+def gram_sums(
+    xs: Sequence[Tensor], ys: Sequence[Tensor], *, on_block: Callable[[], object] = lambda: None
+) -> dict[tuple[int, int], GramSums]:
+    """Sum over the Gram matrices of every pair of centred layers x: (n, dx) of `xs` and y: (n, dy) of `ys`.
+
+    Each layer's Gram matrix is computed once, block by block, in the layer's own precision. A block is U-centred in
+    float64 before anything is summed, its diagonal taken out: an image far from all others would otherwise drown the
+    rest. What comes of a pair does not depend on the other layers, to the last bit. `on_block` is called after each of
+    `blocks(n)` blocks.
+    """
+    layers, n = [layer.detach() for layer in (*xs, *ys)], len(xs[0])
+    energies = torch.stack([row_energies(layer) for layer in layers])
+    traces = torch.stack([energy.sum() for energy in energies])
+    cells = [(i, j) for i in range(len(layers)) for j in range(len(layers)) if i == j or i < len(xs) <= j]
+    # centred rows sum to 0, so without its diagonal row i of K sums to -K_ii
+    shares = energies / (n - 2) - traces[:, None] / (2 * (n - 1) * (n - 2)) if n >= 4 else torch.zeros_like(energies)
+    total = torch.zeros(len(cells), dtype=torch.float64, device=energies.device)
+    side = min(n, BLOCK)
+    buffer = energies.new_empty(len(layers) * side * side)
+    places = list(upper_blocks(n, BLOCK))
+    products = in_order([partial(_block, layer, *place) for place in places for layer in layers], layers[0])
+    for rows, columns in places:
+        height, width = (len(range(n)[part]) for part in (rows, columns))
+        grams = buffer[: len(layers) * height * width].view(len(layers), height, width)
+        for gram, share in zip(grams, shares, strict=True):
+            gram.copy_(next(products)).add_(share[rows, None]).add_(share[columns])
+        if rows == columns:
+            grams.diagonal(dim1=1, dim2=2).zero_()
+        flat = grams.flatten(1)
+        total += dots(flat, cells) * (1 if rows == columns else 2)
+        on_block()
+
+    def matrix(values: Tensor) -> Tensor:
+        found = torch.zeros(len(layers), len(layers), dtype=values.dtype, device=values.device)
+        found[tuple(torch.tensor(cells, device=values.device).T)] = values
+        return found
+
+    return _pairwise(matrix(total), matrix(dots(energies, cells)), traces, n, len(xs))
+
+
+def _pairwise(total: Tensor, diagonal: Tensor, traces: Tensor, n: int, firsts: int) -> dict[tuple[int, int], GramSums]:
+    whole = total + diagonal
+    if n >= 4:
+        whole = whole + 2 / (n - 2) * diagonal - torch.outer(traces, traces) / ((n - 1) * (n - 2))
+
+    def of(i: int, j: int) -> GramSums:
+        cells = ((i, j), (i, i), (j, j))
+        sums, unbiased = (tuple(float(matrix[cell]) for cell in cells) for matrix in (whole, total))
+        return GramSums(n, sums, unbiased if n >= 4 else None)
+
+    return {(i, j): of(i, firsts + j) for i in range(firsts) for j in range(len(total) - firsts)}
+
+
+def gram_sums_of_moments(moments: PairedMoments) -> GramSums:
+    """Return the same sums without the images, |x^T y|^2 = <K, L>, from moments that hold energies."""
+    require_varying(*moments.live())
+    n, x, y = moments.n, moments.x, moments.y
+    whole = tuple(float(product.square().sum()) for product in (moments.xy, moments.xx, moments.yy))
+    if n < 4:
+        return GramSums(n, whole, None)
+    k, other, u, v = float(moments.xx.trace()), float(moments.yy.trace()), x.energy(), y.energy()
+    traces = k * other, k * k, other * other
+    centred = u @ moments.all_xy @ v, u @ x.all_products @ u, v @ y.all_products @ v
+    diagonals = [float(part) + trace / n for part, trace in zip(centred, traces, strict=True)]
+    # the diagonals, out of the whole and out of the means of the rows
+    unbiased = tuple(
+        total - diagonal * n / (n - 2) + trace / ((n - 1) * (n - 2))
+        for total, diagonal, trace in zip(whole, diagonals, traces, strict=True)
+    )
+    return GramSums(n, whole, unbiased)

@@ -1,0 +1,319 @@
+"""Means and sums of products of two paired activations, gathered in one pass, and the affine maps that follow."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.metrics.algebra.linalg import float64_device, live_features, unit_spectrum
+from src.metrics.algebra.matrix_rows import require_real
+from src.metrics.algebra.products import add_times
+
+# Rows that become float64 at a time: thin products want long sums, those of more features than WIDE need less.
+LONG, SHORT, WIDE = 8192, 512, 1024
+ROUNDING = 1e-14  # of the variance: float64 sums of products of float32 numbers tell no smaller difference from none
+
+
+def channels_last_rows(x: Tensor) -> Tensor:
+    """Make every position of every image a row: (n, c, h, w) -> (n * h * w, c); (n, c) stays as it is.
+
+    The result may be a transposed view: its channels, not its rows, are then contiguous, which is the cheaper copy.
+    """
+    if x.dim() == 2:
+        return x
+    if x.dim() != 4:
+        raise ValueError(f"expected (n, c, h, w) or (n, c), got shape {tuple(x.shape)}")
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return x.transpose(0, 1).reshape(x.shape[1], -1).T
+
+
+def flat_rows(x: Tensor) -> Tensor:
+    """Make every image a row: (n, c, h, w) -> (n, c * h * w); (n, c) stays as it is."""
+    if x.dim() < 2:
+        raise ValueError(f"expected (n, c, h, w) or (n, c), got shape {tuple(x.shape)}")
+    return x.flatten(1)
+
+
+class Sums:
+    """Row count, mean and centred sums of products of one representation, (rows, d), in float64.
+
+    n: rows seen. mean: (d,). products: (d, d), centred, not divided by n. Batches are centred about their own mean and
+    then merged (Chan, Golub and LeVeque 1983), so nothing cancels, however large the means. With `energies` the
+    squared distance of a row from the first rows' mean is one more feature, which only `energy` sees.
+    """
+
+    def __init__(self, d: int, device: torch.device | str = "cpu", *, energies: bool = False) -> None:
+        self.n, self.d, device = 0, d, float64_device(device)
+        self.all_means, self.all_products = _zeros(device, d + energies), _zeros(device, d + energies, d + energies)
+        self.shift: Tensor | None = None
+        self.buffer = _zeros(device, 0)
+
+    mean = property(lambda self: self.all_means[: self.d])
+    products = property(lambda self: self.all_products[: self.d, : self.d])
+
+    def take(self, rows: Tensor) -> None:
+        """Hold the next rows, centred, as float64 (features, rows), in which products are fastest, until `settle`.
+
+        They live in a buffer until the next call; what the caller gave is left as it was.
+        """
+        size = len(self.all_means), len(rows)
+        if len(self.buffer) < math.prod(size):
+            self.buffer = _zeros(self.buffer.device, math.prod(size))
+        self.held = self.buffer[: math.prod(size)].view(size)
+        values, energy = self.held[: self.d].copy_(rows.mT), self.held[self.d :]
+        mean = values.mean(1)
+        values.sub_(mean[:, None])
+        if len(energy):
+            self.shift = mean if self.shift is None else self.shift
+            step = mean - self.shift
+            energy.copy_(values.square().sum(0) + 2 * step @ values + step @ step)
+            mean = torch.cat([mean, energy.mean(1)])
+            energy.sub_(mean[self.d :])
+        self.delta = mean - self.all_means
+        self.weight = self.n * len(rows) / (self.n + len(rows))
+
+    def settle(self) -> None:
+        """Add the rows that are held."""
+        _add_products(self.all_products, self, self)
+        rows = self.held.shape[1]
+        self.n += rows
+        self.all_means += self.delta * (rows / self.n)
+
+    def energy(self) -> Tensor:
+        """Weights (d + 1,) of a row's features that give its squared distance from the mean, less its average."""
+        assert self.shift is not None
+        return torch.cat([2 * (self.shift - self.mean), self.mean.new_ones(1)])
+
+
+def _zeros(device: torch.device, *shape: int) -> Tensor:
+    with torch.inference_mode(False):  # tensors made in inference mode could not be added to outside of it
+        return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+
+def _add_products(total: Tensor, x: Sums, y: Sums) -> None:
+    """Add the products of the rows that both hold."""
+    add_times(total, x.held, y.held)
+    if x.weight:
+        total.addr_(x.delta, y.delta, alpha=x.weight)
+
+
+class PairedMoments:
+    """Row count, means and centred sums of products of x: (rows, dx) and y: (rows, dy), in float64.
+
+    Memory is O((dx + dy)^2), whatever the number of rows. The products are float64: float32 sums of products lose
+    every direction weaker than about 3e-4 of the strongest.
+
+    n: rows seen. mean_x: (dx,), mean_y: (dy,). xx: (dx, dx), xy: (dx, dy), yy: (dy, dy), centred, not divided by n.
+    """
+
+    def __init__(self, dx: int, dy: int, device: torch.device | str = "cpu") -> None:
+        self._join(Sums(dx, device), Sums(dy, device))
+
+    @classmethod
+    def of(cls, x: Sums, y: Sums) -> "PairedMoments":
+        """Moments of two representations whose own sums others may share; `gather` feeds them."""
+        moments = cls.__new__(cls)
+        moments._join(x, y)
+        return moments
+
+    def _join(self, x: Sums, y: Sums) -> None:
+        self.x, self.y, self.device = x, y, x.mean.device
+        self.all_xy = _zeros(self.device, len(x.all_means), len(y.all_means))
+
+    n = property(lambda self: self.x.n)
+    mean_x, mean_y = property(lambda self: self.x.mean), property(lambda self: self.y.mean)
+    xx, yy = property(lambda self: self.x.products), property(lambda self: self.y.products)
+    xy = property(lambda self: self.all_xy[: self.x.d, : self.y.d])
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add rows. Raise ValueError where rows or features do not fit, or a value is complex or not finite."""
+        expected = len(self.mean_x), len(self.mean_y)
+        if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or (x.shape[1], y.shape[1]) != expected:
+            raise ValueError(
+                f"expected x (rows, {expected[0]}) and y (rows, {expected[1]}) with equally many rows, "
+                f"got {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+        gather([(self.x, x), (self.y, y)], [self], rows=rows_at_once(*expected))
+
+    def add_held(self) -> None:
+        """Add the products of the rows that both sides hold, before these settle."""
+        _add_products(self.all_xy, self.x, self.y)
+
+    def live(self) -> tuple[Tensor, Tensor]:
+        """Tell for each side which features vary at all: (dx,) and (dy,) boolean."""
+        return (
+            live_features(self.xx.diagonal(), self.mean_x, self.n),
+            live_features(self.yy.diagonal(), self.mean_y, self.n),
+        )
+
+
+def rows_at_once(dx: int, dy: int) -> int:
+    """How many rows of so many features on either side become float64 at a time."""
+    return LONG if max(dx, dy) <= WIDE else SHORT
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def gather(sides: Sequence[tuple[Sums, Tensor]], pairs: Sequence[PairedMoments], *, rows: int) -> None:
+    """Add values (n, d), as many to each side, to sums of their own and to pairs among them, so many `rows` at a time.
+
+    How rows are cut does not depend on the company, so that a pair gets the same bits in any.
+    """
+    for _, values in sides:
+        require_real(values)
+    for start in range(0, len(sides[0][1]), rows):
+        for sums, values in sides:
+            sums.take(values[start : start + rows])
+        for pair in pairs:
+            pair.add_held()
+        for sums, _ in sides:
+            sums.settle()
+    if not all(torch.isfinite(sums.products.trace()) for sums, _ in sides):
+        raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
+
+
+class Affine(NamedTuple):
+    """y = x w^T + b with w: (dy, dx) and b: (dy,), float64."""
+
+    w: Tensor
+    b: Tensor
+
+
+def through_means(w: Tensor, moments: PairedMoments) -> Affine:
+    """Return the map with the matrix w: (dy, dx) whose bias takes the mean of x to the mean of y."""
+    return Affine(w, moments.mean_y - w @ moments.mean_x)
+
+
+def _require_rows(moments: PairedMoments) -> None:
+    if moments.n == 0:
+        raise ValueError("no activations were seen: the data set is empty")
+
+
+def least_squares(moments: PairedMoments, mask: Tensor | None = None) -> Affine:
+    """Fit y ~ x w^T + b by least squares; where several w do equally well, take the one of smallest norm.
+
+    mask: (dy, dx) of zeros and ones; w is then the best among the matrices that are zero wherever it is. Channels of
+    x without variance get weight 0. Weights are exact whatever the scale of each channel; a direction of x weaker
+    than 3e-7 of the strongest (channels at unit variance) counts as absent.
+    """
+    _require_rows(moments)
+    if mask is None:
+        return through_means(_solution(moments, slice(None), slice(None)), moments)
+    w = moments.xy.new_zeros(moments.xy.T.shape)
+    patterns, kind = mask.to(w.device).bool().unique(dim=0, return_inverse=True)
+    for number, allowed in enumerate(patterns):  # outputs that may read the same inputs are one problem
+        inputs, outputs = allowed.nonzero()[:, 0], (kind == number).nonzero()[:, 0]
+        if len(inputs):
+            w[outputs[:, None], inputs] = _solution(moments, inputs, outputs)
+    return through_means(w, moments)
+
+
+def _solution(moments: PairedMoments, inputs: Tensor | slice, outputs: Tensor | slice) -> Tensor:
+    """The least-squares matrix (outputs, inputs) from some of the channels of x to some of those of y."""
+    xx, xy = moments.xx[inputs][:, inputs], moments.xy[inputs][:, outputs]
+    values, vectors, null, scale, live = unit_spectrum(xx, moments.mean_x[inputs], moments.n)
+    scale = scale[:, None]
+    solution = vectors @ ((vectors.T @ (xy[live] / scale)) / values[:, None]) / scale
+    if null.shape[1]:
+        # Directions that x does not have: scaled features made the solution small in their own units, not in x's.
+        absent = torch.linalg.qr(null / scale)[0]
+        solution = solution - absent @ (absent.T @ solution)
+    w = xy.new_zeros(xy.T.shape)
+    w[:, live] = solution.T
+    return w
+
+
+def reduced_rank_regression(moments: PairedMoments, rank: int) -> Affine:
+    """Fit y ~ x w^T + b with a w of at most this rank, by least squares in the units of y.
+
+    w = U U^T w_ls, with U the leading eigenvectors of w_ls Sxx w_ls^T: the directions of y in which the unrestricted
+    fit varies most (Izenman 1975; Reinsel and Velu 1998). Raise ValueError where w has no such rank.
+    """
+    full = least_squares(moments).w
+    check_rank(rank, full)
+    _, vectors = torch.linalg.eigh(full @ moments.xx @ full.T)
+    leading = vectors[:, -rank:]
+    return through_means(leading @ (leading.T @ full), moments)
+
+
+def procrustes(moments: PairedMoments, rank: int | None = None) -> Affine:
+    """Fit y - mean ~ (x - mean) w^T with an orthogonal w: orthonormal columns where dy >= dx, else orthonormal rows.
+
+    w maximises the inner product of the mapped x and y: for dy >= dx that is the least-squares optimum; for dy < dx it
+    is the optimum for y with dx - dy zero columns appended (Schönemann 1966; the shorter side padded). With `rank`
+    only so many directions are mapped, those that contribute most to the inner product.
+    """
+    _require_rows(moments)
+    return through_means(orthogonal_factor(moments.xy.T, rank), moments)
+
+
+def orthogonal_factor(matrix: Tensor, rank: int | None = None) -> Tensor:
+    """Return the matrix with orthonormal rows or columns nearest to `matrix`, of its shape: U V^T of its U S V^T.
+
+    With `rank`, of that rank: the product of the leading singular vectors.
+    """
+    if rank is not None:
+        check_rank(rank, matrix)
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] @ vt[:rank]
+
+
+def reduced_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factor the best rank-r approximation of a matrix (out, in) into left: (out, r) and right: (r, in).
+
+    Truncated singular value decomposition (Eckart and Young 1936), best in the Frobenius norm of the matrix, the
+    singular values shared evenly by both factors. Where the matrix has a smaller rank, the factors' spare columns are
+    0 on the left and of norm 1 on the right: with 0 on both sides no gradient would ever reach them.
+    """
+    check_rank(rank, matrix)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    spare = s[:rank] <= s[0] * max(matrix.shape) * torch.finfo(s.dtype).eps
+    root[spare] = 0
+    return u[:, :rank] * root, torch.where(spare, 1, root)[:, None] * vt[:rank]
+
+
+def check_rank(rank: int, matrix: Tensor) -> None:
+    """Raise ValueError, with the remedy, for a rank that a matrix of this shape cannot have."""
+    limit = min(matrix.shape)
+    if not 1 <= rank <= limit:
+        raise ValueError(f"rank {rank} does not fit a {tuple(matrix.shape)} matrix; use --low-rank 1 to {limit}")
+
+
+def correlation(moments: PairedMoments) -> Tensor:
+    """Correlate every channel of y with every channel of x: (dy, dx) in [-1, 1]; exactly 0 where one does not vary."""
+    _require_rows(moments)
+    live_x, live_y = moments.live()
+    result = moments.xy.T / moments.yy.diagonal().sqrt()[:, None] / moments.xx.diagonal().sqrt()
+    both = live_y[:, None] & live_x
+    return torch.where(both, result.clamp(-1, 1), result.new_zeros(()))
+
+
+def r_squared(moments: PairedMoments, affine: Affine) -> float:
+    """Return the share of the variance of y that x w^T + b explains, all channels of y pooled.
+
+    1: every row exact; 0: no better than the mean of y; negative: worse. Raise ValueError where y does not vary.
+    """
+    _require_rows(moments)
+    if not moments.live()[1].any():
+        raise ValueError("R2 is undefined: the activations to explain are constant")
+    w, b = affine.w.to(moments.xy), affine.b.to(moments.xy)
+    total = moments.yy.trace()
+    explained = 2 * (w * moments.xy.T).sum() - ((w @ moments.xx) * w).sum()
+    offset = moments.mean_y - w @ moments.mean_x - b
+    return float((explained - moments.n * offset.square().sum()) / total)
+
+
+def squared_error(moments: PairedMoments, affine: Affine) -> float:
+    """Return the mean squared difference of x w^T + b and y, over rows and channels of y; never below 0."""
+    _require_rows(moments)
+    w, b = affine.w.to(moments.xx), affine.b.to(moments.xx)
+    # [w, -1] times the moments of both sides times its own transpose
+    squares = ((w @ moments.xx - moments.xy.T) * w).sum() - (w @ moments.xy - moments.yy).trace()
+    offset = w @ moments.mean_x + b - moments.mean_y
+    # what rounding leaves of a perfect map is no difference, and may be below 0
+    squares = squares if squares > ROUNDING * moments.yy.trace() else 0 * squares
+    return float((squares / moments.n + offset @ offset) / len(moments.mean_y))

@@ -1,0 +1,130 @@
+"""Whether a comparison's numbers can be trusted: ranks, dead channels, bias, and warnings in words."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from src.metrics.algebra.layer import Facts, facts_of_spread
+from src.metrics.algebra.linalg import unit_spectrum
+from src.metrics.algebra.moments import Sums
+from src.metrics.registry import METRICS
+
+Shape = tuple[int, ...]
+# Features whose rank is looked at; that of more is bounded from below by that of a part.
+RANK_FEATURES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What stands behind the numbers of one view; pairs are (front, end).
+
+    rank is None where only differences were gathered; with rank_is_bound the true rank may be larger.
+    cka_bias is biased minus debiased CKA, None where neither was asked for.
+    """
+
+    view: str
+    images: int
+    rows: int
+    features: tuple[int, int]
+    rank: tuple[int, int] | None
+    rank_is_bound: bool
+    dead_channels: tuple[int, int]
+    cka_bias: float | None
+    warnings: tuple[str, ...] = ()
+
+
+def facts_of_sums(sums: Sums, *, ranked: bool) -> Facts:
+    """Read the facts from sums of products; the rank, if asked, of at most RANK_FEATURES features, evenly picked."""
+    facts = facts_of_spread(sums.mean, sums.products.diagonal(), sums.n)
+    if not ranked:
+        return facts
+    step = -(-len(sums.mean) // RANK_FEATURES)
+    part = sums.products[::step, ::step]
+    rank = len(unit_spectrum(part, sums.mean[::step], sums.n).values)
+    return facts._replace(rank=(rank, step > 1 and rank == len(part)))
+
+
+def health_of(
+    view: str,
+    images: int,
+    shapes: tuple[Shape, Shape],
+    facts: tuple[Facts, Facts],
+    names: Sequence[str],
+    group: int | None,
+    bias: float | None,
+) -> Health:
+    """Say what stands behind the named metrics of a view, given what is known of both sides and the bias of CKA."""
+    live, ranks = [side.live for side in facts], [side.rank for side in facts]
+    dead = [dead_channels(alive, shape[0]) for alive, shape in zip(live, shapes, strict=True)]
+    positions = math.prod(shapes[0][1:]) if view == "channels" else 1
+    health = Health(
+        view,
+        images,
+        images * positions,
+        (len(live[0]), len(live[1])),
+        (ranks[0][0], ranks[1][0]) if ranks[0] and ranks[1] else None,
+        any(rank is not None and rank[1] for rank in ranks),
+        (dead[0], dead[1]),
+        bias,
+    )
+    return replace(health, warnings=_doubts(health, facts, sorted(names), group))
+
+
+def dead_channels(live: Tensor, channels: int) -> int:
+    """Count the channels without a single live feature; features of one channel lie together."""
+    return int((~live.reshape(channels, -1).any(1)).sum())
+
+
+def _doubts(health: Health, facts: tuple[Facts, Facts], names: list[str], group: int | None) -> tuple[str, ...]:
+    """Say in words what makes the named metrics of this view doubtful."""
+    alive = [int(side.live.sum()) for side in facts]
+    return tuple(
+        [*_doubtful_sides(health, facts, alive), *_doubtful_counts(names, health.rows, *health.features)]
+        + _doubtful_cka(health, names, group)
+        + _doubtful_map(names, health, alive)
+    )
+
+
+def _doubtful_sides(health: Health, facts: tuple[Facts, Facts], alive: list[int]) -> list[str]:
+    found = []
+    for side, dead, live, features in zip(("front", "end"), health.dead_channels, alive, health.features, strict=True):
+        if live == 0:
+            found.append(f"the {side}'s activations are constant")
+        elif 2 * live <= features:
+            found.append(f"only {live} of the {side}'s {features} features vary ({dead} channels are dead)")
+    offset = max(side.offset for side in facts)
+    if offset > 1e3:
+        found.append(f"means are {offset:.0e} times the variation: float32 has lost that many digits")
+    return found
+
+
+def _doubtful_counts(names: list[str], rows: int, front: int, end: int) -> list[str]:
+    found = []
+    for name in names:
+        who = METRICS[name].outnumbered
+        features = {"both": front + end, "front": front}.get(who, 0)
+        if who == "both" and rows < features + 1:
+            found.append(f"{name}: {features + 1 - rows} or more correlations are 1 only because images are so few")
+        elif rows < 10 * features:
+            found.append(f"{name}: biased upwards, with only {rows / features:.1f} rows for each feature")
+        elif name == "procrustes" and rows < front + end:
+            found.append("procrustes: biased downwards, with fewer rows than features")
+    return found
+
+
+def _doubtful_cka(health: Health, names: list[str], group: int | None) -> list[str]:
+    found = []
+    if "cka" in names and health.cka_bias is not None and health.cka_bias > 0.02:
+        found.append(f"cka: {health.cka_bias:.3f} above its debiased estimate, from too few images; use cka_debiased")
+    averaged = [name for name in names if group and METRICS[name].needs in ("gram", "features")]
+    if averaged and health.view == "images":
+        found.append(f"{', '.join(averaged)}: mean over groups of about {group} images, not the value of all together")
+    return found
+
+
+def _doubtful_map(names: list[str], health: Health, alive: list[int]) -> list[str]:
+    if "ps_inv" in names and health.rank is not None and not health.rank_is_bound and health.rank[0] < alive[0]:
+        return [f"ps_inv: w is not unique, {alive[0]} features span {health.rank[0]} dimensions; the smallest is given"]
+    return []

@@ -1,0 +1,256 @@
+"""Any set of metrics for every pair of layers of two networks, in one pass over their activations."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.metrics.algebra.gram import GramSums, blocks, gram_sums, gram_sums_of_moments
+from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, span_bytes
+from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
+from src.metrics.cka import bias_of
+from src.metrics.diagnostics import Health, facts_of_sums, health_of
+from src.metrics.difference import Differences
+from src.metrics.engine.plan import GridPlan, Pair, features, group_sizes
+from src.metrics.linear_maps import moments_of
+from src.metrics.registry import MEASURES, METRICS
+
+VIEWS = "images", "channels"
+# Coordinates of the second network's layers are kept, instead of found anew for each of the first's, up to this size.
+KEPT_BYTES = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What comparing two layers gives, metric by metric.
+
+    values: name -> a float, or a dict of numpy arrays and floats for ps_inv and corr. refused: name -> why there is no
+    value. views: name -> view. health: view -> what stands behind its numbers, with warnings in words.
+    """
+
+    values: dict[str, Any]
+    refused: dict[str, str]
+    views: dict[str, str]
+    health: dict[str, Health]
+
+    def number(self, name: str) -> float:
+        """The one number of a metric; NaN where it was refused."""
+        return MEASURES[name].number(self.values[name]) if name in self.values else math.nan
+
+    @classmethod
+    def joined(cls, cells: Sequence["Cell"], names: Sequence[str]) -> "Cell":
+        """One cell of several, which are of the same layers and hold some of the named metrics each."""
+        values, refused, views = (
+            {name: found[name] for name in names for found in (getattr(cell, part) for cell in cells) if name in found}
+            for part in ("values", "refused", "views")
+        )
+        health: dict[str, Health] = {}
+        for view, one in (item for cell in cells for item in cell.health.items()):
+            known = health.get(view, one)
+            health[view] = replace(one, warnings=tuple(dict.fromkeys((*known.warnings, *one.warnings))))
+        return cls(values, refused, views, health)
+
+
+class Grid:
+    """Feed batches of activations of many layers to `update`, then ask for the `cells`; a pair is a 1 x 1 grid."""
+
+    def __init__(self, plan: GridPlan, device: torch.device | str = "cpu") -> None:
+        self.plan = plan
+        self.n_images, self.seen, self.done = plan.n_images, 0, 0
+        self.sizes = group_sizes(plan.n_images, plan.group)
+        self.layers = tuple(
+            {k: Layer(max(self.sizes), math.prod(shapes[k]), device) for k in stored}
+            for shapes, stored in zip(plan.shapes, plan.stored(), strict=True)
+        )
+        self.facts: tuple[dict[int, Facts], dict[int, Facts]] = ({}, {})
+        self.sums = {
+            (view, (side, k)): Sums(features(view, plan.shapes[side][k]), device, energies=energies)
+            for (view, side, k), energies in plan.sums().items()
+        }
+        self.moments = {
+            (view, (i, j)): PairedMoments.of(self.sums[view, (0, i)], self.sums[view, (1, j)])
+            for (view, _), pairs in plan.moments().items()
+            for i, j in pairs
+        }
+        self.differences = {
+            (i, j): Differences(math.prod(plan.shapes[1][j]), device)
+            for (i, j), cell in plan.cells.items()
+            if cell.of("difference")
+        }
+        self.grams: dict[tuple[str, Pair], list[GramSums]] = {}  # of each group
+        self.parts: dict[tuple[str, Pair], list[float]] = {}  # a metric's value for each group
+        self.refused = {(name, pair): why for pair, cell in plan.cells.items() for name, why in cell.refused.items()}
+        self._cells: dict[Pair, Cell] = {}
+        self._expect(self.sizes[0])
+
+    def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        """Add one batch of activations of the same images, one tensor a layer: (n, c, h, w) or (n, c) each."""
+        sides = [list(side) for side in (xs, ys)]
+        shapes = [[tuple(x.shape[1:]) for x in side] for side in sides]
+        if shapes != list(self.plan.shapes) or len({len(x) for side in sides for x in side}) != 1:
+            raise ValueError(f"expected activations of shapes {self.plan.shapes}, got {shapes} of as many images each")
+        self.seen += len(xs[0])
+        if self.seen > self.n_images:
+            raise ValueError(f"{self.seen} images came where {self.n_images} were announced")
+        sides = [[x.detach() for x in side] for side in sides]
+        for (view, _), pairs in self.plan.moments().items():
+            self._add_moments(view, pairs, sides)
+        flat = [[flat_rows(x) for x in side] for side in sides]
+        for (i, j), differences in self.differences.items():
+            differences.update(flat[0][i], flat[1][j])
+        self._store(flat)
+
+    def _add_moments(self, view: str, pairs: list[Pair], sides: list[list[Tensor]]) -> None:
+        make = flat_rows if view == "images" else channels_last_rows
+        rows = {(side, k): make(sides[side][k]) for pair in pairs for side, k in enumerate(pair)}
+        fed = [(self.sums[view, key], values) for key, values in rows.items()]
+        gather(fed, [self.moments[view, pair] for pair in pairs], rows=SHORT if view == "images" else LONG)
+
+    def _store(self, flat: list[list[Tensor]]) -> None:
+        kept = [(layer, flat[side][k]) for side, layers in enumerate(self.layers) for k, layer in layers.items()]
+        start, count = 0, len(flat[0][0])
+        while kept and start < count:
+            stop = min(count, start + kept[0][0].n - kept[0][0].filled)
+            for layer, rows in kept:
+                layer.update(rows[start:stop])
+            start = stop
+            # the last group waits for cells(): the pass over the images ends before the long sums begin
+            if kept[0][0].filled == kept[0][0].n and self.done + 1 < len(self.sizes):
+                self._finish_group(lambda: None)
+
+    @property
+    def steps(self) -> int:
+        """How many blocks of Gram matrices `cells` will go through."""
+        return blocks(self.sizes[-1]) if self.plan.gram_pairs() else 0
+
+    def cells(self, *, on_block: Callable[[], object] = lambda: None) -> dict[Pair, Cell]:
+        """Return what each pair gives; `on_block` is called `steps` times. Raise ValueError if images are missing."""
+        if self.seen != self.n_images:
+            raise ValueError(f"{self.seen} images came where {self.n_images} were announced")
+        if not self._cells:
+            self._finish_group(on_block)
+            self.layers = {}, {}  # their memory is free for what follows
+            self._cells = {pair: self._cell(pair) for pair in self.plan.cells}
+        return self._cells
+
+    def _finish_group(self, on_block: Callable[[], object]) -> None:
+        rows = [{k: layer.centre() for k, layer in layers.items()} for layers in self.layers]
+        pairs = self.plan.gram_pairs()
+        some = [sorted({pair[side] for pair in pairs}) for side in (0, 1)]
+        sums = gram_sums(*([rows[side][k] for k in some[side]] for side in (0, 1)), on_block=on_block) if pairs else {}
+        for i, j in pairs:
+            scales = (4.0 ** layers[k].exponent for layers, k in zip(self.layers, (i, j), strict=True))
+            self.grams.setdefault(("images", (i, j)), []).append(
+                sums[some[0].index(i), some[1].index(j)].times(*scales)
+            )
+        for (i, j), cell in self.plan.cells.items():
+            for name in cell.of("rows"):
+                if METRICS[name].needs != "gram":
+                    self._take(name, (i, j), (self.layers[0][i], self.layers[1][j]))
+        self._take_spans()
+        for side, layers in enumerate(self.layers):
+            for k, layer in layers.items():
+                self._learn(side, k, layer)
+        self.done += 1
+        if self.done < len(self.sizes):
+            self._expect(self.sizes[self.done])
+
+    def _expect(self, images: int) -> None:
+        for layers in self.layers:
+            for layer in layers.values():
+                layer.clear(images)
+
+    def _take(self, name: str, pair: Pair, gathered: object) -> None:
+        """Keep a metric's value for this group, or why it has none."""
+        try:
+            self.parts.setdefault((name, pair), []).append(METRICS[name].of_gathered(gathered))
+        except ValueError as error:
+            self.refused.setdefault((name, pair), str(error))
+
+    def _take_spans(self) -> None:
+        """Compute the metrics of coordinates, those of a layer of the first network once."""
+        kept: dict[int, Tensor] = {}
+        for i, layer in self.layers[0].items():
+            own = None
+            for j, other in self.layers[1].items():
+                names = self.plan.cells[i, j].of("span")
+                if not names:
+                    continue
+                own = layer.coordinates() if own is None else own
+                coordinates = kept[j] if j in kept else other.coordinates()
+                if span_bytes(layer.n) * len(self.layers[1]) <= KEPT_BYTES:
+                    kept[j] = coordinates
+                moments = moments_of(own, coordinates)
+                for name in names:
+                    self._take(name, (i, j), moments)
+
+    def _learn(self, side: int, k: int, layer: Layer) -> None:
+        """Gather what is known of a layer: ranks from the first group, live features from all."""
+        known = self.facts[side].get(k)
+        facts = layer.facts(ranked=self._ranked and known is None)
+        self.facts[side][k] = known._replace(live=known.live | facts.live) if known else facts
+
+    @property
+    def _ranked(self) -> bool:
+        return len(self.plan.cells) == 1
+
+    def _cell(self, pair: Pair) -> Cell:
+        plan, values, refused = self.plan.cells[pair], {}, {}
+        for name in plan.views:
+            try:
+                values[name] = self._value(name, pair)
+            except ValueError as error:
+                refused[name] = str(error)
+        views = [view for view in VIEWS if view in {plan.views[name] for name in values}]
+        health = {
+            view: self._health(view, pair, [name for name in values if plan.views[name] == view]) for view in views
+        }
+        return Cell(values, refused, dict(plan.views), health)
+
+    def _value(self, name: str, pair: Pair) -> Any:
+        metric, plan = METRICS[name], self.plan.cells[pair]
+        if (name, pair) in self.refused:
+            raise ValueError(self.refused[name, pair])
+        if metric.needs == "gram":
+            return metric.of_gathered(self._gram_sums(plan.views[name], pair))
+        if plan.source[name] == "moments":
+            return metric.of_gathered(self.moments[plan.views[name], pair])
+        if plan.source[name] == "difference":
+            return metric.of_gathered(self._differences(plan.views[name], pair))
+        parts = self.parts[name, pair]
+        return parts[0] if len(parts) == 1 else float(np.average(parts, weights=self.sizes))
+
+    def _differences(self, view: str, pair: Pair) -> Differences:
+        found = self.differences[pair]
+        return found if view == "images" else found.by_channel(self.plan.shapes[1][pair[1]][0])
+
+    def _gram_sums(self, view: str, pair: Pair) -> list[GramSums]:
+        """Sums of each group, or of all images from moments. Raise ValueError where they have none."""
+        key = view, pair
+        if key not in self.grams:
+            self.grams[key] = [gram_sums_of_moments(self.moments[key])]
+        return self.grams[key]
+
+    def _health(self, view: str, pair: Pair, names: list[str]) -> Health:
+        facts = [self._facts(view, side, k, pair, "ps_inv" in names) for side, k in enumerate(pair)]
+        shapes = self.plan.shapes[0][pair[0]], self.plan.shapes[1][pair[1]]
+        bias = bias_of(self.grams.get((view, pair), []))
+        notes = [text for name in names if (text := self._note(name, pair))]
+        health = health_of(view, self.n_images, shapes, (facts[0], facts[1]), names, self.plan.group, bias)
+        return replace(health, warnings=(*health.warnings, *notes))
+
+    def _note(self, name: str, pair: Pair) -> str:
+        note, plan = METRICS[name].note, self.plan.cells[pair]
+        return note(self.moments[plan.views[name], pair]) if note else ""
+
+    def _facts(self, view: str, side: int, k: int, pair: Pair, ranked: bool) -> Facts:
+        if view == "images" and k in self.facts[side]:
+            return self.facts[side][k]
+        if (view, (side, k)) in self.sums:
+            return facts_of_sums(self.sums[view, (side, k)], ranked=ranked or self._ranked)
+        differences = self._differences(view, pair)
+        return facts_of_spread(differences.mean[side], differences.squares[side], differences.n)

@@ -1,0 +1,364 @@
+"""A weight file <-> a network, its architecture, its data set and its seeds."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.core.files import parse_safetensors, parse_tensors, write_tensors
+from src.core.task import SINGLE_LABEL
+from src.dataset import DatasetSpec, canonical_dataset, dataset_folder, dataset_of, measured
+from src.dataset.preprocessing import Preprocessing
+from src.models import build_model, canonical_name, folder_name
+
+FORMAT = 1
+_METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe", "preprocessing", "labels")
+TRAINING = ("init_seed", "gradient_seed", "iteration", "recipe", "train_fraction", "shuffle_labels")  # of a Checkpoint
+_NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
+_SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A network with what its file says of itself; seeds, iteration and recipe are None where it does not.
+
+    `model` is the name of an architecture, or the network spec of a foreign one; `dataset` is what it was trained on
+    (folder:PATH and arrays:PATH are where that was), None where that is none of ours. `preprocessing` is what it does
+    to images, `labels` names its classes, if known; `path` is its file, or the spec where there is none. `layout` is
+    how the outputs of its layers are to be read, where the user says so.
+    `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them.
+    """
+
+    network: nn.Module
+    model: str
+    dataset: str | None
+    path: Path | str
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+    layout: str | None = None
+    init_seed: int | None = None
+    gradient_seed: int | None = None
+    iteration: int | None = None
+    recipe: dict[str, Any] | None = None
+    train_fraction: float = 1.0
+    shuffle_labels: float = 0.0
+    sha256: str = ""
+
+    @property
+    def seeds(self) -> str:
+        """What its weight folder is called; "" where the seeds are not known."""
+        if self.init_seed is None or self.gradient_seed is None:
+            return ""
+        return seeds_name(self.init_seed, self.gradient_seed, self.train_fraction, self.shuffle_labels)
+
+    @property
+    def stem(self) -> str:
+        """The name of its file without the ending, or its spec, as it may stand in the name of another file."""
+        path = Path(self.path)
+        return path.stem if path.is_file() else re.sub(r"[^\w.-]", "_", path.name)
+
+    @property
+    def sample(self) -> Tensor:
+        """Two blank images as the network sees them: enough to learn the shapes of its layers."""
+        eyes = self.preprocessing
+        return torch.zeros(2, eyes.channels, eyes.size, eyes.size)
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of the network: architecture, data set, weight file, seeds, and the file's digest."""
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "path": str(self.path),
+            "preprocessing": asdict(self.preprocessing),
+            "init_seed": self.init_seed,
+            "gradient_seed": self.gradient_seed,
+            "train_fraction": self.train_fraction,
+            "shuffle_labels": self.shuffle_labels,
+            "sha256": self.sha256,
+        }
+
+
+def seeds_name(init_seed: int, gradient_seed: int, train_fraction: float = 1.0, shuffle_labels: float = 0.0) -> str:
+    """What tells trainings of one network on one data set apart: in<i>-gn<j>[-f<fraction>][-s<share>]."""
+    name = f"in{init_seed}-gn{gradient_seed}"
+    # repr: two numbers that differ have names that differ
+    name += f"-f{float(train_fraction)!r}".removesuffix(".0") if train_fraction != 1 else ""
+    return name + (f"-s{float(shuffle_labels)!r}".removesuffix(".0") if shuffle_labels else "")
+
+
+def model_folder(model: str) -> str:
+    """The name of the weight folder of an architecture: of a foreign one, what is left of its spec in a file name."""
+    try:
+        return folder_name(model)
+    except ValueError:
+        return re.sub(r"[^\w.-]", "_", re.sub(r"\?\w+=.*", "", model).rpartition("/")[2])
+
+
+def weight_folder(out_dir: Path, model: str, dataset: str, seeds: str) -> Path:
+    """Where the weights of one training run belong: <out>/<Model>/<Dataset>/<seeds>, the last as of `seeds_name`."""
+    return out_dir / model_folder(model) / dataset_folder(dataset) / seeds
+
+
+def save(
+    path: Path,
+    network: nn.Module,
+    *,
+    model: str,
+    dataset: str,
+    init_seed: int,
+    gradient_seed: int,
+    iteration: int,
+    recipe: dict[str, Any],
+    preprocessing: Preprocessing | None = None,
+    labels: tuple[str, ...] | None = None,
+    source_sha256: str | None = None,
+) -> None:
+    """Write the network's state with its metadata, atomically; readable with `weights_only=True`.
+
+    `recipe` holds the options that the network was trained with, as built-in values; `train_fraction` and
+    `shuffle_labels` only where they differ from 1 and 0. `preprocessing` is the network's, where not the data set's,
+    `labels` its classes, where the data set has no name by which they are known; `source_sha256` is of the Python file
+    that builds it, where one does.
+    """
+    record = {
+        "format": FORMAT,
+        "model": model,
+        "dataset": dataset,
+        "init_seed": init_seed,
+        "gradient_seed": gradient_seed,
+        "iteration": iteration,
+        "recipe": recipe,
+        **({"preprocessing": asdict(preprocessing)} if preprocessing else {}),
+        **({"labels": list(labels)} if labels else {}),
+        **({"source_sha256": source_sha256} if source_sha256 else {}),
+        "state_dict": {name: _plain(value) for name, value in network.state_dict().items()},
+    }
+    write_tensors(path, record)
+
+
+def _plain(value: Tensor) -> Tensor:
+    # a copy, since contiguous() keeps the odd strides that channels last gives to a single channel
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's state: names, kinds, shapes and bytes, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        plain = _plain(value)
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)};".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load(
+    path: Path | str,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    size: int | None = None,
+    build: Callable[..., nn.Module] = build_model,
+    canonical: Callable[[str], str] = canonical_name,
+) -> Checkpoint:
+    """Rebuild the network of a weight file, on the CPU, in eval mode.
+
+    The metadata in the file say which architecture and data set it is for; for a plain state dict its path does
+    (<Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt), and `model` and `dataset` fill in what the path lacks. `size` is of
+    the images, where not of the data set's. `build` and `canonical` make a network of a model's name.
+    Raises FileNotFoundError, or ValueError with one line on what is wrong or missing.
+    """
+    path = Path(path)
+    content, known, state = _open(path)
+    record, labels = known.pop("preprocessing"), known.pop("labels", None)
+    model = _agree(path, "model", known.pop("model"), model, canonical)
+    # another data set may be looked at by a network, which its file says better than an option
+    found = known.pop("dataset")
+    dataset = _agree(path, "dataset", found, None if found is not None else dataset, canonical_dataset)
+    spec = remembered(path, {"dataset": dataset, "labels": labels, "preprocessing": record})
+    eyes = preprocessing_of(record, f"{path} says what it does to images, but not in a way known here")
+    eyes = eyes or measured(spec).preprocessing
+    eyes = replace(eyes, size=size) if size else eyes
+    network = build(model, channels=eyes.channels, classes=spec.classes, size=eyes.size)
+    fill(network, state, f"{path} does not fit {model} on {dataset}")
+    digest = hashlib.sha256(content).hexdigest()
+    return Checkpoint(network.eval(), model, dataset, path, eyes, spec.labels, sha256=digest, **known)
+
+
+def remembered(path: Path | str, facts: dict[str, Any]) -> DatasetSpec:
+    """The data set that the metadata of a weight file name, known by its name or by what the metadata say of it.
+
+    One that a path named need no longer be there. Raises ValueError where they say too little.
+    """
+    name, labels = facts["dataset"], facts.get("labels")
+    if labels is None:
+        return dataset_of(name)
+    complaint = f"{path} says what its classes are, but not in a way known here"
+    eyes = preprocessing_of(facts.get("preprocessing"), complaint)
+    fit = isinstance(labels, list | tuple) and labels and all(isinstance(label, str) for label in labels)
+    if not eyes or not fit or len(set(labels)) < len(labels):
+        raise ValueError(complaint)
+    return DatasetSpec(
+        name=canonical_dataset(name),
+        folder=dataset_folder(name),
+        channels=eyes.channels,
+        labels=tuple(labels),
+        size=eyes.size,
+        mean=eyes.mean,
+        std=eyes.std,
+        task=SINGLE_LABEL,
+        root=None,
+        read=_forgotten,
+        augment=_forgotten,
+    )
+
+
+def _forgotten(*_: Any, **__: Any) -> Any:
+    raise ValueError("only the name of this data set is known")
+
+
+def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
+    """What a weight file's metadata say that its network does to images; None where they say nothing."""
+    if record is None:
+        return None
+    try:
+        size, mean, std, interpolation = (record[key] for key in ("size", "mean", "std", "interpolation"))
+        return Preprocessing(int(size), tuple(map(float, mean)), tuple(map(float, std)), interpolation)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(complaint) from None
+
+
+def fill_from(
+    network: nn.Module, path: Path, *, model: str, canonical: Callable[[str], str] = canonical_name
+) -> tuple[str, str | None]:
+    """Start a network from a weight file of its architecture, whatever data set that is for, as `fill_body` does.
+
+    Returns the file's SHA-256 and the name of the head where it stayed. Raises as `load` does.
+    """
+    digest, known, state = read(path)
+    _agree(path, "model", known["model"], model, canonical)
+    return digest, fill_body(network, state, f"{path} does not fit {model}")
+
+
+def head_of(network: nn.Module) -> str:
+    """The name of the last linear layer, which decides between classes; ValueError where there is none."""
+    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise ValueError(f"{type(network).__name__} has no linear layer, so no head")
+    return heads[-1]
+
+
+def fill_body(network: nn.Module, state: dict[str, Tensor], complaint: str) -> str | None:
+    """Load a state dict whose head may differ in size, and nothing else: the head then stays as it is.
+
+    Returns its name where it stayed, None where it came from the state dict.
+    """
+    own = network.state_dict()
+    head = head_of(network)
+    parts = [name for name in own if name.startswith(f"{head}.")]
+    stays = any(name in state and state[name].shape != own[name].shape for name in parts)
+    if stays:
+        state = state | {name: own[name] for name in parts}
+    fill(network, state, complaint)
+    return head if stays else None
+
+
+def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The SHA-256 of a weight file, what it says of itself, and its state dict; raises as `load` does."""
+    content, known, state = _open(path)
+    return hashlib.sha256(content).hexdigest(), known, state
+
+
+def source_digest(path: Path | str) -> str | None:
+    """The SHA-256 of the Python file that built the network of a weight file, as the file has it."""
+    record = _record(Path(path), Path(path).read_bytes())
+    return record.get("source_sha256") if isinstance(record, dict) else None
+
+
+def _open(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file {path}")
+    content = path.read_bytes()
+    return content, *_parse(path, content)
+
+
+def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a weight file says of itself (or its path for it), None for what is unsaid; and its state dict."""
+    record = _record(path, content)
+    state = record.get("state_dict", record) if isinstance(record, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    if state is record or "format" not in record:
+        return _facts_from_path(path), dict(state)
+    if record["format"] != FORMAT:
+        raise ValueError(f"{path} has the format {record['format']}, and this version reads {FORMAT}")
+    facts = {key: record.get(key) for key in _METADATA}
+    recipe = facts["recipe"] if isinstance(facts["recipe"], dict) else {}
+    return facts | {key: recipe[key] for key in ("train_fraction", "shuffle_labels") if key in recipe}, state
+
+
+def _record(path: Path, content: bytes) -> Any:
+    try:
+        return parse_safetensors(content) if path.suffix == ".safetensors" else parse_tensors(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is no weight file, or a damaged one: {error}") from None
+
+
+def _facts_from_path(path: Path) -> dict[str, Any]:
+    """What <Model>/<Dataset>/in<i>-gn<j>.../<iteration>.pt tells; None for each part that tells nothing."""
+    facts: dict[str, Any] = dict.fromkeys(("model", "dataset", "init_seed", "gradient_seed", "preprocessing"))
+    facts["iteration"] = int(path.stem) if path.stem.isdecimal() else None
+    # the seeds' folder may be missing, so every folder of the path is asked, the nearest first; links are not followed,
+    # since where they lead need not be named after a network
+    for folder in Path(os.path.abspath(path)).parts[-2::-1][:3]:
+        if seeds := _SEEDS.fullmatch(folder):
+            facts["init_seed"], facts["gradient_seed"] = int(seeds[1]), int(seeds[2])
+            facts["train_fraction"], facts["shuffle_labels"] = float(seeds[3] or 1), float(seeds[4] or 0)
+        for key, canonical in (("model", canonical_name), ("dataset", canonical_dataset)):
+            try:
+                facts[key] = facts[key] or canonical(folder)
+            except ValueError:
+                continue
+    return facts
+
+
+def _agree(path: Path, what: str, found: Any, given: str | None, canonical: Callable[[str], str]) -> str:
+    """The canonical name of the model or data set that a weight file and the user, or one of them, name."""
+    if found is not None:
+        try:
+            found = canonical(found)
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(f"{path} is for the {what} {found!r}, which is unknown here") from None
+    given = given and canonical(given)
+    if found and given and found != given:
+        raise ValueError(f"{path} is for the {what} {found}, not {given}")
+    if not (found or given):
+        raise ValueError(
+            f"{path} does not say its {what}; keep it below <Model>/<Dataset>/in<i>-gn<j>/ or name the {what}"
+        )
+    return found or given or ""
+
+
+def fill(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
+    """Load a state dict; refuse another architecture's, other shapes or kinds, and values that are not finite."""
+    for name, wanted in network.state_dict().items():
+        if name not in state:
+            continue  # the network itself says below whether it can do without
+        value = state[name]
+        if value.shape != wanted.shape:
+            raise ValueError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_complex() or value.is_floating_point() != wanted.is_floating_point():
+            raise ValueError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
+        if not value.isfinite().all():
+            raise ValueError(f"{complaint}: {name} holds values that are not finite")
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    for names, what in ((missing, "missing"), (unexpected, "unexpected")):
+        if names:
+            more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{complaint}: {names[0]} is {what}{more}")

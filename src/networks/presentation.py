@@ -1,0 +1,228 @@
+"""One or two networks in front of the images of a data set, each with its own preprocessing."""
+
+import itertools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.cutting.structure import no_logits
+from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
+from src.dataset.preprocessing import Preprocessing, presented
+from src.networks.checkpoints import Checkpoint
+from src.stitching import TARGETS
+
+
+@dataclass(frozen=True, slots=True)
+class Viewing:
+    """Networks that look at the same images.
+
+    Where all of them preprocess alike, the images are handed out that way, once for all; else as they are, and each of
+    `networks` preprocesses what it gets. `answers` are the classes in the order of their logits, for which the networks
+    have been arranged and the labels are. Raises ValueError, which says what differs, where a network cannot take
+    images of this data set.
+    """
+
+    spec: DatasetSpec
+    networks: tuple[Checkpoint, ...]
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for network in self.networks:
+            _check_fit(network, self.spec)
+
+    @property
+    def dataset(self) -> str:
+        return self.spec.name
+
+    @property
+    def unsaid(self) -> dict[str, str]:
+        """The data set, where a network does not say it: a result must, to be opened again."""
+        return {"dataset": self.dataset} if any(network.dataset is None for network in self.networks) else {}
+
+    @property
+    def shared(self) -> Preprocessing | None:
+        """What all networks do to images; None where they differ."""
+        eyes = {network.preprocessing for network in self.networks}
+        return eyes.pop() if len(eyes) == 1 else None
+
+    @property
+    def decides(self) -> list[bool]:
+        """Of each network whether its classes are those of the labels."""
+        return [_same_names(network.labels, self.spec.labels) for network in self.networks]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels of the images are of these networks' classes."""
+        return all(self.decides)
+
+    @property
+    def end_labelled(self) -> bool:
+        """Whether they are of those of the last network, which a stitched one decides between."""
+        return self.decides[-1]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the networks say something about the same classes in the same order, as far as these are known."""
+        names = {
+            self.answers if one else tuple(two.labels or ())
+            for one, two in zip(self.decides, self.networks, strict=True)
+        }
+        outputs = [self._said(network) for network in self.networks]
+        return len(names - {()}) <= 1 and not any(map(no_logits, outputs)) and len({x.shape[1] for x in outputs}) == 1
+
+    @property
+    def reordered(self) -> list[bool]:
+        """Of each network whether its classes are these, in another order."""
+        return [order_of(network.labels, self.answers) is not None for network in self.networks]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know of it, a line each."""
+        lines = []
+        for network in {str(network.path): network for network in self.networks}.values():
+            lines += _notes(network, self.spec)
+        return lines
+
+    @property
+    def blanks(self) -> list[str]:
+        """Which figures of a stitch have no value, a line each."""
+        (front, end), (front_decides, end_decides) = self.networks, self.decides
+        if not self.comparable:
+            return [f"{front.path} does not decide between the classes of {end.path}: its own row stays empty"]
+        unknown = f"{front.path} is not known to decide between the classes of {self.dataset}: it has no accuracy there"
+        return [unknown] * (end_decides and not front_decides)
+
+    def require_decisions(self, *, labelled: bool = True) -> None:
+        """Raise ValueError where the last network, which a stitched one ends in, returns no logits (images, classes).
+
+        `labelled`: or where the labels of the images say nothing about its decisions.
+        """
+        network = self.networks[-1]
+        if text := no_logits(self._said(network)):
+            raise ValueError(f"{network.path} returns {text}, not logits (images, classes)")
+        if labelled and not self.end_labelled:
+            count, differs = "", ""
+            if network.labels:
+                count = f"{len(network.labels)} "
+                differs = f" (in alphabetical order {first_difference(network.labels, self.spec.labels)})"
+            raise ValueError(
+                f"{network.path} decides between {count}other classes than those of {self.dataset}{differs}, so it "
+                f"has no accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
+            )
+
+    def require_for(self, targets: Collection[str]) -> None:
+        """Raise ValueError where the networks, a front and an end, do not decide what stitches to these targets ask."""
+        self.require_decisions(labelled=any(not TARGETS[name].teachers for name in targets))
+        taught = sorted(name for name in targets if "front" in TARGETS[name].teachers)
+        if taught and not self.comparable:
+            front, end = (network.path for network in self.networks)
+            raise ValueError(f"{front} does not decide between the classes of {end}, so it cannot teach: {taught[0]}")
+
+    @torch.no_grad()
+    def _said(self, network: Checkpoint) -> Any:
+        """What a network returns for two blank images, wherever it is."""
+        values = itertools.chain(network.network.parameters(), network.network.buffers())
+        place = next((value.device for value in values), self.sample.device)
+        return network.network(self.sample.to(place))
+
+    def elsewhere(self, dataset: str, *, size: int | None = None) -> "Viewing":
+        """The same networks, as they are here, in front of other images of the same classes.
+
+        Raises ValueError, with the first difference, where the classes are others.
+        """
+        spec = _sized(dataset_of(dataset), self.networks, size)
+        if not _same_names(spec.labels, self.spec.labels) or spec.task is not self.spec.task:
+            differs = first_difference(self.spec.labels, spec.labels) or "one label an image against several"
+            raise ValueError(
+                f"{self.dataset} and {spec.name} have different classes: {differs} (both in alphabetical order)"
+            )
+        return Viewing(spec, self.networks, self.answers)
+
+    def seen(self, network: nn.Module, like: Checkpoint) -> nn.Module:
+        """A network that preprocesses and orders its classes as one of these does, for the images of `split`."""
+        order = order_of(like.labels, self.answers)
+        if self.shared and order is None:
+            return network
+        return presented(network, None if self.shared else like.preprocessing, order)
+
+    def split(self, name: str, **options: Any) -> Split:
+        """The images of a split as these networks and their parts take them; `options` are those of `load_split`."""
+        split = load_split(self.spec, name, **options).seen_by(self.shared)
+        order = order_of(self.spec.labels, self.answers)
+        if order is None:
+            return split
+        if split.labels.dim() == 2:
+            return split.relabelled(split.labels[:, list(order)])
+        place = torch.tensor(order).argsort()  # of each class of the data set, among the answers
+        return split.relabelled(place.to(split.device)[split.labels])
+
+    @property
+    def sample(self) -> Tensor:
+        """Two blank images as `split` hands them out."""
+        eyes = self.shared
+        size, channels = (eyes.size, eyes.channels) if eyes else (self.spec.size, self.spec.channels)
+        return torch.zeros(2, channels, size, size)
+
+
+def look(networks: Sequence[Checkpoint], dataset: str | None, *, size: int | None = None) -> Viewing:
+    """The networks in front of a data set: the named one, else the one that they were trained on.
+
+    Image files are decoded to `size`, else to the largest that a network sees. Raises ValueError where the data set is
+    none, or not one.
+    """
+    if dataset is None:
+        trained_on = {str(network.path): network.dataset for network in networks}
+        names = set(trained_on.values())
+        if len(names) > 1 and None not in names:
+            told = ", ".join(f"{path} for {name}" for path, name in trained_on.items())
+            raise ValueError(f"the networks are for different data sets: {told}; name one with -d")
+        dataset = next((name for name in trained_on.values() if name), None)
+        if dataset is None:
+            raise ValueError(f"{networks[0].path} is for no data set of ours; name one with -d")
+    spec = _sized(dataset_of(dataset), networks, size)
+    viewing = Viewing(spec, tuple(networks), spec.labels)
+    return replace(viewing, networks=tuple(replace(one, network=viewing.seen(one.network, one)) for one in networks))
+
+
+def order_of(labels: Sequence[str] | None, wanted: Sequence[str]) -> tuple[int, ...] | None:
+    """Where each wanted class stands among others; None where they stand alike, or are other classes."""
+    if labels is None or tuple(labels) == tuple(wanted) or not _same_names(labels, wanted):
+        return None
+    return tuple(labels.index(name) for name in wanted)
+
+
+def _same_names(one: Sequence[str] | None, other: Sequence[str]) -> bool:
+    return one is not None and sorted(one) == sorted(other)
+
+
+def _sized(spec: DatasetSpec, networks: Sequence[Checkpoint], size: int | None) -> DatasetSpec:
+    if size is None and spec.exact:
+        size = max(network.preprocessing.size for network in networks)
+    return dataset_of(spec, size)
+
+
+def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:
+    lines, eyes = [], network.preprocessing
+    if network.dataset not in (None, spec.name):
+        lines.append(f"{network.path} was trained on {network.dataset}, and is shown {spec.name}")
+    if eyes.size != spec.size:
+        how = "enlarged" if eyes.size > spec.size else "reduced"
+        lines.append(f"{network.path} sees images {how} from {spec.size} to {eyes.size}")
+    if eyes.channels > spec.channels:
+        lines.append(f"{network.path} takes colour, and is shown the grey of {spec.name} as all of its channels")
+    if eyes.channels < spec.channels:
+        lines.append(f"{network.path} takes grey, and is shown the brightness of {spec.name}")
+    if order_of(network.labels, spec.labels):
+        lines.append(f"{network.path} has the classes of {spec.name} in another order; they are matched by name")
+    return lines
+
+
+def _check_fit(network: Checkpoint, spec: DatasetSpec) -> None:
+    channels = network.preprocessing.channels
+    if channels != spec.channels and {channels, spec.channels} != {1, 3}:
+        raise ValueError(
+            f"{network.path} takes images of {channels} channels, and those of {spec.name} have {spec.channels}"
+        )

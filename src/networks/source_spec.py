@@ -1,0 +1,154 @@
+"""The text that names a network on a command line, taken apart."""
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from src.cutting.layout import ASKABLE
+from src.dataset.preprocessing import INTERPOLATIONS
+from src.models import canonical_name
+
+VIEW = {
+    "size": lambda text: _whole(text),
+    "mean": lambda text: _numbers(text),
+    "std": lambda text: _numbers(text),
+    "interpolation": lambda text: _one_of(text, INTERPOLATIONS),
+    "layout": lambda text: _one_of(text, ASKABLE),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A network spec, or the name of an architecture, that the user wrote: on this command line or in a study's TOML.
+
+    Wherever such a text is taken, a plain `str` is one out of a file: it makes no Python file run, and no download. No
+    file holds a `Named`, so whoever reads one and forgets of this gets a network or a line that says what to name.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A network spec: a line of SOURCES, the name there, and where its weights are from.
+
+    `weights` is a file or the source's own name for its weights, `seed` is of random ones; `view` is what stands
+    behind the `?`, in values.
+    """
+
+    text: str
+    source: str
+    name: str
+    weights: str | None = None
+    seed: int | None = None
+    view: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """A file that asks for what the user alone may ask for, and the option, if any, with which the user does."""
+
+    file: str = "a file"
+    option: str = ""
+
+    def no_run(self, spec: str, remedy: str = "") -> ValueError:
+        """That it asks for a Python file; `remedy` is the spec to name, where it is another."""
+        what = f"{self.file} asks for {spec}, and no file makes a Python file run"
+        return ValueError(f"{what}; if you trust it, name it yourself: {self._named(remedy or spec)}")
+
+    def no_download(self, spec: NetworkSpec) -> ValueError:
+        """That it asks for weights that are not here."""
+        what = f"{self.file} asks for {spec.text}, which has not been downloaded here, and no file makes a download"
+        return ValueError(f"{what}; name it yourself: {self._named(spec.text)}")
+
+    def _named(self, spec: str) -> str:
+        plain = re.fullmatch(r"[\w@%+=:,./-][\w@%+=:,./#-]*", spec, re.ASCII)  # a # within a word is no comment
+        return f"{self.option} {spec if plain else shlex.quote(spec)}".lstrip()
+
+
+def parse_spec(text: str, prefixes: tuple[str, ...]) -> NetworkSpec:
+    """Take a spec apart; `prefixes` are the sources that are named before a colon.
+
+    An existing file of exactly that name wins over any other reading. Raises ValueError, with the spec in it, for one
+    that cannot be read.
+    """
+    if Path(text).is_file():
+        return NetworkSpec(text, "file", text)
+    body, view = _split_view(text)
+    if Path(body).is_file():
+        return NetworkSpec(text, "file", body, view=view)
+    prefix, _, rest = body.partition(":")
+    if prefix in prefixes and prefix == "hf":
+        return NetworkSpec(text, prefix, _named(rest, text), view=view)
+    if prefix in prefixes:
+        return NetworkSpec(text, prefix, *_name_and_weights(rest, text), view=view)
+    if ".py:" in body:
+        file, _, rest = body.partition(".py:")
+        name, weights, seed = _name_and_weights(rest, text)
+        return NetworkSpec(text, "python", f"{file}.py:{name}", weights, seed, view)
+    if match := re.fullmatch(r"([^#@:/\\]+)#(.*)", body, re.DOTALL):
+        return NetworkSpec(text, "own", canonical_name(match[1]), None, _seed(match[2], text), view)
+    return NetworkSpec(text, "file", body, view=view)
+
+
+def _split_view(text: str) -> tuple[str, dict[str, Any]]:
+    body, *options = re.split(r"[?&](?=\w+=)", text)
+    view = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in VIEW:
+            raise ValueError(f"{text}: unknown {key!r} behind the ?; known are {', '.join(VIEW)}")
+        if key in view:
+            raise ValueError(f"{text}: {key} is given twice")
+        try:
+            view[key] = VIEW[key](value)
+        except ValueError as error:
+            raise ValueError(f"{text}: {key} is {error}") from None
+    return body, view
+
+
+def _name_and_weights(text: str, whole: str) -> tuple[str, str | None, int | None]:
+    """NAME, NAME@WEIGHTS or NAME#SEED."""
+    name, at, weights = text.partition("@")
+    if at:
+        if not weights:
+            raise ValueError(f"{whole}: no weights behind the @")
+        return _named(name, whole), weights, None
+    name, mark, seed = text.partition("#")
+    return _named(name, whole), None, _seed(seed, whole) if mark else None
+
+
+def _named(name: str, whole: str) -> str:
+    if not name:
+        raise ValueError(f"{whole}: no name behind the colon")
+    return name
+
+
+def _seed(text: str, whole: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        raise ValueError(f"{whole}: the seed behind the # is {text!r}, not a whole number")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
+        raise ValueError(f"{text!r}, not a whole number above 0")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r}, not numbers with commas between them") from None
+
+
+def _one_of(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise ValueError(f"{text!r}, none of {', '.join(choices)}")
+    return text

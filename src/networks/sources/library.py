@@ -1,0 +1,88 @@
+"""What the sources share: an architecture of a library, and the one-line ends of what can go wrong with it."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from src.cutting.structure import in_plain_memory
+from src.dataset.preprocessing import Preprocessing
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A fresh network with what its source says of it; `preprocessing` is None where that is nothing."""
+
+    network: nn.Module
+    preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where architectures come from.
+
+    `build(name, channels=, classes=, size=)` makes a fresh one, drawn from torch's global generator; `classes` and
+    `size` are None where the source's own number is wanted. `published(name, file)` gives the state dict that the
+    source itself offers under `word`: out of the file where `cached(name)` is one, else it may be downloaded.
+    """
+
+    build: Callable[..., Architecture]
+    word: str = ""
+    published: Callable[[str, Path | None], State] | None = None
+    cached: Callable[[str], Path | None] = lambda name: None
+
+
+class NotHere(ValueError):
+    """What is asked for is neither a file nor in a library's cache, and may not be downloaded."""
+
+
+def require(library: str) -> ModuleType:
+    """Import a library of an extra; ValueError, with the command that installs it, where it is absent."""
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise ValueError(f"{library} is not installed: pip install -r requirements-nets.txt") from None
+
+
+def in_hub_folder(url: str) -> Path | None:
+    """Where torch.hub keeps what it has downloaded from an address; None where it has not."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlparse(url).path).name
+    return file if file.is_file() else None
+
+
+def unknown(library: str, name: str, names: Iterable[str]) -> ValueError:
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return ValueError(f"{library} has no classifier {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
+
+
+def tried(network: nn.Module, name: str, *, channels: int, size: int) -> nn.Module:
+    """The network, which has taken two blank images; one that does so in plain memory alone gets them that way.
+
+    Its mode is left as it was. Raises ValueError, with the network's own reason, where it takes none.
+    """
+    images, was_training = torch.zeros(2, channels, size, size), network.training
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                network(images.to(memory_format=torch.channels_last, copy=True))  # as they come from the data
+            except RuntimeError:
+                network(images)
+                in_plain_memory(network)
+    except Exception as error:  # the network's own code
+        raise ValueError(f"{name} takes no images of {channels} x {size} x {size}: {first_line(error)}") from None
+    finally:
+        network.train(was_training)
+    return network
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")

@@ -1,0 +1,63 @@
+"""Classifiers of timm."""
+
+from pathlib import Path
+from typing import Any
+
+from src.dataset.preprocessing import Preprocessing
+from src.networks.sources.library import Architecture, Source, State, first_line, in_hub_folder, require, unknown
+
+
+def build(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+    """A fresh network; its preprocessing is timm's record of it. Raises ValueError for unknown names."""
+    timm = require("timm")
+    if not timm.is_model(name):
+        raise unknown("timm", name, timm.list_models())
+    record = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"in_chans": channels} | ({} if classes is None else {"num_classes": classes})
+    own = record.input_size[-1] if record else 224
+    network = None
+    if size not in (None, own):
+        try:  # transformers must know the size, convolutions do not even take it
+            network = timm.create_model(name, pretrained=False, img_size=size, **options)
+        except TypeError:
+            network = None
+    try:
+        network = network or timm.create_model(name, pretrained=False, **options)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"timm:{name} cannot be made ({first_line(error)})") from None
+    config = network.pretrained_cfg
+    mean, std = (_of_channels(config[key], channels) for key in ("mean", "std"))
+    kind = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
+    return Architecture(network, Preprocessing(size or config["input_size"][-1], mean, std, kind))
+
+
+def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def cached(name: str) -> Path | None:
+    """The file of the weights that timm offers for a network, where it has been downloaded."""
+    timm = require("timm")
+    record = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if record and record.hf_hub_id:
+        repository, _, revision = record.hf_hub_id.partition("@")
+        look_up = require("huggingface_hub").try_to_load_from_cache
+        for file in [record.hf_hub_filename] if record.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]:
+            if isinstance(found := look_up(repository, file, revision=revision or None), str):
+                return Path(found)
+    return in_hub_folder(record.url) if record and record.url else None
+
+
+def published(name: str, file: Path | None = None) -> State:
+    """The weights that timm offers for a network: of a file, else it downloads them where it has not yet."""
+    timm = require("timm")
+    overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
+    try:
+        return timm.create_model(name, pretrained=True, **overlay).state_dict()
+    except Exception as error:  # of many kinds, by what stands between us and the weights
+        raise ValueError(
+            f"the weights of timm:{name} cannot be had ({first_line(error)}); name a file with timm:{name}@PATH"
+        ) from None
+
+
+SOURCE = Source(build, "pretrained", published, cached)

@@ -1,0 +1,56 @@
+"""Classifiers of torchvision."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from src.core.files import parse_tensors
+from src.dataset.preprocessing import Preprocessing
+from src.networks.sources.library import Architecture, Source, State, first_line, in_hub_folder, unknown
+
+
+def build(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+    """A fresh network; its preprocessing is that of torchvision's own weights. Raises ValueError for unknown names."""
+    models = _models()
+    if name not in models.list_models(module=models):
+        raise unknown("torchvision", name, models.list_models(module=models))
+    if channels != 3:
+        raise ValueError(f"torchvision:{name} takes images of 3 channels, not {channels}")
+    record = models.get_model_weights(name).DEFAULT.transforms()
+    own = record.crop_size[0]
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    if size not in (None, own) and name.startswith("vit_"):
+        options["image_size"] = size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that its random weights will be drawn in another way some day
+        network = models.get_model(name, weights=None, **options)
+    eyes = Preprocessing(size or own, tuple(record.mean), tuple(record.std), record.interpolation.value)
+    return Architecture(network, eyes)
+
+
+def cached(name: str) -> Path | None:
+    """The file of the weights that torchvision offers for a network, where it has been downloaded."""
+    models = _models()
+    return in_hub_folder(models.get_model_weights(name).DEFAULT.url) if name in models.list_models(models) else None
+
+
+def published(name: str, file: Path | None = None) -> State:
+    """The weights that torchvision offers for a network: of a file, else it downloads them where it has not yet."""
+    if file:
+        return dict(parse_tensors(file.read_bytes()))
+    try:
+        return dict(_models().get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of torchvision:{name} cannot be downloaded ({first_line(error)}); name a file with "
+            f"torchvision:{name}@PATH"
+        ) from None
+
+
+def _models() -> Any:
+    import torchvision  # takes 2 seconds, which no one pays who has networks of ours
+
+    return torchvision.models
+
+
+SOURCE = Source(build, "DEFAULT", published, cached)

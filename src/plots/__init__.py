@@ -1,8 +1,0 @@
-"""Pictures of results: PNG, PDF or SVG files, drawn by matplotlib, which is imported only where something is drawn."""
-
-from src.plots.layers import draw_grid, draw_pair
-from src.plots.stitch import draw_stitch
-from src.plots.stitches import draw_stitches
-from src.plots.style import FORMATS, require_matplotlib
-
-__all__ = ["FORMATS", "draw_grid", "draw_pair", "draw_stitch", "draw_stitches", "require_matplotlib"]

@@ -1,0 +1,191 @@
+"""Pictures of comparisons: a heatmap over the layers of two networks for each metric, or bars for one pair."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from src.metrics import MEASURES, Metric
+from src.metrics.functional import Functional
+from src.results.plots.style import BLUE, GREY, INK, LIGHT, NORMAL, ORANGE, SMALL, finish, new_figure, save
+from src.results.titles import network_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+ANNOTATED = 12  # cells a side; values in more of them could not be read
+SIDE_BY_SIDE = 2
+MANY = 30  # layers; heatmaps of more are wide enough alone
+# The scale of a metric without bounds ends at so many times this quantile of its values.
+OUTLYING, TYPICAL = 2, 0.75
+# Inches of a panel, however few its cells are.
+LEAST_WIDTH, LEAST_HEIGHT = 4.2, 3.2
+
+
+def draw_grid(result: dict[str, Any], path: Path) -> None:
+    """Draw the heatmaps of every pair of layers, from a result of compare_nets.py, into a file."""
+    save(grid_figure(result), path)
+
+
+def draw_pair(result: dict[str, Any], path: Path) -> None:
+    """Draw the values of one pair of layers, from a result of compare_nets.py, into a file."""
+    save(pair_figure(result), path)
+
+
+def grid_figure(result: dict[str, Any]) -> Figure:
+    layers1, layers2 = result["layers1"], result["layers2"]
+    tables = {
+        name: part.pivot(index="layer1", columns="layer2", values="value").loc[layers1, layers2].to_numpy(float)
+        for name, part in result["frame"].groupby("method", sort=False)
+    }
+    across = 1 if len(layers2) > MANY else min(SIDE_BY_SIDE, len(tables))
+    down = math.ceil(len(tables) / across)
+    # Annotated cells must hold five characters; others still have to keep their labels apart.
+    cell = 0.5 if max(len(layers1), len(layers2)) <= ANNOTATED else 0.17
+    label = 0.075 * max(map(len, (*layers1, *layers2)))
+    width = max(LEAST_WIDTH, cell * len(layers2) + label + 1.5)
+    height = max(LEAST_HEIGHT, cell * len(layers1) + label + 0.7)
+    figure = new_figure(across * width, down * height + 0.6, _title(result))
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    names = network_names(result["networks"])
+    for axes, (name, table) in zip(panels, tables.items(), strict=False):
+        _draw_heatmap(figure, axes, MEASURES[str(name)], table, layers1, layers2, letters=int(13 * height))
+        finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
+        axes.tick_params(labelsize=SMALL if cell > 0.3 else 7)
+    for axes in panels[len(tables) :]:
+        axes.remove()
+    notes = ["framed: most similar in its row"] * any(axes.patches for axes in panels[: len(tables)])
+    notes += ["grey: no value"] * any(bool(np.isnan(table).any()) for table in tables.values())
+    figure.supxlabel("; ".join(notes), fontsize=SMALL, color=INK)
+    return figure
+
+
+def _title(result: dict[str, Any]) -> str:
+    names = network_names(result["networks"])
+    params = result["params"]
+    return f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
+
+
+def _draw_heatmap(
+    figure: Figure,
+    axes: Axes,
+    metric: Metric | Functional,
+    table: np.ndarray,
+    layers1: list[str],
+    layers2: list[str],
+    *,
+    letters: int,
+) -> None:
+    """Draw one metric; what it means stands beside the scale of colours, in lines of so many letters."""
+    from matplotlib import colormaps
+
+    low, high = _range(metric, table)
+    beyond = "max" if np.nanmax(table, initial=low) > high else "neither"
+    alike = metric.alike == "higher"
+    colours = colormaps["cividis" if alike else "cividis_r"].with_extremes(bad=LIGHT)
+    image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_xticks(range(len(layers2)), layers2, rotation=90 if max(map(len, layers2)) > 4 else 0)
+    axes.set_yticks(range(len(layers1)), layers1)
+    axes.tick_params(length=0)
+    _frame_most_similar(axes, table, alike)
+    if max(table.shape) <= ANNOTATED:
+        _write_values(axes, image, table)
+    finish(axes, title=metric.name)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02, extend=beyond)
+    bar.set_label(textwrap.fill(f"{metric.meaning} ({metric.alike}: more alike)", letters), fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
+
+
+def _frame_most_similar(axes: Axes, table: np.ndarray, alike: bool) -> None:
+    """Put a frame around the most similar of each row that has anything to choose from."""
+    from matplotlib.patches import Rectangle
+
+    thin = 1 if max(table.shape) <= ANNOTATED else 0.5
+    for i, row in enumerate(table):
+        if np.isfinite(row).sum() < 2:
+            continue
+        best = int(np.nanargmax(row) if alike else np.nanargmin(row))
+        for colour, width in (("white", 4 * thin), (INK, 2 * thin)):  # a dark frame alone would be lost on dark cells
+            corner = (best - 0.46, i - 0.46)
+            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width))
+
+
+def _write_values(axes: Axes, image: AxesImage, table: np.ndarray) -> None:
+    """Write each value into its cell."""
+    for i, row in enumerate(table):
+        for j in np.flatnonzero(~np.isnan(row)):
+            red, green, blue, _ = image.cmap(image.norm(row[j]))
+            dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.48
+            axes.text(
+                int(j), i, _short(row[j]), ha="center", va="center", fontsize=SMALL, color="white" if dark else INK
+            )
+
+
+def _range(metric: Metric | Functional, table: np.ndarray) -> tuple[float, float]:
+    """Ends of the colour scale: from equal representations as far as the values go, in tenths where these are bounded.
+
+    An end at the metric's own bounds would leave most colours unused, and so would one far beyond most values.
+    """
+    known = table[np.isfinite(table)]
+    if not known.size:
+        return 0.0, 1.0
+    low, high = min(float(known.min()), metric.identical), max(float(known.max()), metric.identical)
+    if math.isfinite(metric.range[1]):
+        low, high = math.floor(10 * low) / 10, math.ceil(10 * high) / 10
+    else:
+        high = min(high, OUTLYING * float(np.quantile(known, TYPICAL, method="lower")))
+    return (low, high) if high > low else (low, low + 1)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0e}".replace("e+0", "e")
+
+
+def pair_figure(result: dict[str, Any]) -> Figure:
+    frame: pd.DataFrame = result["frame"]
+    rows = frame.to_dict("records")
+    names = [
+        f"{name} {layer}"
+        for name, layer in zip(network_names(result["networks"]), (rows[0]["layer1"], rows[0]["layer2"]), strict=True)
+    ]
+    params = result["params"]
+    title = f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
+    figure = new_figure(7.5, 0.95 + 0.62 * len(rows), title)
+    for axes, row in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows, strict=True):
+        interval, null = (result.get(key, {}).get(row["method"]) for key in ("intervals", "null"))
+        _draw_bar(axes, MEASURES[row["method"]], row["value"], interval, null)
+    notes = ["dotted: value of equal representations"] + ["dashed: of unpaired images"] * bool(result.get("null"))
+    finish(axes, x="; ".join(notes))
+    return figure
+
+
+def _draw_bar(
+    axes: Axes,
+    metric: Metric | Functional,
+    value: float,
+    interval: tuple[float, float] | None = None,
+    null: tuple[float, float] | None = None,
+) -> None:
+    """One metric on its own axis, with a line where equal representations would be, and one where unpaired ones are."""
+    high = metric.range[1] if math.isfinite(metric.range[1]) else max(1e-12, 1.25 * value)
+    low = min(0.0, value)
+    axes.barh([0], [value], color=BLUE, height=0.55)
+    if interval:
+        bars = [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+        axes.errorbar([value], [0], xerr=bars, color=INK, capsize=4, linewidth=1.5)
+    if null:
+        axes.axvline(null[0], color=GREY, linewidth=1.5, linestyle="--")
+    axes.axvline(metric.identical, color=ORANGE, linewidth=2.5, linestyle=":", clip_on=False)
+    finish(axes)
+    axes.set_yticks([0], [f"{metric.name}\n({metric.alike}: more alike)"], fontsize=NORMAL)
+    axes.set_xlim(low, high)
+    axes.set_ylim(-0.5, 0.5)
+    axes.text(1.02, 0.5, f"{value:.4g}", va="center", fontsize=NORMAL, color=INK, transform=axes.transAxes)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,217 @@
+"""The picture of several stitches: a map over pairs of layers, or curves over what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from src.results.plots.style import (
+    COLOURS,
+    CONTROL_COLOURS,
+    GREY,
+    INK,
+    MARKERS,
+    NORMAL,
+    SMALL,
+    finish,
+    new_figure,
+    save,
+)
+from src.results.titles import network_names
+from src.stitching.naming import setting_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ANNOTATED = 12  # cells a side; values in more of them could not be read
+STAGES = {"before": "before", "after": "trans", "ps_inv": "ps_inv"}
+NUMBERS = ("low_rank", "lr")  # what an axis can show in its order
+
+
+def draw_stitches(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw several results of stitch_nets.py between the same two networks into a file."""
+    save(stitches_figure(found), path)
+
+
+def stitches_figure(found: Sequence[dict[str, Any]]) -> Figure:
+    """A map of relative accuracy where front layers meet several end layers each, else curves with all seeds."""
+    layers = [ordered(result["params"][f"{role}_layer"] for result in found) for role in ("front", "end")]
+    pairs = ordered((result["params"]["front_layer"], result["params"]["end_layer"]) for result in found)
+    is_grid = len(pairs) == len(layers[0]) * len(layers[1]) and min(map(len, layers)) > 1
+    return grid_figure(found, *layers) if is_grid else curves_figure(found)
+
+
+def ordered(values: Any) -> list[Any]:
+    """Each value once, in the order in which they come."""
+    return list(dict.fromkeys(values))
+
+
+def value_of(result: dict[str, Any], stage: str) -> float:
+    """Relative accuracy, 0 to 1 and above; agreement with the end network where accuracy has no meaning."""
+    scores, end = result["model_results"], result["model_results"]["end"]["acc"]
+    if end is None:
+        return result["m2_sim"][stage]["same_class_out"]
+    return scores[STAGES[stage]]["acc"] / end if end else float("nan")
+
+
+def measure(found: Sequence[dict[str, Any]]) -> str:
+    labelled = found[0]["model_results"]["end"]["acc"] is not None
+    return "accuracy / accuracy of end" if labelled else "agreement with end"
+
+
+def figure_title(found: Sequence[dict[str, Any]]) -> str:
+    weights = found[0]["weights"]
+    dataset = found[0]["params"].get("dataset") or weights["front"]["dataset"]
+    front, end = network_names([weights[role] for role in ("front", "end")])
+    return f"{front} \N{RIGHTWARDS ARROW} {end}   ({dataset})"
+
+
+def variant(result: dict[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {setting_text(result['params'][name])}" for name in names)
+
+
+def differing(found: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    return [name for name in names if len({result["params"][name] for result in found}) > 1]
+
+
+def grid_figure(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[str]) -> Figure:
+    """A row of maps, before and after, for each combination of what else differs; means over seeds."""
+    names = differing(found, ("init", "mask", "low_rank", "lr"))
+    variants = ordered(variant(result, names) for result in found)
+    untrained = all(not result["params"]["epochs"] for result in found)
+    stages = ["before", "ps_inv"] if untrained else ["before", "after"]
+    cell = 0.5 if max(len(fronts), len(ends)) <= ANNOTATED else 0.17
+    label = 0.075 * max(map(len, (*fronts, *ends, "output")))
+    width, height = max(2.4, cell * len(ends) + label + 0.8), max(3.0, cell * len(fronts) + label + 0.7)
+    figure = new_figure(len(stages) * width + 0.8, len(variants) * height + 0.6, figure_title(found))
+    panels = figure.subplots(len(variants), len(stages), squeeze=False)
+    low, high = 0.0, max(1.0, max(value_of(result, stage) for result in found for stage in stages))
+    for row, which in zip(panels, variants, strict=True):
+        same = [result for result in found if variant(result, names) == which]
+        for axes, stage in zip(row, stages, strict=True):
+            table = _table(same, fronts, ends, stage)
+            image = _draw_map(axes, table, fronts, ends, low, high)
+            finish(axes, title=f"{stage}{', ' * bool(which)}{which}", x="end layer", y="front layer")
+    bar = figure.colorbar(image, ax=panels, shrink=0.9, aspect=24, pad=0.02)
+    bar.set_label(measure(found), fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
+    seeds = len({result["params"]["seed"] for result in found})
+    notes = ["framed: the best of its row"] + [f"means over {seeds} seeds"] * (seeds > 1)
+    figure.supxlabel("; ".join(notes), fontsize=SMALL, color=INK)
+    return figure
+
+
+def _table(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[str], stage: str) -> np.ndarray:
+    values: dict[tuple[str, str], list[float]] = {}
+    for result in found:
+        cell = result["params"]["front_layer"], result["params"]["end_layer"]
+        values.setdefault(cell, []).append(value_of(result, stage))
+    return np.array([[np.mean(values.get((one, other), [np.nan])) for other in ends] for one in fronts])
+
+
+def _draw_map(axes: Axes, table: np.ndarray, fronts: list[str], ends: list[str], low: float, high: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    image = axes.imshow(table, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+    for ticks, names in ((axes.set_xticks, ends), (axes.set_yticks, fronts)):
+        ticks(range(len(names)), [name or "output" for name in names])
+    axes.tick_params(axis="x", rotation=90 if max(map(len, ends)) > 4 else 0, length=0)
+    for i, row in enumerate(table):
+        if not np.isfinite(row).any():
+            continue
+        corner = (int(np.nanargmax(row)) - 0.46, i - 0.46)
+        for colour, width in (("white", 4), (INK, 2)):  # a dark frame alone would be lost on dark cells
+            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width))
+        for j, value in enumerate(row):
+            if max(table.shape) <= ANNOTATED and np.isfinite(value):
+                dark = (value - low) / (high - low) < 0.5
+                text = f"{value:.2f}"
+                axes.text(j, i, text, ha="center", va="center", fontsize=SMALL, color="white" if dark else INK)
+    return image
+
+
+def curves_figure(found: Sequence[dict[str, Any]]) -> Figure:
+    """Relative accuracy over a number that varies, or over pairs of layers: every seed a dot, their mean the line."""
+    names = differing(found, NUMBERS)
+    across = names[0] if names else "layers"
+    others = [
+        name for name in differing(found, ("front_layer", "end_layer", "init", "mask", *NUMBERS)) if name != across
+    ]
+    if across == "layers":
+        others = [name for name in others if not name.endswith("layer")]
+    figure = new_figure(7.5, 4.4, figure_title(found))
+    axes = figure.subplots()
+    groups = ordered(variant(result, others) for result in found)
+    places = ordered(_place(result, across) for result in found)
+    if across != "layers":
+        places = sorted(places, key=lambda value: float("inf") if value is None else value)
+    untrained = all(not result["params"]["epochs"] for result in found)
+    stages = ["before", "ps_inv"] if untrained else ["before", "after", "ps_inv"]
+    styles = ["-", "--", ":", "-."]
+    for number, group in enumerate(groups):
+        same = [result for result in found if variant(result, others) == group]
+        for stage in stages:
+            if stage == "ps_inv" and across != "layers" and number:
+                continue  # one line a pair of layers would do: no setting changes it
+            _draw_curve(axes, same, across, places, stage, styles[number % len(styles)], group)
+    _draw_controls(axes, found, across, places)
+    axes.axhline(1, color=GREY, linewidth=1, zorder=0)
+    axes.set_xticks(range(len(places)), [_label(place) for place in places])
+    crowded = sum(len(_label(place)) for place in places) > 60
+    axes.tick_params(axis="x", rotation=90 if crowded else 0)
+    finish(
+        axes,
+        x={"low_rank": "rank", "lr": "learning rate"}.get(across, "front - end layer"),
+        y=measure(found),
+        grid="both",
+    )
+    axes.set_title("dots: seeds; lines: their means", fontsize=NORMAL, color=INK)
+    axes.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _draw_controls(axes: Axes, found: Sequence[dict[str, Any]], across: str, places: list[Any]) -> None:
+    """What the trained stitches are to be held against, means over all that stand at one place."""
+    names = ordered(name for result in found for name, figures in result.get("controls", {}).items() if figures)
+    for number, name in enumerate(names):
+        values = [
+            [
+                result["controls"][name]["rel_acc"]
+                for result in found
+                if _place(result, across) == place and result.get("controls", {}).get(name, {}).get("rel_acc")
+            ]
+            for place in places
+        ]
+        means = np.array([np.mean(some) if some else np.nan for some in values])
+        colour, marker = CONTROL_COLOURS.get(name, GREY), "v^<>xP"[number % 6]
+        style = {"color": colour, "linestyle": ":", "linewidth": 1, "marker": marker, "markersize": 4}
+        axes.plot(range(len(places)), means, label=name, zorder=1, **style)
+
+
+def _place(result: dict[str, Any], across: str) -> Any:
+    params = result["params"]
+    return (params["front_layer"], params["end_layer"]) if across == "layers" else params[across]
+
+
+def _label(place: Any) -> str:
+    if isinstance(place, tuple):
+        names = [name or "output" for name in place]
+        return names[0] if names[0] == names[1] else "-".join(names)
+    return setting_text(place)
+
+
+def _draw_curve(
+    axes: Axes, found: Sequence[dict[str, Any]], across: str, places: list[Any], stage: str, line: str, group: str
+) -> None:
+    values = [[value_of(result, stage) for result in found if _place(result, across) == place] for place in places]
+    means = np.array([np.mean(some) if some else np.nan for some in values])
+    label = f"{stage}{', ' * bool(group)}{group}"
+    style = {"color": COLOURS[stage], "linestyle": line, "linewidth": 1.4, "label": label}
+    axes.plot(range(len(places)), means, marker=MARKERS[stage], markersize=4, **style)
+    for x, some in enumerate(values):
+        if len(some) > 1:
+            axes.plot([x] * len(some), some, color=COLOURS[stage], marker=".", linestyle="", alpha=0.5)

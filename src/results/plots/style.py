@@ -1,0 +1,89 @@
+"""What all pictures share: colours safe for colour-blind eyes, sizes of letters, and how a file is written."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.core.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "pdf", "svg")
+DPI = 130
+# Points, for pictures about 9 inches wide: about 12 pixels high where a page shows them 840 pixels wide.
+SMALL, NORMAL, LARGE = 9, 10, 11.5
+# Okabe and Ito's palette: distinct for the common kinds of colour blindness.
+ORANGE, BLUE, GREEN, INK, GREY, LIGHT = "#E69F00", "#0072B2", "#009E73", "#222222", "#8C8C8C", "#DDDDDD"
+COLOURS = {"front": GREY, "end": "#555555", "before": ORANGE, "after": BLUE, "ps_inv": GREEN, "ls_train": "#CC79A7"}
+# those of controls: the two bounds stand out
+CONTROL_COLOURS = {"untrained": "#D55E00", "self": "#555555", "self_random": "#56B4E9"}
+MARKERS = {"before": "D", "after": "o", "ps_inv": "s"}
+
+
+def require_matplotlib() -> None:
+    """Raise ValueError, with the remedy, where matplotlib is absent."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise ValueError("--plot needs matplotlib: pip install -r requirements-plots.txt") from None
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """A white figure, in inches, that belongs to no window and to no global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure.suptitle(textwrap.fill(title, int(11 * width)), fontsize=LARGE, color=INK)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, PDF or SVG file, as its ending says, atomically; equal figures make equal files."""
+    from matplotlib import rc_context
+
+    kind = path.suffix.removeprefix(".")
+    # dates out, and names of parts from what they are; texts stay texts, which readers and editors can search
+    options: dict[str, Any] = {
+        "png": {"pil_kwargs": {"optimize": True}},
+        "pdf": {"metadata": {"CreationDate": None}},
+        "svg": {"metadata": {"Date": None}},
+    }[kind]
+    with rc_context({"svg.hashsalt": "0", "svg.fonttype": "none", "pdf.fonttype": 42}), atomic_write(path) as file:
+        figure.savefig(file, format=kind, dpi=DPI, **options)
+
+
+def finish(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "") -> None:
+    """Title and labels of one panel; `grid` names the axis that has faint lines: "x", "y", "both" or none."""
+    if title:
+        axes.set_title(title, fontsize=NORMAL, color=INK)
+    axes.set_xlabel(x, fontsize=SMALL, color=INK)
+    axes.set_ylabel(y, fontsize=SMALL, color=INK)
+    axes.tick_params(labelsize=SMALL, colors=INK)
+    if grid:
+        axes.grid(True, axis=grid, color=LIGHT, linewidth=0.6)  # pyright: ignore[reportArgumentType]
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def whole_numbers(*axes: Axis) -> None:
+    """Ticks at whole numbers only, at most six of them."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    axes.legend(fontsize=SMALL, frameon=False, handlelength=1.6, borderaxespad=0.2, **options)
+
+
+def empty(axes: Axes, text: str) -> None:
+    """A panel that says why it shows nothing."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=SMALL, color=INK, transform=axes.transAxes, wrap=True)
+    axes.set_xticks([])
+    axes.set_yticks([])

@@ -1,0 +1,217 @@
+"""A result file of a stitch -> the two networks, cut, and the stitch between them."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from src import results
+from src.cutting.channel_axis import find_outputs, layouts_of
+from src.cutting.freeze import freeze
+from src.cutting.parts import head, tail
+from src.networks.checkpoints import Checkpoint
+from src.networks.opening import Asker, Named, names_file, open_network
+from src.networks.presentation import Viewing, look
+from src.results.titles import stitch_title
+from src.stitching import Geometry, Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
+
+STITCH_TYPES = ("before", "after", "ps_inv", "ls_train")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedStitch:
+    """A stitch of a result file between its two networks, on the CPU, in eval mode."""
+
+    viewing: Viewing
+    trained_on: str
+    front_layer: str
+    end_layer: str
+    pair: Pair
+    stitch: StitchLayer
+
+    @property
+    def front(self) -> Checkpoint:
+        return self.viewing.networks[0]
+
+    @property
+    def end(self) -> Checkpoint:
+        return self.viewing.networks[1]
+
+    @property
+    def title(self) -> str:
+        params = {"front_layer": self.front_layer, "end_layer": self.end_layer, "dataset": self.trained_on}
+        params |= {"evaluate_on": self.dataset} if self.dataset != self.trained_on else {}
+        return stitch_title({"params": params, "weights": {"front": self.front.facts(), "end": self.end.facts()}})
+
+    def called(self, file: Path) -> str:
+        """What a row of a table is called: the name of its file; of a study's, of its key the beginning, and layers."""
+        if not re.fullmatch(r"[0-9a-f]{64}", file.stem):
+            return file.stem
+        return f"{file.stem[:8]} {self.front_layer or 'output'}-{self.end_layer or 'output'}"
+
+    @property
+    def dataset(self) -> str:
+        return self.viewing.dataset
+
+    @property
+    def weight_files(self) -> dict[str, Path | str]:
+        return {"front": self.front.path, "end": self.end.path}
+
+    @property
+    def network(self) -> StitchedNetwork:
+        stitched = self.pair.stitched(self.stitch)
+        stitched.eval()
+        return stitched
+
+    def heads(self, layer: str | None) -> tuple[nn.Module, nn.Module]:
+        """Images -> the stitched network's output, and the end network's own, at the stitched or a later layer."""
+        layer = self.end_layer if layer is None else layer
+        network, asked = self.end.network, self.end.layout
+        layouts = layouts_of(find_outputs(network, [self.end_layer, layer], self.viewing.sample, asked))
+        part = freeze(tail(network, self.end_layer, layer, layouts))
+        return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), freeze(head(network, layer, layouts))
+
+
+def load_stitch(
+    path: Path,
+    stitch_type: str,
+    *,
+    front: str | None = None,
+    end: str | None = None,
+    size: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> SavedStitch:
+    """Read a stitch that stitch_nets.py, or its published ancestor, wrote.
+
+    `front` and `end` are network specs of the user's, where the weight files are now, if they have moved; those in the
+    result open files only. `size` is of the images, where not as it was; `tell` hears notes of what is opened. A stitch
+    that was scored on other images than those it was trained on stands in front of the former.
+    Relative paths in the file are looked for beside it, in the folders above it, and in the working folder; then files
+    of the same digest below the `model_weights/` of these folders. Raises FileNotFoundError for a missing file
+    and ValueError for a file that is no stitch, lacks the type, or was made with other weights.
+    """
+    content = results.read(path)
+    if not _is_stitch(content):
+        raise ValueError(f"{path} is no result of stitch_nets.py")
+    params, maps = content["params"], content["trans_m"]
+    known = content.get("weights") or {"front": {}, "end": {}}
+    networks: dict[str, Checkpoint] = {}
+    size = size or params.get("image_size")
+    for role, moved in (("front", front), ("end", end)):
+        file = moved or _find(params[f"{role}_model"], path, role, known[role].get("sha256"))
+        asker = Asker(str(path), f"--{role}-model")
+        networks[role] = open_network(
+            Named(moved) if moved else file,
+            model=known[role].get("model"),
+            dataset=known[role].get("dataset") or params.get("dataset"),
+            size=size,
+            tell=tell,
+            asker=asker,
+        )
+        if not moved and networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
+            same = _by_digest(path, known[role]["sha256"])
+            if same:
+                networks[role] = open_network(same, model=known[role].get("model"), asker=asker)
+        if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
+            raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
+    viewing = look([networks["front"], networks["end"]], params.get("dataset"), size=size)
+    trained_on = viewing.dataset
+    if params.get("evaluate_on"):
+        viewing = viewing.elsewhere(params["evaluate_on"], size=size)
+    pair = cut_pair(
+        viewing.networks[0].network,
+        viewing.networks[1].network,
+        params["front_layer"],
+        params["end_layer"],
+        viewing.sample,
+        flatten=params.get("flatten", False),
+        resize=params.get("resize", False),
+        layouts=(viewing.networks[0].layout, viewing.networks[1].layout),
+    )
+    _require_same_layouts(content, pair.geometry, path)
+    arrays = _map_of_type(content, maps, stitch_type, path)
+    stitch = from_arrays(arrays, pair.geometry)
+    return SavedStitch(viewing, trained_on, params["front_layer"], params["end_layer"], pair, stitch)
+
+
+def _require_same_layouts(content: dict[str, Any], geometry: Geometry, path: Path) -> None:
+    """Refuse to read a map as one between channels of other axes than it was made for."""
+    made = (content.get("geometry") or {}).get("layouts")
+    if made and made != geometry.layouts:
+        then, now = (" and ".join(map(str, layouts.values())) for layouts in (made, geometry.layouts))
+        raise ValueError(f"{path} was made for {then}, and these layers give {now}; ?layout= behind a spec says which")
+
+
+def _is_stitch(content: Any) -> bool:
+    """Whether a result file holds what a stitch is read from."""
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("params", "trans_m")):
+        return False
+    texts = [content["params"].get(f"{role}_{what}") for role in ("front", "end") for what in ("model", "layer")]
+    weights = content.get("weights") or {"front": {}, "end": {}}
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(weights, dict) and isinstance(weights.get(role), dict) for role in ("front", "end")
+    )
+
+
+def _map_of_type(content: dict[str, Any], maps: dict[str, Any], stitch_type: str, path: Path) -> dict[str, Any]:
+    arrays = maps.get(stitch_type)
+    if not isinstance(arrays, dict) or not {"w", "b"} <= arrays.keys():
+        there = ", ".join(name for name in STITCH_TYPES if name in maps) or "none"
+        raise ValueError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
+    if not all((array := np.asarray(arrays[key])).ndim and array.dtype.kind == "f" for key in ("w", "b")):
+        raise ValueError(f"{path}: the stitch of type {stitch_type} is no matrix and vector of floating-point numbers")
+    if stitch_type == "before" and "format" not in content:
+        # the published scripts kept a view: on a CPU their `before` is what training made of it
+        initial = (content.get("trans_history") or {}).get(0)
+        if initial and "transform.weight" in initial:
+            return {"w": initial["transform.weight"].detach().numpy(), "b": initial["transform.bias"].detach().numpy()}
+    return arrays
+
+
+def _find(text: str, result: Path, role: str, sha256: str | None) -> str:
+    """The network spec of a result, a weight file in it found from where the result is."""
+    if not names_file(text):
+        return text
+    wanted = Path(text)
+    if wanted.is_absolute():
+        places = [wanted]
+    else:
+        places = [folder / wanted for folder in (*result.resolve().parents, Path.cwd())]
+    for place in places:
+        if place.is_file():
+            return str(place)
+    if sha256 and (same := _by_digest(result, sha256)):
+        return same
+    raise FileNotFoundError(f"the {role} network of {result} is not at {wanted}; say where it is: --{role}-model PATH")
+
+
+def _by_digest(result: Path, sha256: str) -> str | None:
+    """A weight file of this digest below a `model_weights/` beside the result, above it, or in the working folder."""
+    for folder in dict.fromkeys((*result.resolve().parents, Path.cwd())):
+        for file in sorted((folder / "model_weights").rglob("*.pt")):
+            if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
+                return str(file)
+    return None
+
+
+def stitch_files(path: Path, tell: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """A result file, or the results of stitch_nets.py in a folder, in the order of their names.
+
+    `tell` hears of files that cannot be read. Raises FileNotFoundError where there is none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = []
+    for file in sorted(path.glob("*.pkl")):
+        try:
+            files += [file] if _is_stitch(results.read(file)) else []
+        except ValueError as error:
+            tell(f"left out: {error}")
+    if not files:
+        raise FileNotFoundError(f"no result of stitch_nets.py in {path}")
+    return files

@@ -1,0 +1,242 @@
+"""The tables of stitches: what still works, how sure that is, and what it is to be held against."""
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from src.results.text import columns_text, fill, health_lines
+from src.results.titles import network_names, stitch_title
+from src.stitching.naming import setting_text, varied
+
+# what a row of the table is called in a result, and how the keys of its similarity end
+ROWS = {name: name for name in ("front", "end", "before", "after", "ps_inv", "ls_train")} | {"after": "trans"}
+SIMILAR = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_inv", "ls_train": "_ls_train"}
+EXACT_MARK, MADE_MARK = "*", "="
+MANY = 10_000  # images from which on an accuracy has two decimals
+
+
+def stitch_table(result: dict[str, Any]) -> str:
+    """What still works: a row for each network, and how close each comes to the end network."""
+    lines = [fill(stitch_title(result))]
+    lines.append(
+        f"{'':11} {'accuracy':>8} {'95% interval':>14} {'loss':>8} {'relative':>8} {'agrees':>7} {'CKA':>7} {'l2':>8}"
+    )
+    marked, labels = exact_fits(result), {}
+    for row, key in ROWS.items():
+        if key in result["model_results"]:
+            similar = result["m2_sim"].get("m1" if row == "front" else row, {})
+            cka, l2 = (result.get(f"{name}{SIMILAR[row]}") if row in SIMILAR else None for name in ("cka", "l2"))
+            labels[row] = result["model_results"][key] | similar | {"cka": cka, "l2": l2}
+    for row, figures in labels.items():
+        lines.append(_line(result, row + EXACT_MARK * (row in marked), figures, interval_of(result, row)))
+    for row, figures in result.get("controls", {}).items():
+        mark = MADE_MARK * bool(figures.get("by_construction"))
+        lines.append(_line(result, row + mark, figures, interval_of(result, row)))
+    lines.append("relative: accuracy / accuracy of end; agrees, CKA, l2: with end")
+    lines += [fill(text) for text in [*_notes(result, marked), *verdict_lines(result)]]
+    lines += ood_lines(result.get("ood", {}), result["params"]["end_layer"])
+    lines += health_lines(result["health"]) if "health" in result else []
+    return "\n".join([*lines, *(fill(f"warning: {text}") for text in doubts(result))])
+
+
+def _line(result: dict[str, Any], label: str, figures: dict[str, Any], interval: tuple[float, float] | None) -> str:
+    end, digits = result["model_results"]["end"]["acc"], _decimals(result)
+    relative = None if figures["acc"] is None else figures["acc"] / end if end else float("nan")
+    cells = [_number(figures["acc"], 8, f".{digits}%"), f"{interval_text(interval):>14}"]
+    cells += [_number(figures["loss"], 8, ".4f"), _number(relative, 8, f".{digits + 2}f")]
+    cells += [_number(figures.get("same_class_out"), 7, f".{digits}%")]
+    cells += [_number(figures.get("cka"), 7, ".4f"), _number(figures.get("l2"), 8, ".4f")]
+    return " ".join([f"{label:11}", *cells]).rstrip()
+
+
+def _decimals(result: dict[str, Any]) -> int:
+    """Decimals of a percentage: of few images a second one would be noise."""
+    return 2 if result.get("images", {}).get("val", MANY) >= MANY else 1
+
+
+def interval_of(result: dict[str, Any], row: str) -> tuple[float, float] | None:
+    """The 95% interval of a row's accuracy; of several networks, from the lowest to the highest."""
+    if each := result.get("controls", {}).get(row, {}).get("each"):
+        found = [one["acc"] for one in each]
+        return None if None in found else (min(found), max(found))
+    return result.get("intervals", {}).get(row, {}).get("acc")
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _notes(result: dict[str, Any], marked: dict[str, dict[str, int]]) -> list[str]:
+    """What the marks of some rows mean."""
+    controls, found = result.get("controls", {}), []
+    for row, fit in marked.items():
+        found.append(
+            f"{row}{EXACT_MARK}: fitted to {fit['rows']} rows with {fit['unknowns']} unknowns an output, so it "
+            "fits whatever it is given, and this row says nothing about the networks"
+        )
+    if "untrained" in controls:
+        found.append(f"untrained: mean and range of {len(controls['untrained']['each'])} networks, not an interval")
+    if controls.get("self", {}).get("by_construction"):
+        found.append(f"self{MADE_MARK}: end, by construction: this init makes the identity of it")
+    return found
+
+
+def verdict_lines(result: dict[str, Any]) -> list[str]:
+    """The penalty and the score, with their intervals."""
+    lines = []
+    if penalty := result.get("penalty"):
+        value, low, high = (100 * penalty[key] for key in ("value", "low", "high"))
+        lines.append(f"penalty: {value:.1f} points ({low:.1f} to {high:.1f}), accuracy of end - after")
+    if score := result.get("score"):
+        lines.append(f"score: {score_text(score)}, (after - untrained) / (self - untrained)")
+        if score["value"] is None:
+            lines[-1] = f"score: undefined, {score['reason']}: self - untrained"
+    return lines
+
+
+def ood_lines(ood: dict[str, dict[str, dict[str, float]]], layer: str) -> list[str]:
+    """At the stitch and at the logits, how far what is handed on can be told from end's own."""
+    if not ood:
+        return []
+    heads = [("AUROC", "auroc"), ("signed", "auroc_signed"), ("fpr95", "fpr95"), ("l2 rel.", "l2_relative")]
+    lines = [f"{'':11} {'at ' + (layer or 'the output'):^31}   {'at the logits':^31}".rstrip()]
+    lines.append(f"{'':11} " + "   ".join(" ".join(f"{title:>7}" for title, _ in heads) for _ in range(2)))
+    for row, scores in ood.items():
+        both = (scores[layer or "logits"], scores["logits"])
+        lines.append(f"{row:11} " + "   ".join(" ".join(f"{one[key]:7.3f}" for _, key in heads) for one in both))
+    return [
+        *lines,
+        fill("AUROC 0.5, fpr95 0.95: not to be told from end's own; signed below 0.5: closer to the centre"),
+    ]
+
+
+def score_text(score: dict[str, Any] | None) -> str:
+    if not score or score["value"] is None:
+        return ""
+    return f"{score['value']:.2f} ({score['low']:.2f} to {score['high']:.2f})"
+
+
+def exact_fits(result: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """The least-squares maps of a result that had no more rows than unknowns, on the very images that score them."""
+    fits = result.get("fits", {})
+    return {name: fit for name, fit in fits.items() if name == "ps_inv" and fit["rows"] <= fit["unknowns"]}
+
+
+def doubts(result: dict[str, Any]) -> list[str]:
+    """What makes a stitch's numbers doubtful."""
+    params, chance = result["params"], result.get("constant_accuracy")
+    after, found = result["model_results"]["trans"]["acc"], []
+    if params.get("debug"):
+        found.append("--debug: a few batches an epoch, so these are no results")
+    if chance is not None and after is not None and params.get("epochs"):
+        error = math.sqrt(chance * (1 - chance) / result["images"]["val"])
+        if after <= chance + 3 * error:
+            found.append(
+                f"after training the stitch is right on {after:.1%} of the images, no better than one constant answer "
+                f"({chance:.1%}); try --whiten, a higher -lr or another init, -i ps_inv"
+            )
+    for name, fit in result.get("fits", {}).items():
+        if name != "ps_inv" and fit["rows"] <= fit["unknowns"]:
+            found.append(
+                f"{name} is fitted to {fit['rows']} rows of training images with {fit['unknowns']} unknowns an output: "
+                "it fits these whatever they are"
+            )
+    return found
+
+
+def _number(value: float | None, width: int, form: str) -> str:
+    return " " * width if value is None else f"{value:{width}{form}}"
+
+
+def stitches_table(found: Sequence[dict[str, Any]]) -> str:
+    """A row for each of several stitches: where it is, in what it differs, and what still works; then its controls."""
+    first = found[0]
+    weights = network_names([first["weights"][role] for role in ("front", "end")])
+    end = first["model_results"]["end"]["acc"]
+    title = f"{weights[0]} -> {weights[1]} ({first['params'].get('dataset') or first['weights']['front']['dataset']})"
+    if end is not None:
+        form = f".{_decimals(first)}%"
+        front = first["model_results"]["front"]["acc"]
+        title += f", accuracy of end {end:{form}}" if front is None else f", accuracy {front:{form}} and {end:{form}}"
+    similar = "agrees, CKA, l2" if any(result["cka_frank"] is not None for result in found) else "agrees, l2"
+    notes = [f"before, after, ps_inv: accuracy; {similar}: of after, with end"]
+    if any(exact_fits(result) for result in found):
+        notes.append(f"{EXACT_MARK}: fitted to fewer rows than unknowns, so it says nothing about the networks")
+    doubtful = [(result, text) for result in found for text in doubts(result)]
+    if doubtful:
+        notes.append(f"warning for {len(doubtful)} of {len(found)} stitches, the first: {doubtful[0][1]}")
+    settings = varied_settings(found)
+    tables = [_aligned([_place(result, settings) | _figures(result) for result in found], settings)]
+    lines = [fill(title), *tables, *map(fill, notes)]
+    if any(result.get("controls") for result in found) and end is not None:
+        for cells in (_between, _beside):
+            lines += ["", _aligned([_place(result, settings) | cells(result) for result in found], settings)]
+        lines += map(fill, _notes_of_controls(found))
+    return "\n".join(lines)
+
+
+def _place(result: dict[str, Any], settings: Sequence[str]) -> dict[str, str]:
+    params = result["params"]
+    row = {"front": params["front_layer"] or "output", "end": params["end_layer"] or "output"}
+    return row | {name: setting_text(params[name]) for name in settings}
+
+
+def _figures(result: dict[str, Any]) -> dict[str, str]:
+    digits, row = _decimals(result), {}
+    for stage in ("before", "after", "ps_inv"):
+        share = _number(result["model_results"][ROWS[stage]]["acc"], 0, f".{digits}%")
+        row[stage] = share + EXACT_MARK * (stage in exact_fits(result))
+    row["agrees"] = _number(result["m2_sim"]["after"]["same_class_out"], 0, f".{digits}%")
+    return row | {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
+
+
+def _between(result: dict[str, Any]) -> dict[str, str]:
+    """The trained stitch between its two bounds, and its score."""
+    row = {"after": _with_interval(result, "after", result["model_results"]["trans"])}
+    for control in ("untrained", "self"):
+        if figures := result.get("controls", {}).get(control):
+            made = bool(figures.get("by_construction"))
+            row[control] = (
+                f"{100 * figures['acc']:.1f}{MADE_MARK}" if made else _with_interval(result, control, figures)
+            )
+    score = result.get("score") or {}
+    return row | {"score": "-" if "reason" in score else score_text(score)}
+
+
+def _beside(result: dict[str, Any]) -> dict[str, str]:
+    """What stitching costs, and the other controls."""
+    penalty, controls = result.get("penalty"), result.get("controls", {})
+    row = {"penalty": "{:.1f} ({:.1f} to {:.1f})".format(*(100 * penalty[key] for key in penalty)) if penalty else ""}
+    for control in ("constant", "shuffled", "self_random"):
+        row[control] = f"{100 * controls[control]['acc']:.1f}" if control in controls else ""
+    return row | ({"probe": _with_interval(result, "probe", controls["probe"])} if "probe" in controls else {})
+
+
+def _with_interval(result: dict[str, Any], row: str, figures: dict[str, Any]) -> str:
+    return f"{100 * figures['acc']:.1f} {interval_text(interval_of(result, row))}"
+
+
+def _notes_of_controls(found: Sequence[dict[str, Any]]) -> list[str]:
+    notes = ["accuracies in % with 95% intervals; penalty: accuracy of end - after, points"]
+    if any("score" in result for result in found):
+        notes.append("score: (after - untrained) / (self - untrained); -: these are too close to tell")
+    controls = {name: figures for result in found for name, figures in result.get("controls", {}).items()}
+    if "untrained" in controls:
+        notes.append(f"untrained: mean and range of {len(controls['untrained']['each'])} networks")
+    if any(result.get("controls", {}).get("self", {}).get("by_construction") for result in found):
+        notes.append(f"{MADE_MARK}: end, by construction: this init makes the identity of it")
+    return notes
+
+
+def _aligned(rows: Sequence[dict[str, str]], settings: Sequence[str]) -> str:
+    """Rows as a table; a column in which nothing stands is left out."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    kept = [name for name in names if any(row.get(name) for row in rows)]
+    right = [name for name in kept if name not in ("front", "end", *settings)] + list(settings)
+    return columns_text([{name: row.get(name, "") for name in kept} for row in rows], right=right)
+
+
+def varied_settings(found: Sequence[dict[str, Any]]) -> list[str]:
+    """The options, beside layers, in which results differ."""
+    return varied([SimpleNamespace(**result["params"]) for result in found])

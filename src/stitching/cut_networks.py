@@ -1,0 +1,166 @@
+"""Networks, frozen and cut at every layer at which stitches between them are to be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from src.core.config import mixed_precision
+from src.cutting.channel_axis import Output, doubts, find_outputs, layouts_of, require_fit
+from src.cutting.freeze import freeze
+from src.cutting.parts import Layouts, heads, later_layers, tail, tails
+from src.cutting.structure import split_layer
+from src.stitching.geometry import Geometry
+from src.stitching.layer import StitchLayer
+from src.stitching.network import pair_geometry
+from src.stitching.options import check_sizes
+from src.stitching.stitch_spec import Cut, StitchSpec
+from src.stitching.targets import TARGETS
+
+LOGITS = ""  # the whole network, as a layer
+Outputs = dict[str, Tensor]
+Shared = dict[str, Outputs]  # what all stitches of a batch need: outputs of layers by name, of each network by its own
+
+
+class Cuts:
+    """What the stitches `specs` between two networks need of them; an image passes each network once for all.
+
+    `sample` is a batch of images that tells the shapes, on the device of the networks. `others` are networks beside the
+    two, of the front's architecture, by the `source` of the specs that take their fronts. `layouts` are those asked
+    for, of the front and of the end network. Raises ValueError, before any work, for layers that do not exist or cannot
+    be stitched, and for inits and ranks that do not suit their sizes.
+    """
+
+    def __init__(
+        self,
+        front: nn.Module,
+        end: nn.Module,
+        specs: Sequence[StitchSpec],
+        sample: Tensor,
+        *,
+        others: Mapping[str, nn.Module] | None = None,
+        layouts: tuple[str | None, str | None] = (None, None),
+    ) -> None:
+        self.specs = list(specs)
+        self.sample = sample
+        self.networks = {"front": front, "end": end, **(others or {})}
+        self._heads: dict[tuple[str, tuple[str, ...]], nn.Module] = {}
+        self._tails: dict[str, nn.Module] = {}
+        self.asked = layouts
+        self.notes: list[str] = []
+        self._found: dict[str, dict[str, Output]] = {source: {} for source in self.networks}
+        self._geometries: dict[Cut, Geometry] = {}
+        for source, layers in layers_of(self.specs).items():
+            self.look(source, layers)
+        self.look("end", list(dict.fromkeys(spec.end_layer for spec in self.specs)))
+        for source, asked in zip(("front", "end"), layouts, strict=True):
+            require_fit(asked, self._found[source])
+        for spec in self.specs:
+            check_sizes(asdict(spec), self.geometry(spec.cut))
+            self.end_tail(spec.end_layer)  # a tail that cannot be cut is refused now, too
+
+    @property
+    def device(self) -> torch.device:
+        return self.sample.device
+
+    def look(self, source: str, layers: Sequence[str]) -> None:
+        """Learn the shapes and layouts of layers from one pass."""
+        network, asked = self.networks[source], self.asked[source == "end"]
+        found = find_outputs(network, layers, self.sample, asked)
+        self.notes = list(dict.fromkeys([*self.notes, *doubts(network, found)]))
+        self._found[source] |= found
+
+    def _layouts(self, source: str) -> Layouts:
+        return layouts_of(self._found[source])
+
+    def geometry(self, cut: Cut) -> Geometry:
+        if cut not in self._geometries:
+            for source, layer in ((cut.source, cut.front_layer), ("end", cut.end_layer)):
+                if layer not in self._found[source]:
+                    self.look(source, [layer])
+            front, end = self._found[cut.source][cut.front_layer], self._found["end"][cut.end_layer]
+            self._geometries[cut] = pair_geometry(front, end, flatten=cut.flatten, resize=cut.resize)
+        return self._geometries[cut]
+
+    def outputs(self, source: str, layers: Sequence[str], images: Tensor) -> Outputs:
+        """The outputs of layers of one of the networks by their names, from one pass; "" is its logits."""
+        key = source, tuple(dict.fromkeys(layers))
+        if not key[1]:
+            return {}
+        if key not in self._heads:
+            self._heads[key] = freeze(heads(self.networks[source], key[1], self._layouts(source))).to(images.device)
+        return dict(zip(key[1], self._heads[key](images), strict=True))
+
+    def fronts(
+        self, specs: Sequence[StitchSpec], images: Tensor, more: Mapping[str, Sequence[str]] | None = None
+    ) -> Shared:
+        """The outputs that stitches start from, and `more` layers by the network that they are of."""
+        wanted = layers_of(specs)
+        for source, layers in (more or {}).items():
+            wanted.setdefault(source, []).extend(layers)
+        return {source: self.outputs(source, layers, images) for source, layers in wanted.items()}
+
+    @torch.no_grad()
+    def share(self, specs: Sequence[StitchSpec], images: Tensor) -> Shared:
+        """What the training of these stitches needs of a batch, in the precision that they train in."""
+        more = {role: [LOGITS] for spec in specs for role in TARGETS[spec.target_type].teachers}
+        more["end"] = [spec.end_layer for spec in specs if spec.cka_reg] + more.get("end", [])
+        with mixed_precision(images.device, enabled=specs[0].amp):
+            return self.fronts(specs, images, more)
+
+    def end_tail(self, layer: str) -> nn.Module:
+        """(output of a layer of the end network, images) -> its logits."""
+        if layer not in self._tails:
+            self._tails[layer] = freeze(tail(self.networks["end"], layer, layouts=self._layouts("end")))
+        return self._tails[layer]
+
+    def later(self, layer: str) -> tuple[list[str], nn.Module]:
+        """A layer of the end network, those that follow from it, and (output of it, images) -> outputs of all."""
+        end = self.networks["end"]
+        names = [name for name in later_layers(end, layer, self.sample) if not _changes_nothing(end, name)]
+        outputs = find_outputs(end, names, self.sample, self.asked[1])
+        known = {name: found for name, found in outputs.items() if found.layout}
+        self._found["end"] |= {name: found for name, found in known.items() if name not in self._found["end"]}
+        return [layer, *known], freeze(tails(end, layer, [*known, LOGITS], self._layouts("end")))
+
+    def finish(self, layer: str, activation: Tensor, images: Tensor) -> Tensor:
+        """The end network's logits from an activation of its layer on, which may be one for all images."""
+        part = self.end_tail(layer)
+        if len(activation) == len(images):
+            return part(activation, images)
+        if _reads_images(part):
+            return part(activation.expand(len(images), *activation.shape[1:]).contiguous(), images)
+        return part(activation, images[:1]).expand(len(images), -1)
+
+    def logits(self, spec: StitchSpec, stitch: StitchLayer, fronts: Shared, images: Tensor) -> Tensor:
+        """What a stitched network says, given the outputs of `fronts`."""
+        return self.finish(spec.end_layer, self.stitched(spec, stitch, fronts), images)
+
+    @staticmethod
+    def stitched(spec: StitchSpec, stitch: StitchLayer, fronts: Shared) -> Tensor:
+        """What a stitch makes of the outputs of `fronts`; a constant one gives one activation for all images."""
+        return stitch() if spec.constant else stitch(fronts[spec.source][spec.front_layer])
+
+
+def _changes_nothing(network: nn.Module, layer: str) -> bool:
+    """Whether a layer hands on what it is given, but for its shape."""
+    return isinstance(network.get_submodule(split_layer(layer)[0]), nn.Identity | nn.Flatten | _DropoutNd)
+
+
+def layers_of(specs: Sequence[StitchSpec]) -> dict[str, list[str]]:
+    """The layers at which stitches start, by the network that they are of."""
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        if not spec.constant and spec.front_layer not in found.setdefault(spec.source, []):
+            found[spec.source].append(spec.front_layer)
+    return found
+
+
+def _reads_images(part: nn.Module) -> bool:
+    """Whether a tail looks at the images, around the activation; one that runs the whole network does."""
+    if not isinstance(part, fx.GraphModule):
+        return True
+    placeholders = [node for node in part.graph.nodes if node.op == "placeholder"]
+    return any(node.users for node in placeholders[1:])

@@ -1,0 +1,43 @@
+"""The keys of stitches between two networks on given images."""
+
+from dataclasses import asdict
+from typing import Any
+
+from src.dataset import is_known
+from src.networks.checkpoints import weights_digest
+from src.networks.opening import code_of
+from src.networks.presentation import Viewing
+from src.stitching.cut_networks import Cuts
+from src.stitching.geometry import Geometry
+from src.stitching.stitch_spec import StitchSpec
+
+
+def stitch_keys(cuts: Cuts, about: dict[str, Any]) -> list[str]:
+    """The key of each stitch, a digest of all that decides it, in its `surroundings`: of data sets both splits."""
+    return [stitch_key(spec, cuts.geometry(spec.cut), about) for spec in cuts.specs]
+
+
+def surroundings(viewing: Viewing, images: list[str], weights: list[str] | None = None) -> dict[str, Any]:
+    """What decides every stitch of two networks beside its spec.
+
+    `images` are the digests of the splits, `weights` those of the networks, where somebody knows them already.
+    """
+    networks = viewing.networks
+    about: dict[str, Any] = {
+        "weights": weights or [weights_digest(network.network) for network in networks],
+        "preprocessing": [asdict(network.preprocessing) for network in networks],
+        "images": images,
+    }
+    if any(code := [code_of(network) for network in networks]):
+        about["code"] = code
+    if not is_known(viewing.dataset):  # its name says how it is augmented; of others what names them does
+        about["augmentation"] = viewing.dataset.partition(":")[0]
+    if any(viewing.reordered):
+        about["classes"] = [viewing.answers, *(network.labels for network in networks)]
+    return about
+
+
+def stitch_key(spec: StitchSpec, geometry: Geometry, about: dict[str, Any]) -> str:
+    """The key of a stitch in its surroundings; layouts count where they are not the plain ones."""
+    plain = geometry.front_layout.is_plain and geometry.end_layout.is_plain
+    return spec.key(**about, **({} if plain else {"layouts": geometry.layouts}))

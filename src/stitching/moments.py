@@ -1,0 +1,111 @@
+"""The paired moments of many pairs of layers of two networks, from one pass over the images."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from src.dataset import Split
+from src.evaluation.passes import feed
+from src.evaluation.probe import Averages
+from src.metrics.algebra.moments import PairedMoments, Sums, gather, rows_at_once
+from src.stitching.cut_networks import Cuts, Shared
+from src.stitching.geometry import Geometry
+from src.stitching.stitch_spec import Cut, StitchSpec
+from src.stitching.upsampling import Upsampled, is_upsampled
+
+LARGE_MOMENTS = 2048  # features of both sides; the sums of products of more take a while to solve
+Moments = dict[Cut, PairedMoments]
+
+
+def gather_moments(
+    cuts: Cuts,
+    specs: Sequence[StitchSpec],
+    split: Split,
+    *,
+    title: str,
+    notice: Callable[[str], None],
+    averages: Averages | None = None,
+) -> Moments:
+    """The paired moments of every pair of layers of some stitches, from one pass over a split.
+
+    The same pass gives `averages` its layers of the front network.
+    """
+    specs = [spec for spec in specs if not spec.constant]
+    if not specs and not averages:
+        return {}
+    gathering = _Gathering(cuts, list(dict.fromkeys(spec.cut for spec in specs)), split.device)
+    for geometry in gathering.geometries.values():
+        _announce(geometry.inputs, geometry.outputs, len(split), notice)
+    more = {"end": [spec.end_layer for spec in specs]} | ({"front": averages.layers} if averages else {})
+
+    def add(outputs: Shared) -> None:
+        gathering.add(outputs)
+        if averages:
+            averages.add(outputs["front"])
+
+    feed([partial(cuts.fronts, specs, more=more)], split, add, title=title)
+    return gathering.moments()
+
+
+class _Gathering:
+    """Moments of many pairs of layers, which share the sums of a layer that they lay out alike."""
+
+    def __init__(self, cuts: Cuts, chosen: Sequence[Cut], device: torch.device) -> None:
+        self.geometries = {cut: cuts.geometry(cut) for cut in chosen}
+        small = {cut: geometry for cut, geometry in self.geometries.items() if is_upsampled(geometry)}
+        self.upsampled = Upsampled(small, device) if small else None
+        self.sums: dict[tuple, Sums] = {}
+        self.direct: Moments = {}
+        self.groups: dict[tuple, list[Cut]] = {}
+        for cut, geometry in self.geometries.items():
+            layout = self._layout(geometry)
+            self.groups.setdefault(layout, []).append(cut)
+            end = self._sums(("end", cut.end_layer, *layout), geometry.outputs, device)
+            if cut not in small:
+                front = self._sums((cut.source, cut.front_layer, *layout), geometry.inputs, device)
+                self.direct[cut] = PairedMoments.of(front, end)
+
+    def _sums(self, key: tuple, features: int, device: torch.device) -> Sums:
+        return self.sums.setdefault(key, Sums(features, device))
+
+    @staticmethod
+    def _layout(geometry: Geometry) -> tuple:
+        """What decides the rows of a batch: flat or the positions, and how many become float64 at a time."""
+        return geometry.is_flat, geometry.places, rows_at_once(geometry.inputs, geometry.outputs)
+
+    def add(self, outputs: Shared) -> None:
+        if self.upsampled:
+            self.upsampled.add(outputs)
+        for layout, cuts in self.groups.items():
+            sides: dict[tuple, Tensor] = {}
+            for cut in cuts:
+                geometry = self.geometries[cut]
+                front, end = (cut.source, cut.front_layer, *layout), ("end", cut.end_layer, *layout)
+                if cut in self.direct and front not in sides:
+                    sides[front] = geometry.front_rows(outputs[cut.source][cut.front_layer])
+                if end not in sides:
+                    sides[end] = geometry.end_rows(outputs["end"][cut.end_layer])
+            shared = [(self.sums[key], rows) for key, rows in sides.items()]
+            gather(shared, [self.direct[cut] for cut in cuts if cut in self.direct], rows=layout[-1])
+
+    def moments(self) -> Moments:
+        found = dict(self.direct)
+        if self.upsampled:
+            ends = {
+                cut.end_layer: self.sums[("end", cut.end_layer, *self._layout(geometry))]
+                for cut, geometry in self.upsampled.geometries.items()
+            }
+            found |= dict(self.upsampled.finish(ends))
+        return {cut: found[cut] for cut in self.geometries}
+
+
+def _announce(inputs: int, outputs: int, images: int, notice: Callable[[str], None]) -> None:
+    if inputs + outputs > LARGE_MOMENTS:
+        held = 8 * (inputs * inputs + inputs * outputs + outputs * outputs) / 1e9
+        work = images * (inputs * inputs + inputs * outputs + outputs * outputs) * 2 / 1e12
+        notice(
+            f"least squares of {outputs} x {inputs} weights from {images} images: {held:.1f} GB of sums, "
+            f"{work:.1f} Tflop in float64 and a decomposition of {inputs} x {inputs}; minutes"
+        )

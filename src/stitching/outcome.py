@@ -1,0 +1,293 @@
+"""What came of stitches: their maps, how near these come to the end network, and what the stitched networks do."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from src.dataset import Split
+from src.evaluation.passes import BATCH_SIZE
+from src.evaluation.probe import Probe
+from src.evaluation.scores import Tally, tally
+from src.metrics.algebra.moments import Affine, PairedMoments, least_squares, squared_error
+from src.metrics.diagnostics import facts_of_sums, health_of
+from src.stitching.cka import FRONT
+from src.stitching.cut_networks import LOGITS, Cuts
+from src.stitching.geometry import Geometry
+from src.stitching.inits import INITS
+from src.stitching.layer import MaskedStitch, StitchLayer, from_arrays
+from src.stitching.ood import Scores
+from src.stitching.significance import intervals_of, penalty_of, score_of
+from src.stitching.stitch_spec import StitchSpec
+from src.training.train_state import History
+
+FIT_COLUMNS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+# the published keys: cka is the front network's, cka_frank that of the trained stitch
+SUFFIX = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_inv", "ls_train": "_ls_train"}
+PUBLISHED = {"after": "trans"}  # in model_results
+STAGES = ("before", "after", "ps_inv", "ls_train")  # maps that are scored
+
+
+@dataclass(slots=True)
+class Work:
+    """A stitch on its way: what it is to be, the layer, what training made of it, and why it failed if it did.
+
+    names: under which name each of its maps is scored; maps that are equal share one. controls: under which names the
+    networks of each control are.
+    """
+
+    spec: StitchSpec
+    layer: StitchLayer
+    initial: dict[str, Any]
+    history: History = field(default_factory=History)
+    failure: str | None = None
+    controls: dict[str, list[str]] = field(default_factory=dict)
+    maps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fits: dict[str, dict[str, int]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    similar: dict[str, Any] = field(default_factory=dict)
+
+
+class Outcomes:
+    """The maps of all stitches that came through training, told apart, and what is known of each."""
+
+    def __init__(self, cuts: Cuts, *, front_labelled: bool = True, comparable: bool = True) -> None:
+        self.cuts, self.comparable = cuts, comparable
+        self.unlabelled = () if front_labelled else ("front",)
+        self._known: dict[tuple, str] = {}
+        self._stitches: dict[str, tuple[StitchSpec, StitchLayer]] = {}
+        self._probes: dict[str, tuple[str, Probe]] = {}
+
+    def add(
+        self, works: Sequence[Work], on_val: PairedMoments, on_train: PairedMoments | None
+    ) -> dict[str, StitchLayer]:
+        """Finish the maps of stitches of one pair of layers, from its moments, and return them by name."""
+        exact, fitted = least_squares(on_val), least_squares(on_train) if on_train else None
+        geometry = self.cuts.geometry(works[0].spec.cut)
+        health = _health(geometry, on_val)
+        for work in works:
+            own = work.spec.needs_train_moments  # what others asked for must not change what this one says
+            _add_maps(work, on_val, exact, on_train if own else None, fitted if own else None)
+            for stage in STAGES:
+                if stage in work.maps:
+                    work.names[stage] = self._name(work, stage)
+            work.similar = {f"cka{SUFFIX[stage]}": None for stage in ("front", *work.names)}
+            work.similar |= {"health": health, "cka_group_at": None}
+            work.similar |= _distances(work.maps, on_val, same_shape=geometry.front_shape == geometry.end_shape)
+        return {name: self._stitches[name][1] for work in works for name in work.names.values()}
+
+    @staticmethod
+    def add_ckas(works: Sequence[Work], ckas: Mapping[str, float], group: int | None = None) -> None:
+        """Note the CKA of every map by name, and of the front network's activation, `FRONT`."""
+        for work in works:
+            for stage, name in {"front": FRONT, **work.names}.items():
+                work.similar[f"cka{SUFFIX[stage]}"] = ckas[name]
+            work.similar["cka_group_at"] = group
+
+    def _name(self, work: Work, stage: str) -> str:
+        w, b = (np.asarray(work.maps[stage][key], dtype=np.float32) for key in ("w", "b"))
+        key = work.spec.cut, w.tobytes(), b.tobytes()
+        if key not in self._known:
+            self._known[key] = name = f"map {len(self._known)}"
+            layer = from_arrays(work.maps[stage], self.cuts.geometry(work.spec.cut)).to(self.cuts.device)
+            self._stitches[name] = work.spec, layer
+        return self._known[key]
+
+    def hold_against(self, work: Work, sewn: Mapping[str, Sequence[Work]], probe: Probe | None) -> None:
+        """Name the networks of a stitch's controls, so that they are scored with it: those that came through."""
+        for control, others in sewn.items():
+            if not others and control != "probe":
+                work.controls[control] = ["end"]  # the end network stitched to itself by a map that changes nothing
+            elif others and not any(other.failure for other in others):
+                work.controls[control] = [self._name_of(other) for other in others]
+        if probe:
+            work.controls["probe"] = [f"probe {work.spec.front_layer}"]
+            self._probes[work.controls["probe"][0]] = work.spec.front_layer, probe
+
+    def _name_of(self, control: Work) -> str:
+        key = (control.spec,)
+        if key not in self._known:
+            self._known[key] = f"control {len(self._known)}"
+            self._stitches[self._known[key]] = control.spec, control.layer
+        return self._known[key]
+
+    def sewn(self) -> dict[str, tuple[StitchSpec, StitchLayer]]:
+        """Every map and control that is scored, by its name, probes left out."""
+        return dict(self._stitches)
+
+    def score(self, works: Sequence[Work], val: Split, *, labelled: bool) -> Tally:
+        """One pass over the validation images that scores both networks and every map of every stitch."""
+        couples = dict.fromkeys(couple for work in works for couple in _couples(work.names).values())
+        kept = {name for work in works for name in _resampled(work, several=val.labels.dim() > 1)}
+        counts = Tally(
+            val.spec.task,
+            target="end",
+            couples=list(couples),
+            labelled=labelled,
+            unlabelled=self.unlabelled,
+            keep=kept,
+        )
+        specs = [spec for spec, _ in self._stitches.values()]
+        networks = ["front", "end"] if self.comparable else ["end"]
+        more = {role: [LOGITS] for role in networks}
+        more.setdefault("front", []).extend(layer for layer, _ in self._probes.values())
+
+        def forward(images: Tensor) -> dict[str, Tensor]:
+            fronts = self.cuts.fronts(specs, images, more)
+            logits = {role: fronts[role][LOGITS] for role in networks}
+            logits |= {
+                name: self.cuts.logits(spec, layer, fronts, images) for name, (spec, layer) in self._stitches.items()
+            }
+            return logits | {name: probe(fronts["front"][layer]) for name, (layer, probe) in self._probes.items()}
+
+        return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
+
+    def result(self, work: Work, counts: Tally, ood: Mapping[str, Scores] | None = None) -> dict[str, Any]:
+        """What a result file says of one stitch; `ood` is what is known of the activations of each map by name."""
+        geometry = self.cuts.geometry(work.spec.cut)
+        stages = {"front": "front", "end": "end", **work.names}
+        agreeing = {stage: name for stage, name in stages.items() if stage != "end"}
+        return {
+            "geometry": {"front": geometry.front_shape, "end": geometry.end_shape, "layouts": geometry.layouts},
+            "trans_fit": pd.DataFrame(work.history.epochs, columns=FIT_COLUMNS),
+            "trans_history": {iteration: _published(state) for iteration, state in work.history.snapshots.items()},
+            "trans_m": work.maps,
+            "fits": work.fits,
+            "model_results": {PUBLISHED.get(stage, stage): counts.scores(name) for stage, name in stages.items()},
+            "hits": {key: counts.hits(*couple) for key, couple in _couples(work.names).items()},
+            "m2_sim": {{"front": "m1"}.get(stage, stage): counts.agreement(name) for stage, name in agreeing.items()},
+            **_verdicts(work, stages, counts),
+            **({"ood": _rows_of_ood(work, ood)} if ood else {}),
+            **work.similar,
+        }
+
+
+def _health(geometry: Geometry, moments: PairedMoments) -> dict[str, Any]:
+    """Ranks and dead channels of the two activations on validation images, and what makes a fit to them doubtful."""
+    if geometry.is_flat:
+        view, shapes, positions = "images", (geometry.front_shape, geometry.end_shape), 1
+    else:
+        view, across = "channels", geometry.end_shape[1:]
+        shapes = ((geometry.inputs, *across), (geometry.outputs, *across))
+        positions = math.prod(across)
+    facts = tuple(facts_of_sums(sums, ranked=True) for sums in (moments.x, moments.y))
+    return asdict(health_of(view, moments.n // positions, shapes, facts, ["ps_inv"], None, None))  # pyright: ignore
+
+
+def _resampled(work: Work, *, several: bool) -> list[str]:
+    """The networks whose decisions are kept image by image: those of the score; all, of several labels."""
+    if several:
+        return ["front", "end", *work.names.values(), *(name for names in work.controls.values() for name in names)]
+    bounds = [work.controls.get(control, []) for control in ("self", "untrained")]
+    return [work.names["after"], *bounds[0], *bounds[1]] if all(bounds) else []
+
+
+def _verdicts(work: Work, stages: Mapping[str, str], counts: Tally) -> dict[str, Any]:
+    """The controls' figures, how sure the accuracies are, and what they say of the trained stitch."""
+    controls = {control: _control(names, counts) for control, names in work.controls.items()}
+    single = {control: names[0] for control, names in work.controls.items() if len(names) == 1}
+    found: dict[str, Any] = {
+        "intervals": {row: intervals_of(counts, name) for row, name in {**stages, **single}.items()},
+        "penalty": penalty_of(counts, work.names["after"]),
+    }
+    if controls:
+        found["controls"] = controls
+    if {"self", "untrained"} <= controls.keys():
+        ceiling = work.controls["self"][0]
+        found["score"] = score_of(counts, work.names["after"], work.controls["untrained"], ceiling)
+    return found
+
+
+def _rows_of_ood(work: Work, ood: Mapping[str, Scores]) -> dict[str, Scores]:
+    """The scores of each map and control of a stitch; of several networks their means."""
+    rows = {row: [name] for row, name in work.names.items()} | work.controls
+    found = {}
+    for row, names in rows.items():
+        each = [ood[name] for name in names if name in ood]
+        if each:
+            found[row] = {
+                place: {key: float(np.mean([one[place][key] for one in each])) for key in scores}
+                for place, scores in each[0].items()
+            }
+    return found
+
+
+def _control(names: Sequence[str], counts: Tally) -> dict[str, Any]:
+    """What the networks of a control reach: the mean of several, and the figures of each."""
+    each = [{**counts.scores(name), **counts.agreement(name)} for name in names]
+    kept = ("acc", "loss", "rel_acc", "same_class_out")
+    means = {key: None if each[0][key] is None else float(np.mean([one[key] for one in each])) for key in kept}
+    if names == ["end"]:
+        return means | {"by_construction": True}
+    return means | ({"each": [{key: one[key] for key in kept} for one in each]} if len(each) > 1 else {})
+
+
+def _add_maps(
+    work: Work, on_val: PairedMoments, exact: Affine, on_train: PairedMoments | None, fitted: Affine | None
+) -> None:
+    """before, after, their difference; least squares on validation and on training images; the first minus after."""
+    after = work.layer.arrays()
+    mask = work.layer.mask.cpu().numpy() if isinstance(work.layer, MaskedStitch) else np.ones_like(after["w"])
+    ps_inv = _as_arrays(exact, after)
+    work.maps = {
+        "before": work.initial,
+        "after": after,
+        "diff": _difference(after, work.initial),
+        "ps_inv": ps_inv,
+        "ps_frank": _difference(ps_inv, after),
+        "mask": {"w": mask.reshape(after["w"].shape), "b": np.ones_like(after["b"])},
+    }
+    unknowns = work.layer.geometry.inputs + 1
+    work.fits = {"ps_inv": {"rows": on_val.n, "unknowns": unknowns}}
+    if on_train and fitted:
+        work.maps["ls_train"] = _as_arrays(fitted, after)
+        work.fits["ls_train"] = {"rows": on_train.n, "unknowns": unknowns}
+        if INITS[work.spec.init].needs_moments:
+            free = int(max((mask.reshape(len(mask), -1) != 0).sum(1))) + 1
+            work.fits["before"] = {"rows": on_train.n, "unknowns": free}
+
+
+def _as_arrays(affine: Affine, like: dict[str, Any]) -> dict[str, Any]:
+    return {"w": affine.w.cpu().numpy().reshape(like["w"].shape), "b": affine.b.cpu().numpy()}
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {key: one[key] - other[key] for key in ("w", "b")}
+
+
+def _distances(maps: Mapping[str, dict[str, Any]], moments: PairedMoments, *, same_shape: bool) -> dict[str, Any]:
+    """`l2`, the mean squared difference to the end network's activation, and `l2_relative`, over its mean variance."""
+    outputs = len(moments.mean_y)
+    variance = float(moments.yy.trace()) / moments.n / outputs
+    values: dict[str, Any] = {}
+    for stage, suffix in SUFFIX.items():
+        if stage == "front":
+            unchanged = Affine(torch.eye(outputs), torch.zeros(outputs))
+            l2 = squared_error(moments, unchanged) if same_shape else None
+        elif stage in maps:
+            w, b = (torch.as_tensor(np.asarray(maps[stage][key])) for key in ("w", "b"))
+            l2 = squared_error(moments, Affine(w.reshape(outputs, -1), b))
+        else:
+            continue
+        values[f"l2{suffix}"] = l2
+        values[f"l2_relative{suffix}"] = None if l2 is None else l2 / variance if variance else float("nan")
+    return values
+
+
+def _couples(names: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The published key of each couple whose hits are counted together."""
+    return {
+        "m2_frank": ("end", names["after"]),
+        "m2_ps_inv": ("end", names["ps_inv"]),
+        "frank_ps_inv": (names["after"], names["ps_inv"]),
+    }
+
+
+def _published(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """A snapshot of the stitch under the names that published results give its parameters."""
+    return {f"transform.{name}": value.numpy() for name, value in state.items()}

@@ -1,0 +1,155 @@
+"""Everything that decides a stitch, and nothing about files or devices."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+from src.stitching.inits import INITS
+from src.stitching.masks import MASKS, SPELLINGS
+from src.stitching.options import VARIED, check_options
+from src.stitching.start import needs_moments
+from src.stitching.targets import TARGETS
+from src.training.recipe import ELEMENTWISE, Recipe
+
+RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
+FORMAT, WHITENED_FORMAT = 1, 3  # of keys: a change of what a spec means makes other keys
+
+
+class Cut(NamedTuple):
+    """Where two networks are cut for a stitch, and what becomes of the activations there."""
+
+    source: str
+    front_layer: str
+    end_layer: str
+    flatten: bool
+    resize: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StitchSpec:
+    """One stitch: where it is, what its matrix may be, where it starts and how it is trained.
+
+    Fields are the options of stitch_nets.py by their names. Whole numbers in fields of floating-point numbers are
+    converted. Raises ValueError for options that exclude each other or are out of range.
+    """
+
+    # no fields of it: the network whose front it takes, and whether it takes none
+    source = "front"
+    constant = False
+
+    front_layer: str
+    end_layer: str
+    init: str = "random"
+    mask: str = "identity"
+    low_rank: int | None = None
+    orthogonal: bool = False
+    flatten: bool = False
+    resize: bool = False
+    target_type: str = "hard"
+    temperature: float = 1.0
+    l1: float = 0.0
+    cka_reg: float = 0.0
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: str = "adam"
+    lr: float = RATE
+    weight_decay: float = 1e-4
+    seed: int = 0
+    save_frequency: int = 10
+    whiten: bool = False
+    amp: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (float, "float") and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+        if self.mask in SPELLINGS:
+            object.__setattr__(self, "mask", SPELLINGS[self.mask])
+        for name, table in (("init", INITS), ("mask", MASKS), ("target_type", TARGETS), ("optimizer", ELEMENTWISE)):
+            if getattr(self, name) not in table:
+                known = ", ".join(sorted(table))
+                raise ValueError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
+        check_options(asdict(self))
+        _ = self.recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay, cosine=self.whiten)
+
+    @property
+    def cut(self) -> Cut:
+        """What decides the geometry: the network of the front, both layers, `flatten` and `resize`."""
+        return Cut(self.source, self.front_layer, self.end_layer, self.flatten, self.resize)
+
+    @property
+    def needs_train_moments(self) -> bool:
+        return needs_moments(self.init, self.mask) or self.whiten
+
+    def key(self, **surroundings: Any) -> str:
+        """A digest of the spec and of what it is about: weights, preprocessing, images.
+
+        SHA-256 in hexadecimal; equal keys mean equal stitches on one machine with one set of libraries.
+        `surroundings` are built-in values, such as digests.
+        """
+        record = {
+            "format": WHITENED_FORMAT if self.whiten else FORMAT,
+            "spec": asdict(self),
+            "surroundings": surroundings,
+        }
+        return digest(record)
+
+
+def usual_rate(*, whiten: bool) -> float:
+    """The learning rate of a stitch for which none is asked."""
+    return WHITENED_RATE if whiten else RATE
+
+
+def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
+    """Every combination of options of which some have lists of values, before layers are known.
+
+    Raises ValueError for one that would be refused alone.
+    """
+    values = {field.name: options[field.name] for field in fields(StitchSpec) if not field.name.endswith("layer")}
+    values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
+    lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
+    chosen = (dict(zip(VARIED, some, strict=True)) for some in itertools.product(*lists))
+    return list(dict.fromkeys(StitchSpec("", "", **(values | some)) for some in chosen))  # a mask has two spellings
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSpec(StitchSpec):
+    """A stitch that another is held against: into the same layer of the end network, trained alike.
+
+    `source` names the network whose front it takes, which may be the end network itself or one beside both;
+    a `constant` one is a bias alone and takes nothing.
+    """
+
+    source: str = "front"  # pyright: ignore[reportIncompatibleVariableOverride]
+    constant: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @classmethod
+    def of(cls, spec: StitchSpec, source: str, **changed: Any) -> "ControlSpec":
+        options: dict[str, Any] = asdict(spec) | {"source": source} | changed
+        return cls(**options)
+
+
+def digest(record: Any) -> str:
+    """SHA-256 of built-in values, in hexadecimal."""
+    text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _exact(value: Any) -> Any:
+    """The same with floating-point numbers spelled to the last bit, and apart from whole ones."""
+    if isinstance(value, float):
+        return f"float {value.hex()}"
+    if isinstance(value, dict):
+        return {str(key): _exact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exact(item) for item in value]
+    return value

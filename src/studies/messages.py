@@ -1,0 +1,82 @@
+"""What a study is, costs and has come to, in lines."""
+
+from collections.abc import Sequence
+
+from src.studies.estimate import in_words, size_in_words
+from src.studies.frames import Found
+from src.studies.plan import Plan
+from src.studies.store import Failure, Store
+from src.studies.table import HEADINGS, key_text
+
+
+def plan_lines(plan: Plan, store: Store, workers: int) -> list[str]:
+    """What a run would do: results, passes, time and disk."""
+    done = store.done()
+    rest = [left for bundle in plan.bundles if (left := bundle.without(done)).items]
+    stitches = sum(len(bundle.items) for bundle in rest if not bundle.is_comparison)
+    comparisons = sum(bundle.is_comparison for bundle in rest)
+    # a bundle of which a part is there takes what its rest does
+    shares = {bundle.name: len(bundle.items) for bundle in plan.bundles}
+    seconds = sum(bundle.seconds * len(bundle.items) / shares[bundle.name] for bundle in rest)
+    longest = max((bundle.seconds for bundle in rest), default=0.0)
+    ahead = max(seconds / workers, longest)
+    lines = [
+        f"{counted(stitches, 'stitch', 'stitches')} and {counted(comparisons, 'comparison', 'comparisons')} to do, "
+        f"{len(done.intersection(plan.names))} of {len(plan.names)} done",
+        f"{counted(len(rest), 'pass', 'passes')}, each of one pair of networks",
+        f"about {in_words(ahead)} with {counted(workers, 'process', 'processes')}, at the speed measured here"
+        if rest
+        else "nothing is left to do",
+        f"about {size_in_words(plan.size)} on disk in the end",
+    ]
+    for reason, count in plan.left_out.items():
+        lines.append(f"left out: {counted(count, 'stitch', 'stitches')}: {reason}")
+    return lines
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def status_lines(plan: Plan, store: Store) -> list[str]:
+    """How far a study is, who is at it, and what failed."""
+    done, names = store.done(), set(plan.names)
+    failures = {name: failure for name, failure in store.failures().items() if name in names}
+    held = {path.stem for path in store.leases.glob("*.lease")}
+    at_work = [bundle for bundle in plan.bundles if bundle.name in held and bundle.without(done).items]
+    lines = [f"{len(done & names)} of {len(names)} results, {len(failures)} failed, {len(at_work)} passes held"]
+    if others := len(done - names):
+        lines.append(f"{counted(others, 'result', 'results')} of what the file no longer declares")
+    return [*lines, *failure_lines(list(failures.values()))]
+
+
+def failure_lines(failures: Sequence[Failure], shown: int = 10) -> list[str]:
+    lines = [f"failed {counted(one.count, 'time', 'times')}: {one.about}: {one.line}" for one in failures[:shown]]
+    return lines + ([f"and {len(failures) - shown} more"] if len(failures) > shown else [])
+
+
+def summary(plan: Plan, store: Store, found: Found) -> list[tuple[str, str]]:
+    """What stands at the top of the page."""
+    names = set(plan.names)
+    missing = len(names - store.done())
+    stitches = found.stitches
+    lines = [("results", f"{len(names) - missing:,} of {len(names):,}" + f", {missing:,} missing" * bool(missing))]
+    if len(stitches):
+        count = stitches["networks"].nunique()
+        layers = len(stitches[["front_layer", "end_layer"]].drop_duplicates())
+        seeds = counted(stitches["seed"].nunique(), "seed", "seeds")
+        lines.append(
+            (
+                "stitches",
+                f"{len(stitches):,}: {counted(count, 'pair', 'pairs')} of networks, "
+                f"{counted(layers, 'couple', 'couples')} of layers, {seeds}",
+            )
+        )
+        lines.append(("data", ", ".join(dict.fromkeys(stitches["dataset"].dropna()))))
+        lines += [
+            (HEADINGS.get(axis, axis), ", ".join(dict.fromkeys(key_text(axis, value) for value in stitches[axis])))
+            for axis in found.axes
+        ]
+    if len(found.comparisons):
+        lines.append(("comparisons", ", ".join(found.comparisons["method"].unique())))
+    return [*lines, *(("left out", f"{count:,}: {reason}") for reason, count in plan.left_out.items())]

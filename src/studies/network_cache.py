@@ -1,0 +1,123 @@
+"""The networks and images of a study, each opened once, and what planning asks of them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from src.cutting.channel_axis import Output, find_outputs
+from src.cutting.selection import choose_layers
+from src.metrics.algebra.products import times
+from src.networks import opening as sources
+from src.networks.checkpoints import Checkpoint, weights_digest
+from src.networks.opening import Named
+from src.networks.presentation import Viewing, look
+
+SIDE = 512  # rows of the matrix whose products are timed
+BATCH = 32  # images of the forward pass that is timed
+
+
+@dataclass(slots=True)
+class Looks:
+    """Everything that was opened or found out, by what it depends on; `tell` hears notes of what is opened."""
+
+    tell: Callable[[str], None]
+    networks: dict[tuple, Checkpoint] = field(default_factory=dict)
+    _found: dict[tuple, Any] = field(default_factory=dict)
+
+    def pair(self, texts: tuple[str | Named, str | Named], dataset: str | None, size: int | None) -> Viewing:
+        """Two networks in front of a data set; raises ValueError as `sources.open_pair` and `look` do."""
+        return look(sources.open_pair(texts, dataset=dataset, size=size, opener=self._open), dataset, size=size)
+
+    def _open(self, text: str | Named, *, dataset: str | None, size: int | None, **_: Any) -> Checkpoint:
+        key = text, dataset, size
+        if key not in self.networks:
+            self.networks[key] = sources.open_network(text, dataset=dataset, size=size, tell=self.tell)
+        return self.networks[key]
+
+    def images(self, viewing: Viewing, name: str) -> tuple[str, int]:
+        """The digest of a split as these networks' labels are arranged, and how many images it holds."""
+
+        def read() -> tuple[str, int]:
+            split = viewing.split(name, device=torch.device("cpu"))
+            return split.digest(), len(split)
+
+        return self._once((viewing.spec.name, viewing.spec.size, viewing.answers, name), read)
+
+    def of(self, viewing: Viewing, number: int) -> "Seen":
+        """One of the two networks, as it looks in this pair."""
+        network = viewing.networks[number]
+        form = str(network.path), viewing.spec.name, viewing.spec.size, viewing.shared, viewing.reordered[number]
+        return self._once(form, lambda: Seen(network, viewing.sample))
+
+    @property
+    def products(self) -> float:
+        """Float operations that large matrix products do in a second here, measured."""
+        return self._once(("products",), _products)
+
+    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
+
+
+class Seen:
+    """A network and a sample of images: its layers by text, what they give, its digest and its speed."""
+
+    def __init__(self, checkpoint: Checkpoint, sample: torch.Tensor) -> None:
+        self.checkpoint, self.sample = checkpoint, sample
+        self._layers: dict[str, list[str]] = {}
+        self._outputs: dict[str, Output] = {}
+        self._digest: str | None = None
+        self._seconds: float | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        return self.checkpoint.network
+
+    @property
+    def digest(self) -> str:
+        if self._digest is None:
+            self._digest = weights_digest(self.network)
+        return self._digest
+
+    def layers(self, text: str) -> list[str]:
+        if text not in self._layers:
+            self._layers[text] = choose_layers(self.network, text, self.sample)
+            unknown = [layer for layer in self._layers[text] if layer not in self._outputs]
+            if unknown:
+                self._outputs |= find_outputs(self.network, unknown, self.sample, self.checkpoint.layout)
+        return self._layers[text]
+
+    def output(self, layer: str) -> Output:
+        return self._outputs[layer]
+
+    @property
+    def seconds(self) -> float:
+        """What a forward pass takes an image, measured on blank ones."""
+        if self._seconds is None:
+            self._seconds = _timed(self.network, self.sample[:1])
+        return self._seconds
+
+
+def _products() -> float:
+    rows, took = torch.randn(SIDE, 4 * SIDE, generator=torch.Generator().manual_seed(0)), []
+    for _ in range(3):
+        start = time.perf_counter()
+        times(rows, rows)
+        took.append(time.perf_counter() - start)
+    return 4 * SIDE**3 / min(took)
+
+
+@torch.no_grad()
+def _timed(network: nn.Module, image: torch.Tensor) -> float:
+    images = image.expand(BATCH, *image.shape[1:]).contiguous()
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        network(images)
+        took.append(time.perf_counter() - start)
+    return min(took) / BATCH

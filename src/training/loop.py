@@ -1,0 +1,271 @@
+"""The one training loop, for a whole network and for any number of stitch layers side by side."""
+
+import contextlib
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from src.core.files import parse_tensors, write_tensors
+from src.core.progress import bar
+from src.dataset import Split
+from src.training.train_state import History, Learner, Losses, steps_ahead
+
+DEBUG_STEPS = 4  # batches an epoch with --debug
+DEAR = 50  # times as long as a state takes to be written, training goes on before the next one, where states are rare
+Validate = Callable[[Sequence[Learner]], Sequence[dict[str, float] | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where the state of a training is kept after each epoch, and what run it belongs to.
+
+    Where training goes on, `told` hears once how many epochs are done: the interruption may have come before it did.
+    With `every` a state is kept after an epoch only when that many seconds have gone by since the last one, or since
+    the start, and no more often than costs a fiftieth of the time.
+    """
+
+    file: Path
+    identity: dict[str, Any]
+    told: Callable[[int], None] | None = None
+    every: float = 0.0
+
+    def pause(self, took: float = 0.0) -> float:
+        """Seconds until the next state, when writing the last one took so many."""
+        return max(self.every, DEAR * took) if self.every else 0.0
+
+
+def fit(
+    learners: Sequence[Learner],
+    split: Split,
+    *,
+    seed: int,
+    validate: Validate,
+    share: Callable[[Tensor], Any] = lambda images: None,
+    after_epoch: Callable[[int], None] | None = None,
+    resume: Resume | None = None,
+    max_steps: int | None = None,
+    title: str = "training",
+) -> None:
+    """Train learners side by side on the same batches; what became of each stands in its history, or its failure.
+
+    Their recipes agree in epochs and batch size. `seed` decides the order of the images, their augmentation and
+    what dropout leaves out.
+    `share` gives what all of them need of a batch of images; each then takes its own step, so that only one of their
+    graphs is alive at a time, and trains as it would alone, to the last bit on a CPU. `validate` gives `loss` and `acc`
+    of each learner after an epoch, None for one that nobody watches. A loss that is not finite stops its learner alone:
+    on a processor at once, on a GPU some steps later, but before anybody is shown the parameters.
+    With `resume` the state is kept after each epoch (see there), and training goes on from it if the file exists: the
+    result equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
+    `after_epoch` is told the number of epochs done.
+
+    Raises ValueError where fewer images than one batch are left and where the file is another run's.
+    """
+    epochs, batch_size = _in_common(learners)
+    steps = len(split) // batch_size
+    if steps == 0 and epochs:
+        raise ValueError(f"batch size {batch_size} exceeds the {len(split)} training images; lower --batch-size")
+    steps = min(steps, max_steps or steps)
+    with _randomness(seed, split.device):
+        run = _Run(learners, Generator().manual_seed(seed), Generator().manual_seed(seed + 1), split.device)
+        if resume and resume.file.is_file():
+            run.load(resume)
+            if resume.told and run.epochs:
+                resume.told(run.epochs)
+        else:
+            for learner in learners:
+                if learner.snapshot_every:
+                    learner.take_snapshot(0)
+        due = time.monotonic() + (resume.pause() if resume else 0.0)
+        with bar(epochs * steps, title, unit="batch", initial=run.epochs * steps) as progress:
+            for epoch in range(run.epochs, epochs):
+                rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
+                _add_scores(learners, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
+                run.epochs += 1
+                alive = run.alive()
+                if not alive:
+                    return  # the file is that of the last epoch that somebody came through
+                for learner in alive:
+                    if run.epochs == epochs and learner.snapshot_every:
+                        learner.take_snapshot(epochs * steps)
+                progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
+                if resume and (start := time.monotonic()) >= due:
+                    run.save(resume)
+                    due = time.monotonic() + resume.pause(time.monotonic() - start)
+                if after_epoch:
+                    after_epoch(run.epochs)
+
+
+@contextlib.contextmanager
+def _randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """What modules such as dropout draw follows from the seed, and torch's global generators stay as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(2**63 - 1 - seed)  # no other generator's
+        yield
+
+
+def fit_one(
+    learner: Learner, split: Split, *, validate: Callable[[], dict[str, float]], after_epoch: Any = None, **options: Any
+) -> History:
+    """Train one learner, as `fit` does; raises FloatingPointError where it stopped early."""
+
+    told = after_epoch and (lambda _: after_epoch(learner.history))
+    fit([learner], split, validate=lambda _: [validate()], after_epoch=told, **options)
+    if learner.failure:
+        raise FloatingPointError(learner.failure)
+    return learner.history
+
+
+def _in_common(learners: Sequence[Learner]) -> tuple[int, int]:
+    """Epochs and batch size of all learners."""
+    kinds = {(learner.recipe.epochs, learner.recipe.batch_size) for learner in learners}
+    if len(kinds) != 1:
+        raise ValueError(f"what trains together has one number of epochs and one batch size, not {sorted(kinds)}")
+    return kinds.pop()
+
+
+def _add_scores(
+    learners: Sequence[Learner],
+    rows: dict[int, dict[str, float]],
+    validate: Validate,
+    where: str,
+) -> None:
+    """Validate those that learn still and close their rows of the epoch."""
+    alive = [number for number, learner in enumerate(learners) if not learner.failure]
+    for number, scores in zip(alive, validate([learners[number] for number in alive]) if alive else (), strict=True):
+        learner = learners[number]
+        if scores is None:
+            learner.history.epochs.append(rows[number])
+        elif not math.isfinite(scores["loss"]):  # the last step's damage, which no training loss has shown
+            learner.failure = f"the validation loss is {scores['loss']} {where}; lower the rate with --lr"
+        else:
+            scored = {"val_loss": scores["loss"], "val_accuracy": scores["acc"]}
+            learner.history.epochs.append(rows[number] | scored)
+
+
+def _train_epoch(
+    run: "_Run",
+    split: Split,
+    share: Callable[[Tensor], Any],
+    epoch: int,
+    steps: int,
+    batch_size: int,
+    tell: Callable[[], Any],
+) -> dict[int, dict[str, float]]:
+    """Train all that learn still for an epoch; the row of each that came through, by its number."""
+    losses = {}
+    for number, learner in enumerate(run.learners):
+        if not learner.failure:
+            losses[number] = Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", steps_ahead(split.device))
+            learner.trained.train()
+    batches = split.batches(batch_size, order=run.order, augment=run.augment, drop_last=True)
+    for step, (images, labels) in zip(range(1, steps + 1), batches, strict=False):
+        shared = share(images)
+        for number in list(losses):
+            run.learners[number].set_rate(epoch, (step - 1) / steps)
+            _step(run.learners[number], losses[number], shared, images, labels, epoch * steps + step)
+            if run.learners[number].failure:
+                del losses[number]
+        tell()
+        if not losses:
+            break
+    rows = {}
+    for number, kept in losses.items():
+        with _stopping(run.learners[number]):
+            mean_loss, accuracy = kept.means()
+            rows[number] = {"train_loss": mean_loss, "train_accuracy": accuracy}
+    return rows
+
+
+def _step(learner: Learner, losses: Losses, shared: Any, images: Tensor, labels: Tensor, iteration: int) -> None:
+    with _stopping(learner):
+        learner.step(shared, images, labels, losses)
+        copies = learner.snapshot_every > 0 and iteration % learner.snapshot_every == 0
+        told = learner.after_step if iteration % learner.after_step_every == 0 else None
+        if copies or told:
+            losses.check()
+        if copies:
+            learner.take_snapshot(iteration)
+        if told:
+            told(iteration)
+
+
+@contextlib.contextmanager
+def _stopping(learner: Learner) -> Iterator[None]:
+    """A loss that is not finite stops this learner, and no other."""
+    try:
+        yield
+    except FloatingPointError as error:
+        learner.failure = str(error)
+
+
+def _short(value: Any) -> str:
+    """A value for a message, of digests the beginning."""
+    if isinstance(value, list | tuple) and len(value) > 1:
+        return f"{len(value)} ({_short(value[0])} ...)"
+    text = str(value)
+    return re.sub(r"[0-9a-f]{64}", lambda found: found[0][:8], text)
+
+
+@dataclass(slots=True)
+class _Run:
+    """Everything that changes during training, so everything that a resumed run needs."""
+
+    learners: Sequence[Learner]
+    order: Generator
+    augment: Generator
+    device: torch.device
+    epochs: int = 0
+
+    def alive(self) -> list[Learner]:
+        return [learner for learner in self.learners if not learner.failure]
+
+    def _drawn(self) -> list[Tensor]:
+        """The states of torch's global generators: the processor's, and that of a GPU where training is there."""
+        on_gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *on_gpu]
+
+    def _set_drawn(self, state: Tensor) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+
+    def save(self, resume: Resume) -> None:
+        record = {
+            "identity": resume.identity,
+            "order": self.order.get_state(),
+            "augment": self.augment.get_state(),
+            "dropout": self._drawn(),
+            "epochs": self.epochs,
+            "learners": [learner.state() for learner in self.learners],
+        }
+        write_tensors(resume.file, record)
+
+    def load(self, resume: Resume) -> None:
+        broken = f"cannot resume from {resume.file}: {{}}; without that file training starts anew"
+        try:
+            record = parse_tensors(resume.file.read_bytes())
+        except ValueError as error:
+            raise ValueError(broken.format(error)) from None
+        if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
+            raise ValueError(broken.format("it is no state of a training"))
+        for key in sorted(record["identity"].keys() | resume.identity.keys()):
+            before, now = record["identity"].get(key), resume.identity.get(key)
+            if before != now:
+                differ = f"{key} {_short(before)}, not {_short(now)}"
+                raise ValueError(f"cannot resume from {resume.file}: it was started with {differ}")
+        try:
+            for learner, state in zip(self.learners, record["learners"], strict=True):
+                learner.load(state)
+            self.order.set_state(record["order"])
+            self.augment.set_state(record["augment"])
+            for set_state, state in zip((torch.set_rng_state, self._set_drawn), record["dropout"], strict=False):
+                set_state(state)
+            self.epochs = int(record["epochs"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(broken.format(f"it does not fit this training ({type(error).__name__})")) from None

@@ -1,0 +1,190 @@
+"""A whole network trained: where it starts, what it is shown, and what is kept of it. No options, no printing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.core.config import mixed_precision
+from src.cutting.structure import no_logits
+from src.dataset import DatasetSpec, Split, dataset_of, is_known, load_split, measured, shuffle_labels, take_fraction
+from src.dataset.preprocessing import Preprocessing
+from src.evaluation.evaluate import evaluate
+from src.networks import checkpoints
+from src.networks.opening import Named, architecture, own_size, source_sha256, split_model, start_from
+from src.training.folder import LOG, weight_file, write_log
+from src.training.loop import DEBUG_STEPS, Resume, fit_one
+from src.training.network_spec import TrainSpec
+from src.training.train_state import History, Learner
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A network before training: what it does to images, if not what its data set asks for, what the recipe says of
+    the weights it starts from, if any, and the SHA-256 of the Python file that made it, if one did; and its classes."""
+
+    network: nn.Module
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...]
+    origin: dict[str, str]
+    source_sha256: str | None
+
+
+def initial_network(spec: TrainSpec, images: DatasetSpec, notice: Notice) -> Start:
+    """The network before training, its head sized for the data set.
+
+    The random weights depend on the seed alone; torch's global generator is left as it was.
+    """
+    model, asked = split_model(spec.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.init_noise)
+        size = asked.get("size") or own_size(model, images)
+        made = architecture(Named(model), channels=images.channels, classes=images.classes, size=size)
+    eyes = replace(made.preprocessing, **asked) if made.preprocessing else None
+    channels, seen = images.channels, eyes.size if eyes else size or images.size
+    with torch.no_grad():
+        output = made.network.eval()(torch.zeros(2, eyes.channels if eyes else channels, seen, seen))
+    made.network.train()
+    if text := no_logits(output):
+        raise ValueError(f"{spec.model} returns {text}, not logits (images, classes)")
+    if output.shape[1] != images.classes:
+        raise ValueError(
+            f"{spec.model} decides between {output.shape[1]} classes, and {images.name} has {images.classes}"
+        )
+    if spec.freeze_body:
+        head = checkpoints.head_of(made.network)  # before anything is downloaded
+        notice(f"training {head}, the last linear layer, alone")
+    if spec.init_weights is None:
+        return Start(made.network, eyes, images.labels, {}, source_sha256(model))
+    digest, head = start_from(made.network, Named(spec.init_weights), model=model, dataset=images.name, tell=notice)
+    if head:
+        notice(f"the head {head} starts at random: it has another size in {spec.init_weights}")
+    return Start(made.network, eyes, images.labels, {"init_weights": digest}, source_sha256(model))
+
+
+def images_for(spec: TrainSpec) -> DatasetSpec:
+    """The data set, at the size that is asked for: of image files also at the one that the network is given."""
+    images, (_, asked) = dataset_of(spec.dataset, spec.image_size), split_model(spec.model)
+    return dataset_of(images, asked.get("size")) if images.exact and not spec.image_size else images
+
+
+def open_images(
+    spec: TrainSpec, images: DatasetSpec, start: Start, how: dict[str, Any], notice: Notice
+) -> tuple[Start, Split, Split]:
+    """The start, with what the network does to images; the images to train on and to validate on, as it sees them.
+
+    `how` is what `load_split` is told of device and reading.
+    """
+    eyes, (_, asked) = start.preprocessing, split_model(spec.model)
+    if eyes and images.exact and not spec.image_size:
+        images = dataset_of(images, eyes.size)
+    train = load_split(images, "train", **how)
+    if not eyes:
+        known = measured(images, train)
+        if not images.mean:
+            notice(f"training images of {images.name}: mean {known.mean}, deviation {known.std}")
+        eyes = replace(known.preprocessing, **asked)
+    val = load_split(images, spec.validate_on, **how)
+    return replace(start, preprocessing=eyes), _chosen(train.seen_by(eyes), spec, notice), val.seen_by(eyes)
+
+
+def _chosen(train: Split, spec: TrainSpec, notice: Notice) -> Split:
+    """The images to train on: fewer, or with shuffled labels, where the spec says so."""
+    if spec.train_fraction < 1:
+        everything = len(train)
+        train = take_fraction(train, spec.train_fraction, seed=spec.gradient_noise)
+        how = "alike of each class" if train.labels.dim() == 1 else "whatever their labels, of which each has many"
+        notice(f"training on {len(train)} of {everything} images, {how}")
+    if spec.shuffle_labels:
+        train = shuffle_labels(train, spec.shuffle_labels, seed=spec.gradient_noise)
+        notice(f"the labels of {round(spec.shuffle_labels * len(train))} of them are shuffled among these")
+    return train
+
+
+def iterations(spec: TrainSpec, train: Split) -> int:
+    """How many steps the whole training takes."""
+    steps = len(train) // spec.batch_size
+    return spec.epochs * (min(steps, DEBUG_STEPS) if spec.debug else steps)
+
+
+def train_network(
+    spec: TrainSpec,
+    start: Start,
+    train: Split,
+    val: Split,
+    *,
+    resume_file: Path,
+    epoch_done: Callable[[History], None],
+    resumed: Callable[[int], None],
+) -> History:
+    """Train in the folder of `resume_file`, which gets a log and snapshots of the weights.
+
+    `epoch_done` hears of each epoch, `resumed` of how many were done before.
+    """
+    network, task, folder, facts = start.network, train.spec.task, resume_file.parent, spec.facts() | start.origin
+    trained = network
+    if spec.freeze_body:  # the rest is never trained: its parameters stay, and so do the statistics of its norms
+        network.eval().requires_grad_(False)
+        trained = network.get_submodule(checkpoints.head_of(network)).requires_grad_()
+
+    def objective(shared: None, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with mixed_precision(images.device, enabled=spec.amp):
+            logits = network(images)
+        if text := no_logits(logits):
+            raise ValueError(f"in training {spec.model} returns {text}, not logits (images, classes)")
+        logits = logits.float()
+        return task.loss(logits, labels), task.correct(logits, labels)
+
+    def log_epoch(history: History) -> None:
+        write_log(folder / LOG, history.epochs)
+        epoch_done(history)
+
+    def log_resumed(epochs: int) -> None:
+        write_log(folder / LOG, learner.history.epochs)
+        resumed(epochs)
+
+    learner = Learner(
+        trained,
+        objective,
+        spec.recipe,
+        after_step=lambda iteration: save_weights(spec, start, weight_file(folder, iteration)),
+        after_step_every=spec.save_frequency,
+    )
+    return fit_one(
+        learner,
+        train,
+        seed=spec.gradient_noise,
+        validate=lambda: evaluate(network, val),
+        after_epoch=log_epoch,
+        resume=Resume(resume_file, spec.identity() | facts | _given(start, train), log_resumed),
+        max_steps=DEBUG_STEPS if spec.debug else None,
+        title=f"{folder.parts[-3]} on {folder.parts[-2]}",
+    )
+
+
+def _given(start: Start, train: Split) -> dict[str, Any]:
+    """What a resumed run must agree in beside its options: the code that made the network, and the images."""
+    code = {"code of the network": start.source_sha256} if start.source_sha256 else {}
+    return code | {"training images": train.digest()}
+
+
+def save_weights(spec: TrainSpec, start: Start, path: Path) -> None:
+    known = dataset_of(spec.dataset).preprocessing if is_known(spec.dataset) else None
+    checkpoints.save(
+        path,
+        start.network,
+        model=split_model(spec.model)[0],
+        dataset=spec.dataset,
+        init_seed=spec.init_noise,
+        gradient_seed=spec.gradient_noise,
+        iteration=int(path.stem),
+        recipe=spec.facts() | start.origin,
+        preprocessing=None if start.preprocessing == known else start.preprocessing,
+        labels=None if known else start.labels,
+        source_sha256=start.source_sha256,
+    )

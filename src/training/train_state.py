@@ -1,0 +1,139 @@
+"""What learns: its parameters, its optimizer, its history, and the losses that stop it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.training.muon import MARK, hidden_matrices
+from src.training.recipe import OPTIMIZERS, Recipe
+
+State = dict[str, Tensor]
+# (what all learners share of a batch, images, labels) -> (the loss to minimise, which decisions were right)
+Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(slots=True)
+class History:
+    """What happened in training: a row an epoch, and copies of the trained state by iteration."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    snapshots: dict[int, State] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Learner:
+    """One that learns, with all that changes while it does: the parameters of `trained` that ask for gradients.
+
+    Its history keeps a copy of what `snapshot` gives (the trained state, if None) at iteration 0, at each multiple of
+    `snapshot_every` and after the last one (0: no copies). `after_step` is called with each iteration that
+    `after_step_every` divides. `failure` says why it stopped early, where it did.
+    """
+
+    trained: nn.Module
+    objective: Objective
+    recipe: Recipe
+    name: str = ""
+    snapshot: Callable[[], State] | None = None
+    snapshot_every: int = 0
+    after_step: Callable[[int], None] | None = None
+    after_step_every: int = 1
+    history: History = field(default_factory=History)
+    failure: str | None = None
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        parameters = _groups(self.trained, apart=recipe.optimizer == "muon")
+        self.optimizer = OPTIMIZERS[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+    @torch.no_grad()
+    def take_snapshot(self, iteration: int) -> None:
+        state = (self.snapshot or self.trained.state_dict)()
+        self.history.snapshots[iteration] = {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def set_rate(self, epoch: int, passed: float) -> None:
+        """The learning rate of what comes after that share of an epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(epoch, passed)
+
+    def step(self, shared: Any, images: Tensor, labels: Tensor, losses: "Losses") -> None:
+        """Learn from a batch, unless its loss, which is added to the others, is known not to be finite."""
+        loss, correct = self.objective(shared, images, labels)
+        losses.add(loss, correct)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed training needs of it."""
+        return {
+            "trained": self.trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": asdict(self.history),
+            "failure": self.failure,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.trained.load_state_dict(state["trained"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.failure = History(**state["history"]), state["failure"]
+
+
+def _groups(trained: nn.Module, *, apart: bool) -> list[dict[str, Any]]:
+    """Parameters in groups: those behind a parametrization are not pulled to 0, for what they stand for is not either.
+
+    An orthogonal matrix has one norm whatever they are; torch's Householder form even becomes zero where they decay.
+    The matrices inside the network have a group of their own where they are to be `apart`.
+    """
+    matrices = hidden_matrices(trained) if apart else set()
+    groups: dict[str, list[Tensor]] = {"decayed": [], "kept": [], MARK: []}
+    for name, parameter in trained.named_parameters():
+        if parameter.requires_grad:
+            kind = MARK if parameter in matrices else "kept" if "parametrizations." in name else "decayed"
+            groups[kind].append(parameter)
+    more = {"kept": {"weight_decay": 0.0}, MARK: {MARK: True}}
+    return [{"params": some} | more.get(kind, {}) for kind, some in groups.items() if some]
+
+
+def steps_ahead(device: torch.device) -> int:
+    """Steps that may wait for the check of their losses: to read one, a GPU must first do all that is queued."""
+    return 0 if device.type == "cpu" else 50
+
+
+@dataclass(slots=True)
+class Losses:
+    """Losses and accuracies of an epoch's steps, kept on their device until they are checked.
+
+    `where` says in the message of an error which step it was. Up to `ahead` steps wait for their check.
+    """
+
+    where: str
+    ahead: int
+    unchecked: list[Tensor] = field(default_factory=list)
+    steps: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+
+    def add(self, loss: Tensor, correct: Tensor) -> None:
+        self.unchecked.append(torch.stack([loss.detach(), correct.float().mean()]))
+        if len(self.unchecked) > self.ahead:
+            self.check()
+
+    def check(self) -> None:
+        """Raise FloatingPointError for the first loss that is not finite."""
+        if not self.unchecked:
+            return
+        for pair in torch.stack(self.unchecked).cpu().double():
+            self.steps += 1
+            if not torch.isfinite(pair[0]):
+                place = self.where.format(self.steps)
+                raise FloatingPointError(f"the loss is {pair[0].item()} {place}; lower the rate with --lr")
+            self.total += pair
+        self.unchecked.clear()
+
+    def means(self) -> list[float]:
+        """Mean loss and accuracy over the images seen, for batches are of one size."""
+        self.check()
+        return (self.total / self.steps).tolist()

@@ -1,0 +1,80 @@
+"""compare_nets.py says how sure it is, and what images that do not correspond would give."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import compare_nets
+from src import results
+from src.core.intervals import paired_difference, wilson
+from src.core.task import MULTI_LABEL, SINGLE_LABEL
+from src.metrics import METRICS
+from src.metrics.functional import FUNCTIONAL
+
+NAMES = ["cka", "cka_debiased", "ps_inv", "mutual_knn", "l2", "jsd", "disagreement", "abs_acc_diff"]
+
+
+def compare(*more: str) -> None:
+    compare_nets.main(["a3.pt", "b3.pt", "conv2", "conv2", "toy", *NAMES, "--run-name", "r", *more])
+
+
+def test_the_script_prints_draws_and_keeps_it(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    compare("--intervals", "--permutations", "20", "--plot")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "95% interval" in printed and "delete-one jackknife: cka, cka_debiased" in printed
+    found = results.read(toy / "results/r/compare_nets-conv2-conv2.pkl")
+    assert set(found["intervals"]) == set(NAMES) and set(found["null"]) == set(NAMES) - {"abs_acc_diff"}
+    for name, (low, high) in found["intervals"].items():
+        measure = {**METRICS, **FUNCTIONAL}[name]
+        assert low - 1e-9 <= measure.number(found["values"][name]) <= high + 1e-9, name
+
+
+def test_without_the_options_nothing_changes(toy: Path) -> None:
+    compare()
+    assert not {"intervals", "null"} & results.read(toy / "results/r/compare_nets-conv2-conv2.pkl").keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--intervals", "-g", "10"], "--intervals excludes --group-at"),
+        (["--permutations", "5", "--layers1", "all"], "--permutations is of one pair of layers"),
+        (["--permutations", "-5"], "'-5' is not a whole number"),
+    ],
+)
+def test_bad_options_are_one_line(toy: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare(*more)
+    assert message in capsys.readouterr().err
+
+
+def test_too_little_memory_is_said_before_any_work(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(compare_nets, "compare_layers", lambda *_, **__: pytest.fail("work was done"))
+    with pytest.raises(SystemExit, match="2"):
+        compare_nets.main(["a3.pt", "b3.pt", "conv2", "conv2", "toy", "l2", "--intervals", "--memory", "1e-9"])
+    assert "keep all activations" in capsys.readouterr().err
+
+
+def test_what_networks_decide_has_intervals_over_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(400, 3, generator=generator) for _ in range(2))
+    labels = torch.randint(0, 3, (400,), generator=generator)
+    share = float((x.argmax(1) != y.argmax(1)).double().mean())
+    assert FUNCTIONAL["disagreement"].interval(x, y, labels, SINGLE_LABEL) == pytest.approx(wilson(share, 400))
+    a, b = (logits.argmax(1) == labels for logits in (x, y))
+    hits = [int(which.sum()) for which in (a & b, a & ~b, ~a & b, ~a & ~b)]
+    low, high = paired_difference(*hits)
+    assert low < 0 < high  # by chance both are right alike
+    found = FUNCTIONAL["abs_acc_diff"].interval(x, y, labels, SINGLE_LABEL)
+    assert found == pytest.approx((0, max(-low, high)))
+    assert FUNCTIONAL["jsd"].interval(x, y, (x > 0).double(), MULTI_LABEL)[0] > 0
+
+
+def test_that_no_decision_differs_is_not_certain_of_few_images() -> None:
+    x, labels = torch.eye(4).repeat(5, 1), torch.arange(20) % 4
+    for name in ("disagreement", "abs_acc_diff"):
+        low, high = FUNCTIONAL[name].interval(x, x, labels, SINGLE_LABEL)
+        assert low == 0 and 0.05 < high < 0.25, name

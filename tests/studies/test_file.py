@@ -1,0 +1,144 @@
+"""Study files: what they may say, and the line that each mistake gets."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import src.stitching.run
+import src.studies.plan
+from src.stitching import Geometry, StitchSpec
+from src.studies.estimate import stitch_operations
+from src.studies.schema import Study
+from src.studies.toml import Document
+from studies.__main__ import main
+
+GOOD = """\
+networks = ["a3.pt", "b3.pt"]
+dataset = "toy"
+seeds = [0, 1]
+
+[[stitch]]
+layers = "bn1"
+init = ["ps_inv", "random"]
+low_rank = [
+    1,
+    "full",
+]
+
+[compare]
+layers = "bn1"
+metrics = "cka"
+"""
+# what is put in place of what, and the line that is printed
+BAD = {
+    "no TOML": ("seeds = [0, 1]", "seeds = [0, 1", "s.toml:5: unclosed array"),
+    "a key twice": ("seeds = [0, 1]", 'dataset = "toy"', "s.toml:3: cannot overwrite a value"),
+    "an unknown key": ("seeds", "seed", "s.toml:3: seed: no such key; seeds?"),
+    "an unknown key of a table": ("init =", "inti =", "s.toml:7: stitch.inti: no such key; init?"),
+    "a key far from all": ("seeds", "zzz", "s.toml:3: zzz: no such key; known are networks, pairs, dataset"),
+    "an unknown table": ("[compare]", "[compares]", "s.toml:13: compares: no such key; compare?"),
+    "an init that is none": ('"ps_inv"', '"foo"', "s.toml:7: stitch.init: 'foo' is none of eye, "),
+    "a rank that is none": ('"full"', '"half"', "s.toml:8: stitch.low_rank: 'half' is not a whole number above 0"),
+    "a rank of 0": ("    1,", "    0,", "s.toml:8: stitch.low_rank: 0 is not a whole number above 0"),
+    "a seed below 0": ("[0, 1]", "[0, -1]", "s.toml:3: seeds: -1 is not a whole number from 0"),
+    "a truth for a number": ("[0, 1]", "true", "s.toml:3: seeds: True is not a whole number"),
+    "no seeds": ("[0, 1]", "[]", "s.toml:3: seeds: an empty list"),
+    "a data set that is none": ('"toy"', '"tox"', "s.toml:2: dataset: "),
+    "a metric that is none": ('"cka"', '"ckb"', "s.toml:15: compare.metrics: 'ckb' is none of "),
+    "no metrics": ('metrics = "cka"', "", "s.toml:13: compare.metrics: is missing"),
+    "no layers": ('layers = "bn1"\ninit', "init", "s.toml:5: stitch: names either layers, or both"),
+    "half of the layers": ('layers = "bn1"\ninit', 'end_layers = "bn1"\ninit', "s.toml:5: stitch: names either layers"),
+    "a layer that is none": ('layers = "bn1"\ninit', 'layers = "bn7"\ninit', "s.toml:5: stitch: "),
+    "a network that is none": ('"b3.pt"', '"c3.pt"', "s.toml:1: networks: no weight file c3.pt"),
+    "a pattern of none": ('"b3.pt"', '"c*.pt"', "s.toml:1: networks: no file matches c*.pt"),
+    "one network": (', "b3.pt"', "", 's.toml:1: networks: pairs = "all" needs two networks or more'),
+    "pairs of three": ("seeds = [0, 1]", 'pairs = [["a3.pt", "b3.pt", "b5.pt"]]', "s.toml:3: pairs: a list of pairs"),
+    "a control that is none": ("seeds = [0, 1]", 'controls = ["slef"]', "s.toml:3: controls: unknown control 'slef'"),
+    "options that exclude each other": ("init = [", "orthogonal = true\nmask = 'semi-match'\ninit = [", "s.toml:5: "),
+    "a rank that no layer has": ("    1,\n    \"full\",", "    9", "s.toml:5: stitch: nothing is left to do: "),
+    "a rate that is no number": ("init = [", "lr = 'fast'\ninit = [", "s.toml:7: stitch.lr: 'fast' is not a "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_gets_its_line(name, toy, capsys) -> None:
+    old, new, expected = BAD[name]
+    text = GOOD.replace(old, new, 1)
+    assert text != GOOD
+    if "nothing is left" in expected:
+        text = text[: text.index("[compare]")]
+    (toy / "s.toml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["s.toml", "--dry-run"])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == ""
+    assert captured.err.startswith(f"error: {expected}"), captured.err
+    assert captured.err.count("\n") == 1 and not (toy / "results").exists()
+
+
+def test_no_file_and_no_text(toy, capsys) -> None:
+    (toy / "s.toml").write_bytes(b"a = '\xff'")
+    for file, line in (("t.toml", "no study file t.toml"), ("s.toml", "s.toml:1: no UTF-8 text")):
+        with pytest.raises(SystemExit):
+            main([file])
+        assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_several_complaints_begin_with_the_first(toy) -> None:
+    (toy / "s.toml").write_text(GOOD.replace("init", "inti").replace('"cka"', '"ckb"'))
+    with pytest.raises(ValueError, match=r"s\.toml:7: stitch\.inti: .* \(and 1 more\)$"):
+        Study(toy / "s.toml")
+
+
+def test_lines_of_keys_tables_and_elements(tmp_path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text(
+        '# "a" = [\na = [ # one [\n  1, 2,\n\n  "]", # x\n  3 ]\nb = "# no = [comment"\n[[t]]\nc = 1\n[[t]]\nc = 2\n'
+    )
+    document = Document(file)
+    assert document.values == {"a": [1, 2, "]", 3], "b": "# no = [comment", "t": [{"c": 1}, {"c": 2}]}
+    places = [("a",), ("a", 0), ("a", 2), ("a", 3), ("b",), ("t", 1, "c"), ("t", 0, "c", 5), ("t", 0, "d"), ("z",)]
+    assert [document.line(place) for place in places] == [2, 3, 5, 6, 7, 11, 9, 8, 1]
+
+
+def test_values_become_lists_and_full_is_no_rank(toy) -> None:
+    (toy / "s.toml").write_text(GOOD)
+    (stitch,) = Study(toy / "s.toml").says.stitch
+    assert stitch.init == ["ps_inv", "random"] and stitch.low_rank == [1, None] and stitch.epochs is None
+
+
+def test_the_estimate_counts_the_controls_that_are_sewn(toy, monkeypatch) -> None:
+    text = 'pairs = [["a3.pt", "b5.pt"]]\ncontrols = ["self", "self_random"]\n[stitch]\nlayers = "bn1"\nepochs = 1\n'
+    text += 'init = ["ps_inv", "random"]\nbatch_size = 16\n{}'
+    sewn = []
+    original = src.stitching.run._Group._start_control
+    monkeypatch.setattr(
+        src.stitching.run._Group,
+        "_start_control",
+        lambda group, spec, on: sewn.append(spec) or original(group, spec, on),
+    )
+    counted = []
+    price = src.studies.plan.own_seconds
+    monkeypatch.setattr(src.studies.plan, "own_seconds", lambda *about: counted.append(about[2]) or price(*about))
+    # 3072 rows for 5 outputs: stitched to itself ps_inv is exact, and both random starts are one; 48 rows for 320: not
+    for number, more in enumerate(("", "flatten = true\n")):
+        sewn.clear()
+        counted.clear()
+        Path(f"s{number}.toml").write_text(text.format(more))
+        main(["worker", f"s{number}.toml", "--shard", "1/1", "--device", "cpu"])
+        assert sum(counted) == len(sewn) == number + 1
+
+
+def test_the_estimate_knows_what_similarity_multiplies() -> None:
+    """Counted by hand, in multiplications and additions of the Gram matrices' upper halves, or of features."""
+    wide, small = (16, 30, 30), (64, 4, 4)
+    spec = StitchSpec("", "", epochs=1)
+    down = stitch_operations(spec, Geometry(wide, small, resize=True), 1000)
+    assert down == 1000**2 * (14_400 + 3 * 16 * 16 + 1024)  # of 16 inputs the 64 outputs are no more
+    up = stitch_operations(replace(spec, epochs=0), Geometry(small, wide, resize=True), 1000)
+    assert up == 1000**2 * (1024 + 2 * 16 * 16 + 14_400)
+    assert stitch_operations(spec, Geometry(small, small), 10_000) == 10_000 * 2048**2
+    groups = 4_000_000_000 // (4 * 2 * 14_400)  # images of both sides that fit into memory
+    flat = stitch_operations(spec, Geometry(wide, wide, flatten=True), 100_000)
+    assert flat == pytest.approx(100_000 * groups * 5 * 14_400)

@@ -1,0 +1,66 @@
+"""The shipped studies, and the commands that the README shows of them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from src.studies.engines import ENGINES
+from src.studies.engines.local import Here
+from src.studies.schema import COMPARE, STITCH, STUDY
+from studies.__main__ import main, parser_of
+from tests.paths import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+(SECTION,) = re.findall(r"^## Studies\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
+COMMANDS = re.findall(r"^python -m studies (.*)$", SECTION, re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("model_weights").symlink_to(ROOT / "model_weights")
+    Path("studies").mkdir()
+    for file in (ROOT / "studies").glob("*.toml"):
+        Path("studies", file.name).write_text(file.read_text())
+    return tmp_path
+
+
+def test_the_readme_shows_the_tour_and_its_commands_run(folder, monkeypatch, capsys) -> None:
+    tour = Path("studies/tour.toml")
+    (shown,) = re.findall(r"```toml\n(.*?)```", SECTION, re.DOTALL)
+    assert tour.read_text().endswith(shown)
+    tour.write_text(shown.replace("epochs = 1", "epochs = 0").replace("controls =", "# controls ="))  # in seconds
+    monkeypatch.setitem(ENGINES, "local", lambda *_, **__: Here())
+    assert len(COMMANDS) == 4
+    for command in COMMANDS:
+        main(shlex.split(command))
+    out = capsys.readouterr().out
+    assert "30 stitches and 2 comparisons to do, 0 of 32 done" in out and "32 of 32 results, 0 failed" in out
+    assert Path("results/tour/report.html").exists() and Path("results/tour/table.tex").exists()
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "stitches"), [("paper", 1440), ("ranks", 1890), ("controls", 120), ("seeds", 60), ("data", 42)]
+)
+def test_the_others_can_be_planned(name, stitches, folder, capsys) -> None:
+    main([f"studies/{name}.toml", "--dry-run"])
+    assert f"{stitches:,} stitches and " in capsys.readouterr().out and not Path("results").exists()
+
+
+def test_every_key_and_option_is_in_the_readme() -> None:
+    keys = {*STUDY, *COMPARE, *STITCH} - {"stitch", "compare"}
+    by_name = {"batch_size", "orthogonal", "flatten", "resize", "weight_decay", "l1", "cka_reg", "temperature"}
+    by_name |= {"whiten", "save_frequency", "optimizer", "target_type", "amp"}  # "every option by its long name"
+    named = set(re.findall(r"`\[?(\w+)\]?`", SECTION))
+    assert keys - named == by_name
+    options = {
+        flag
+        for command in ("run", "worker", "table")
+        for action in parser_of(command)._actions
+        for flag in action.option_strings
+        if flag not in ("-h", "--help", "--debug")
+    }
+    assert options <= {flag for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", SECTION)}
