@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from src.core.options import Option
 from src.dataset import SPLITS, Keep, canonical_dataset, known_datasets
 from src.evaluation.passes import BATCH_SIZE
 from src.metrics import MEASURES
@@ -17,7 +18,6 @@ from src.models import model_names
 from src.networks.opening import HELP as NETWORK_HELP
 from src.networks.opening import split_model
 from src.results.plots import FORMATS
-from src.stitching.options import Option
 
 WIDTH = 80
 

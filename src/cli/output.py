@@ -23,6 +23,7 @@ from src.networks.presentation import Viewing, look
 from src.results import text as report
 from src.results.plots import FORMATS
 from src.results.saved_stitch import SavedStitch
+from src.stitching.targets import teachers_of
 from src.training.train_state import History
 
 # What to do where the memory for a comparison is short.
@@ -40,7 +41,7 @@ def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Vie
     pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, tell=notice)
     viewing = look(pair, args.dataset, size=args.image_size)
     if targets:
-        viewing.require_for(targets)
+        viewing.require_for(teachers_of(targets))
     return show(viewing)
 
 

@@ -1,7 +1,7 @@
 """One or two networks in front of the images of a data set, each with its own preprocessing."""
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
 from src.dataset.preprocessing import Preprocessing, presented
 from src.networks.checkpoints import Checkpoint
-from src.stitching import TARGETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +112,13 @@ class Viewing:
                 f"has no accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
             )
 
-    def require_for(self, targets: Collection[str]) -> None:
-        """Raise ValueError where the networks, a front and an end, do not decide what stitches to these targets ask."""
-        self.require_decisions(labelled=any(not TARGETS[name].teachers for name in targets))
-        taught = sorted(name for name in targets if "front" in TARGETS[name].teachers)
+    def require_for(self, teachers: Mapping[str, Sequence[str]]) -> None:
+        """Raise ValueError where the networks, a front and an end, do not decide what stitches to some targets ask.
+
+        teachers: by the name of a target the networks that teach, "front" or "end"; where none does, the labels do.
+        """
+        self.require_decisions(labelled=not all(teachers.values()))
+        taught = sorted(name for name, networks in teachers.items() if "front" in networks)
         if taught and not self.comparable:
             front, end = (network.path for network in self.networks)
             raise ValueError(f"{front} does not decide between the classes of {end}, so it cannot teach: {taught[0]}")

@@ -1,34 +1,14 @@
 """The options of a stitch: what they are called, what they take, and which exclude each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from src.core.options import Option
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
 from src.stitching.targets import TARGETS
 from src.training.recipe import ELEMENTWISE
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A command line's option for a field of a spec. Defaults are the spec's.
-
-    kind: what it takes, a key of KINDS in `src/cli/arguments.py`; "flag" takes nothing. many: whether it takes several
-    values, separated by commas, for as many stitches. default: its default in words, where it is None.
-    """
-
-    field: str
-    flags: tuple[str, ...]
-    group: str
-    help: str
-    kind: str = "flag"
-    metavar: str | None = None
-    choices: tuple[str, ...] = ()
-    many: bool = False
-    default: str = ""
-
 
 _INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
 _TARGETS = tuple(sorted(TARGETS))

@@ -1,6 +1,6 @@
 """What the stitched network is trained to say: the true labels, or what its two donors say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,6 +26,11 @@ TARGETS = {
     ),
     "soft_1_plus_2": Target(("front", "end"), lambda task, front, end: task.probabilities((front + end) / 2)),
 }
+
+
+def teachers_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """By the names of targets the networks that teach them."""
+    return {name: TARGETS[name].teachers for name in names}
 
 
 def target_loss(

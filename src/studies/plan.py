@@ -16,6 +16,7 @@ from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_
 from src.stitching.controls import sewn_between
 from src.stitching.keys import stitch_key, surroundings
 from src.stitching.network import pair_geometry
+from src.stitching.targets import teachers_of
 from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
 from src.studies.network_cache import Looks, Seen
@@ -186,7 +187,7 @@ class _Work:
             list(zip(fronts, ends, strict=True)) if table.layer_pairs == "zip" else itertools.product(fronts, ends)
         )
         specs, left_out = draft
-        self.viewing.require_for({spec.target_type for spec in specs})
+        self.viewing.require_for(teachers_of(spec.target_type for spec in specs))
         for couple in couples:
             for reason, count in left_out.items():
                 self.left_out[reason] += count

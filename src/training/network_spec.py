@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from src.stitching.options import Option
+from src.core.options import Option
 from src.training.recipe import OPTIMIZERS, Recipe
 
 RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")

@@ -233,6 +233,6 @@ def test_classes_of_others_must_stand_in_one_order_and_unknown_ones_may_be_the_s
     viewing = look([unknown, digits], "digits")
     assert viewing.comparable and viewing.decides == [False, True]
     assert viewing.blanks == ["unknown is not known to decide between the classes of digits: it has no accuracy there"]
-    viewing.require_for({"soft_12"})
+    viewing.require_for({"soft_12": ("front", "end")})
     with pytest.raises(ValueError, match="letters does not decide between the classes of .*440.pt, so it cannot teach"):
-        look([letters, digits], "digits").require_for({"hard", "soft_1"})
+        look([letters, digits], "digits").require_for({"hard": (), "soft_1": ("front",)})
