@@ -55,19 +55,19 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str
     """What a stitch is called, what is compared, in words, and the comparison."""
     moved = {"front": args.front_model, "end": args.end_model}
     tell = cli.tell_once(told)
-    saved = load_stitch(file, args.stitch_type, **moved, size=args.image_size, tell=tell)
+    saved = load_stitch(file, args.stitch_type, **moved, size=args.image_size, on_message=tell)
     cli.tell_weights(saved, told)
     layer = saved.end_layer if args.layer is None else args.layer
     stitched, end = (part.to(device) for part in saved.heads(layer))
-    sample = saved.viewing.sample.to(device)
-    split = saved.viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    sample = saved.on_data.sample.to(device)
+    split = saved.on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
     functional = [name for name in args.methods if name in FUNCTIONAL]
     others = [name for name in args.methods if name not in FUNCTIONAL]
     cells: list[Cell] = []
     if functional:
         whole, whole_end = (part.to(device) for part in saved.heads(""))
         how = {"sample": sample, "batch_size": args.batch_size, "alone": not others}
-        how["labelled"] = saved.viewing.end_labelled
+        how["labelled"] = saved.on_data.end_labelled
         cells += [compare_outputs((whole, whole_end), split, functional, **how)]
     if others:
         with torch.no_grad():

@@ -86,9 +86,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.plot:
         plots.require_matplotlib()
     device = choose_device(args.device)
-    viewing = cli.open_pair(args)
-    front, end = viewing.networks
-    sample = viewing.sample
+    on_data = cli.open_pair(args)
+    front, end = on_data.networks
+    sample = on_data.sample
     layers = (
         choose_layers(front.network, args.front_layer, sample),
         choose_layers(end.network, args.end_layer, sample),
@@ -97,23 +97,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_certainty(args, single=single)
     names = args.front_layer, args.end_layer
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
-        split = viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+        split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
         networks = front.network, end.network
         options = {"view": args.view, "batch_size": args.batch_size, "memory": 1e9 * args.memory}
         options["layouts"] = front.layout, end.layout
-        known = {"group": args.group_at, "labelled": viewing.labelled}
+        known = {"group": args.group_at, "labelled": on_data.labelled}
         pair, is_sure = (layers[0][0], layers[1][0]), bool(args.intervals or args.permutations)
         if is_sure:
             room = {"memory": options["memory"], "layouts": options["layouts"]}
-            require_room(networks, pair, viewing.sample, len(split), **room)
+            require_room(networks, pair, on_data.sample, len(split), **room)
         comparison = compare_layers(
-            networks, layers, viewing.sample, split, args.methods, tell=cli.notice, **known, **options
+            networks, layers, on_data.sample, split, args.methods, on_message=cli.notice, **known, **options
         )
         certainty = None
         if is_sure:
             options |= {"with_intervals": args.intervals, "permutations": args.permutations}
             valued = [name for name in args.methods if name in comparison.cells[0, 0].values]
-            certainty = certainty_of(networks, pair, viewing.sample, split, valued, **options)
+            certainty = certainty_of(networks, pair, on_data.sample, split, valued, **options)
         facts = [checkpoint.facts() for checkpoint in (front, end)]
         titles = list(map(network_name, facts))
         text, result = pair_report(comparison, titles, certainty) if single else grid_report(comparison, titles)

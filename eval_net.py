@@ -9,7 +9,7 @@ from src.core.config import choose_device
 from src.dataset import file_part
 from src.evaluation.evaluate import evaluate
 from src.networks.opening import HELP, Named, model_folder, open_network
-from src.networks.presentation import look
+from src.networks.presentation import put_on_dataset
 from src.results.titles import network_name
 
 
@@ -32,24 +32,24 @@ def run(args: argparse.Namespace) -> dict:
     device = choose_device(args.device)
     model = args.model and Named(args.model)
     about = {"model": model, "dataset": args.dataset, "size": args.image_size}
-    checkpoint = open_network(Named(args.model_path), **about, tell=cli.notice)
-    viewing = look([checkpoint], args.dataset, size=args.image_size)
-    viewing.require_decisions()
-    cli.show(viewing)
-    parts = (model_folder(checkpoint.model).lower(), file_part(viewing.dataset), checkpoint.seeds, checkpoint.stem)
+    checkpoint = open_network(Named(args.model_path), **about, on_message=cli.notice)
+    on_data = put_on_dataset([checkpoint], args.dataset, size=args.image_size)
+    on_data.require_decisions()
+    cli.show(on_data)
+    parts = (model_folder(checkpoint.model).lower(), file_part(on_data.dataset), checkpoint.seeds, checkpoint.stem)
     name = "-".join(["eval_net", *filter(None, parts)])
     with cli.result_path(args, name, answers_anyway=True) as path:
-        split = viewing.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
-        network = viewing.networks[0].network.to(device)
+        split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+        network = on_data.networks[0].network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
         if not math.isfinite(scores["loss"]):
             raise ValueError(f"{args.model_path}: the logits of some images are NaN or infinite, so none is a decision")
         text = (
-            f"{network_name(checkpoint.facts())} ({viewing.dataset}): {args.dataset_type}, {len(split)} images\n"
+            f"{network_name(checkpoint.facts())} ({on_data.dataset}): {args.dataset_type}, {len(split)} images\n"
             f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
         )
-        text += "".join(f"\nnote: {line}" for line in viewing.notes)
-        facts = {"model": checkpoint.model, "dataset": viewing.dataset, "network": checkpoint.facts()}
+        text += "".join(f"\nnote: {line}" for line in on_data.notes)
+        facts = {"model": checkpoint.model, "dataset": on_data.dataset, "network": checkpoint.facts()}
         result = {**facts, "images": len(split), **scores}
         cli.publish(args, path, result, text)
     return result

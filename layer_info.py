@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from src.cli import arguments
 from src.cli import output as cli
-from src.cutting.channel_axis import Output, doubts, find_outputs, require_fit
+from src.cutting.channel_axis import Output, find_outputs, layout_warnings, require_fit
 from src.cutting.parts import layer_names
 from src.cutting.structure import split_layer
 from src.dataset import file_part
@@ -34,13 +34,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> pd.DataFrame:
     """Print and write the table of layers; returns it, a row a layer."""
-    shown = open_network(Named(args.model), dataset=args.dataset, size=args.image_size, tell=cli.notice, bare=True)
-    dataset, eyes = args.dataset or shown.dataset or DEFAULT, shown.preprocessing
+    shown = open_network(
+        Named(args.model), dataset=args.dataset, size=args.image_size, on_message=cli.notice, bare=True
+    )
+    dataset, preprocessing = args.dataset or shown.dataset or DEFAULT, shown.preprocessing
     is_file = bool(shown.iteration or shown.recipe)
     parts = [model_folder(shown.model).lower(), file_part(dataset)] + ([shown.seeds, shown.stem] if is_file else [])
     with cli.result_path(args, "-".join(["layer_info", *filter(None, parts)]), answers_anyway=True) as path:
         layers = describe_layers(shown.network, shown.sample, shown.layout)
-        title = f"{model_folder(shown.model)} on {dataset}: images {eyes.channels} x {eyes.size} x {eyes.size}"
+        shape = preprocessing.channels, preprocessing.size, preprocessing.size
+        title = f"{model_folder(shown.model)} on {dataset}: images {' x '.join(map(str, shape))}"
         result = {"layers": layers, "network": shown.facts()}
         cli.publish(args, path, result, f"{title}\n{layers_text(layers)}")
     return layers
@@ -52,7 +55,7 @@ def describe_layers(network: nn.Module, images: Tensor, asked: str | None = None
     names = layer_names(network, images)
     outputs = find_outputs(network, names, images, asked)
     require_fit(asked, outputs)
-    for line in doubts(network, outputs):
+    for line in layout_warnings(network, outputs):
         cli.notice(f"note: {line}")
     rows = []
     for index, (name, output) in enumerate(outputs.items()):

@@ -10,13 +10,13 @@ from src.cli import output as cli
 from src.cli.stitch_output import epochs_of, publish, refuse_diverged
 from src.cutting.selection import choose_layers, pairs_of_layers
 from src.networks.opening import untrained
-from src.networks.presentation import Viewing
+from src.networks.presentation import NetworksOnDataset
 from src.results import plots
-from src.stitching import Cuts, StitchSpec, combinations, spec_names
+from src.stitching import CutNetworks, StitchSpec, combinations, spec_names
 from src.stitching.controls import CONTROLS, choose_controls
-from src.stitching.keys import stitch_keys, surroundings
+from src.stitching.keys import key_inputs, stitch_keys
 from src.stitching.options import OPTIONS
-from src.stitching.run import Plan, Tell, stitch
+from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import SET, check_states, resume_states, state_files
 
 
@@ -75,20 +75,20 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.plot:
         plots.require_matplotlib()
     device = cli.device_for_training(args)
-    viewing = cli.open_pair(args, targets={one.target_type for one in settings})
-    front, end = viewing.networks
-    scored = viewing
+    on_data = cli.open_pair(args, targets={one.target_type for one in settings})
+    front, end = on_data.networks
+    scored = on_data
     if args.evaluate_on:
-        scored = cli.show(viewing.elsewhere(args.evaluate_on, size=args.image_size))
+        scored = cli.show(on_data.elsewhere(args.evaluate_on, size=args.image_size))
     fronts, ends = (
-        choose_layers(network.network, text, viewing.sample)
+        choose_layers(network.network, text, on_data.sample)
         for network, text in ((front, args.front_layer), (end, args.end_layer))
     )
     layers = pairs_of_layers(fronts, ends, args.pairs)
     specs = [replace(setting, front_layer=one, end_layer=other) for one, other in layers for setting in settings]
     networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
-    cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=asked)
-    for line in [*cuts.notes, *viewing.blanks]:
+    cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=asked)
+    for line in [*cuts.notes, *on_data.missing_columns]:
         cli.notice(f"note: {line}")
     names = spec_names(specs)
     single = len(specs) == 1
@@ -99,25 +99,25 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         if folder and (text := check_states(folder, names, resume=args.resume, overwrite=args.overwrite)):
             cli.notice(text)
         how = {"device": device, **arguments.reading(args, cli.notice)}
-        train, val = viewing.split("train", **how), scored.split("val", **how)
-        around = surroundings(viewing, [split.digest() for split in (train, val)])
+        train, val = on_data.split("train", **how), scored.split("val", **how)
+        around = key_inputs(on_data, [split.digest() for split in (train, val)])
         keys = stitch_keys(cuts, around)
-        state = resume_states(folder, names, identity(args, viewing, around), cli.tell_resumed) if folder else None
-        plan = Plan(
+        state = resume_states(folder, names, identity(args, on_data, around), cli.tell_resumed) if folder else None
+        plan = StitchPlan(
             similarity=not args.no_similarity,
-            labelled=viewing.end_labelled,
-            front_labelled=viewing.decides[0],
-            comparable=viewing.comparable,
+            labelled=on_data.end_labelled,
+            front_labelled=on_data.shares_classes[0],
+            comparable=on_data.comparable,
             ood=args.ood,
             controls=args.controls or (),
-            fresh=lambda seed: viewing.seen(untrained(front, seed), front),
+            fresh=lambda seed: on_data.with_preprocessing(untrained(front, seed), front),
             memory=1e9 * args.memory,
             resume=state,
-            tell=Tell(cli.notice, epochs_of(specs[0], always=args.debug)),
+            callbacks=Callbacks(cli.notice, epochs_of(specs[0], always=args.debug)),
         )
         outcomes = stitch(cuts, train, val, plan)
         about = {"weights": {"front": front.facts(), "end": end.facts()}}
-        params = cli.parameters(args) | viewing.unsaid
+        params = cli.parameters(args) | on_data.dataset_param
         found = [
             {"params": params | asdict(spec), "key": key, **about, **outcome}
             for spec, key, outcome in zip(specs, keys, outcomes, strict=True)
@@ -132,10 +132,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def identity(args: argparse.Namespace, viewing: Viewing, around: dict[str, Any]) -> dict[str, Any]:
+def identity(args: argparse.Namespace, on_data: NetworksOnDataset, around: dict[str, Any]) -> dict[str, Any]:
     """What a resumed run must agree in, beside the specs; `around` is what decides all stitches."""
-    networks, about = viewing.networks, {name: around[name] for name in ("images", "code") if name in around}
-    about |= {"front weights": networks[0].sha256, "end weights": networks[1].sha256, "dataset": viewing.dataset}
+    networks, about = on_data.networks, {name: around[name] for name in ("images", "code") if name in around}
+    about |= {"front weights": networks[0].sha256, "end weights": networks[1].sha256, "dataset": on_data.dataset}
     about |= {name: getattr(args, name) for name in ("controls", "evaluate_on", "image_size") if getattr(args, name)}
     asked = zip(("front layout", "end layout"), networks, strict=True)
     return about | {what: network.layout for what, network in asked if network.layout}

@@ -25,7 +25,7 @@ from src.cutting.structure import split_layer
 from src.networks.opening import open_network
 from src.networks.sources.library import first_line
 from src.networks.sources.transformers import Logits
-from src.stitching import Cuts, StitchSpec, initial_stitch
+from src.stitching import CutNetworks, StitchSpec, initial_stitch
 
 # name of a spec, and the size of its images
 TORCHVISION = {
@@ -146,17 +146,17 @@ def examine(network: nn.Module, size: int) -> str:
         heads.append(apart(head(network, layer, said)(images[:2]), layout.canonical(seen[-1])))
         tails.append(apart(tail(network, layer, layouts=said)(layout.canonical(given), images[:2]), wanted))
         spec = StitchSpec(layer, layer, init="eye", epochs=0)
-        cuts = Cuts(network, network, [spec], images[:2])
+        cuts = CutNetworks(network, network, [spec], images[:2])
         kept.append(agreement(cuts, spec, network, images))
         layouts.append(f"`{layer}` {layout}")
     how = "graph" if all(is_traced(tail(network, layer)) for layer in blocks) else "hooks"
     return f"{how} | {', '.join(layouts)} | {max(heads):.0e} | {max(tails):.0e} | {min(kept):.0%}"
 
 
-def agreement(cuts: Cuts, spec: StitchSpec, network: nn.Module, images: Tensor) -> float:
+def agreement(cuts: CutNetworks, spec: StitchSpec, network: nn.Module, images: Tensor) -> float:
     """The share of decisions that a stitch with an identity map keeps."""
     stitch = initial_stitch(cuts.geometry(spec.cut), None, init="eye", mask="identity", seed=0)
-    logits = cuts.logits(spec, stitch, cuts.fronts([spec], images), images)
+    logits = cuts.logits(spec, stitch, cuts.front_activations([spec], images), images)
     return float((logits.argmax(1) == network(images).argmax(1)).double().mean())
 
 

@@ -25,11 +25,11 @@ from src.evaluation.evaluate import compare, evaluate
 from src.metrics.algebra.gram import gram_sums
 from src.metrics.algebra.moments import least_squares
 from src.models import build_model
-from src.stitching import Cuts, Pair, StitchObjective, StitchSpec, cut_pair, initial_stitch
+from src.stitching import CutNetworks, Pair, StitchObjective, StitchSpec, cut_pair, initial_stitch
 from src.stitching.moments import gather_moments
 from src.training.loop import fit_one
 from src.training.recipe import Recipe
-from src.training.train_state import Learner
+from src.training.train_state import TrainState
 
 TRAIN, VAL = 50_000, 10_000
 
@@ -85,11 +85,11 @@ def stitch_epoch(model: str, layer: str, count: int, *, amp: bool = False) -> Ca
 
     def suite() -> None:
         spec = StitchSpec(layer, layer, epochs=1, amp=amp)
-        cuts = Cuts(network(model, 0), network(model, 1), [spec], torch.zeros(2, 3, 32, 32))
+        cuts = CutNetworks(network(model, 0), network(model, 1), [spec], torch.zeros(2, 3, 32, 32))
         stitch, split = initial_stitch(cuts.geometry(spec.cut), None), data(count)
-        learner = Learner(stitch, StitchObjective(cuts, spec, stitch, split.spec.task), spec.recipe)
+        train_state = TrainState(stitch, StitchObjective(cuts, spec, stitch, split.spec.task), spec.recipe)
         nothing = {"loss": 0.0, "acc": 0.0}
-        fit_one(learner, split, seed=0, validate=lambda: nothing, share=lambda images: cuts.share([spec], images))
+        fit_one(train_state, split, seed=0, validate=lambda: nothing, share=lambda images: cuts.share([spec], images))
 
     def baseline() -> None:
         channels = pair(model, layer).geometry.inputs
@@ -102,8 +102,8 @@ def stitch_epoch(model: str, layer: str, count: int, *, amp: bool = False) -> Ca
 def init_least_squares(model: str, layer: str, count: int) -> Case:
     def suite() -> np.ndarray:
         spec = StitchSpec(layer, layer, init="ps_inv")
-        cuts = Cuts(network(model, 0), network(model, 1), [spec], torch.zeros(2, 3, 32, 32))
-        moments = gather_moments(cuts, [spec], data(count), title="", notice=print)[spec.cut]
+        cuts = CutNetworks(network(model, 0), network(model, 1), [spec], torch.zeros(2, 3, 32, 32))
+        moments = gather_moments(cuts, [spec], data(count), title="", on_message=print)[spec.cut]
         return least_squares(moments).w.numpy()
 
     def baseline() -> np.ndarray:
@@ -151,7 +151,7 @@ def train_epoch(model: str, count: int) -> Case:
             return split.spec.task.loss(logits, labels), split.spec.task.correct(logits, labels)
 
         recipe = Recipe(epochs=1, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=1e-4)
-        fit_one(Learner(trained, objective, recipe), split, seed=0, validate=lambda: {"loss": 0.0, "acc": 0.0})
+        fit_one(TrainState(trained, objective, recipe), split, seed=0, validate=lambda: {"loss": 0.0, "acc": 0.0})
 
     def baseline() -> None:
         plain.train_epoch(network(model, 0), plain_batches(count, train=True))

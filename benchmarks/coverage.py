@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.core.intervals import wilson
 from src.core.task import SINGLE_LABEL
-from src.evaluation.scores import Tally
+from src.evaluation.scores import AgreementCounter
 from src.metrics import METRICS
 from src.metrics.certainty.uncertainty import Sample, intervals
 from src.stitching.significance import penalty_of, score_of
@@ -45,10 +45,10 @@ def made_up(rng: np.random.Generator, images: int, shares: dict[str, float], sha
     }
 
 
-def tally_of(right: dict[str, Tensor]) -> Tally:
+def tally_of(right: dict[str, Tensor]) -> AgreementCounter:
     """A tally of networks that are right (1.0) or not about two classes, image by image."""
     images = len(next(iter(right.values())))
-    counts = Tally(SINGLE_LABEL, target="end", couples=[("end", "after")], keep=right)
+    counts = AgreementCounter(SINGLE_LABEL, target="end", couples=[("end", "after")], keep=right)
     labels = torch.arange(images) % 2
     counts.update({name: torch.eye(2)[(labels + 1 - which.long()) % 2] for name, which in right.items()}, labels)
     return counts

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.run import machine, peak_bytes
-from src.dataset import Keep, dataset_of, load_split
+from src.dataset import CacheOptions, dataset_of, load_split
 from src.dataset.decode import Target, decode
 
 WIDTH, HEIGHT, CLASSES, BATCH = 500, 375, 10, 64
@@ -109,11 +109,19 @@ def decoder_rows(files: Sequence[Path], sizes: Sequence[int]) -> list[str]:
 def epoch_rows(root: Path, size: int, cache: Path) -> list[str]:
     """Images a second of the first and the second epoch of training images, augmented, in this process alone."""
     rows = [f"{'kept':16} {'first':>9} {'second':>9}   images/s"]
-    for name, keep in {"not": Keep(gb=1e-9), "in memory": Keep(), "in a file": Keep(cache)}.items():
-        split = load_split(dataset_of(f"folder:{root}", size), "train", num_workers=0, keep=keep).seen_by(None)
+    for name, keep in {
+        "not": CacheOptions(gb=1e-9),
+        "in memory": CacheOptions(),
+        "in a file": CacheOptions(cache),
+    }.items():
+        split = load_split(dataset_of(f"folder:{root}", size), "train", num_workers=0, keep=keep).with_preprocessing(
+            None
+        )
         rates = [epoch_rate(split) for _ in range(2)]
         rows.append(f"{name:16} {rates[0]:9.0f} {rates[1]:9.0f}")
-    again = load_split(dataset_of(f"folder:{root}", size), "train", num_workers=0, keep=Keep(cache)).seen_by(None)
+    again = load_split(
+        dataset_of(f"folder:{root}", size), "train", num_workers=0, keep=CacheOptions(cache)
+    ).with_preprocessing(None)
     rows.append(f"{'file, other run':16} {epoch_rate(again):9.0f}")
     return rows
 
@@ -138,7 +146,7 @@ def memory_row(count: int, made: int, size: int = SMALL) -> str:
 def child(root: str, cache: str, size: str) -> None:
     torch.set_num_threads(1)
     spec = dataset_of(f"folder:{root}", int(size))
-    split = load_split(spec, "train", num_workers=0, keep=Keep(Path(cache))).seen_by(None)
+    split = load_split(spec, "train", num_workers=0, keep=CacheOptions(Path(cache))).with_preprocessing(None)
     for _ in range(2):
         epoch_rate(split)
     print(peak_bytes())

@@ -18,7 +18,7 @@ from benchmarks.run import machine
 from src.evaluation.layer_grid import compare_layers
 from src.metrics import METRICS
 from src.networks.opening import open_network
-from src.networks.presentation import look
+from src.networks.presentation import put_on_dataset
 
 ROOT = Path(__file__).parent.parent / "model_weights"
 FILES = [str(ROOT / "Tiny10" / "CIFAR10" / f"in{seed}-gn{seed}" / "110000.pt") for seed in (0, 10)]
@@ -52,14 +52,14 @@ def main() -> None:
     totals: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     pairs = list(itertools.combinations(args.weights, 2))
     for pair in pairs:
-        viewing = look([open_network(file) for file in pair], "cifar10")
-        networks = viewing.networks[0].network, viewing.networks[1].network
-        split = viewing.split("val").take(torch.arange(args.images))
+        on_data = put_on_dataset([open_network(file) for file in pair], "cifar10")
+        networks = on_data.networks[0].network, on_data.networks[1].network
+        split = on_data.split("val").take(torch.arange(args.images))
         for view in ("images", "channels"):
             names = [name for name, metric in METRICS.items() if view in metric.views]
             if view == "images":  # more features than images are a linear map of anything
                 names = [name for name in names if not METRICS[name].outnumbered]
-            grid = compare_layers(networks, (LAYERS, LAYERS), viewing.sample, split, names, view=view)
+            grid = compare_layers(networks, (LAYERS, LAYERS), on_data.sample, split, names, view=view)
             for name in names:
                 totals[name, view] += found(grid.table(name), lower=METRICS[name].alike == "lower")
     print(machine())

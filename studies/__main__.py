@@ -14,7 +14,7 @@ from src.studies.engines import ENGINES, choose_workers
 from src.studies.engines.local import Here
 from src.studies.frames import OVER, collect, command_of, grouped, remember
 from src.studies.page import write_page
-from src.studies.plan import Plan
+from src.studies.plan import StudyPlan
 from src.studies.runner import Driver, Options, shard
 from src.studies.schema import Study
 from src.studies.store import Store
@@ -151,7 +151,7 @@ def report(args: argparse.Namespace) -> None:
     cli.say(f"page: {path}")
 
 
-def read(args: argparse.Namespace) -> tuple[Plan, Store, Study]:
+def read(args: argparse.Namespace) -> tuple[StudyPlan, Store, Study]:
     study = Study(args.file)
     store = Store(args.out_dir / study.name)
     return store.plan(study, cli.notice, keep=False), store, study

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from src.core.options import Option
-from src.dataset import SPLITS, Keep, canonical_dataset, known_datasets
+from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
 from src.evaluation.passes import BATCH_SIZE
 from src.metrics import MEASURES
 from src.models import model_names
@@ -228,11 +228,11 @@ def dataset_name(text: str) -> str:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {known})") from None
 
 
-def reading(args: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
-    """What `load_split` is told of how images are read; `tell` hears what a cache could not hold."""
+def reading(args: argparse.Namespace, on_message: Callable[[str], None]) -> dict[str, Any]:
+    """What `load_split` is told of how images are read; `on_message` hears what a cache could not hold."""
     if args.cache and args.cache.exists() and not args.cache.is_dir():
         raise ValueError(f"--cache {args.cache} is no folder")
-    return {"num_workers": args.num_workers, "keep": Keep(args.cache, args.cache_gb, tell)}
+    return {"num_workers": args.num_workers, "keep": CacheOptions(args.cache, args.cache_gb, on_message)}
 
 
 def add_spec_options(

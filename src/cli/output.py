@@ -19,7 +19,7 @@ from src.core.files import sole_maker
 from src.evaluation.certainty import Certainty
 from src.metrics import MEASURES, Cell
 from src.networks import opening as sources
-from src.networks.presentation import Viewing, look
+from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.results import text as report
 from src.results.plots import FORMATS
 from src.results.saved_stitch import SavedStitch
@@ -31,25 +31,25 @@ GROUPS_HELP = "lower --batch-size, or average over groups of images with --group
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Viewing:
+def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> NetworksOnDataset:
     """The two networks that the arguments name, in front of the data set that they name or were trained on.
 
     Refused where they do not decide what stitches to these targets ask.
     """
     specs = sources.Named(args.front_model), sources.Named(args.end_model)
     models = args.model1 and sources.Named(args.model1), args.model2 and sources.Named(args.model2)
-    pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, tell=notice)
-    viewing = look(pair, args.dataset, size=args.image_size)
+    pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, on_message=notice)
+    on_data = put_on_dataset(pair, args.dataset, size=args.image_size)
     if targets:
-        viewing.require_for(teachers_of(targets))
-    return show(viewing)
+        on_data.require_for(teachers_of(targets))
+    return show(on_data)
 
 
-def show(viewing: Viewing) -> Viewing:
+def show(on_data: NetworksOnDataset) -> NetworksOnDataset:
     """Tell the user what figures on these images rest on."""
-    for line in viewing.notes:
+    for line in on_data.notes:
         notice(f"note: {line}")
-    return viewing
+    return on_data
 
 
 def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[str, dict[str, Any]]:
@@ -177,12 +177,12 @@ def notice(message: str) -> None:
 def tell_once(told: set[str]) -> Callable[[str], None]:
     """`notice`, of what is not among the lines that were told before."""
 
-    def tell(line: str) -> None:
+    def on_message(line: str) -> None:
         if line not in told:
             told.add(line)
             notice(line)
 
-    return tell
+    return on_message
 
 
 def tell_weights(saved: SavedStitch, told: set[str]) -> None:

@@ -94,7 +94,7 @@ def layouts_of(outputs: dict[str, Output]) -> dict[str, Layout]:
     return {layer: output.known for layer, output in outputs.items()}
 
 
-def doubts(model: nn.Module, outputs: dict[str, Output]) -> list[str]:
+def layout_warnings(model: nn.Module, outputs: dict[str, Output]) -> list[str]:
     """What a reader must know of how these layers are cut and read, a line each."""
     kind, lines = type(model).__name__, []
     guessed = [(layer, one.layout) for layer, one in outputs.items() if one.layout and one.layout.guessed]

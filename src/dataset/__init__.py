@@ -1,6 +1,6 @@
 """Where images come from."""
 
-from src.dataset.cache import Keep
+from src.dataset.cache import CacheOptions
 from src.dataset.dataset_spec import SPLITS, DatasetSpec
 from src.dataset.folder import first_difference
 from src.dataset.lookup import (
@@ -14,15 +14,15 @@ from src.dataset.lookup import (
     measured,
 )
 from src.dataset.registry import DATASETS
-from src.dataset.split import Coupled, Split
+from src.dataset.split import PairedImagesSplit, Split
 from src.dataset.subset import shuffle_labels, take_fraction
 
 __all__ = [
     "DATASETS",
     "SPLITS",
-    "Coupled",
+    "PairedImagesSplit",
     "DatasetSpec",
-    "Keep",
+    "CacheOptions",
     "Split",
     "canonical_dataset",
     "dataset_folder",

@@ -29,16 +29,16 @@ def _silent(line: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class CacheOptions:
     """Where decoded images stay: in memory, or in a file below `folder`.
 
     `gb` bounds what one split may take in memory (default 2), or all files in the folder (default 50); a split that
-    is larger is decoded in every epoch. `tell` hears of what the folder could not hold.
+    is larger is decoded in every epoch. `on_message` hears of what the folder could not hold.
     """
 
     folder: Path | None = None
     gb: float | None = None
-    tell: Callable[[str], None] = _silent
+    on_message: Callable[[str], None] = _silent
 
 
 class Rows(ABC):
@@ -138,7 +138,7 @@ class InFile(Rows):
 class Kept:
     """The decoded images of a list of files, opened when they are first asked for; None where they do not fit."""
 
-    def __init__(self, files: Sequence[Path], target: Target, keep: Keep) -> None:
+    def __init__(self, files: Sequence[Path], target: Target, keep: CacheOptions) -> None:
         self.files, self.target, self.keep = files, target, keep
         self._opened = False
         self._rows: Rows | None = None
@@ -162,11 +162,13 @@ class Kept:
         try:
             make_folder(folder)
             if not path.exists() and not _made_room(folder, needed, int(1e9 * limit)):
-                self.keep.tell(f"{count} decoded images take {needed / 1e9:.1f} GB, more than --cache-gb {limit:g}")
+                self.keep.on_message(
+                    f"{count} decoded images take {needed / 1e9:.1f} GB, more than --cache-gb {limit:g}"
+                )
                 return None
             return InFile(path, count, shape)
         except OSError as error:
-            self.keep.tell(f"no cache in {folder}: {error.strerror or error}; images are decoded in every epoch")
+            self.keep.on_message(f"no cache in {folder}: {error.strerror or error}; images are decoded in every epoch")
             return None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from src.core import config
 from src.dataset.arrays import arrays_spec
-from src.dataset.cache import Keep
+from src.dataset.cache import CacheOptions
 from src.dataset.dataset_spec import DatasetSpec
 from src.dataset.folder import folder_spec
 from src.dataset.registry import DATASETS
@@ -85,7 +85,7 @@ def load_split(
     root: Path | None = None,
     device: torch.device | str = "cpu",
     num_workers: int | None = None,
-    keep: Keep | None = None,
+    keep: CacheOptions | None = None,
 ) -> Split:
     """Open the `train` or `val` images of a data set, or its `valid` ones where it has such (CelebA).
 
@@ -125,7 +125,7 @@ def measured(spec: DatasetSpec, train: Split | None = None) -> DatasetSpec:
     if spec.mean:
         return spec
     total, pixels = torch.zeros(2, spec.channels, dtype=torch.int64), 0
-    for images, _ in (train or load_split(spec, "train")).seen_by(None).batches(256):
+    for images, _ in (train or load_split(spec, "train")).with_preprocessing(None).batches(256):
         values = images.cpu().to(torch.int64)
         total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
         pixels += images[:, 0].numel()

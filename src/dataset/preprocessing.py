@@ -75,7 +75,7 @@ class Preprocessing:
         return images.clamp_(0, 255)  # bicubic overshoots
 
 
-def presented(
+def wrap_preprocessing(
     network: nn.Module, preprocessing: Preprocessing | None = None, order: tuple[int, ...] | None = None
 ) -> nn.Module:
     """The network for images in 0..255, which it preprocesses itself, and with its classes in another order.
@@ -90,7 +90,7 @@ def presented(
 def for_half(network: nn.Module, half: int) -> nn.Module:
     """The network for images of twice its channels, of which it sees the first (0) or the second (1) half.
 
-    A shallow copy like `presented`.
+    A shallow copy like `wrap_preprocessing`.
     """
     return _between(network, (_half, half), None)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from src.dataset.cache import Keep, Kept
+from src.dataset.cache import CacheOptions, Kept
 from src.dataset.dataset_spec import DatasetSpec
 from src.dataset.decode import Files, decode_batches
 from src.dataset.preprocessing import Preprocessing
@@ -72,7 +72,7 @@ class Split(ABC):
     def take(self, index: Tensor) -> "Split":
         """A split of the images at these indices (kept,), in that order."""
 
-    def seen_by(self, preprocessing: Preprocessing | None) -> "Split":
+    def with_preprocessing(self, preprocessing: Preprocessing | None) -> "Split":
         """The same images as a network of that preprocessing sees them; None: as they are, (n, c, h, w) in 0..255."""
         other = copy.copy(self)
         other._preprocess = preprocessing or _as_they_are
@@ -130,7 +130,7 @@ class MemorySplit(Split):
             yield self.images.index_select(0, part), self.labels[part]
 
 
-class Coupled(Split):
+class PairedImagesSplit(Split):
     """A split whose images have another one of the same split beside them: (n, 2 * channels, size, size).
 
     The first half of the channels is the image that the label belongs to, the second its partner, the same in each
@@ -147,7 +147,7 @@ class Coupled(Split):
     def _both(self, images: Tensor) -> Tensor:
         return torch.cat([self._one(half) for half in images.chunk(2, 1)], 1)
 
-    def take(self, index: Tensor) -> "Coupled":
+    def take(self, index: Tensor) -> "PairedImagesSplit":
         raise NotImplementedError("an image and its partner belong to the whole split")
 
     def _contents(self) -> Any:
@@ -176,12 +176,12 @@ class FolderSplit(Split):
         *,
         device: torch.device | str,
         num_workers: int | None,
-        keep: Keep | None = None,
+        keep: CacheOptions | None = None,
     ) -> None:
         super().__init__(spec, labels.to(device), torch.device(device))
         self.files = files
         self.num_workers = min(8, _usable_cores()) if num_workers is None else num_workers
-        self._kept = Kept(files, spec.target, keep or Keep())
+        self._kept = Kept(files, spec.target, keep or CacheOptions())
 
     def _contents(self) -> Any:
         names = [(file.name, file.stat().st_size) for file in self.files]

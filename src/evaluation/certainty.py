@@ -13,7 +13,7 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import heads
 from src.dataset import Split
 from src.evaluation.passes import feed
-from src.metrics.certainty.uncertainty import Found, Sample, intervals, nulls
+from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls
 from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.registry import METRICS
 
@@ -30,7 +30,7 @@ class Certainty:
     how: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def add(self, kind: str, found: Found) -> None:
+    def add(self, kind: str, found: Uncertainty) -> None:
         getattr(self, kind).update(found.values)
         self.how.update({f"{kind} of {name}": text for name, text in found.how.items()})
         self.refused.update({f"{kind} of {name}": text for name, text in found.refused.items()})

@@ -6,7 +6,7 @@ from torch import nn
 
 from src.dataset import Split
 from src.evaluation.passes import BATCH_SIZE, Head, feed
-from src.evaluation.scores import Tally, tally
+from src.evaluation.scores import AgreementCounter, tally
 from src.metrics import Cell, Grid
 from src.metrics.engine.plan import plan_grid, require_possible
 
@@ -16,7 +16,7 @@ def evaluate(network: nn.Module, split: Split, *, batch_size: int = BATCH_SIZE, 
     was_training = network.training
     network.eval()
     try:
-        counts = Tally(split.spec.task)
+        counts = AgreementCounter(split.spec.task)
         tally(lambda images: {"": network(images)}, split, counts, batch_size=batch_size, title=title)
     finally:
         network.train(was_training)

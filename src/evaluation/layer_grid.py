@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.progress import bar
-from src.cutting.channel_axis import Output, doubts, find_outputs, layouts_of, require_fit
+from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layouts_of, require_fit
 from src.cutting.freeze import freeze
 from src.cutting.parts import heads
 from src.cutting.structure import no_logits
@@ -92,26 +92,28 @@ def compare_layers(
     memory: float = 4e9,
     layouts: tuple[str | None, str | None] = (None, None),
     labelled: bool = True,
-    tell: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare each of the first network's layers with each of the second's by the named metrics.
 
     `sample` is a batch of blank images. At most about `memory` bytes are held at once: layers are taken by blocks,
-    with a pass over the images for each pair of blocks, and `tell` hears of it. A block of one pair may hold more.
-    `layouts` are those asked for, of each network; `tell` also hears what had to be guessed. `labelled` says whether
-    both networks are known to have the classes of the images, as measures of their outputs need.
+    with a pass over the images for each pair of blocks, and `on_message` hears of it. A block of one pair may hold
+    more. `layouts` are those asked for, of each network; `on_message` also hears what had to be guessed. `labelled`
+    says whether both networks are known to have the classes of the images, as measures of their outputs need.
     Raises ValueError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
     needs more.
     """
     found = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
     for asked, outputs in zip(layouts, found, strict=True):
         require_fit(asked, outputs)
-    told = [line for network, outputs in zip(networks, found, strict=True) for line in doubts(network, outputs)]
+    told = [
+        line for network, outputs in zip(networks, found, strict=True) for line in layout_warnings(network, outputs)
+    ]
     for line in dict.fromkeys(told):
-        tell(f"note: {line}")
+        on_message(f"note: {line}")
     functional = [name for name in names if name in FUNCTIONAL]
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
-    work = _Work(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
+    work = _GridWork(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
     refused = refusal_of_outputs(networks, split, sample, labelled=labelled) if functional else None
     if names:
         require_possible(work.plan(names, work.whole), memory, alone=not functional or bool(refused))
@@ -123,7 +125,7 @@ def compare_layers(
         outputs = compare_outputs(frozen, split, functional, **how)
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:
-        tell(work.plan_in_words(passes))
+        on_message(work.plan_in_words(passes))
     parts = {(i, j): [outputs] for i in work.whole[0] for j in work.whole[1]}
     for number, (some, tile) in enumerate(passes, start=1):
         title = f"pass {number} of {len(passes)}" if len(passes) > 1 else "comparing"
@@ -187,7 +189,7 @@ def compare_outputs(
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _GridWork:
     """What is to be compared, and how it is cut into passes over the images."""
 
     networks: tuple[nn.Module, nn.Module]

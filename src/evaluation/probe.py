@@ -20,11 +20,11 @@ class Probe:
         self.mean, self.scale, self.w, self.b = mean, scale, w, b
 
     def __call__(self, activation: Tensor) -> Tensor:
-        x = (averaged(activation).to(self.mean) - self.mean) / self.scale
+        x = (global_avg_pool(activation).to(self.mean) - self.mean) / self.scale
         return x @ self.w.T + self.b
 
 
-def averaged(activation: Tensor) -> Tensor:
+def global_avg_pool(activation: Tensor) -> Tensor:
     """The average over positions, (n, channels)."""
     return activation.flatten(2).mean(2) if activation.dim() > 2 else activation
 
@@ -56,7 +56,7 @@ def fit_probe(x: Tensor, labels: Tensor, task: Task, classes: int) -> Probe:
     return Probe(mean, scale, wb[:, :-1], wb[:, -1])
 
 
-class Averages:
+class PooledFeatures:
     """Feed it outputs of layers of the front network, a batch after the other; then probes can be fitted to them."""
 
     def __init__(self, layers: Sequence[str]) -> None:
@@ -68,7 +68,7 @@ class Averages:
 
     def add(self, outputs: Mapping[str, Tensor]) -> None:
         for layer, parts in self._parts.items():
-            parts.append(averaged(outputs[layer]).cpu())
+            parts.append(global_avg_pool(outputs[layer]).cpu())
 
     def probe(self, layer: str, split: Split) -> Probe:
         """The probe of a layer for the labels of a split, all of whose images were seen in their order."""

@@ -19,7 +19,7 @@ KEPT = ("right", "same")  # what is kept image by image: right decisions, and th
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
 
-class Tally:
+class AgreementCounter:
     """Show it the logits (images, classes) of several networks by name, batch by batch, then ask.
 
     target: the name of the network with which the others are compared. couples: pairs of networks whose right and
@@ -121,7 +121,9 @@ class Tally:
 
 
 @torch.inference_mode()
-def tally(forward: Forward, split: Split, counts: Tally, *, batch_size: int, title: str = "") -> Tally:
+def tally(
+    forward: Forward, split: Split, counts: AgreementCounter, *, batch_size: int, title: str = ""
+) -> AgreementCounter:
     """Show one pass over a split to a tally, in full float32; the networks are to be in eval mode."""
     with full_precision(), bar(len(split), title, unit="image") as progress:
         for images, labels in split.batches(batch_size):

@@ -2,7 +2,7 @@
 
 from src.metrics.algebra.moments import PairedMoments, channels_last_rows, flat_rows
 from src.metrics.cka import linear_cka
-from src.metrics.diagnostics import Health
+from src.metrics.diagnostics import Diagnostics
 from src.metrics.engine.grid import Cell, Grid
 from src.metrics.functional import FUNCTIONAL
 from src.metrics.registry import MEASURES, METRICS, Metric
@@ -13,7 +13,7 @@ __all__ = [
     "METRICS",
     "Cell",
     "Grid",
-    "Health",
+    "Diagnostics",
     "Metric",
     "PairedMoments",
     "channels_last_rows",

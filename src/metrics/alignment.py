@@ -13,7 +13,7 @@ from src.metrics.algebra.layer import Layer, span_bytes
 from src.metrics.algebra.linalg import rank_floor, require_varying
 from src.metrics.algebra.moments import PairedMoments, correlation
 from src.metrics.algebra.products import add_times, eigh
-from src.metrics.cosines import Cosines, nothing
+from src.metrics.cosines import Cosines, zero_tolerance
 
 # Channels a side that are matched; the linear program has as many unknowns as there are pairs of them.
 MATCHED = 1024
@@ -37,7 +37,7 @@ def aligned_cosine(x: Layer, y: Layer) -> float:
     inner = ((one @ u) * (other @ vt.T)).sum(1)
     sizes = one.norm(dim=1), other.norm(dim=1)
     norms = sizes[0] * sizes[1]
-    some = [size > nothing(layer.rows) * size.max() for size, layer in zip(sizes, (x, y), strict=True)]
+    some = [size > zero_tolerance(layer.rows) * size.max() for size, layer in zip(sizes, (x, y), strict=True)]
     kept = some[0] & some[1]
     if not kept.any():
         raise ValueError("no image has a row other than zeros on both sides")
@@ -129,9 +129,9 @@ def soft_match(moments: PairedMoments) -> float:
     ValueError where a side is constant or has more than 1,024 channels.
     Source: Khosla and Williams 2024, "Soft Matching Distance".
     """
-    live_x, live_y = moments.live()
-    require_varying(live_x, live_y)
-    gains = correlation(moments)[live_y][:, live_x].cpu().numpy()
+    nonconstant_x, nonconstant_y = moments.nonconstant()
+    require_varying(nonconstant_x, nonconstant_y)
+    gains = correlation(moments)[nonconstant_y][:, nonconstant_x].cpu().numpy()
     dy, dx = gains.shape
     if max(dx, dy) > MATCHED:
         raise ValueError(f"{max(dx, dy)} channels are too many to be matched; at most {MATCHED} are")

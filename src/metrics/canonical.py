@@ -94,7 +94,7 @@ def svcca(moments: PairedMoments) -> float:
     constant or the directions that remain on both sides together are more than rows - 2.
     Source: Raghu et al. 2017, "SVCCA: Singular Vector Canonical Correlation Analysis", section 2.
     """
-    require_varying(*moments.live())
+    require_varying(*moments.nonconstant())
     whiten_x, whiten_y = _principal_whitening(moments.xx), _principal_whitening(moments.yy)
     # Where both sides' directions together outnumber images, some correlations are 1 whatever the data.
     kept = whiten_x.shape[1] + whiten_y.shape[1]
@@ -109,7 +109,7 @@ def _mean_correlation(cross: Tensor) -> float:
 def _bases(moments: PairedMoments) -> Bases:
     """Read the bases from sums of products; directions weaker than 3e-7 of the strongest are left out."""
     require_images(moments.n, max(moments.xy.shape), "CCA")
-    require_varying(*moments.live())
+    require_varying(*moments.nonconstant())
     whiten_x, whiten_y = (
         _whitening(gram, mean, moments.n) for gram, mean in ((moments.xx, moments.mean_x), (moments.yy, moments.mean_y))
     )
@@ -119,7 +119,7 @@ def _bases(moments: PairedMoments) -> Bases:
 def _whitening(gram: Tensor, mean: Tensor, n: int) -> Tensor:
     spectrum = unit_spectrum(gram, mean, n)
     whiten = gram.new_zeros(len(gram), len(spectrum.values))
-    whiten[spectrum.live] = spectrum.vectors / spectrum.values.sqrt() / spectrum.scale[:, None]
+    whiten[spectrum.nonconstant] = spectrum.vectors / spectrum.values.sqrt() / spectrum.scale[:, None]
     return whiten
 
 

@@ -12,7 +12,7 @@ from src.metrics.algebra.products import times
 CHEAP = 4e9
 
 
-def nothing(rows: Tensor) -> float:
+def zero_tolerance(rows: Tensor) -> float:
     """An activation of this norm, beside the parts that it is the sum of, centred row and mean, is 0."""
     return 8 * torch.finfo(rows.dtype).eps
 
@@ -27,7 +27,7 @@ class Cosines:
 
     def __init__(self, layer: Layer, *, about_own_mean: bool = False) -> None:
         self.rows, self.mean = layer.centre(), layer.offset
-        (n, d), least = self.rows.shape, nothing(self.rows)
+        (n, d), least = self.rows.shape, zero_tolerance(self.rows)
         if n * n * d <= CHEAP:
             self.rows = self.rows.double()
         if about_own_mean:

@@ -17,7 +17,7 @@ RANK_FEATURES = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class Diagnostics:
     """What stands behind the numbers of one view; pairs are (front, end).
 
     rank is None where only differences were gathered; with rank_is_bound the true rank may be larger.
@@ -46,7 +46,7 @@ def facts_of_sums(sums: Sums, *, ranked: bool) -> Facts:
     return facts._replace(rank=(rank, step > 1 and rank == len(part)))
 
 
-def health_of(
+def diagnose(
     view: str,
     images: int,
     shapes: tuple[Shape, Shape],
@@ -54,53 +54,55 @@ def health_of(
     names: Sequence[str],
     group: int | None,
     bias: float | None,
-) -> Health:
+) -> Diagnostics:
     """Say what stands behind the named metrics of a view, given what is known of both sides and the bias of CKA."""
-    live, ranks = [side.live for side in facts], [side.rank for side in facts]
-    dead = [dead_channels(alive, shape[0]) for alive, shape in zip(live, shapes, strict=True)]
+    nonconstant, ranks = [side.nonconstant for side in facts], [side.rank for side in facts]
+    constant = [dead_channels(alive, shape[0]) for alive, shape in zip(nonconstant, shapes, strict=True)]
     positions = math.prod(shapes[0][1:]) if view == "channels" else 1
-    health = Health(
+    health = Diagnostics(
         view,
         images,
         images * positions,
-        (len(live[0]), len(live[1])),
+        (len(nonconstant[0]), len(nonconstant[1])),
         (ranks[0][0], ranks[1][0]) if ranks[0] and ranks[1] else None,
         any(rank is not None and rank[1] for rank in ranks),
-        (dead[0], dead[1]),
+        (constant[0], constant[1]),
         bias,
     )
-    return replace(health, warnings=_doubts(health, facts, sorted(names), group))
+    return replace(health, warnings=_warnings(health, facts, sorted(names), group))
 
 
-def dead_channels(live: Tensor, channels: int) -> int:
+def dead_channels(nonconstant: Tensor, channels: int) -> int:
     """Count the channels without a single live feature; features of one channel lie together."""
-    return int((~live.reshape(channels, -1).any(1)).sum())
+    return int((~nonconstant.reshape(channels, -1).any(1)).sum())
 
 
-def _doubts(health: Health, facts: tuple[Facts, Facts], names: list[str], group: int | None) -> tuple[str, ...]:
+def _warnings(health: Diagnostics, facts: tuple[Facts, Facts], names: list[str], group: int | None) -> tuple[str, ...]:
     """Say in words what makes the named metrics of this view doubtful."""
-    alive = [int(side.live.sum()) for side in facts]
+    alive = [int(side.nonconstant.sum()) for side in facts]
     return tuple(
-        [*_doubtful_sides(health, facts, alive), *_doubtful_counts(names, health.rows, *health.features)]
-        + _doubtful_cka(health, names, group)
-        + _doubtful_map(names, health, alive)
+        [*_side_warnings(health, facts, alive), *_count_warnings(names, health.rows, *health.features)]
+        + _cka_warnings(health, names, group)
+        + _map_warnings(names, health, alive)
     )
 
 
-def _doubtful_sides(health: Health, facts: tuple[Facts, Facts], alive: list[int]) -> list[str]:
+def _side_warnings(health: Diagnostics, facts: tuple[Facts, Facts], alive: list[int]) -> list[str]:
     found = []
-    for side, dead, live, features in zip(("front", "end"), health.dead_channels, alive, health.features, strict=True):
-        if live == 0:
+    for side, constant, nonconstant, features in zip(
+        ("front", "end"), health.dead_channels, alive, health.features, strict=True
+    ):
+        if nonconstant == 0:
             found.append(f"the {side}'s activations are constant")
-        elif 2 * live <= features:
-            found.append(f"only {live} of the {side}'s {features} features vary ({dead} channels are dead)")
+        elif 2 * nonconstant <= features:
+            found.append(f"only {nonconstant} of the {side}'s {features} features vary ({constant} channels are dead)")
     offset = max(side.offset for side in facts)
     if offset > 1e3:
         found.append(f"means are {offset:.0e} times the variation: float32 has lost that many digits")
     return found
 
 
-def _doubtful_counts(names: list[str], rows: int, front: int, end: int) -> list[str]:
+def _count_warnings(names: list[str], rows: int, front: int, end: int) -> list[str]:
     found = []
     for name in names:
         who = METRICS[name].outnumbered
@@ -114,7 +116,7 @@ def _doubtful_counts(names: list[str], rows: int, front: int, end: int) -> list[
     return found
 
 
-def _doubtful_cka(health: Health, names: list[str], group: int | None) -> list[str]:
+def _cka_warnings(health: Diagnostics, names: list[str], group: int | None) -> list[str]:
     found = []
     if "cka" in names and health.cka_bias is not None and health.cka_bias > 0.02:
         found.append(f"cka: {health.cka_bias:.3f} above its debiased estimate, from too few images; use cka_debiased")
@@ -124,7 +126,7 @@ def _doubtful_cka(health: Health, names: list[str], group: int | None) -> list[s
     return found
 
 
-def _doubtful_map(names: list[str], health: Health, alive: list[int]) -> list[str]:
+def _map_warnings(names: list[str], health: Diagnostics, alive: list[int]) -> list[str]:
     if "ps_inv" in names and health.rank is not None and not health.rank_is_bound and health.rank[0] < alive[0]:
         return [f"ps_inv: w is not unique, {alive[0]} features span {health.rank[0]} dimensions; the smallest is given"]
     return []

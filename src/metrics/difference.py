@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from src.metrics.algebra.linalg import float64_device, live_features
+from src.metrics.algebra.linalg import float64_device, nonconstant_features
 from src.metrics.algebra.matrix_rows import float64_pieces, require_real
 
 
@@ -81,6 +81,6 @@ def l2_relative(differences: Differences) -> float:
     predicts y no better than a constant does. No invariance, not symmetric; this is 1 - R2 of the identity map.
     Raise ValueError for a constant y.
     """
-    if not live_features(differences.squares[1], differences.mean[1], differences.n).any():
+    if not nonconstant_features(differences.squares[1], differences.mean[1], differences.n).any():
         raise ValueError("the second representation is constant: its spread cannot be a unit")
     return differences.total / float(differences.squares[1].sum())

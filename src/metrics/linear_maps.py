@@ -65,7 +65,7 @@ def procrustes_distance(moments: PairedMoments) -> float:
     Raise ValueError where a side is constant.
     Source: Ding, Denain and Steinhardt 2021, "Grounding Representation Similarity"; Schönemann 1966.
     """
-    require_varying(*moments.live())
+    require_varying(*moments.nonconstant())
     nuclear = torch.linalg.svdvals(moments.xy).sum()
     return max(0.0, 2 - 2 * float(nuclear / moments.xx.trace().sqrt() / moments.yy.trace().sqrt()))
 
@@ -90,10 +90,10 @@ def correlations(moments: PairedMoments) -> Correlations:
     translation. Raise ValueError where a side is constant.
     Source: Li et al. 2016, "Convergent Learning" (semi-matching).
     """
-    live_x, live_y = moments.live()
-    require_varying(live_x, live_y)
+    nonconstant_x, nonconstant_y = moments.nonconstant()
+    require_varying(nonconstant_x, nonconstant_y)
     matrix = correlation(moments)
-    best = matrix[live_y][:, live_x].max(1).values.mean()
+    best = matrix[nonconstant_y][:, nonconstant_x].max(1).values.mean()
     return Correlations(matrix=_numpy(matrix), mean_best=float(best))
 
 

@@ -66,8 +66,8 @@ class Checkpoint:
     @property
     def sample(self) -> Tensor:
         """Two blank images as the network sees them: enough to learn the shapes of its layers."""
-        eyes = self.preprocessing
-        return torch.zeros(2, eyes.channels, eyes.size, eyes.size)
+        preprocessing = self.preprocessing
+        return torch.zeros(2, preprocessing.channels, preprocessing.size, preprocessing.size)
 
     def facts(self) -> dict[str, Any]:
         """What a result says of the network: architecture, data set, weight file, seeds, and the file's digest."""
@@ -181,13 +181,13 @@ def load(
     found = known.pop("dataset")
     dataset = _agree(path, "dataset", found, None if found is not None else dataset, canonical_dataset)
     spec = remembered(path, {"dataset": dataset, "labels": labels, "preprocessing": record})
-    eyes = preprocessing_of(record, f"{path} says what it does to images, but not in a way known here")
-    eyes = eyes or measured(spec).preprocessing
-    eyes = replace(eyes, size=size) if size else eyes
-    network = build(model, channels=eyes.channels, classes=spec.classes, size=eyes.size)
+    preprocessing = preprocessing_of(record, f"{path} says what it does to images, but not in a way known here")
+    preprocessing = preprocessing or measured(spec).preprocessing
+    preprocessing = replace(preprocessing, size=size) if size else preprocessing
+    network = build(model, channels=preprocessing.channels, classes=spec.classes, size=preprocessing.size)
     fill(network, state, f"{path} does not fit {model} on {dataset}")
     digest = hashlib.sha256(content).hexdigest()
-    return Checkpoint(network.eval(), model, dataset, path, eyes, spec.labels, sha256=digest, **known)
+    return Checkpoint(network.eval(), model, dataset, path, preprocessing, spec.labels, sha256=digest, **known)
 
 
 def remembered(path: Path | str, facts: dict[str, Any]) -> DatasetSpec:
@@ -199,18 +199,18 @@ def remembered(path: Path | str, facts: dict[str, Any]) -> DatasetSpec:
     if labels is None:
         return dataset_of(name)
     complaint = f"{path} says what its classes are, but not in a way known here"
-    eyes = preprocessing_of(facts.get("preprocessing"), complaint)
+    preprocessing = preprocessing_of(facts.get("preprocessing"), complaint)
     fit = isinstance(labels, list | tuple) and labels and all(isinstance(label, str) for label in labels)
-    if not eyes or not fit or len(set(labels)) < len(labels):
+    if not preprocessing or not fit or len(set(labels)) < len(labels):
         raise ValueError(complaint)
     return DatasetSpec(
         name=canonical_dataset(name),
         folder=dataset_folder(name),
-        channels=eyes.channels,
+        channels=preprocessing.channels,
         labels=tuple(labels),
-        size=eyes.size,
-        mean=eyes.mean,
-        std=eyes.std,
+        size=preprocessing.size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         task=SINGLE_LABEL,
         root=None,
         read=_forgotten,

@@ -19,7 +19,7 @@ from src.networks import checkpoints
 from src.networks.checkpoints import Checkpoint, model_folder
 from src.networks.source_spec import Asker, Named, NetworkSpec, parse_spec
 from src.networks.sources import python, timm, torchvision
-from src.networks.sources.library import Architecture, NotHere, Source, tried
+from src.networks.sources.library import LibraryModel, NotHere, Source, check_forward
 from src.networks.sources.offline import offline
 from src.networks.sources.transformers import Logits, open_classifier
 
@@ -59,7 +59,7 @@ def open_network(
     model: str | Named | None = None,
     dataset: str | None = None,
     size: int | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
     asker: Asker = UNKNOWN,
     bare: bool = False,
 ) -> Checkpoint:
@@ -67,12 +67,12 @@ def open_network(
 
     `model` and `dataset` fill in what a plain state dict and its path lack; untrained networks are for the classes and
     channels of `dataset`, and for its size or `size`. A Python file runs, and weights are downloaded, for a spec or
-    model that is `Named`, alone; for others `asker` is said to have asked. `tell` hears where such a file is not that
-    of the training. `bare` says that an architecture may be named alone: it is then untrained, of seed 0, for CIFAR-10
-    where no data set is named. Raises ValueError or FileNotFoundError with one line.
+    model that is `Named`, alone; for others `asker` is said to have asked. `on_message` hears where such a file is not
+    that of the training. `bare` says that an architecture may be named alone: it is then untrained, of seed 0, for
+    CIFAR-10 where no data set is named. Raises ValueError or FileNotFoundError with one line.
     """
     with contextlib.nullcontext() if isinstance(text, Named) else offline():
-        return _open(text, model, dataset, size, tell, asker, bare)
+        return _open(text, model, dataset, size, on_message, asker, bare)
 
 
 def _open(
@@ -80,7 +80,7 @@ def _open(
     model: str | Named | None,
     dataset: str | None,
     size: int | None,
-    tell: Callable[[str], None],
+    on_message: Callable[[str], None],
     asker: Asker,
     bare: bool,
 ) -> Checkpoint:
@@ -91,17 +91,17 @@ def _open(
     if bare and for_images and not for_images.mean:  # of no matter for layers, and all images would have to be read
         for_images = replace(for_images, mean=(0.5,) * for_images.channels, std=(0.5,) * for_images.channels)
     if spec.source == "file":
-        found = _open_file(spec, model, dataset, tell, asker)
+        found = _open_file(spec, model, dataset, on_message, asker)
     elif spec.source == "hf":
         try:
             made, labels = open_classifier(spec.name, size=spec.view.get("size"), download=is_named)
         except NotHere:
             raise asker.no_download(spec) from None
         assert made.preprocessing
-        tried(made.network, spec.text, channels=made.preprocessing.channels, size=made.preprocessing.size)
+        check_forward(made.network, spec.text, channels=made.preprocessing.channels, size=made.preprocessing.size)
         found = _checkpoint(spec, made, labels)
     else:
-        found = _open_architecture(spec, for_images, is_named, tell, asker)
+        found = _open_architecture(spec, for_images, is_named, on_message, asker)
     return _seen_as_asked(found, spec)
 
 
@@ -125,7 +125,7 @@ def open_pair(
     models: tuple[str | Named | None, str | Named | None] = (None, None),
     dataset: str | None = None,
     size: int | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
     opener: Callable[..., Checkpoint] | None = None,
 ) -> tuple[Checkpoint, Checkpoint]:
     """The two networks that specs name; without a `dataset`, an untrained one is for that of the other.
@@ -136,7 +136,7 @@ def open_pair(
     for number in sorted((0, 1), key=lambda number: not _is_trained(parse_spec(str(texts[number]), PREFIXES))):
         others = next((one.dataset for one in found.values()), None)
         found[number] = (opener or open_network)(
-            texts[number], model=models[number], dataset=dataset or others, size=size, tell=tell
+            texts[number], model=models[number], dataset=dataset or others, size=size, on_message=on_message
         )
     return found[0], found[1]
 
@@ -208,7 +208,7 @@ def start_from(
     *,
     model: str,
     dataset: str | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, str | None]:
     """Start a network of an architecture from what a spec names, whose head may differ in size, and nothing else.
 
@@ -217,13 +217,13 @@ def start_from(
     spec = parse_spec(str(text), PREFIXES)
     if spec.source == "file":
         return checkpoints.fill_from(network, Path(spec.name), model=model, canonical=canonical_model)
-    found = open_network(text, dataset=dataset, tell=tell)
+    found = open_network(text, dataset=dataset, on_message=on_message)
     if found.model != model:
         raise ValueError(f"{text} is for the model {found.model}, not {model}")
     return found.sha256, checkpoints.fill_body(network, found.network.state_dict(), f"{text} does not fit {model}")
 
 
-def architecture(name: str | Named, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+def architecture(name: str | Named, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:
     """A fresh network of any architecture, ours or foreign, drawn from torch's global generator.
 
     Raises ValueError for a Python file's that the user has not `Named`.
@@ -235,9 +235,9 @@ def architecture(name: str | Named, *, channels: int, classes: int | None, size:
         made = SOURCES[spec.source].build(spec.name, channels=channels, classes=classes, size=size)
         seen = made.preprocessing.size if made.preprocessing else size
         if seen:
-            tried(made.network, spec.text, channels=channels, size=seen)
+            check_forward(made.network, spec.text, channels=channels, size=seen)
         return made
-    return Architecture(build_model(spec.text, channels=channels, classes=classes or 0, size=size or 0))
+    return LibraryModel(build_model(spec.text, channels=channels, classes=classes or 0, size=size or 0))
 
 
 def untrained(like: Checkpoint, seed: int) -> nn.Module:
@@ -246,21 +246,23 @@ def untrained(like: Checkpoint, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         if isinstance(like.network, Logits):
             return like.network.fresh().eval()
-        eyes, classes = like.preprocessing, len(like.labels) if like.labels else None
+        preprocessing, classes = like.preprocessing, len(like.labels) if like.labels else None
         if classes is None and parse_spec(like.model, PREFIXES).source == "python":
             classes = _rows_of_head(like.network.state_dict())
         model = Named(like.model)  # it was when the network was opened, or there would be none
-        return architecture(model, channels=eyes.channels, classes=classes, size=eyes.size).network.eval()
+        return architecture(
+            model, channels=preprocessing.channels, classes=classes, size=preprocessing.size
+        ).network.eval()
 
 
 def _open_file(
-    spec: NetworkSpec, model: str | Named | None, dataset: str | None, tell: Callable[[str], None], asker: Asker
+    spec: NetworkSpec, model: str | Named | None, dataset: str | None, on_message: Callable[[str], None], asker: Asker
 ) -> Checkpoint:
     def build(name: str, *, channels: int, classes: int, size: int) -> nn.Module:
         sizes = {"channels": channels, "classes": classes, "size": size}
         if isinstance(model, Named):  # which is the name that the file says, if it says one
             if parse_spec(name, PREFIXES).source == "python":
-                _tell_changed(name, spec.name, tell)
+                _tell_changed(name, spec.name, on_message)
             return architecture(Named(name), **sizes).network
         if parse_spec(name, PREFIXES).source == "python":
             raise replace(asker, file=spec.name).no_run(name, f"{name}@{spec.text}")
@@ -271,14 +273,14 @@ def _open_file(
     return checkpoints.load(spec.name, model=given, dataset=dataset, size=size, build=build, canonical=canonical_model)
 
 
-def _tell_changed(name: str, weights: str, tell: Callable[[str], None]) -> None:
+def _tell_changed(name: str, weights: str, on_message: Callable[[str], None]) -> None:
     """Say that a Python file is not the one that weights were trained with, where they say which that was."""
     if checkpoints.source_digest(weights) not in (None, python.digest_of(name)):
-        tell(f"note: {python.split_name(name)[0]} is not what it was when {weights} was trained")
+        on_message(f"note: {python.split_name(name)[0]} is not what it was when {weights} was trained")
 
 
 def _open_architecture(
-    spec: NetworkSpec, images: DatasetSpec | None, is_named: bool, tell: Callable[[str], None], asker: Asker
+    spec: NetworkSpec, images: DatasetSpec | None, is_named: bool, on_message: Callable[[str], None], asker: Asker
 ) -> Checkpoint:
     """A network of a named architecture: untrained, with a file's weights, or with those that its source offers."""
     if spec.source == "python" and not is_named:
@@ -300,7 +302,7 @@ def _open_architecture(
     elif spec.weights:
         digest, facts, state = checkpoints.read(Path(spec.weights))
         if spec.source == "python":
-            _tell_changed(spec.name, spec.weights, tell)
+            _tell_changed(spec.name, spec.weights, on_message)
     size = spec.view.get("size")
     if spec.source == "own" and images:
         size = size or images.size
@@ -322,8 +324,8 @@ def _open_architecture(
     labels = images.labels if images and (state is None or trained_on) else None
     if labels and spec.source == "python" and _outputs(made.network, channels, size or 0) != len(labels):
         labels = None  # it decides between others, or gives no logits
-    eyes = record or made.preprocessing or (measured(images).preprocessing if images else None)
-    found = _checkpoint(spec, Architecture(made.network, eyes), labels, digest=digest)
+    preprocessing = record or made.preprocessing or (measured(images).preprocessing if images else None)
+    found = _checkpoint(spec, LibraryModel(made.network, preprocessing), labels, digest=digest)
     known = {key: facts[key] for key in checkpoints.TRAINING if facts.get(key) is not None}
     return replace(found, dataset=trained_on.name if trained_on else None, **known)
 
@@ -354,16 +356,16 @@ def _rows_of_head(state: dict[str, torch.Tensor]) -> int | None:
 
 
 def _checkpoint(
-    spec: NetworkSpec, made: Architecture, labels: tuple[str, ...] | None, *, digest: str = ""
+    spec: NetworkSpec, made: LibraryModel, labels: tuple[str, ...] | None, *, digest: str = ""
 ) -> Checkpoint:
     network = made.network.eval()
-    eyes = made.preprocessing or Preprocessing(spec.view.get("size", 224), (0.5,) * 3, (0.5,) * 3)
+    preprocessing = made.preprocessing or Preprocessing(spec.view.get("size", 224), (0.5,) * 3, (0.5,) * 3)
     return Checkpoint(
         network=network,
         model=spec.name if spec.source in ("own", "python") else f"{spec.source}:{spec.name}",
         dataset=None,
         path=spec.text,
-        preprocessing=eyes,
+        preprocessing=preprocessing,
         labels=labels,
         init_seed=spec.seed,
         sha256=digest or _digest(network),
@@ -383,8 +385,8 @@ def _seen_as_asked(found: Checkpoint, spec: NetworkSpec) -> Checkpoint:
     """The network with what stands behind the `?` of its spec, which wins over what its source says."""
     if not spec.view:
         return found
-    eyes = {key: value for key, value in spec.view.items() if key != "layout"}
-    seen = replace(found.preprocessing, **eyes)
+    preprocessing = {key: value for key, value in spec.view.items() if key != "layout"}
+    seen = replace(found.preprocessing, **preprocessing)
     if seen.channels != found.preprocessing.channels:
         raise ValueError(f"{spec.text}: the network takes {found.preprocessing.channels} channels, not {seen.channels}")
     return replace(found, path=spec.text, preprocessing=seen, layout=spec.view.get("layout"))

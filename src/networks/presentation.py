@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
-from src.dataset.preprocessing import Preprocessing, presented
+from src.dataset.preprocessing import Preprocessing, wrap_preprocessing
 from src.networks.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Viewing:
+class NetworksOnDataset:
     """Networks that look at the same images.
 
     Where all of them preprocess alike, the images are handed out that way, once for all; else as they are, and each of
@@ -37,37 +37,37 @@ class Viewing:
         return self.spec.name
 
     @property
-    def unsaid(self) -> dict[str, str]:
+    def dataset_param(self) -> dict[str, str]:
         """The data set, where a network does not say it: a result must, to be opened again."""
         return {"dataset": self.dataset} if any(network.dataset is None for network in self.networks) else {}
 
     @property
     def shared(self) -> Preprocessing | None:
         """What all networks do to images; None where they differ."""
-        eyes = {network.preprocessing for network in self.networks}
-        return eyes.pop() if len(eyes) == 1 else None
+        preprocessing = {network.preprocessing for network in self.networks}
+        return preprocessing.pop() if len(preprocessing) == 1 else None
 
     @property
-    def decides(self) -> list[bool]:
+    def shares_classes(self) -> list[bool]:
         """Of each network whether its classes are those of the labels."""
         return [_same_names(network.labels, self.spec.labels) for network in self.networks]
 
     @property
     def labelled(self) -> bool:
         """Whether the labels of the images are of these networks' classes."""
-        return all(self.decides)
+        return all(self.shares_classes)
 
     @property
     def end_labelled(self) -> bool:
         """Whether they are of those of the last network, which a stitched one decides between."""
-        return self.decides[-1]
+        return self.shares_classes[-1]
 
     @property
     def comparable(self) -> bool:
         """Whether the networks say something about the same classes in the same order, as far as these are known."""
         names = {
             self.answers if one else tuple(two.labels or ())
-            for one, two in zip(self.decides, self.networks, strict=True)
+            for one, two in zip(self.shares_classes, self.networks, strict=True)
         }
         outputs = [self._said(network) for network in self.networks]
         return len(names - {()}) <= 1 and not any(map(no_logits, outputs)) and len({x.shape[1] for x in outputs}) == 1
@@ -86,13 +86,13 @@ class Viewing:
         return lines
 
     @property
-    def blanks(self) -> list[str]:
+    def missing_columns(self) -> list[str]:
         """Which figures of a stitch have no value, a line each."""
-        (front, end), (front_decides, end_decides) = self.networks, self.decides
+        (front, end), (front_shares, end_shares) = self.networks, self.shares_classes
         if not self.comparable:
             return [f"{front.path} does not decide between the classes of {end.path}: its own row stays empty"]
         unknown = f"{front.path} is not known to decide between the classes of {self.dataset}: it has no accuracy there"
-        return [unknown] * (end_decides and not front_decides)
+        return [unknown] * (end_shares and not front_shares)
 
     def require_decisions(self, *, labelled: bool = True) -> None:
         """Raise ValueError where the last network, which a stitched one ends in, returns no logits (images, classes).
@@ -130,7 +130,7 @@ class Viewing:
         place = next((value.device for value in values), self.sample.device)
         return network.network(self.sample.to(place))
 
-    def elsewhere(self, dataset: str, *, size: int | None = None) -> "Viewing":
+    def elsewhere(self, dataset: str, *, size: int | None = None) -> "NetworksOnDataset":
         """The same networks, as they are here, in front of other images of the same classes.
 
         Raises ValueError, with the first difference, where the classes are others.
@@ -141,18 +141,18 @@ class Viewing:
             raise ValueError(
                 f"{self.dataset} and {spec.name} have different classes: {differs} (both in alphabetical order)"
             )
-        return Viewing(spec, self.networks, self.answers)
+        return NetworksOnDataset(spec, self.networks, self.answers)
 
-    def seen(self, network: nn.Module, like: Checkpoint) -> nn.Module:
+    def with_preprocessing(self, network: nn.Module, like: Checkpoint) -> nn.Module:
         """A network that preprocesses and orders its classes as one of these does, for the images of `split`."""
         order = order_of(like.labels, self.answers)
         if self.shared and order is None:
             return network
-        return presented(network, None if self.shared else like.preprocessing, order)
+        return wrap_preprocessing(network, None if self.shared else like.preprocessing, order)
 
     def split(self, name: str, **options: Any) -> Split:
         """The images of a split as these networks and their parts take them; `options` are those of `load_split`."""
-        split = load_split(self.spec, name, **options).seen_by(self.shared)
+        split = load_split(self.spec, name, **options).with_preprocessing(self.shared)
         order = order_of(self.spec.labels, self.answers)
         if order is None:
             return split
@@ -164,12 +164,16 @@ class Viewing:
     @property
     def sample(self) -> Tensor:
         """Two blank images as `split` hands them out."""
-        eyes = self.shared
-        size, channels = (eyes.size, eyes.channels) if eyes else (self.spec.size, self.spec.channels)
+        preprocessing = self.shared
+        size, channels = (
+            (preprocessing.size, preprocessing.channels) if preprocessing else (self.spec.size, self.spec.channels)
+        )
         return torch.zeros(2, channels, size, size)
 
 
-def look(networks: Sequence[Checkpoint], dataset: str | None, *, size: int | None = None) -> Viewing:
+def put_on_dataset(
+    networks: Sequence[Checkpoint], dataset: str | None, *, size: int | None = None
+) -> NetworksOnDataset:
     """The networks in front of a data set: the named one, else the one that they were trained on.
 
     Image files are decoded to `size`, else to the largest that a network sees. Raises ValueError where the data set is
@@ -185,8 +189,10 @@ def look(networks: Sequence[Checkpoint], dataset: str | None, *, size: int | Non
         if dataset is None:
             raise ValueError(f"{networks[0].path} is for no data set of ours; name one with -d")
     spec = _sized(dataset_of(dataset), networks, size)
-    viewing = Viewing(spec, tuple(networks), spec.labels)
-    return replace(viewing, networks=tuple(replace(one, network=viewing.seen(one.network, one)) for one in networks))
+    on_data = NetworksOnDataset(spec, tuple(networks), spec.labels)
+    return replace(
+        on_data, networks=tuple(replace(one, network=on_data.with_preprocessing(one.network, one)) for one in networks)
+    )
 
 
 def order_of(labels: Sequence[str] | None, wanted: Sequence[str]) -> tuple[int, ...] | None:
@@ -207,15 +213,15 @@ def _sized(spec: DatasetSpec, networks: Sequence[Checkpoint], size: int | None) 
 
 
 def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:
-    lines, eyes = [], network.preprocessing
+    lines, preprocessing = [], network.preprocessing
     if network.dataset not in (None, spec.name):
         lines.append(f"{network.path} was trained on {network.dataset}, and is shown {spec.name}")
-    if eyes.size != spec.size:
-        how = "enlarged" if eyes.size > spec.size else "reduced"
-        lines.append(f"{network.path} sees images {how} from {spec.size} to {eyes.size}")
-    if eyes.channels > spec.channels:
+    if preprocessing.size != spec.size:
+        how = "enlarged" if preprocessing.size > spec.size else "reduced"
+        lines.append(f"{network.path} sees images {how} from {spec.size} to {preprocessing.size}")
+    if preprocessing.channels > spec.channels:
         lines.append(f"{network.path} takes colour, and is shown the grey of {spec.name} as all of its channels")
-    if eyes.channels < spec.channels:
+    if preprocessing.channels < spec.channels:
         lines.append(f"{network.path} takes grey, and is shown the brightness of {spec.name}")
     if order_of(network.labels, spec.labels):
         lines.append(f"{network.path} has the classes of {spec.name} in another order; they are matched by name")

@@ -16,7 +16,7 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
 from src.networks.checkpoints import Checkpoint
 from src.networks.opening import Asker, Named, names_file, open_network
-from src.networks.presentation import Viewing, look
+from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.results.titles import stitch_title
 from src.stitching import Geometry, Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
 
@@ -27,7 +27,7 @@ STITCH_TYPES = ("before", "after", "ps_inv", "ls_train")
 class SavedStitch:
     """A stitch of a result file between its two networks, on the CPU, in eval mode."""
 
-    viewing: Viewing
+    on_data: NetworksOnDataset
     trained_on: str
     front_layer: str
     end_layer: str
@@ -36,11 +36,11 @@ class SavedStitch:
 
     @property
     def front(self) -> Checkpoint:
-        return self.viewing.networks[0]
+        return self.on_data.networks[0]
 
     @property
     def end(self) -> Checkpoint:
-        return self.viewing.networks[1]
+        return self.on_data.networks[1]
 
     @property
     def title(self) -> str:
@@ -56,7 +56,7 @@ class SavedStitch:
 
     @property
     def dataset(self) -> str:
-        return self.viewing.dataset
+        return self.on_data.dataset
 
     @property
     def weight_files(self) -> dict[str, Path | str]:
@@ -72,7 +72,7 @@ class SavedStitch:
         """Images -> the stitched network's output, and the end network's own, at the stitched or a later layer."""
         layer = self.end_layer if layer is None else layer
         network, asked = self.end.network, self.end.layout
-        layouts = layouts_of(find_outputs(network, [self.end_layer, layer], self.viewing.sample, asked))
+        layouts = layouts_of(find_outputs(network, [self.end_layer, layer], self.on_data.sample, asked))
         part = freeze(tail(network, self.end_layer, layer, layouts))
         return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), freeze(head(network, layer, layouts))
 
@@ -84,13 +84,13 @@ def load_stitch(
     front: str | None = None,
     end: str | None = None,
     size: int | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
 ) -> SavedStitch:
     """Read a stitch that stitch_nets.py, or its published ancestor, wrote.
 
     `front` and `end` are network specs of the user's, where the weight files are now, if they have moved; those in the
-    result open files only. `size` is of the images, where not as it was; `tell` hears notes of what is opened. A stitch
-    that was scored on other images than those it was trained on stands in front of the former.
+    result open files only. `size` is of the images, where not as it was; `on_message` hears notes of what is opened.
+    A stitch that was scored on other images than those it was trained on stands in front of the former.
     Relative paths in the file are looked for beside it, in the folders above it, and in the working folder; then files
     of the same digest below the `model_weights/` of these folders. Raises FileNotFoundError for a missing file
     and ValueError for a file that is no stitch, lacks the type, or was made with other weights.
@@ -110,7 +110,7 @@ def load_stitch(
             model=known[role].get("model"),
             dataset=known[role].get("dataset") or params.get("dataset"),
             size=size,
-            tell=tell,
+            on_message=on_message,
             asker=asker,
         )
         if not moved and networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
@@ -119,24 +119,24 @@ def load_stitch(
                 networks[role] = open_network(same, model=known[role].get("model"), asker=asker)
         if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
             raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
-    viewing = look([networks["front"], networks["end"]], params.get("dataset"), size=size)
-    trained_on = viewing.dataset
+    on_data = put_on_dataset([networks["front"], networks["end"]], params.get("dataset"), size=size)
+    trained_on = on_data.dataset
     if params.get("evaluate_on"):
-        viewing = viewing.elsewhere(params["evaluate_on"], size=size)
+        on_data = on_data.elsewhere(params["evaluate_on"], size=size)
     pair = cut_pair(
-        viewing.networks[0].network,
-        viewing.networks[1].network,
+        on_data.networks[0].network,
+        on_data.networks[1].network,
         params["front_layer"],
         params["end_layer"],
-        viewing.sample,
+        on_data.sample,
         flatten=params.get("flatten", False),
         resize=params.get("resize", False),
-        layouts=(viewing.networks[0].layout, viewing.networks[1].layout),
+        layouts=(on_data.networks[0].layout, on_data.networks[1].layout),
     )
     _require_same_layouts(content, pair.geometry, path)
     arrays = _map_of_type(content, maps, stitch_type, path)
     stitch = from_arrays(arrays, pair.geometry)
-    return SavedStitch(viewing, trained_on, params["front_layer"], params["end_layer"], pair, stitch)
+    return SavedStitch(on_data, trained_on, params["front_layer"], params["end_layer"], pair, stitch)
 
 
 def _require_same_layouts(content: dict[str, Any], geometry: Geometry, path: Path) -> None:
@@ -199,10 +199,10 @@ def _by_digest(result: Path, sha256: str) -> str | None:
     return None
 
 
-def stitch_files(path: Path, tell: Callable[[str], None] = lambda line: None) -> list[Path]:
+def stitch_files(path: Path, on_message: Callable[[str], None] = lambda line: None) -> list[Path]:
     """A result file, or the results of stitch_nets.py in a folder, in the order of their names.
 
-    `tell` hears of files that cannot be read. Raises FileNotFoundError where there is none.
+    `on_message` hears of files that cannot be read. Raises FileNotFoundError where there is none.
     """
     if not path.is_dir():
         return [path]
@@ -211,7 +211,7 @@ def stitch_files(path: Path, tell: Callable[[str], None] = lambda line: None) ->
         try:
             files += [file] if _is_stitch(results.read(file)) else []
         except ValueError as error:
-            tell(f"left out: {error}")
+            on_message(f"left out: {error}")
     if not files:
         raise FileNotFoundError(f"no result of stitch_nets.py in {path}")
     return files

@@ -13,7 +13,7 @@ from src.stitching.naming import setting_text, varied
 ROWS = {name: name for name in ("front", "end", "before", "after", "ps_inv", "ls_train")} | {"after": "trans"}
 SIMILAR = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_inv", "ls_train": "_ls_train"}
 EXACT_MARK, MADE_MARK = "*", "="
-MANY = 10_000  # images from which on an accuracy has two decimals
+TWO_DECIMALS_FROM = 10_000  # images from which on an accuracy has two decimals
 
 
 def stitch_table(result: dict[str, Any]) -> str:
@@ -37,7 +37,7 @@ def stitch_table(result: dict[str, Any]) -> str:
     lines += [fill(text) for text in [*_notes(result, marked), *verdict_lines(result)]]
     lines += ood_lines(result.get("ood", {}), result["params"]["end_layer"])
     lines += health_lines(result["health"]) if "health" in result else []
-    return "\n".join([*lines, *(fill(f"warning: {text}") for text in doubts(result))])
+    return "\n".join([*lines, *(fill(f"warning: {text}") for text in fit_warnings(result))])
 
 
 def _line(result: dict[str, Any], label: str, figures: dict[str, Any], interval: tuple[float, float] | None) -> str:
@@ -52,7 +52,7 @@ def _line(result: dict[str, Any], label: str, figures: dict[str, Any], interval:
 
 def _decimals(result: dict[str, Any]) -> int:
     """Decimals of a percentage: of few images a second one would be noise."""
-    return 2 if result.get("images", {}).get("val", MANY) >= MANY else 1
+    return 2 if result.get("images", {}).get("val", TWO_DECIMALS_FROM) >= TWO_DECIMALS_FROM else 1
 
 
 def interval_of(result: dict[str, Any], row: str) -> tuple[float, float] | None:
@@ -123,7 +123,7 @@ def exact_fits(result: dict[str, Any]) -> dict[str, dict[str, int]]:
     return {name: fit for name, fit in fits.items() if name == "ps_inv" and fit["rows"] <= fit["unknowns"]}
 
 
-def doubts(result: dict[str, Any]) -> list[str]:
+def fit_warnings(result: dict[str, Any]) -> list[str]:
     """What makes a stitch's numbers doubtful."""
     params, chance = result["params"], result.get("constant_accuracy")
     after, found = result["model_results"]["trans"]["acc"], []
@@ -163,7 +163,7 @@ def stitches_table(found: Sequence[dict[str, Any]]) -> str:
     notes = [f"before, after, ps_inv: accuracy; {similar}: of after, with end"]
     if any(exact_fits(result) for result in found):
         notes.append(f"{EXACT_MARK}: fitted to fewer rows than unknowns, so it says nothing about the networks")
-    doubtful = [(result, text) for result in found for text in doubts(result)]
+    doubtful = [(result, text) for result in found for text in fit_warnings(result)]
     if doubtful:
         notes.append(f"warning for {len(doubtful)} of {len(found)} stitches, the first: {doubtful[0][1]}")
     settings = varied_settings(found)

@@ -1,6 +1,6 @@
 """Sewing two networks together."""
 
-from src.stitching.cut_networks import LOGITS, Cuts, Outputs, Shared
+from src.stitching.cut_networks import LOGITS, CutNetworks, Outputs, Shared
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.layer import ConstantStitch, MaskedStitch, StitchLayer, build_stitch, from_arrays
@@ -21,7 +21,7 @@ __all__ = [
     "ConstantStitch",
     "ControlSpec",
     "Cut",
-    "Cuts",
+    "CutNetworks",
     "Geometry",
     "MaskedStitch",
     "Outputs",

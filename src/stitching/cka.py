@@ -16,7 +16,7 @@ from src.metrics import Grid
 from src.metrics.algebra.linalg import float64_device
 from src.metrics.engine.mapped import MappedSimilarity
 from src.metrics.engine.plan import GridPlan, plan_grid
-from src.stitching.cut_networks import Cuts, Shared
+from src.stitching.cut_networks import CutNetworks, Shared
 from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
 from src.stitching.stitch_spec import Cut
@@ -41,7 +41,7 @@ def cka_group(geometry: Geometry, images: int) -> int | None:
     return group if group < images else None
 
 
-def share(cuts: Cuts, cut: Cut, split: Split) -> MappedSimilarity:
+def share(cuts: CutNetworks, cut: Cut, split: Split) -> MappedSimilarity:
     """One pass over a split for all stitches of one pair of layers that can share: moments, and all that CKA takes."""
     geometry = cuts.geometry(cut)
     shared = MappedSimilarity(
@@ -63,7 +63,7 @@ def shared_ckas(shared: MappedSimilarity, stitches: Mapping[str, StitchLayer]) -
     return dict(zip(weights, shared.cka(list(weights.values())), strict=True))
 
 
-def ckas(cuts: Cuts, asked: Asked, split: Split) -> Found:
+def ckas(cuts: CutNetworks, asked: Asked, split: Split) -> Found:
     """The same for stitches of many pairs of layers that resize, flatten, or are too large to be kept whole.
 
     What goes into one layer of the end network shares its Gram matrices, and passes over the images, as far as
@@ -98,7 +98,7 @@ class _Side:
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _CkaPass:
     """Activations that are held against those of some layers of the end network in one pass."""
 
     sides: list[_Side]
@@ -112,7 +112,7 @@ class _Task:
         return self.plan(images, group).bytes()
 
 
-def _tasks(cuts: Cuts, asked: Asked, images: int, group: int | None) -> Iterator[_Task]:
+def _tasks(cuts: CutNetworks, asked: Asked, images: int, group: int | None) -> Iterator[_CkaPass]:
     """What is compared in one pass each."""
     own: dict[tuple[str, str], list[Cut]] = {}
     for cut in asked:
@@ -126,7 +126,7 @@ def _tasks(cuts: Cuts, asked: Asked, images: int, group: int | None) -> Iterator
     pairs = {(cut.source, cut.front_layer, cut.end_layer) for cut in asked}
     together = len(pairs) > len(fronts) + len(ends)
     if together:
-        yield from _filled(_Task(fronts, ends), images, group)
+        yield from _filled(_CkaPass(fronts, ends), images, group)
     for end, shape in ends.items():
         mapped = [
             _stitched(cut, *item, images)
@@ -135,14 +135,14 @@ def _tasks(cuts: Cuts, asked: Asked, images: int, group: int | None) -> Iterator
             for item in stitches.items()
         ]
         here = [] if together else fronts
-        yield from _filled(_Task([*here, *mapped], {end: shape}), images, group)
+        yield from _filled(_CkaPass([*here, *mapped], {end: shape}), images, group)
 
 
-def _filled(task: _Task, images: int, group: int | None) -> Iterator[_Task]:
+def _filled(task: _CkaPass, images: int, group: int | None) -> Iterator[_CkaPass]:
     """The task in parts of at most `STORE_BYTES` each, but for single pairs that take more."""
     ends = list(task.ends)
     sides = [side for side in task.sides if any(cut.end_layer in ends for cut, _ in side.wanted)]
-    task = _Task(sides, task.ends)
+    task = _CkaPass(sides, task.ends)
     features = sum(side.features for side in sides), sum(map(math.prod, task.ends.values()))
     if not sides:
         return
@@ -150,15 +150,15 @@ def _filled(task: _Task, images: int, group: int | None) -> Iterator[_Task]:
         yield task
     elif len(ends) > 1 and (len(sides) == 1 or features[1] > features[0]):
         for half in (ends[: len(ends) // 2], ends[len(ends) // 2 :]):
-            yield from _filled(_Task(sides, {end: task.ends[end] for end in half}), images, group)
+            yield from _filled(_CkaPass(sides, {end: task.ends[end] for end in half}), images, group)
     else:
         sizes = range(2, len(sides))
-        few = 1 + bisect_right(sizes, STORE_BYTES, key=lambda n: _Task(sides[:n], task.ends).bytes(images, group))
-        yield from _filled(_Task(sides[:few], task.ends), images, group)
-        yield from _filled(_Task(sides[few:], task.ends), images, group)
+        few = 1 + bisect_right(sizes, STORE_BYTES, key=lambda n: _CkaPass(sides[:n], task.ends).bytes(images, group))
+        yield from _filled(_CkaPass(sides[:few], task.ends), images, group)
+        yield from _filled(_CkaPass(sides[few:], task.ends), images, group)
 
 
-def _compare(cuts: Cuts, task: _Task, split: Split, group: int | None) -> dict[tuple, float]:
+def _compare(cuts: CutNetworks, task: _CkaPass, split: Split, group: int | None) -> dict[tuple, float]:
     """CKA of each side with each of the end layers, by its key and the layer."""
     grid = Grid(task.plan(len(split), group), split.device)
 
@@ -204,11 +204,11 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _outputs(cuts: Cuts, fronts: Sequence[tuple[str, str]], ends: Sequence[str], images: Tensor) -> Shared:
+def _outputs(cuts: CutNetworks, fronts: Sequence[tuple[str, str]], ends: Sequence[str], images: Tensor) -> Shared:
     more: dict[str, list[str]] = {"end": list(ends)}
     for source, layer in fronts:
         more.setdefault(source, []).append(layer)
-    return cuts.fronts([], images, more)
+    return cuts.front_activations([], images, more)
 
 
 def _features(geometry: Geometry) -> int:

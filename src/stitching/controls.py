@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.core.progress import bar
 from src.cutting.parts import heads
-from src.dataset import Coupled, Split
+from src.dataset import PairedImagesSplit, Split
 from src.dataset.preprocessing import for_half
-from src.stitching.cut_networks import Cuts
+from src.stitching.cut_networks import CutNetworks
 from src.stitching.geometry import Geometry
 from src.stitching.stitch_spec import ControlSpec, StitchSpec
 
@@ -94,7 +94,7 @@ def sewn_for(spec: StitchSpec, names: Sequence[str], *, exact: bool = True) -> d
     return sewn
 
 
-def sewn_between(
+def control_specs(
     geometry: Geometry, spec: StitchSpec, names: Sequence[str], images: int
 ) -> dict[str, list[ControlSpec]]:
     """The same, where a fit has the rows of so many images of this geometry."""
@@ -103,23 +103,23 @@ def sewn_between(
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class ControlSetup:
     """Networks and images as the stitches of one seed and their controls need them."""
 
-    cuts: Cuts
+    cuts: CutNetworks
     train: Split
     val: Split
 
 
-def stage(
-    cuts: Cuts,
+def prepare_controls(
+    cuts: CutNetworks,
     specs: Sequence[StitchSpec],
     names: Sequence[str],
     train: Split,
     val: Split,
     *,
     fresh: Callable[[int], nn.Module] | None,
-) -> Stage:
+) -> ControlSetup:
     """Put the networks of the named controls of some specs, all of one seed, beside the two.
 
     `fresh(seed)` makes an untrained network of the front's architecture, which takes the same images. Raises ValueError
@@ -132,7 +132,7 @@ def stage(
             raise ValueError("no untrained network of the front's architecture can be made; leave out this control")
         layers = list(dict.fromkeys(spec.front_layer for spec in specs))
         made = {name: fresh(derived_seed(seed, name)).to(cuts.device) for name in _names_of_untrained()}
-        settle_statistics(list(made.values()), layers, train)
+        recalibrate_batchnorm(list(made.values()), layers, train)
         networks |= made
     if "shuffled" in names:
         networks = {role: for_half(network, 0) for role, network in networks.items()}
@@ -143,12 +143,12 @@ def stage(
             for split, split_name in ((train, "train"), (val, "val"))
         )
     front, end = networks.pop("front"), networks.pop("end")
-    return Stage(Cuts(front, end, specs, sample, others=networks, layouts=cuts.asked), train, val)
+    return ControlSetup(CutNetworks(front, end, specs, sample, others=networks, layouts=cuts.asked), train, val)
 
 
-def shuffled(split: Split, seed: int) -> Coupled:
+def shuffled(split: Split, seed: int) -> PairedImagesSplit:
     """The split with another of its images beside each, by one fixed permutation of all."""
-    return Coupled(split, torch.randperm(len(split), generator=Generator().manual_seed(seed)))
+    return PairedImagesSplit(split, torch.randperm(len(split), generator=Generator().manual_seed(seed)))
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -161,7 +161,7 @@ def _names_of_untrained() -> list[str]:
 
 
 @torch.no_grad()
-def settle_statistics(networks: Sequence[nn.Module], layers: Sequence[str], split: Split) -> None:
+def recalibrate_batchnorm(networks: Sequence[nn.Module], layers: Sequence[str], split: Split) -> None:
     """Give the BatchNorms before some layers the statistics of a split, from one pass of images that are not augmented.
 
     They are the averages of batches of BATCH images, each normalised by its own, as in training; in random order, for

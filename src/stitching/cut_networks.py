@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from src.core.config import mixed_precision
-from src.cutting.channel_axis import Output, doubts, find_outputs, layouts_of, require_fit
+from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layouts_of, require_fit
 from src.cutting.freeze import freeze
 from src.cutting.parts import Layouts, heads, later_layers, tail, tails
 from src.cutting.structure import split_layer
@@ -24,7 +24,7 @@ Outputs = dict[str, Tensor]
 Shared = dict[str, Outputs]  # what all stitches of a batch need: outputs of layers by name, of each network by its own
 
 
-class Cuts:
+class CutNetworks:
     """What the stitches `specs` between two networks need of them; an image passes each network once for all.
 
     `sample` is a batch of images that tells the shapes, on the device of the networks. `others` are networks beside the
@@ -53,8 +53,8 @@ class Cuts:
         self._found: dict[str, dict[str, Output]] = {source: {} for source in self.networks}
         self._geometries: dict[Cut, Geometry] = {}
         for source, layers in layers_of(self.specs).items():
-            self.look(source, layers)
-        self.look("end", list(dict.fromkeys(spec.end_layer for spec in self.specs)))
+            self.record_shapes(source, layers)
+        self.record_shapes("end", list(dict.fromkeys(spec.end_layer for spec in self.specs)))
         for source, asked in zip(("front", "end"), layouts, strict=True):
             require_fit(asked, self._found[source])
         for spec in self.specs:
@@ -65,11 +65,11 @@ class Cuts:
     def device(self) -> torch.device:
         return self.sample.device
 
-    def look(self, source: str, layers: Sequence[str]) -> None:
+    def record_shapes(self, source: str, layers: Sequence[str]) -> None:
         """Learn the shapes and layouts of layers from one pass."""
         network, asked = self.networks[source], self.asked[source == "end"]
         found = find_outputs(network, layers, self.sample, asked)
-        self.notes = list(dict.fromkeys([*self.notes, *doubts(network, found)]))
+        self.notes = list(dict.fromkeys([*self.notes, *layout_warnings(network, found)]))
         self._found[source] |= found
 
     def _layouts(self, source: str) -> Layouts:
@@ -79,7 +79,7 @@ class Cuts:
         if cut not in self._geometries:
             for source, layer in ((cut.source, cut.front_layer), ("end", cut.end_layer)):
                 if layer not in self._found[source]:
-                    self.look(source, [layer])
+                    self.record_shapes(source, [layer])
             front, end = self._found[cut.source][cut.front_layer], self._found["end"][cut.end_layer]
             self._geometries[cut] = pair_geometry(front, end, flatten=cut.flatten, resize=cut.resize)
         return self._geometries[cut]
@@ -93,7 +93,7 @@ class Cuts:
             self._heads[key] = freeze(heads(self.networks[source], key[1], self._layouts(source))).to(images.device)
         return dict(zip(key[1], self._heads[key](images), strict=True))
 
-    def fronts(
+    def front_activations(
         self, specs: Sequence[StitchSpec], images: Tensor, more: Mapping[str, Sequence[str]] | None = None
     ) -> Shared:
         """The outputs that stitches start from, and `more` layers by the network that they are of."""
@@ -108,7 +108,7 @@ class Cuts:
         more = {role: [LOGITS] for spec in specs for role in TARGETS[spec.target_type].teachers}
         more["end"] = [spec.end_layer for spec in specs if spec.cka_reg] + more.get("end", [])
         with mixed_precision(images.device, enabled=specs[0].amp):
-            return self.fronts(specs, images, more)
+            return self.front_activations(specs, images, more)
 
     def end_tail(self, layer: str) -> nn.Module:
         """(output of a layer of the end network, images) -> its logits."""
@@ -116,7 +116,7 @@ class Cuts:
             self._tails[layer] = freeze(tail(self.networks["end"], layer, layouts=self._layouts("end")))
         return self._tails[layer]
 
-    def later(self, layer: str) -> tuple[list[str], nn.Module]:
+    def downstream(self, layer: str) -> tuple[list[str], nn.Module]:
         """A layer of the end network, those that follow from it, and (output of it, images) -> outputs of all."""
         end = self.networks["end"]
         names = [name for name in later_layers(end, layer, self.sample) if not _changes_nothing(end, name)]
@@ -125,7 +125,7 @@ class Cuts:
         self._found["end"] |= {name: found for name, found in known.items() if name not in self._found["end"]}
         return [layer, *known], freeze(tails(end, layer, [*known, LOGITS], self._layouts("end")))
 
-    def finish(self, layer: str, activation: Tensor, images: Tensor) -> Tensor:
+    def forward_from(self, layer: str, activation: Tensor, images: Tensor) -> Tensor:
         """The end network's logits from an activation of its layer on, which may be one for all images."""
         part = self.end_tail(layer)
         if len(activation) == len(images):
@@ -134,14 +134,14 @@ class Cuts:
             return part(activation.expand(len(images), *activation.shape[1:]).contiguous(), images)
         return part(activation, images[:1]).expand(len(images), -1)
 
-    def logits(self, spec: StitchSpec, stitch: StitchLayer, fronts: Shared, images: Tensor) -> Tensor:
+    def logits(self, spec: StitchSpec, stitch: StitchLayer, front_activations: Shared, images: Tensor) -> Tensor:
         """What a stitched network says, given the outputs of `fronts`."""
-        return self.finish(spec.end_layer, self.stitched(spec, stitch, fronts), images)
+        return self.forward_from(spec.end_layer, self.stitched(spec, stitch, front_activations), images)
 
     @staticmethod
-    def stitched(spec: StitchSpec, stitch: StitchLayer, fronts: Shared) -> Tensor:
+    def stitched(spec: StitchSpec, stitch: StitchLayer, front_activations: Shared) -> Tensor:
         """What a stitch makes of the outputs of `fronts`; a constant one gives one activation for all images."""
-        return stitch() if spec.constant else stitch(fronts[spec.source][spec.front_layer])
+        return stitch() if spec.constant else stitch(front_activations[spec.source][spec.front_layer])
 
 
 def _changes_nothing(network: nn.Module, layer: str) -> bool:

@@ -13,13 +13,13 @@ from src.metrics.algebra.moments import (
     least_squares,
     procrustes,
     reduced_rank_regression,
-    through_means,
+    with_matching_bias,
 )
 from src.stitching.geometry import Geometry
 
 
 @dataclass(frozen=True, slots=True)
-class Restriction:
+class Constraint:
     """What the matrix of a stitch may be: zero wherever a mask (out, in) is, of a rank, or orthogonal; one at most.
 
     With all of them off it may be any.
@@ -30,7 +30,7 @@ class Restriction:
     orthogonal: bool = False
 
 
-FREE = Restriction()
+FREE = Constraint()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Init:
     """
 
     draw: Callable[[Geometry, Generator], Affine] | None = None
-    fit: Callable[[PairedMoments, Restriction], Affine] | None = None
+    fit: Callable[[PairedMoments, Constraint], Affine] | None = None
     needs_square: bool = False
 
     @property
@@ -55,13 +55,13 @@ class Init:
         geometry: Geometry,
         generator: Generator,
         moments: PairedMoments | None = None,
-        restriction: Restriction = FREE,
+        constraint: Constraint = FREE,
     ) -> Affine:
         """The map; `moments` are asked for by the inits that need them."""
         if self.draw:
             return self.draw(geometry, generator)
         assert self.fit and moments is not None
-        return self.fit(moments, restriction)
+        return self.fit(moments, constraint)
 
 
 def random_uniform(geometry: Geometry, generator: Generator) -> Affine:
@@ -87,23 +87,23 @@ def ones(geometry: Geometry, generator: Generator) -> Affine:
     return Affine(torch.ones(geometry.outputs, geometry.inputs), torch.zeros(geometry.outputs))
 
 
-def fitted(moments: PairedMoments, restriction: Restriction) -> Affine:
+def fitted(moments: PairedMoments, constraint: Constraint) -> Affine:
     """The least-squares map from the front activation to the end network's own, among those that the stitch can be."""
-    if restriction.orthogonal:
+    if constraint.orthogonal:
         return procrustes(moments)
-    if restriction.rank is not None:
-        return reduced_rank_regression(moments, restriction.rank)
-    return least_squares(moments, restriction.mask)
+    if constraint.rank is not None:
+        return reduced_rank_regression(moments, constraint.rank)
+    return least_squares(moments, constraint.mask)
 
 
-def rotated(moments: PairedMoments, restriction: Restriction) -> Affine:
+def rotated(moments: PairedMoments, constraint: Constraint) -> Affine:
     """The orthogonal map nearest, in least squares, to the end network's activation (Procrustes; Schoenemann 1966).
 
     Where outputs are fewer than inputs it is the nearest to that activation with channels of zeros appended, for the
     restricted problem has no closed form. A mask keeps some of its entries; the bias matches the means all the same.
     """
-    w = procrustes(moments, restriction.rank).w
-    return through_means(w if restriction.mask is None else w * restriction.mask.to(w), moments)
+    w = procrustes(moments, constraint.rank).w
+    return with_matching_bias(w if constraint.mask is None else w * constraint.mask.to(w), moments)
 
 
 INITS = {

@@ -6,23 +6,23 @@ from typing import Any
 from src.dataset import is_known
 from src.networks.checkpoints import weights_digest
 from src.networks.opening import code_of
-from src.networks.presentation import Viewing
-from src.stitching.cut_networks import Cuts
+from src.networks.presentation import NetworksOnDataset
+from src.stitching.cut_networks import CutNetworks
 from src.stitching.geometry import Geometry
 from src.stitching.stitch_spec import StitchSpec
 
 
-def stitch_keys(cuts: Cuts, about: dict[str, Any]) -> list[str]:
-    """The key of each stitch, a digest of all that decides it, in its `surroundings`: of data sets both splits."""
+def stitch_keys(cuts: CutNetworks, about: dict[str, Any]) -> list[str]:
+    """The key of each stitch, a digest of all that decides it, in its `about`: of data sets both splits."""
     return [stitch_key(spec, cuts.geometry(spec.cut), about) for spec in cuts.specs]
 
 
-def surroundings(viewing: Viewing, images: list[str], weights: list[str] | None = None) -> dict[str, Any]:
+def key_inputs(on_data: NetworksOnDataset, images: list[str], weights: list[str] | None = None) -> dict[str, Any]:
     """What decides every stitch of two networks beside its spec.
 
     `images` are the digests of the splits, `weights` those of the networks, where somebody knows them already.
     """
-    networks = viewing.networks
+    networks = on_data.networks
     about: dict[str, Any] = {
         "weights": weights or [weights_digest(network.network) for network in networks],
         "preprocessing": [asdict(network.preprocessing) for network in networks],
@@ -30,10 +30,10 @@ def surroundings(viewing: Viewing, images: list[str], weights: list[str] | None 
     }
     if any(code := [code_of(network) for network in networks]):
         about["code"] = code
-    if not is_known(viewing.dataset):  # its name says how it is augmented; of others what names them does
-        about["augmentation"] = viewing.dataset.partition(":")[0]
-    if any(viewing.reordered):
-        about["classes"] = [viewing.answers, *(network.labels for network in networks)]
+    if not is_known(on_data.dataset):  # its name says how it is augmented; of others what names them does
+        about["augmentation"] = on_data.dataset.partition(":")[0]
+    if any(on_data.reordered):
+        about["classes"] = [on_data.answers, *(network.labels for network in networks)]
     return about
 
 

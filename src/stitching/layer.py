@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from src.metrics.algebra.moments import Affine, orthogonal_factor, reduced_rank
 from src.stitching.geometry import Geometry
-from src.stitching.whitening import Coordinates
+from src.stitching.whitening import Whitening
 
 Arrays = dict[str, Any]
 
@@ -26,7 +26,7 @@ class StitchLayer(nn.Module):
     s: Tensor
     d: Tensor
 
-    def __init__(self, affine: Affine, geometry: Geometry, coordinates: Coordinates | None = None) -> None:
+    def __init__(self, affine: Affine, geometry: Geometry, coordinates: Whitening | None = None) -> None:
         super().__init__()
         expected = (geometry.outputs, geometry.inputs)
         if tuple(affine.w.shape) != expected or tuple(affine.b.shape) != expected[:1]:
@@ -39,7 +39,7 @@ class StitchLayer(nn.Module):
         self.is_whitened = coordinates is not None
         if coordinates:
             b = b.to(coordinates.m) + w.to(coordinates.m) @ coordinates.m
-            w = coordinates.into(w)
+            w = coordinates.transform(w)
             for name in ("m", "s", "d"):
                 self.register_buffer(name, getattr(coordinates, name).float())
         self.bias = nn.Parameter(b.float().clone())
@@ -89,9 +89,7 @@ class MaskedStitch(StitchLayer):
 
     mask: Tensor
 
-    def __init__(
-        self, affine: Affine, geometry: Geometry, mask: Tensor, coordinates: Coordinates | None = None
-    ) -> None:
+    def __init__(self, affine: Affine, geometry: Geometry, mask: Tensor, coordinates: Whitening | None = None) -> None:
         # weights start at zero under the mask and get no gradient there, so no optimizer can move them
         super().__init__(Affine(affine.w * mask.to(affine.w), affine.b), geometry, coordinates)
         self.register_buffer("mask", mask.float())
@@ -103,7 +101,7 @@ class MaskedStitch(StitchLayer):
 class LowRankStitch(StitchLayer):
     """A product of two factors (out, r) and (r, in), the best approximation of the initial matrix to start with."""
 
-    def __init__(self, affine: Affine, geometry: Geometry, rank: int, coordinates: Coordinates | None = None) -> None:
+    def __init__(self, affine: Affine, geometry: Geometry, rank: int, coordinates: Whitening | None = None) -> None:
         self.rank = rank
         if coordinates:  # the best approximation is that of the matrix, not that of its whitened form
             left, right = reduced_rank(affine.w.detach().double(), rank)
@@ -163,7 +161,7 @@ def build_stitch(
     mask: Tensor | None = None,
     rank: int | None = None,
     orthogonal: bool = False,
-    coordinates: Coordinates | None = None,
+    coordinates: Whitening | None = None,
 ) -> StitchLayer:
     """The stitch of the asked kind that starts from an affine map; at most one restriction is given.
 

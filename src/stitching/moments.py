@@ -8,9 +8,9 @@ from torch import Tensor
 
 from src.dataset import Split
 from src.evaluation.passes import feed
-from src.evaluation.probe import Averages
+from src.evaluation.probe import PooledFeatures
 from src.metrics.algebra.moments import PairedMoments, Sums, gather, rows_at_once
-from src.stitching.cut_networks import Cuts, Shared
+from src.stitching.cut_networks import CutNetworks, Shared
 from src.stitching.geometry import Geometry
 from src.stitching.stitch_spec import Cut, StitchSpec
 from src.stitching.upsampling import Upsampled, is_upsampled
@@ -20,13 +20,13 @@ Moments = dict[Cut, PairedMoments]
 
 
 def gather_moments(
-    cuts: Cuts,
+    cuts: CutNetworks,
     specs: Sequence[StitchSpec],
     split: Split,
     *,
     title: str,
-    notice: Callable[[str], None],
-    averages: Averages | None = None,
+    on_message: Callable[[str], None],
+    averages: PooledFeatures | None = None,
 ) -> Moments:
     """The paired moments of every pair of layers of some stitches, from one pass over a split.
 
@@ -37,7 +37,7 @@ def gather_moments(
         return {}
     gathering = _Gathering(cuts, list(dict.fromkeys(spec.cut for spec in specs)), split.device)
     for geometry in gathering.geometries.values():
-        _announce(geometry.inputs, geometry.outputs, len(split), notice)
+        _announce(geometry.inputs, geometry.outputs, len(split), on_message)
     more = {"end": [spec.end_layer for spec in specs]} | ({"front": averages.layers} if averages else {})
 
     def add(outputs: Shared) -> None:
@@ -45,14 +45,14 @@ def gather_moments(
         if averages:
             averages.add(outputs["front"])
 
-    feed([partial(cuts.fronts, specs, more=more)], split, add, title=title)
+    feed([partial(cuts.front_activations, specs, more=more)], split, add, title=title)
     return gathering.moments()
 
 
 class _Gathering:
     """Moments of many pairs of layers, which share the sums of a layer that they lay out alike."""
 
-    def __init__(self, cuts: Cuts, chosen: Sequence[Cut], device: torch.device) -> None:
+    def __init__(self, cuts: CutNetworks, chosen: Sequence[Cut], device: torch.device) -> None:
         self.geometries = {cut: cuts.geometry(cut) for cut in chosen}
         small = {cut: geometry for cut, geometry in self.geometries.items() if is_upsampled(geometry)}
         self.upsampled = Upsampled(small, device) if small else None
@@ -101,11 +101,11 @@ class _Gathering:
         return {cut: found[cut] for cut in self.geometries}
 
 
-def _announce(inputs: int, outputs: int, images: int, notice: Callable[[str], None]) -> None:
+def _announce(inputs: int, outputs: int, images: int, on_message: Callable[[str], None]) -> None:
     if inputs + outputs > LARGE_MOMENTS:
         held = 8 * (inputs * inputs + inputs * outputs + outputs * outputs) / 1e9
         work = images * (inputs * inputs + inputs * outputs + outputs * outputs) * 2 / 1e12
-        notice(
+        on_message(
             f"least squares of {outputs} x {inputs} weights from {images} images: {held:.1f} GB of sums, "
             f"{work:.1f} Tflop in float64 and a decomposition of {inputs} x {inputs}; minutes"
         )

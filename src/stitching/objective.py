@@ -7,7 +7,7 @@ from torch import Tensor
 from src.core.config import mixed_precision
 from src.core.task import Task
 from src.metrics import linear_cka
-from src.stitching.cut_networks import LOGITS, Cuts, Shared
+from src.stitching.cut_networks import LOGITS, CutNetworks, Shared
 from src.stitching.layer import StitchLayer
 from src.stitching.stitch_spec import StitchSpec
 from src.stitching.targets import TARGETS, target_loss
@@ -17,12 +17,12 @@ from src.stitching.targets import TARGETS, target_loss
 class StitchObjective:
     """loss(target) + l1 * mean |W| + cka_reg * CKA(the end network's own activation, the stitched activation).
 
-    Called with what `Cuts.share` gives and (images, labels) of a batch, it returns the loss and which decisions match
-    the labels; where these are not of the networks' classes (`labelled` is false), which match a teacher's. With `amp`
-    the networks and the stitch multiply in bfloat16; losses are float32 in any case.
+    Called with what `CutNetworks.share` gives and (images, labels) of a batch, it returns the loss and which decisions
+    match the labels; where these are not of the networks' classes (`labelled` is false), which match a teacher's. With
+    `amp` the networks and the stitch multiply in bfloat16; losses are float32 in any case.
     """
 
-    cuts: Cuts
+    cuts: CutNetworks
     spec: StitchSpec
     stitch: StitchLayer
     task: Task
@@ -32,7 +32,7 @@ class StitchObjective:
         spec = self.spec
         with mixed_precision(images.device, enabled=spec.amp):
             stitched = self.cuts.stitched(spec, self.stitch, shared)
-            logits = self.cuts.finish(spec.end_layer, stitched, images)
+            logits = self.cuts.forward_from(spec.end_layer, stitched, images)
         logits = logits.float()
         teachers = {role: shared[role][LOGITS].float() for role in TARGETS[spec.target_type].teachers}
         loss = target_loss(spec.target_type, self.task, logits, labels, teachers, temperature=spec.temperature)

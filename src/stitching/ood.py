@@ -13,7 +13,7 @@ from src.dataset import Split
 from src.evaluation.passes import feed
 from src.metrics import channels_last_rows
 from src.metrics.algebra.moments import Sums, gather, rows_at_once
-from src.stitching.cut_networks import LOGITS, Cuts
+from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.layer import StitchLayer
 from src.stitching.stitch_spec import StitchSpec
 
@@ -24,7 +24,7 @@ Scores = dict[str, dict[str, float]]
 Sewn = tuple[StitchSpec, StitchLayer]
 
 
-def out_of_distribution(cuts: Cuts, sewn: Mapping[str, Sewn], train: Split, val: Split) -> dict[str, Scores]:
+def out_of_distribution(cuts: CutNetworks, sewn: Mapping[str, Sewn], train: Split, val: Split) -> dict[str, Scores]:
     """For each stitch by its name, how its activations differ from end's own, at the stitch and each layer after it.
 
     An image's score at a layer is |d2 - the median of d2 on training images|, d2 the squared Mahalanobis distance from
@@ -41,8 +41,8 @@ def out_of_distribution(cuts: Cuts, sewn: Mapping[str, Sewn], train: Split, val:
     return found
 
 
-def _at(cuts: Cuts, layer: str, sewn: Mapping[str, Sewn], train: Split, val: Split) -> dict[str, Scores]:
-    names, part = cuts.later(layer)
+def _at(cuts: CutNetworks, layer: str, sewn: Mapping[str, Sewn], train: Split, val: Split) -> dict[str, Scores]:
+    names, part = cuts.downstream(layer)
     places = [*names, LOGITS]
     layers = [name for name in names if name not in (ENERGY, LOGITS)]
 
@@ -51,14 +51,14 @@ def _at(cuts: Cuts, layer: str, sewn: Mapping[str, Sewn], train: Split, val: Spl
 
     reference = _Reference(layers, train.spec.task)
     feed([own], train, reference.learn, title=f"end's activations from {layer or 'output'} on")
-    reference.settle()
+    reference.merge()
     usual = _Distances(reference, {})
     feed([own], train, usual.add_own, title="their usual distances")
     centres = {place: float(np.median(values)) for place, values in usual.own().items()}
     seen = _Distances(reference, dict.fromkeys(sewn))
 
     def look(images: Tensor) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        fronts = cuts.fronts([spec for spec, _ in sewn.values()], images)
+        fronts = cuts.front_activations([spec for spec, _ in sewn.values()], images)
         stitched = {}
         for name, (spec, stitch) in sewn.items():
             activation = cuts.stitched(spec, stitch, fronts)
@@ -85,7 +85,7 @@ class _Reference:
             sums = self.sums.setdefault(name, Sums(rows.shape[1], rows.device))
             gather([(sums, rows)], [], rows=rows_at_once(sums.d, sums.d))
 
-    def settle(self) -> None:
+    def merge(self) -> None:
         for name, sums in self.sums.items():
             values, vectors = torch.linalg.eigh(sums.products / sums.n)
             least = WEAKEST * values.max().clamp(min=0)

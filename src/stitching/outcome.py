@@ -13,11 +13,11 @@ from torch import Tensor
 from src.dataset import Split
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import Probe
-from src.evaluation.scores import Tally, tally
+from src.evaluation.scores import AgreementCounter, tally
 from src.metrics.algebra.moments import Affine, PairedMoments, least_squares, squared_error
-from src.metrics.diagnostics import facts_of_sums, health_of
+from src.metrics.diagnostics import diagnose, facts_of_sums
 from src.stitching.cka import FRONT
-from src.stitching.cut_networks import LOGITS, Cuts
+from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.layer import MaskedStitch, StitchLayer, from_arrays
@@ -34,7 +34,7 @@ STAGES = ("before", "after", "ps_inv", "ls_train")  # maps that are scored
 
 
 @dataclass(slots=True)
-class Work:
+class StitchRun:
     """A stitch on its way: what it is to be, the layer, what training made of it, and why it failed if it did.
 
     names: under which name each of its maps is scored; maps that are equal share one. controls: under which names the
@@ -56,7 +56,7 @@ class Work:
 class Outcomes:
     """The maps of all stitches that came through training, told apart, and what is known of each."""
 
-    def __init__(self, cuts: Cuts, *, front_labelled: bool = True, comparable: bool = True) -> None:
+    def __init__(self, cuts: CutNetworks, *, front_labelled: bool = True, comparable: bool = True) -> None:
         self.cuts, self.comparable = cuts, comparable
         self.unlabelled = () if front_labelled else ("front",)
         self._known: dict[tuple, str] = {}
@@ -64,7 +64,7 @@ class Outcomes:
         self._probes: dict[str, tuple[str, Probe]] = {}
 
     def add(
-        self, works: Sequence[Work], on_val: PairedMoments, on_train: PairedMoments | None
+        self, works: Sequence[StitchRun], on_val: PairedMoments, on_train: PairedMoments | None
     ) -> dict[str, StitchLayer]:
         """Finish the maps of stitches of one pair of layers, from its moments, and return them by name."""
         exact, fitted = least_squares(on_val), least_squares(on_train) if on_train else None
@@ -82,14 +82,14 @@ class Outcomes:
         return {name: self._stitches[name][1] for work in works for name in work.names.values()}
 
     @staticmethod
-    def add_ckas(works: Sequence[Work], ckas: Mapping[str, float], group: int | None = None) -> None:
+    def add_ckas(works: Sequence[StitchRun], ckas: Mapping[str, float], group: int | None = None) -> None:
         """Note the CKA of every map by name, and of the front network's activation, `FRONT`."""
         for work in works:
             for stage, name in {"front": FRONT, **work.names}.items():
                 work.similar[f"cka{SUFFIX[stage]}"] = ckas[name]
             work.similar["cka_group_at"] = group
 
-    def _name(self, work: Work, stage: str) -> str:
+    def _name(self, work: StitchRun, stage: str) -> str:
         w, b = (np.asarray(work.maps[stage][key], dtype=np.float32) for key in ("w", "b"))
         key = work.spec.cut, w.tobytes(), b.tobytes()
         if key not in self._known:
@@ -98,7 +98,7 @@ class Outcomes:
             self._stitches[name] = work.spec, layer
         return self._known[key]
 
-    def hold_against(self, work: Work, sewn: Mapping[str, Sequence[Work]], probe: Probe | None) -> None:
+    def attach_controls(self, work: StitchRun, sewn: Mapping[str, Sequence[StitchRun]], probe: Probe | None) -> None:
         """Name the networks of a stitch's controls, so that they are scored with it: those that came through."""
         for control, others in sewn.items():
             if not others and control != "probe":
@@ -109,7 +109,7 @@ class Outcomes:
             work.controls["probe"] = [f"probe {work.spec.front_layer}"]
             self._probes[work.controls["probe"][0]] = work.spec.front_layer, probe
 
-    def _name_of(self, control: Work) -> str:
+    def _name_of(self, control: StitchRun) -> str:
         key = (control.spec,)
         if key not in self._known:
             self._known[key] = f"control {len(self._known)}"
@@ -120,11 +120,11 @@ class Outcomes:
         """Every map and control that is scored, by its name, probes left out."""
         return dict(self._stitches)
 
-    def score(self, works: Sequence[Work], val: Split, *, labelled: bool) -> Tally:
+    def score(self, works: Sequence[StitchRun], val: Split, *, labelled: bool) -> AgreementCounter:
         """One pass over the validation images that scores both networks and every map of every stitch."""
         couples = dict.fromkeys(couple for work in works for couple in _couples(work.names).values())
         kept = {name for work in works for name in _resampled(work, several=val.labels.dim() > 1)}
-        counts = Tally(
+        counts = AgreementCounter(
             val.spec.task,
             target="end",
             couples=list(couples),
@@ -138,7 +138,7 @@ class Outcomes:
         more.setdefault("front", []).extend(layer for layer, _ in self._probes.values())
 
         def forward(images: Tensor) -> dict[str, Tensor]:
-            fronts = self.cuts.fronts(specs, images, more)
+            fronts = self.cuts.front_activations(specs, images, more)
             logits = {role: fronts[role][LOGITS] for role in networks}
             logits |= {
                 name: self.cuts.logits(spec, layer, fronts, images) for name, (spec, layer) in self._stitches.items()
@@ -147,7 +147,9 @@ class Outcomes:
 
         return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
 
-    def result(self, work: Work, counts: Tally, ood: Mapping[str, Scores] | None = None) -> dict[str, Any]:
+    def result(
+        self, work: StitchRun, counts: AgreementCounter, ood: Mapping[str, Scores] | None = None
+    ) -> dict[str, Any]:
         """What a result file says of one stitch; `ood` is what is known of the activations of each map by name."""
         geometry = self.cuts.geometry(work.spec.cut)
         stages = {"front": "front", "end": "end", **work.names}
@@ -176,10 +178,10 @@ def _health(geometry: Geometry, moments: PairedMoments) -> dict[str, Any]:
         shapes = ((geometry.inputs, *across), (geometry.outputs, *across))
         positions = math.prod(across)
     facts = tuple(facts_of_sums(sums, ranked=True) for sums in (moments.x, moments.y))
-    return asdict(health_of(view, moments.n // positions, shapes, facts, ["ps_inv"], None, None))  # pyright: ignore
+    return asdict(diagnose(view, moments.n // positions, shapes, facts, ["ps_inv"], None, None))  # pyright: ignore
 
 
-def _resampled(work: Work, *, several: bool) -> list[str]:
+def _resampled(work: StitchRun, *, several: bool) -> list[str]:
     """The networks whose decisions are kept image by image: those of the score; all, of several labels."""
     if several:
         return ["front", "end", *work.names.values(), *(name for names in work.controls.values() for name in names)]
@@ -187,7 +189,7 @@ def _resampled(work: Work, *, several: bool) -> list[str]:
     return [work.names["after"], *bounds[0], *bounds[1]] if all(bounds) else []
 
 
-def _verdicts(work: Work, stages: Mapping[str, str], counts: Tally) -> dict[str, Any]:
+def _verdicts(work: StitchRun, stages: Mapping[str, str], counts: AgreementCounter) -> dict[str, Any]:
     """The controls' figures, how sure the accuracies are, and what they say of the trained stitch."""
     controls = {control: _control(names, counts) for control, names in work.controls.items()}
     single = {control: names[0] for control, names in work.controls.items() if len(names) == 1}
@@ -203,7 +205,7 @@ def _verdicts(work: Work, stages: Mapping[str, str], counts: Tally) -> dict[str,
     return found
 
 
-def _rows_of_ood(work: Work, ood: Mapping[str, Scores]) -> dict[str, Scores]:
+def _rows_of_ood(work: StitchRun, ood: Mapping[str, Scores]) -> dict[str, Scores]:
     """The scores of each map and control of a stitch; of several networks their means."""
     rows = {row: [name] for row, name in work.names.items()} | work.controls
     found = {}
@@ -217,7 +219,7 @@ def _rows_of_ood(work: Work, ood: Mapping[str, Scores]) -> dict[str, Scores]:
     return found
 
 
-def _control(names: Sequence[str], counts: Tally) -> dict[str, Any]:
+def _control(names: Sequence[str], counts: AgreementCounter) -> dict[str, Any]:
     """What the networks of a control reach: the mean of several, and the figures of each."""
     each = [{**counts.scores(name), **counts.agreement(name)} for name in names]
     kept = ("acc", "loss", "rel_acc", "same_class_out")
@@ -228,7 +230,7 @@ def _control(names: Sequence[str], counts: Tally) -> dict[str, Any]:
 
 
 def _add_maps(
-    work: Work, on_val: PairedMoments, exact: Affine, on_train: PairedMoments | None, fitted: Affine | None
+    work: StitchRun, on_val: PairedMoments, exact: Affine, on_train: PairedMoments | None, fitted: Affine | None
 ) -> None:
     """before, after, their difference; least squares on validation and on training images; the first minus after."""
     after = work.layer.arrays()

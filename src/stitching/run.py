@@ -8,36 +8,36 @@ from torch import Tensor, nn
 
 from src.dataset import Split
 from src.evaluation.passes import BATCH_SIZE
-from src.evaluation.probe import Averages
-from src.evaluation.scores import Tally, tally
+from src.evaluation.probe import PooledFeatures
+from src.evaluation.scores import AgreementCounter, tally
 from src.metrics.algebra.moments import PairedMoments
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, share, shared_ckas
-from src.stitching.controls import sewn_between, stage
-from src.stitching.cut_networks import LOGITS, Cuts
+from src.stitching.controls import control_specs, prepare_controls
+from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.layer import ConstantStitch
 from src.stitching.moments import Moments, gather_moments
 from src.stitching.naming import spec_names
 from src.stitching.objective import StitchObjective
 from src.stitching.ood import out_of_distribution
-from src.stitching.outcome import Outcomes, Work
+from src.stitching.outcome import Outcomes, StitchRun
 from src.stitching.start import initial_stitch
 from src.stitching.stitch_spec import ControlSpec, Cut, StitchSpec
 from src.training.loop import DEBUG_STEPS, Resume, fit
-from src.training.train_state import History, Learner
+from src.training.train_state import History, TrainState
 
 Outcome = dict[str, Any] | FloatingPointError
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class Callbacks:
     """Who hears of the course of the work: a notice in a line, and an epoch that is done, with its history."""
 
-    notice: Callable[[str], None] = lambda text: None
-    epoch: Callable[[StitchSpec, History], None] = lambda spec, history: None
+    on_message: Callable[[str], None] = lambda text: None
+    on_epoch: Callable[[StitchSpec, History], None] = lambda spec, history: None
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StitchPlan:
     """How stitches are made and judged, beside what their specs say.
 
     similarity: also CKA with the end network's activation, the dearest part. labelled, front_labelled: whether the
@@ -56,10 +56,10 @@ class Plan:
     fresh: Callable[[int], nn.Module] | None = None
     memory: float = 8e9
     resume: Callable[[Sequence[StitchSpec]], Resume] | None = None
-    tell: Tell = field(default_factory=Tell)
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
 
-def stitch(cuts: Cuts, train: Split, val: Split, plan: Plan | None = None) -> list[Outcome]:
+def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None = None) -> list[Outcome]:
     """The result of each of `cuts.specs`, in their order; a FloatingPointError stands for one that diverged.
 
     All that share a seed, epochs, batch size and precision train side by side, their controls with them; images,
@@ -67,20 +67,20 @@ def stitch(cuts: Cuts, train: Split, val: Split, plan: Plan | None = None) -> li
     of it alone. One pass over the images of each split gathers the moments of all pairs of layers, and one scores all
     stitches; beyond `plan.memory` the stitches are taken in groups.
     """
-    plan = plan or Plan()
+    plan = plan or StitchPlan()
     groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
         seeds = len({spec.seed for spec in cuts.specs}) if plan.controls else 1
         reasons = [f"to stay below {plan.memory / 1e9:g} GB of moments"] * (len(groups) > seeds)
         reasons += ["each seed with controls of its own"] * (seeds > 1)
-        plan.tell.notice(f"{len(cuts.specs)} stitches in {len(groups)} groups, {', and '.join(reasons)}")
+        plan.callbacks.on_message(f"{len(cuts.specs)} stitches in {len(groups)} groups, {', and '.join(reasons)}")
     outcomes: dict[StitchSpec, Outcome] = {}
     for specs in groups:
         outcomes |= _Group(cuts, specs, train, val, plan).outcomes()
     return [outcomes[spec] for spec in cuts.specs]
 
 
-def _groups(cuts: Cuts, plan: Plan, images: int) -> Iterator[list[StitchSpec]]:
+def _groups(cuts: CutNetworks, plan: StitchPlan, images: int) -> Iterator[list[StitchSpec]]:
     """The specs by pairs of layers, as many pairs at once as their moments of both splits leave room for.
 
     Controls belong to a seed, so with them each seed has groups of its own.
@@ -93,7 +93,7 @@ def _groups(cuts: Cuts, plan: Plan, images: int) -> Iterator[list[StitchSpec]]:
         for cut in dict.fromkeys(spec.cut for spec in specs):
             same = [spec for spec in specs if spec.cut == cut]
             geometry = cuts.geometry(cut)
-            sewn = sewn_between(geometry, same[0], plan.controls, images)
+            sewn = control_specs(geometry, same[0], plan.controls, images)
             fronts = 1 + len({one.cut for some in sewn.values() for one in some})
             needed = 2 * 8 * fronts * (geometry.inputs + geometry.outputs) ** 2
             if group and held + needed > plan.memory:
@@ -108,24 +108,24 @@ def _groups(cuts: Cuts, plan: Plan, images: int) -> Iterator[list[StitchSpec]]:
 class _Group:
     """Stitches that share their passes over the images, with their controls."""
 
-    def __init__(self, cuts: Cuts, specs: list[StitchSpec], train: Split, val: Split, plan: Plan) -> None:
-        self.specs, self.plan, self.tell = specs, plan, plan.tell
+    def __init__(self, cuts: CutNetworks, specs: list[StitchSpec], train: Split, val: Split, plan: StitchPlan) -> None:
+        self.specs, self.plan, self.callbacks = specs, plan, plan.callbacks
         names = [name for name in plan.controls if name != "probe" or plan.labelled]
-        self.sewn = {spec: sewn_between(cuts.geometry(spec.cut), spec, names, len(train)) for spec in specs}
+        self.sewn = {spec: control_specs(cuts.geometry(spec.cut), spec, names, len(train)) for spec in specs}
         self.names = dict(zip(cuts.specs, spec_names(cuts.specs), strict=True))
         self.cuts, self.train, self.val = cuts, train, val
         if names:
-            held = stage(cuts, specs, names, train, val, fresh=plan.fresh)
+            held = prepare_controls(cuts, specs, names, train, val, fresh=plan.fresh)
             self.cuts, self.train, self.val = held.cuts, held.train, held.val
         self.has_probe = "probe" in names
 
     def outcomes(self) -> dict[StitchSpec, Outcome]:
         sewn = dict.fromkeys(spec for some in self.sewn.values() for several in some.values() for spec in several)
         asking = [spec for spec in [*self.specs, *sewn] if spec.needs_train_moments]
-        averages = Averages([spec.front_layer for spec in self.specs]) if self.has_probe else None
+        averages = PooledFeatures([spec.front_layer for spec in self.specs]) if self.has_probe else None
         title = "moments on train" if asking else "averages for probes"
         on_train = gather_moments(
-            self.cuts, asking, self.train, title=title, notice=self.tell.notice, averages=averages
+            self.cuts, asking, self.train, title=title, on_message=self.callbacks.on_message, averages=averages
         )
         works = {spec: self._start(spec, on_train) for spec in self.specs}
         controls = {spec: self._start_control(spec, on_train) for spec in sewn}
@@ -138,7 +138,7 @@ class _Group:
         probes = {layer: averages.probe(layer, self.train) for layer in layers} if averages else {}
         for work in done:
             held = {name: [controls[one] for one in some] for name, some in self.sewn[work.spec].items()}
-            outcomes.hold_against(work, held, probes.get(work.spec.front_layer))
+            outcomes.attach_controls(work, held, probes.get(work.spec.front_layer))
         self._tell_diverged(controls)
         counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
         ood = out_of_distribution(self.cuts, outcomes.sewn(), self.train, self.val) if self.plan.ood else None
@@ -153,15 +153,15 @@ class _Group:
             for spec, work in works.items()
         }
 
-    def _finish_maps(self, outcomes: Outcomes, done: Sequence[Work], on_train: Moments) -> None:
+    def _finish_maps(self, outcomes: Outcomes, done: Sequence[StitchRun], on_train: Moments) -> None:
         """The maps of each stitch, and how near they come to the end network's activation."""
         cuts, val = self.cuts, self.val
-        of: dict[Cut, list[Work]] = {}
+        of: dict[Cut, list[StitchRun]] = {}
         for work in done:
             of.setdefault(work.spec.cut, []).append(work)
         shared = [cut for cut in of if self.plan.similarity and can_share(cuts.geometry(cut), len(val))]
         others = [work.spec for work in done if work.spec.cut not in shared]
-        on_val = gather_moments(cuts, others, val, title="moments on val", notice=self.tell.notice)
+        on_val = gather_moments(cuts, others, val, title="moments on val", on_message=self.callbacks.on_message)
         asked = {cut: outcomes.add(of[cut], moments, on_train.get(cut)) for cut, moments in on_val.items()}
         for cut in shared:
             self._share(outcomes, of[cut], on_train)
@@ -170,18 +170,18 @@ class _Group:
         found = ckas(cuts, asked, val)
         for cut, stitches in asked.items():
             if group := cka_group(cuts.geometry(cut), len(val)):
-                self.tell.notice(
+                self.callbacks.on_message(
                     f"cka: mean over groups of {group} images, since all activations are too large to keep"
                 )
             outcomes.add_ckas(of[cut], {name: found[cut, name] for name in (FRONT, *stitches)}, group)
 
-    def _share(self, outcomes: Outcomes, works: Sequence[Work], on_train: Moments) -> None:
+    def _share(self, outcomes: Outcomes, works: Sequence[StitchRun], on_train: Moments) -> None:
         """The same for stitches of one pair of layers whose activations are kept meanwhile."""
         cut = works[0].spec.cut
         both = share(self.cuts, cut, self.val)
         outcomes.add_ckas(works, shared_ckas(both, outcomes.add(works, both.moments, on_train.get(cut))))
 
-    def _tell_diverged(self, controls: Mapping[ControlSpec, Work]) -> None:
+    def _tell_diverged(self, controls: Mapping[ControlSpec, StitchRun]) -> None:
         for control, work in controls.items():
             if not work.failure:
                 continue
@@ -191,58 +191,58 @@ class _Group:
                     whose.setdefault(control.source if len(sewn[name]) > 1 else name, []).append(self.names[spec])
             for name, stitches in whose.items():
                 of = f" of {', '.join(stitches)}" if len(self.names) > 1 else ""
-                self.tell.notice(f"warning: the control {name}{of} has no value: {work.failure}")
+                self.callbacks.on_message(f"warning: the control {name}{of} has no value: {work.failure}")
 
-    def _start(self, spec: StitchSpec, on_train: Moments) -> Work:
+    def _start(self, spec: StitchSpec, on_train: Moments) -> StitchRun:
         layer = _initial(self.cuts, spec, on_train.get(spec.cut))
         if not layer.matrix().any():
-            self.tell.notice(
+            self.callbacks.on_message(
                 f"warning: --mask {spec.mask} keeps no weight of --init {spec.init}; all weights start at zero"
             )
         if spec.init == "orthogonal" and layer.geometry.outputs < layer.geometry.inputs:
-            self.tell.notice(
+            self.callbacks.on_message(
                 f"--init orthogonal: {layer.geometry.outputs} outputs are fewer than {layer.geometry.inputs} inputs, "
                 "so it is the rotation nearest to the end activation with zeros appended"
             )
-        return Work(spec, layer, layer.arrays())
+        return StitchRun(spec, layer, layer.arrays())
 
-    def _start_control(self, spec: ControlSpec, on_train: Moments) -> Work:
+    def _start_control(self, spec: ControlSpec, on_train: Moments) -> StitchRun:
         layer = _initial(self.cuts, spec, on_train.get(spec.cut))
         if spec.constant:  # the best constant, where the end's mean is at hand, else what the stitch itself starts with
             moments = on_train.get(spec.cut)
             bias = moments.mean_y if moments else layer.offset(layer.matrix())
             layer = ConstantStitch(bias, layer.geometry).to(self.cuts.device)
-        return Work(spec, layer, {})
+        return StitchRun(spec, layer, {})
 
-    def _train(self, works: Sequence[Work]) -> None:
+    def _train(self, works: Sequence[StitchRun]) -> None:
         specs, task = [work.spec for work in works], self.train.spec.task
-        learners = [self._learner(work, task) for work in works]
-        of = {id(learner): work for learner, work in zip(learners, works, strict=True)}
+        train_states = [self._learner(work, task) for work in works]
+        of = {id(train_state): work for train_state, work in zip(train_states, works, strict=True)}
 
         def tell_epoch(_: int) -> None:
-            for learner, work in zip(learners, works, strict=True):
-                if not learner.failure and not isinstance(work.spec, ControlSpec):
-                    self.tell.epoch(work.spec, learner.history)
+            for train_state, work in zip(train_states, works, strict=True):
+                if not train_state.failure and not isinstance(work.spec, ControlSpec):
+                    self.callbacks.on_epoch(work.spec, train_state.history)
 
         own = [spec for spec in specs if not isinstance(spec, ControlSpec)]
         layers = f"{own[0].front_layer} -> {own[0].end_layer}" if len(own) == 1 else f"{len(own)} stitches"
         fit(
-            learners,
+            train_states,
             self.train,
             seed=specs[0].seed,
             share=lambda images: self.cuts.share(specs, images),
-            validate=lambda those: self._validate([of[id(learner)] for learner in those]),
+            validate=lambda those: self._validate([of[id(train_state)] for train_state in those]),
             after_epoch=tell_epoch,
             resume=self.plan.resume(specs) if self.plan.resume else None,
             max_steps=DEBUG_STEPS if specs[0].debug else None,
             title=f"stitch {layers}",
         )
-        for learner, work in zip(learners, works, strict=True):
-            work.history, work.failure = learner.history, learner.failure
+        for train_state, work in zip(train_states, works, strict=True):
+            work.history, work.failure = train_state.history, train_state.failure
 
-    def _learner(self, work: Work, task: Any) -> Learner:
+    def _learner(self, work: StitchRun, task: Any) -> TrainState:
         spec, is_control = work.spec, isinstance(work.spec, ControlSpec)
-        return Learner(
+        return TrainState(
             work.layer,
             StitchObjective(self.cuts, spec, work.layer, task, labelled=self.plan.labelled),
             replace(spec.recipe, weight_decay=0.0) if spec.whiten else spec.recipe,
@@ -250,24 +250,24 @@ class _Group:
             snapshot_every=0 if is_control else spec.save_frequency * max(1, spec.epochs),
         )
 
-    def _validate(self, works: Sequence[Work]) -> list[dict[str, float] | None]:
+    def _validate(self, works: Sequence[StitchRun]) -> list[dict[str, float] | None]:
         """Scores of stitches after an epoch; nobody asks for those of controls."""
         labelled, cuts = self.plan.labelled, self.cuts
         scored = {str(number): work for number, work in enumerate(works) if not isinstance(work.spec, ControlSpec)}
         specs = [work.spec for work in scored.values()]
 
         def forward(images: Tensor) -> dict[str, Tensor]:
-            fronts = cuts.fronts(specs, images, {} if labelled else {"end": [LOGITS]})
+            fronts = cuts.front_activations(specs, images, {} if labelled else {"end": [LOGITS]})
             end = {} if labelled else {"end": fronts["end"][LOGITS]}
             return end | {name: cuts.logits(work.spec, work.layer, fronts, images) for name, work in scored.items()}
 
-        counts = Tally(self.val.spec.task, target=None if labelled else "end", labelled=labelled)
+        counts = AgreementCounter(self.val.spec.task, target=None if labelled else "end", labelled=labelled)
         if scored:
             tally(forward, self.val, counts, batch_size=BATCH_SIZE)
         return [_validation(counts, str(number)) if str(number) in scored else None for number in range(len(works))]
 
 
-def _initial(cuts: Cuts, spec: StitchSpec, moments: PairedMoments | None) -> Any:
+def _initial(cuts: CutNetworks, spec: StitchSpec, moments: PairedMoments | None) -> Any:
     return initial_stitch(
         cuts.geometry(spec.cut),
         moments,
@@ -280,16 +280,16 @@ def _initial(cuts: Cuts, spec: StitchSpec, moments: PairedMoments | None) -> Any
     ).to(cuts.device)
 
 
-def _training_groups(works: Sequence[Work]) -> list[list[Work]]:
+def _training_groups(works: Sequence[StitchRun]) -> list[list[StitchRun]]:
     """Those that see the same batches in the same precision."""
-    groups: dict[tuple, list[Work]] = {}
+    groups: dict[tuple, list[StitchRun]] = {}
     for work in works:
         spec = work.spec
         groups.setdefault((spec.seed, spec.epochs, spec.batch_size, spec.amp, spec.debug), []).append(work)
     return list(groups.values())
 
 
-def _validation(counts: Tally, name: str) -> dict[str, float]:
+def _validation(counts: AgreementCounter, name: str) -> dict[str, float]:
     """Loss and accuracy; without labels of these classes cross-entropy to the end network, and agreement with it."""
     if counts.labelled:
         return counts.scores(name)

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from src.core.intervals import bootstrap, paired_difference, percentiles, wilson
-from src.evaluation.scores import Tally
+from src.evaluation.scores import AgreementCounter
 
 Interval = tuple[float, float]
 LEAST_SPAN = 0.05  # between the two controls of a score: below it, nothing can be told apart
 KINDS = {"acc": "right", "same_class_out": "same"}
 
 
-def intervals_of(counts: Tally, name: str) -> dict[str, Interval]:
+def intervals_of(counts: AgreementCounter, name: str) -> dict[str, Interval]:
     """95% intervals of a network's accuracy and agreement with the target, over images."""
     found = {}
     for measure, kind in KINDS.items():
@@ -27,7 +27,7 @@ def intervals_of(counts: Tally, name: str) -> dict[str, Interval]:
     return found
 
 
-def penalty_of(counts: Tally, name: str) -> dict[str, float] | None:
+def penalty_of(counts: AgreementCounter, name: str) -> dict[str, float] | None:
     """Accuracy of the target minus that of a stitched network: what stitching costs, in shares (Bansal et al. 2021).
 
     The interval is that of a paired difference, for the images are the same; `value` may be below 0.
@@ -44,7 +44,7 @@ def penalty_of(counts: Tally, name: str) -> dict[str, float] | None:
     return {"value": value, "low": low, "high": high}
 
 
-def score_of(counts: Tally, name: str, floor: Sequence[str], ceiling: str) -> dict[str, Any] | None:
+def score_of(counts: AgreementCounter, name: str, floor: Sequence[str], ceiling: str) -> dict[str, Any] | None:
     """(stitched - floor) / (ceiling - floor), accuracies, `floor` the mean of several networks: 0 and 1 are controls.
 
     The interval is that of a bootstrap over images, each of which stays with all networks; it says nothing about other
@@ -71,13 +71,13 @@ def score_of(counts: Tally, name: str, floor: Sequence[str], ceiling: str) -> di
 
 
 def _resampled(
-    counts: Tally, kind: str, names: Sequence[str], statistic: Callable[[np.ndarray], np.ndarray]
+    counts: AgreementCounter, kind: str, names: Sequence[str], statistic: Callable[[np.ndarray], np.ndarray]
 ) -> Interval:
     rows = np.stack([_shares(counts, kind, name) for name in names], 1)
     return percentiles(bootstrap(rows, statistic))
 
 
-def _shares(counts: Tally, kind: str, name: str) -> np.ndarray:
+def _shares(counts: AgreementCounter, kind: str, name: str) -> np.ndarray:
     found = counts.shares(kind, name)
     assert found is not None, f"{name} was to be kept"
     return found

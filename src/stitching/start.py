@@ -4,10 +4,10 @@ from torch import Generator, Tensor
 
 from src.metrics.algebra.moments import Affine, PairedMoments, reduced_rank
 from src.stitching.geometry import Geometry
-from src.stitching.inits import INITS, Restriction
+from src.stitching.inits import INITS, Constraint
 from src.stitching.layer import StitchLayer, build_stitch
 from src.stitching.masks import MASKS
-from src.stitching.whitening import coordinates_of
+from src.stitching.whitening import whitening_of
 
 
 def initial_stitch(
@@ -31,13 +31,13 @@ def initial_stitch(
     # a drawn init comes before a drawn mask: the order decides the numbers of both
     drawn = None if INITS[init].needs_moments else INITS[init].build(geometry, generator)
     allowed = None if mask == "identity" else MASKS[mask].build(geometry, generator, moments)
-    affine = drawn or INITS[init].build(geometry, generator, moments, Restriction(allowed, rank, orthogonal))
+    affine = drawn or INITS[init].build(geometry, generator, moments, Constraint(allowed, rank, orthogonal))
     coordinates = None
     if whiten and not orthogonal:
         assert moments is not None
-        coordinates = coordinates_of(moments, by_channel=allowed is not None)
+        coordinates = whitening_of(moments, by_channel=allowed is not None)
         if init == "random":
-            w = _kept(coordinates.out_of(affine.w), allowed, rank)
+            w = _kept(coordinates.inverse(affine.w), allowed, rank)
             affine = Affine(w, coordinates.centre + coordinates.d * affine.b - w @ coordinates.m)
     return build_stitch(affine, geometry, mask=allowed, rank=rank, orthogonal=orthogonal, coordinates=coordinates)
 

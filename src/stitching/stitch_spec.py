@@ -94,7 +94,7 @@ class StitchSpec:
         """A digest of the spec and of what it is about: weights, preprocessing, images.
 
         SHA-256 in hexadecimal; equal keys mean equal stitches on one machine with one set of libraries.
-        `surroundings` are built-in values, such as digests.
+        `about` are built-in values, such as digests.
         """
         record = {
             "format": WHITENED_FORMAT if self.whiten else FORMAT,

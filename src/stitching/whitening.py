@@ -11,7 +11,7 @@ WEAKEST = 1e-6  # of the largest eigenvalue of the front's correlations: weaker 
 
 
 @dataclass(frozen=True, slots=True)
-class Coordinates:
+class Whitening:
     """y = D V S (x - m) + b for a trained V: m (in,) the front's mean, D (out,) the end's standard deviations.
 
     S (in, in) divides by the front's standard deviations, then by the square root of its correlations, so that no
@@ -24,25 +24,25 @@ class Coordinates:
     d: Tensor
     centre: Tensor
 
-    def into(self, w: Tensor) -> Tensor:
+    def transform(self, w: Tensor) -> Tensor:
         """The V of a matrix (out, in), as far as the front activations vary."""
         return w.to(self.d) / self.d[:, None] @ self.back
 
-    def out_of(self, v: Tensor) -> Tensor:
+    def inverse(self, v: Tensor) -> Tensor:
         """The matrix of a V."""
         return self.d[:, None] * (v.to(self.d) @ self.s)
 
 
-def coordinates_of(moments: PairedMoments, *, by_channel: bool = False) -> Coordinates:
+def whitening_of(moments: PairedMoments, *, by_channel: bool = False) -> Whitening:
     """The coordinates of two activations; `by_channel` scales front channels alone and mixes none of them."""
     covariance, variances = moments.xx / moments.n, moments.yy.diagonal() / moments.n
-    live = moments.live()
-    d = torch.where(live[1], variances.clamp(min=0).sqrt(), 1.0)
-    std = torch.where(live[0], covariance.diagonal().clamp(min=0).sqrt(), 1.0)
+    nonconstant = moments.nonconstant()
+    d = torch.where(nonconstant[1], variances.clamp(min=0).sqrt(), 1.0)
+    std = torch.where(nonconstant[0], covariance.diagonal().clamp(min=0).sqrt(), 1.0)
     if by_channel:
-        return Coordinates(moments.mean_x, torch.diag(1 / std), torch.diag(std), d, moments.mean_y)
+        return Whitening(moments.mean_x, torch.diag(1 / std), torch.diag(std), d, moments.mean_y)
     values, vectors = torch.linalg.eigh(covariance / std / std[:, None])
     kept = values > WEAKEST * values.max().clamp(min=0)
     values, vectors = values[kept].sqrt(), vectors[:, kept]
     white, coloured = vectors / values @ vectors.T, vectors * values @ vectors.T
-    return Coordinates(moments.mean_x, white / std, std[:, None] * coloured, d, moments.mean_y)
+    return Whitening(moments.mean_x, white / std, std[:, None] * coloured, d, moments.mean_y)

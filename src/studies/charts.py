@@ -10,16 +10,16 @@ import numpy as np
 from src.metrics import MEASURES
 from src.results.plots.style import BLUE, CONTROL_COLOURS, GREEN, GREY, ORANGE
 from src.studies import svg
-from src.studies.frames import ENDS, FEW, Found, Frame, grouped
+from src.studies.frames import ENDS, FEW, Frame, StudyResults, grouped
 from src.studies.table import HEADINGS, key_text
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#222222")
-MANY = len(COLOURS)  # lines or maps that one looks at
+MAX_LINES = len(COLOURS)  # lines or maps that one looks at
 SPAN = 0.1  # of values from the darkest colour to the lightest, where networks differ little
 RANK, LAYERS = "low_rank", ["front_layer", "end_layer"]
 
 
-def sections(found: Found) -> list[dict[str, Any]]:
+def sections(found: StudyResults) -> list[dict[str, Any]]:
     """The parts of the page that have charts: title, note, and charts with their titles."""
     parts = []
     if len(found.stitches):
@@ -27,16 +27,16 @@ def sections(found: Found) -> list[dict[str, Any]]:
     return [part for part in [*parts, comparison_maps(found), by_network(found)] if part["charts"]]
 
 
-def _value(found: Found) -> str:
+def _value(found: StudyResults) -> str:
     """What the curves show: accuracy, or agreement where the labels are of other classes."""
     return "accuracy_after" if found.stitches["accuracy_after"].notna().any() else "agreement_after"
 
 
-def _over(found: Found) -> str:
+def _over(found: StudyResults) -> str:
     return "pairs" if found.stitches["networks"].nunique() > 1 else "seeds"
 
 
-def _note(found: Found) -> str:
+def _note(found: StudyResults) -> str:
     pairs, seeds = found.stitches["networks"].nunique(), found.stitches["seed"].nunique()
     over = f"{pairs} pairs of networks" + f", each the mean of {seeds} seeds" * (seeds > 1)
     return f"{_value(found).replace('_', ' ')}; means, and from three on 95% intervals, over " + (
@@ -44,7 +44,7 @@ def _note(found: Found) -> str:
     )
 
 
-def _rows_of(found: Found, keys: Sequence[str]) -> dict[tuple, list[int]]:
+def _rows_of(found: StudyResults, keys: Sequence[str]) -> dict[tuple, list[int]]:
     """The positions of the stitches behind each combination of some columns."""
     groups = found.stitches.groupby(list(keys), sort=False, dropna=False).indices
     return {_plain(key if isinstance(key, tuple) else (key,)): list(rows) for key, rows in groups.items()}
@@ -72,12 +72,12 @@ def _layers(front: str, end: str) -> str:
 
 
 def _series(
-    found: Found, frame: Frame, across: Sequence[str], names: Sequence[str], places: Mapping[tuple, int]
+    found: StudyResults, frame: Frame, across: Sequence[str], names: Sequence[str], places: Mapping[tuple, int]
 ) -> list[svg.Series]:
     """A line for each combination of `names`, over the places that the columns `across` name; the first few."""
     rows, value, lines = _rows_of(found, [*across, *names]), _value(found), []
     for number, (key, group) in enumerate(_groups(frame, names)):
-        if number == MANY:
+        if number == MAX_LINES:
             break
         points = []
         for row in group.to_dict(orient="records"):
@@ -98,7 +98,9 @@ def _groups(frame: Frame, names: Sequence[str]) -> list[tuple[tuple, Frame]]:
     ]
 
 
-def _references(found: Found, frame: Frame, across: Sequence[str], places: Mapping[tuple, int]) -> list[svg.Series]:
+def _references(
+    found: StudyResults, frame: Frame, across: Sequence[str], places: Mapping[tuple, int]
+) -> list[svg.Series]:
     """Controls, chance and the end network itself, means over all that stands at one place."""
     if _value(found) != "accuracy_after":
         return []
@@ -119,11 +121,11 @@ def _references(found: Found, frame: Frame, across: Sequence[str], places: Mappi
     return lines
 
 
-def by_layer(found: Found) -> dict[str, Any]:
+def by_layer(found: StudyResults) -> dict[str, Any]:
     """Curves over layers: those stitched to their namesakes, or all couples where there are none."""
     stitches = found.stitches
     same = stitches["front_layer"] == stitches["end_layer"]
-    chosen = Found(stitches[same].reset_index(drop=True), found.comparisons, found.axes) if same.any() else found
+    chosen = StudyResults(stitches[same].reset_index(drop=True), found.comparisons, found.axes) if same.any() else found
     positions = np.flatnonzero(same) if same.any() else np.arange(len(stitches))
     couples = list(dict.fromkeys(zip(chosen.stitches["front_layer"], chosen.stitches["end_layer"], strict=True)))
     if len(couples) < 2:
@@ -154,7 +156,7 @@ def _moved(line: svg.Series, positions: np.ndarray) -> svg.Series:
     return svg.Series(line.label, line.colour, points, line.dash)
 
 
-def by_rank(found: Found) -> dict[str, Any]:
+def by_rank(found: StudyResults) -> dict[str, Any]:
     """Curves over ranks, a line a couple of layers."""
     none = {"title": "By rank", "note": "", "charts": []}
     if RANK not in found.axes:
@@ -174,14 +176,14 @@ def by_rank(found: Found) -> dict[str, Any]:
     return none | {"note": _note(found), "charts": [{"title": "", "svg": chart}]}
 
 
-def maps(found: Found) -> dict[str, Any]:
+def maps(found: StudyResults) -> dict[str, Any]:
     """Layer x layer maps, one for each combination of the other options."""
     stitches, value, charts = found.stitches, _value(found), []
     fronts, ends = (list(dict.fromkeys(stitches[layer])) for layer in LAYERS)
     if len(stitches[LAYERS].drop_duplicates()) <= max(len(fronts), len(ends)):
         return {"title": "Layer by layer", "note": "", "charts": []}
     rows = _rows_of(found, [*LAYERS, *found.axes])
-    for key, group in _groups(stitches, found.axes)[:MANY]:
+    for key, group in _groups(stitches, found.axes)[:MAX_LINES]:
         means = group.groupby(LAYERS, sort=False)[value].mean()
         if len(means) <= max(len(fronts), len(ends)):
             continue  # layer by layer: a curve shows more
@@ -201,7 +203,7 @@ def _names(layers: Sequence[str]) -> list[str]:
     return [layer or "output" for layer in layers]
 
 
-def by_network(found: Found) -> dict[str, Any]:
+def by_network(found: StudyResults) -> dict[str, Any]:
     """Network x network maps of stitches, and of comparisons at one layer of both; of three pairs or more."""
 
     def about(key: tuple) -> str:
@@ -232,7 +234,7 @@ def _network_maps(
     for key, group in _groups(frame, keys):
         cells = group.groupby(pair, sort=False)
         means = cells[value].mean().dropna()
-        if len(means) < FEW or len(charts) == MANY:
+        if len(means) < FEW or len(charts) == MAX_LINES:
             continue
         names = sorted({name for both in means.index for name in both}, key=_by_number)
         behind = {both: list(rows.index) for both, rows in cells} if clickable else {}
@@ -264,7 +266,7 @@ def _bounds(values: Iterable[float]) -> tuple[float, float]:
     return min(0.0, *finite, 0.0), max(1.0, *finite, 1.0)
 
 
-def comparison_maps(found: Found) -> dict[str, Any]:
+def comparison_maps(found: StudyResults) -> dict[str, Any]:
     charts, every = [], found.comparisons["networks"].nunique()
     for method, group in found.comparisons.groupby("method", sort=False):
         fronts, ends = (list(dict.fromkeys(group[layer])) for layer in ("layer1", "layer2"))

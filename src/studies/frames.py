@@ -19,7 +19,7 @@ from src.stitching import StitchSpec, usual_rate
 from src.stitching.naming import setting_text
 from src.stitching.options import OPTIONS
 from src.studies.jobs import Bundle, CompareSpec
-from src.studies.plan import Plan
+from src.studies.plan import StudyPlan
 from src.studies.store import Store
 
 Frame = Any  # a frame of pandas; its stubs leave open what an operation gives
@@ -35,7 +35,7 @@ COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StudyResults:
     """What a study has come to.
 
     stitches: a row each, as `results.table` has them, with `front_network` and `end_network` in words, `networks`, the
@@ -54,7 +54,7 @@ class Found:
         return [f"accuracy_{name}" for name in named]
 
 
-def collect(plan: Plan, store: Store) -> Found:
+def collect(plan: StudyPlan, store: Store) -> StudyResults:
     """All results of a plan that are there; raises ValueError where there are none."""
     items = {item.name: (bundle, item.spec) for bundle in plan.bundles for item in bundle.items}
     frame: Frame = remember(store.folder) if store.folder.is_dir() else pd.DataFrame(columns=["path"])
@@ -81,7 +81,7 @@ def remember(folder: Path) -> Frame:
         return results.table(folder)
 
 
-def with_names(stitches: Frame, comparisons: Frame) -> Found:
+def with_names(stitches: Frame, comparisons: Frame) -> StudyResults:
     """Add what readers ask for to rows of `results.table`, and of COMPARED."""
     frame, compared = stitches.copy(), comparisons.copy()
     called = {spec: text for role in ROLES for spec, text in _called(frame, role)}
@@ -96,7 +96,7 @@ def with_names(stitches: Frame, comparisons: Frame) -> Found:
     compared.insert(0, "networks", _pairs(compared["network1"], compared["network2"], " and "))
     ends = frame["accuracy_end"].where(frame["accuracy_end"] > 0)
     frame["relative"] = (frame["accuracy_after"] / ends).fillna(frame["agreement_after"])
-    return Found(frame, compared, _axes(frame))
+    return StudyResults(frame, compared, _axes(frame))
 
 
 def _axes(frame: Frame) -> list[str]:
@@ -140,7 +140,7 @@ def _comparison(result: dict[str, Any], pair: tuple[str, str]) -> Frame:
     return result["frame"].assign(**facts)[COMPARED]
 
 
-def grouped(found: Found, over: str) -> Frame:
+def grouped(found: StudyResults, over: str) -> Frame:
     """Means of what the stitches reach, with 95% intervals, over pairs of networks or over seeds.
 
     over "seeds": a row for each pair, layers and options. "pairs": one for each layers and options; seeds of one pair

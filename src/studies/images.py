@@ -9,7 +9,7 @@ import torch
 from src.dataset import Split
 from src.dataset.split import MemorySplit
 from src.networks import opening as sources
-from src.networks.presentation import Viewing, look
+from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.studies.jobs import Bundle
 
 Arrays = dict[tuple, tuple[np.ndarray, np.ndarray]]  # images and labels, by what they are of
@@ -17,45 +17,45 @@ _READ: dict[tuple, Split] = {}
 _HANDED_OVER: Arrays = {}
 
 
-def viewings(bundle: Bundle) -> tuple[Viewing, Viewing]:
+def networks_on_data(bundle: Bundle) -> tuple[NetworksOnDataset, NetworksOnDataset]:
     """The networks of a bundle in front of its data set, and of the one on which stitches are scored."""
     settings = bundle.settings
     pair = sources.open_pair(bundle.networks, dataset=settings.dataset, size=settings.image_size)
-    viewing = look(pair, settings.dataset, size=settings.image_size)
+    on_data = put_on_dataset(pair, settings.dataset, size=settings.image_size)
     if not settings.evaluate_on:
-        return viewing, viewing
-    return viewing, viewing.elsewhere(settings.evaluate_on, size=settings.image_size)
+        return on_data, on_data
+    return on_data, on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
 
 
-def split_of(viewing: Viewing, name: str, device: torch.device) -> Split:
+def split_of(on_data: NetworksOnDataset, name: str, device: torch.device) -> Split:
     """The images of a split, read once a process: bundles of one study come one after the other."""
-    key = *_key(viewing, name), str(device)
+    key = *_key(on_data, name), str(device)
     if key not in _READ:
         if len(_READ) > 4:
             _READ.clear()
-        held = _handed_over(viewing, name, device)
-        _READ[key] = viewing.split(name, device=device) if held is None else held
-    return _READ[key].seen_by(viewing.shared)
+        held = _handed_over(on_data, name, device)
+        _READ[key] = on_data.split(name, device=device) if held is None else held
+    return _READ[key].with_preprocessing(on_data.shared)
 
 
-def _key(viewing: Viewing, name: str) -> tuple[Any, ...]:
-    return viewing.spec.name, viewing.spec.size, viewing.answers, name
+def _key(on_data: NetworksOnDataset, name: str) -> tuple[Any, ...]:
+    return on_data.spec.name, on_data.spec.size, on_data.answers, name
 
 
-def _handed_over(viewing: Viewing, name: str, device: torch.device) -> Split | None:
-    if (arrays := _HANDED_OVER.get(_key(viewing, name))) is None:
+def _handed_over(on_data: NetworksOnDataset, name: str, device: torch.device) -> Split | None:
+    if (arrays := _HANDED_OVER.get(_key(on_data, name))) is None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is shared cannot be written, and nobody here writes to images
         images, labels = (torch.from_numpy(array).to(device) for array in arrays)
-    return MemorySplit(viewing.spec, images, labels)
+    return MemorySplit(on_data.spec, images, labels)
 
 
 def arrays_of(bundle: Bundle) -> Arrays:
     """All images of a bundle that are held in memory, to be handed over; those in files are for each to decode."""
-    viewing, scored = viewings(bundle)
+    on_data, scored = networks_on_data(bundle)
     splits = {}
-    for one, name in ((viewing, "train"), (viewing, "val"), (scored, "val")):
+    for one, name in ((on_data, "train"), (on_data, "val"), (scored, "val")):
         splits[_key(one, name)] = split_of(one, name, torch.device("cpu"))
     return {
         key: (split.images.numpy(), split.labels.numpy())

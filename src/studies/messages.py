@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from src.studies.estimate import in_words, size_in_words
-from src.studies.frames import Found
-from src.studies.plan import Plan
+from src.studies.frames import StudyResults
+from src.studies.plan import StudyPlan
 from src.studies.store import Failure, Store
 from src.studies.table import HEADINGS, key_text
 
 
-def plan_lines(plan: Plan, store: Store, workers: int) -> list[str]:
+def plan_lines(plan: StudyPlan, store: Store, workers: int) -> list[str]:
     """What a run would do: results, passes, time and disk."""
     done = store.done()
     rest = [left for bundle in plan.bundles if (left := bundle.without(done)).items]
@@ -38,7 +38,7 @@ def counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def status_lines(plan: Plan, store: Store) -> list[str]:
+def status_lines(plan: StudyPlan, store: Store) -> list[str]:
     """How far a study is, who is at it, and what failed."""
     done, names = store.done(), set(plan.names)
     failures = {name: failure for name, failure in store.failures().items() if name in names}
@@ -55,7 +55,7 @@ def failure_lines(failures: Sequence[Failure], shown: int = 10) -> list[str]:
     return lines + ([f"and {len(failures) - shown} more"] if len(failures) > shown else [])
 
 
-def summary(plan: Plan, store: Store, found: Found) -> list[tuple[str, str]]:
+def summary(plan: StudyPlan, store: Store, found: StudyResults) -> list[tuple[str, str]]:
     """What stands at the top of the page."""
     names = set(plan.names)
     missing = len(names - store.done())

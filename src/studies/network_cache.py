@@ -14,44 +14,46 @@ from src.metrics.algebra.products import times
 from src.networks import opening as sources
 from src.networks.checkpoints import Checkpoint, weights_digest
 from src.networks.opening import Named
-from src.networks.presentation import Viewing, look
+from src.networks.presentation import NetworksOnDataset, put_on_dataset
 
 SIDE = 512  # rows of the matrix whose products are timed
 BATCH = 32  # images of the forward pass that is timed
 
 
 @dataclass(slots=True)
-class Looks:
-    """Everything that was opened or found out, by what it depends on; `tell` hears notes of what is opened."""
+class NetworkCache:
+    """Everything that was opened or found out, by what it depends on; `on_message` hears notes of what is opened."""
 
-    tell: Callable[[str], None]
+    on_message: Callable[[str], None]
     networks: dict[tuple, Checkpoint] = field(default_factory=dict)
     _found: dict[tuple, Any] = field(default_factory=dict)
 
-    def pair(self, texts: tuple[str | Named, str | Named], dataset: str | None, size: int | None) -> Viewing:
-        """Two networks in front of a data set; raises ValueError as `sources.open_pair` and `look` do."""
-        return look(sources.open_pair(texts, dataset=dataset, size=size, opener=self._open), dataset, size=size)
+    def pair(self, texts: tuple[str | Named, str | Named], dataset: str | None, size: int | None) -> NetworksOnDataset:
+        """Two networks in front of a data set; raises ValueError as `sources.open_pair` and `put_on_dataset` do."""
+        return put_on_dataset(
+            sources.open_pair(texts, dataset=dataset, size=size, opener=self._open), dataset, size=size
+        )
 
     def _open(self, text: str | Named, *, dataset: str | None, size: int | None, **_: Any) -> Checkpoint:
         key = text, dataset, size
         if key not in self.networks:
-            self.networks[key] = sources.open_network(text, dataset=dataset, size=size, tell=self.tell)
+            self.networks[key] = sources.open_network(text, dataset=dataset, size=size, on_message=self.on_message)
         return self.networks[key]
 
-    def images(self, viewing: Viewing, name: str) -> tuple[str, int]:
+    def images(self, on_data: NetworksOnDataset, name: str) -> tuple[str, int]:
         """The digest of a split as these networks' labels are arranged, and how many images it holds."""
 
         def read() -> tuple[str, int]:
-            split = viewing.split(name, device=torch.device("cpu"))
+            split = on_data.split(name, device=torch.device("cpu"))
             return split.digest(), len(split)
 
-        return self._once((viewing.spec.name, viewing.spec.size, viewing.answers, name), read)
+        return self._once((on_data.spec.name, on_data.spec.size, on_data.answers, name), read)
 
-    def of(self, viewing: Viewing, number: int) -> "Seen":
+    def of(self, on_data: NetworksOnDataset, number: int) -> "CachedNetwork":
         """One of the two networks, as it looks in this pair."""
-        network = viewing.networks[number]
-        form = str(network.path), viewing.spec.name, viewing.spec.size, viewing.shared, viewing.reordered[number]
-        return self._once(form, lambda: Seen(network, viewing.sample))
+        network = on_data.networks[number]
+        form = str(network.path), on_data.spec.name, on_data.spec.size, on_data.shared, on_data.reordered[number]
+        return self._once(form, lambda: CachedNetwork(network, on_data.sample))
 
     @property
     def products(self) -> float:
@@ -64,7 +66,7 @@ class Looks:
         return self._found[key]
 
 
-class Seen:
+class CachedNetwork:
     """A network and a sample of images: its layers by text, what they give, its digest and its speed."""
 
     def __init__(self, checkpoint: Checkpoint, sample: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from src.core.files import atomic_write
 from src.studies.charts import LAYERS, sections
-from src.studies.frames import Found
+from src.studies.frames import StudyResults
 from src.studies.table import HEADINGS, key_text
 
 HEADS = {"accuracy_end": "acc. of end", "agreement_after": "agrees", "cka_after": "CKA"}
@@ -24,7 +24,7 @@ SHOWN = (
 )
 
 
-def write_page(path: Path, found: Found, **about: Any) -> None:
+def write_page(path: Path, found: StudyResults, **about: Any) -> None:
     """Write the page; `about`: name, text of the study file, summary, failures, commands and pictures by name."""
     try:
         jinja2 = importlib.import_module("jinja2")
@@ -41,7 +41,9 @@ def write_page(path: Path, found: Found, **about: Any) -> None:
         file.write(page.encode())
 
 
-def table_data(found: Found, commands: Mapping[str, tuple[str, str]], pictures: Mapping[str, str]) -> dict[str, Any]:
+def table_data(
+    found: StudyResults, commands: Mapping[str, tuple[str, str]], pictures: Mapping[str, str]
+) -> dict[str, Any]:
     """The table for the page's script: columns of texts as numbers of a list, so that 10,000 rows stay small."""
     frame = found.stitches
     keys = [name for name in ("networks", *LAYERS, *found.axes, "seed") if name in frame]

@@ -11,23 +11,25 @@ from typing import Any, NamedTuple
 
 from src.metrics import METRICS
 from src.networks.opening import Named
-from src.networks.presentation import Viewing
+from src.networks.presentation import NetworksOnDataset
 from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_rate
-from src.stitching.controls import sewn_between
-from src.stitching.keys import stitch_key, surroundings
+from src.stitching.controls import control_specs
+from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
 from src.stitching.targets import teachers_of
 from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
-from src.studies.network_cache import Looks, Seen
+from src.studies.network_cache import CachedNetwork, NetworkCache
 from src.studies.schema import AXES, Study
 
-MANY = 8  # bundles at least, where the work is not too short for it: so that several processes have something to do
+MIN_BUNDLES = (
+    8  # bundles at least, where the work is not too short for it: so that several processes have something to do
+)
 SHORT = 60.0  # seconds below which a bundle is not cut
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StudyPlan:
     """All that a study is: its bundles, the bytes that their results will take, and {why: how many} were left out."""
 
     bundles: list[Bundle]
@@ -47,24 +49,24 @@ class _Priced(NamedTuple):
     size: int
 
 
-def make_plan(study: Study, tell: Callable[[str], None] = lambda line: None) -> Plan:
+def make_plan(study: Study, on_message: Callable[[str], None] = lambda line: None) -> StudyPlan:
     """Every result that a study declares, once, in bundles; nothing is trained.
 
     What options or sizes of layers exclude is left out and counted. Raises ValueError, with the line of the file, for
     networks and layers that there are not, and where all stitches of a table are left out.
     """
-    says, looks = study.says, Looks(tell)
+    says, cache = study.says, NetworkCache(on_message)
     left_out: Counter[str] = Counter()
     settings = Settings(
         study.name, says.dataset, says.evaluate_on, says.image_size, tuple(says.controls), says.ood, says.similarity
     )
     drafts = [draft_of(study, table, number) for number, table in enumerate(says.stitch)]
-    works: list[_Work] = []
+    works: list[_StitchWork] = []
     known: set[str] = set()
     for place, pair in pairs_of(study):
         try:
-            viewing = looks.pair((Named(pair[0]), Named(pair[1])), says.dataset, says.image_size)
-            work = _Work(pair, settings, viewing, looks, left_out)
+            on_data = cache.pair((Named(pair[0]), Named(pair[1])), says.dataset, says.image_size)
+            work = _StitchWork(pair, settings, on_data, cache, left_out)
         except (ValueError, OSError) as error:
             raise study.document.complaint(place, str(error)) from None
         for number, draft in enumerate(drafts):
@@ -76,12 +78,12 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda line: None) -> 
         work.forget(known)
         works.append(work)
     total = sum(work.seconds for work in works)
-    limit = min(60 * says.minutes, max(SHORT, total / MANY))
+    limit = min(60 * says.minutes, max(SHORT, total / MIN_BUNDLES))
     bundles = [bundle for work in works for bundle in work.bundles(limit)]
     if not bundles:
         reasons = "; ".join(left_out) or "no pair of networks"
         raise study.document.complaint(("stitch",), f"nothing is left to do: {reasons}")
-    return Plan(bundles, dict(left_out), sum(one.size for work in works for one in work.items))
+    return StudyPlan(bundles, dict(left_out), sum(one.size for work in works for one in work.items))
 
 
 class _At:
@@ -150,21 +152,26 @@ def draft_of(study: Study, table: Any, number: int) -> tuple[list[StitchSpec], C
     return specs, left_out
 
 
-class _Work:
+class _StitchWork:
     """What is to be done between two networks."""
 
     def __init__(
-        self, pair: tuple[str, str], settings: Settings, viewing: Viewing, looks: Looks, left_out: Counter[str]
+        self,
+        pair: tuple[str, str],
+        settings: Settings,
+        on_data: NetworksOnDataset,
+        cache: NetworkCache,
+        left_out: Counter[str],
     ) -> None:
-        self.pair, self.settings, self.viewing = pair, settings, viewing
-        self.looks, self.left_out = looks, left_out
-        scored = viewing
+        self.pair, self.settings, self.on_data = pair, settings, on_data
+        self.cache, self.left_out = cache, left_out
+        scored = on_data
         if settings.evaluate_on:
-            scored = viewing.elsewhere(settings.evaluate_on, size=settings.image_size)
-        self.sides: tuple[Seen, Seen] = looks.of(viewing, 0), looks.of(viewing, 1)
-        (train, n_train), (val, n_val) = looks.images(viewing, "train"), looks.images(scored, "val")
-        self.about = surroundings(viewing, [train, val], [seen.digest for seen in self.sides])
-        self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, looks.products)
+            scored = on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
+        self.sides: tuple[CachedNetwork, CachedNetwork] = cache.of(on_data, 0), cache.of(on_data, 1)
+        (train, n_train), (val, n_val) = cache.images(on_data, "train"), cache.images(scored, "val")
+        self.about = key_inputs(on_data, [train, val], [seen.digest for seen in self.sides])
+        self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, cache.products)
         self.items: list[_Priced] = []
         self.sewn: set[ControlSpec] = set()
 
@@ -187,7 +194,7 @@ class _Work:
             list(zip(fronts, ends, strict=True)) if table.layer_pairs == "zip" else itertools.product(fronts, ends)
         )
         specs, left_out = draft
-        self.viewing.require_for(teachers_of(spec.target_type for spec in specs))
+        self.on_data.require_for(teachers_of(spec.target_type for spec in specs))
         for couple in couples:
             for reason, count in left_out.items():
                 self.left_out[reason] += count
@@ -215,7 +222,7 @@ class _Work:
 
     def _other_controls(self, spec: StitchSpec, geometry: Geometry) -> int:
         """How many controls are sewn for a stitch that were not for one before it."""
-        sewn = sewn_between(geometry, spec, self.settings.controls, self.costs.train)
+        sewn = control_specs(geometry, spec, self.settings.controls, self.costs.train)
         before = len(self.sewn)
         self.sewn.update(one for some in sewn.values() for one in some)
         return len(self.sewn) - before
@@ -225,7 +232,7 @@ class _Work:
         if self.settings.evaluate_on:
             raise ValueError("evaluate_on is for stitches; a comparison has its own data set")
         spec = CompareSpec(tuple(fronts), tuple(ends), tuple(table.metrics), table.view, table.group_at, table.split)
-        images, count = self.looks.images(self.viewing, table.split)
+        images, count = self.cache.images(self.on_data, table.split)
         key = spec.key(**self.about | {"images": [images]})
         cells = len(fronts) * len(ends) * len(table.metrics)
         seconds = count * (self.costs.front + self.costs.end) * (1 + 0.02 * cells)

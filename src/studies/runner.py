@@ -13,9 +13,9 @@ from typing import Any
 from src.studies.estimate import in_words
 from src.studies.jobs import Bundle
 from src.studies.leases import PATIENCE, Leases
-from src.studies.plan import Plan
+from src.studies.plan import StudyPlan
 from src.studies.store import Failure, Store
-from src.studies.work import Report, Task
+from src.studies.work import Report, WorkerTask
 
 PAUSE = 0.5  # seconds between looks at what others hold
 
@@ -34,11 +34,11 @@ class Options:
 class Driver:
     """One run over the bundles of a plan."""
 
-    plan: Plan
+    plan: StudyPlan
     store: Store
     engine: Any
     options: Options
-    tell: Callable[[str], None]
+    on_message: Callable[[str], None]
     runner: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     _told: set[str] = field(default_factory=set)
     _died: dict[str, list[int]] = field(default_factory=dict)  # bundle -> its states when its process died
@@ -47,7 +47,7 @@ class Driver:
         """Do all bundles, or some of them; returns what failed for good."""
         waiting = deque(self.plan.bundles if bundles is None else bundles)
         leases = Leases(self.store.leases, runner=self.runner, patience=self.options.patience)
-        progress = _Progress(self.plan, self.store, self.tell)
+        progress = _Progress(self.plan, self.store, self.on_message)
         with _ending(self.engine, leases):
             while True:
                 started = self._hand_out(waiting, leases)
@@ -78,7 +78,9 @@ class Driver:
                 waiting.append(bundle)
                 continue
             options = self.options
-            tasks.append(Task(rest, self.store.folder, self.runner, options.patience, options.device, options.memory))
+            tasks.append(
+                WorkerTask(rest, self.store.folder, self.runner, options.patience, options.device, options.memory)
+            )
         self.engine.start(tasks)
         return bool(tasks)
 
@@ -94,7 +96,7 @@ class Driver:
         for line in report.notes:
             if line not in self._told:
                 self._told.add(line)
-                self.tell(line)
+                self.on_message(line)
         about = {item.name: describe(bundle, item.spec) for item in bundle.items}
         for name, reason in report.diverged.items():
             self.store.fail(name, reason, about[name])
@@ -104,7 +106,7 @@ class Driver:
             return
         if report.trace and len(rest.items) > 1:
             last = report.trace.strip().splitlines()[-1]
-            self.tell(f"{len(rest.items)} results failed together and are tried in halves: {last}")
+            self.on_message(f"{len(rest.items)} results failed together and are tried in halves: {last}")
             waiting.extend(rest.halves())
             return
         if report.trace and rest.items:
@@ -140,8 +142,8 @@ def _ending(engine: Any, leases: Leases) -> Iterator[None]:
 class _Progress:
     """A line on how far it is, when it changed."""
 
-    def __init__(self, plan: Plan, store: Store, tell: Callable[[str], None]) -> None:
-        self.names, self.store, self.tell = plan.names, store, tell
+    def __init__(self, plan: StudyPlan, store: Store, on_message: Callable[[str], None]) -> None:
+        self.names, self.store, self.on_message = plan.names, store, on_message
         self.start, self.first = time.monotonic(), self._count()
         self.last = self.first
 
@@ -153,9 +155,11 @@ class _Progress:
             return
         self.last = count
         left, rate = len(self.names) - count, (time.monotonic() - self.start) / (count - self.first)
-        self.tell(f"{count} of {len(self.names)} results" + (f", about {in_words(left * rate)} left" if left else ""))
+        self.on_message(
+            f"{count} of {len(self.names)} results" + (f", about {in_words(left * rate)} left" if left else "")
+        )
 
 
-def shard(plan: Plan, number: int, of: int) -> list[Bundle]:
+def shard(plan: StudyPlan, number: int, of: int) -> list[Bundle]:
     """Every `of`-th bundle from the `number`-th on, counted from 1."""
     return plan.bundles[number - 1 :: of]

@@ -13,7 +13,7 @@ from src.core.files import atomic_write, make_folder, remove_leftovers
 from src.networks.opening import files_of
 from src.stitching.stitch_spec import digest
 from src.studies.jobs import from_record, to_record
-from src.studies.plan import Plan, make_plan, texts_of
+from src.studies.plan import StudyPlan, make_plan, texts_of
 from src.studies.schema import Study
 
 RESULT, FAILED, STATES, LEASES = ".pkl", ".failed.json", ".resume", ".leases"
@@ -101,7 +101,7 @@ class Store:
         for file in self.folder.glob(".*.tmp"):
             remove_leftovers(file.with_name(file.name[1:].rsplit(".", 2)[0]))
 
-    def plan(self, study: Study, tell: Any = lambda line: None, *, keep: bool = True) -> Plan:
+    def plan(self, study: Study, on_message: Any = lambda line: None, *, keep: bool = True) -> StudyPlan:
         """The plan of a study: the one kept in the folder, where file and networks are as they were; else a new one.
 
         Runners that share the folder share the plan that was kept first, so that all cut the work alike.
@@ -109,7 +109,7 @@ class Store:
         path = self.folder / f".plan-{fingerprint(study)}.json"
         if (known := _read_plan(path)) is not None:
             return _named_by(study, known, path)
-        plan = make_plan(study, tell)
+        plan = make_plan(study, on_message)
         if not keep:
             return _named_by(study, plan, path)
         make_folder(self.folder)
@@ -119,7 +119,7 @@ class Store:
         return _named_by(study, _read_plan(path) or plan, path)
 
 
-def _named_by(study: Study, plan: Plan, path: Path) -> Plan:
+def _named_by(study: Study, plan: StudyPlan, path: Path) -> StudyPlan:
     """A plan whose networks are all named by the study, so that they may be opened as the user's; else ValueError."""
     named = set(texts_of(study))
     for text in (text for bundle in plan.bundles for text in bundle.pair):
@@ -128,10 +128,10 @@ def _named_by(study: Study, plan: Plan, path: Path) -> Plan:
     return replace(plan, bundles=[replace(bundle, named=True) for bundle in plan.bundles])
 
 
-def _read_plan(path: Path) -> Plan | None:
+def _read_plan(path: Path) -> StudyPlan | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return Plan([from_record(one) for one in record["bundles"]], record["left_out"], record["size"])
+        return StudyPlan([from_record(one) for one in record["bundles"]], record["left_out"], record["size"])
     except (OSError, ValueError, TypeError, KeyError, IndexError):
         return None  # none, or of another version
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from src.core.files import atomic_write
 from src.stitching.naming import setting_text
-from src.studies.frames import Found, Frame, grouped
+from src.studies.frames import Frame, StudyResults, grouped
 
 # our column -> its heading; shares are printed in per cent
 SHARES = {
@@ -24,7 +24,7 @@ SPECIAL = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{
 SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "→": r"$\to$"}
 
 
-def write_tables(found: Found, over: str, folder: Path) -> dict[str, Path]:
+def write_tables(found: StudyResults, over: str, folder: Path) -> dict[str, Path]:
     """Write every stitch and comparison, and means with their intervals; returns the files by what they hold."""
     texts: dict[str, tuple[str, str]] = {}
     if len(found.stitches):

@@ -15,11 +15,11 @@ from src.core.config import choose_device
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
 from src.networks.opening import untrained
-from src.stitching import Cuts, StitchSpec
-from src.stitching.keys import stitch_keys, surroundings
-from src.stitching.run import Plan, Tell, stitch
+from src.stitching import CutNetworks, StitchSpec
+from src.stitching.keys import key_inputs, stitch_keys
+from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import resume_states
-from src.studies.images import split_of, viewings
+from src.studies.images import networks_on_data, split_of
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.leases import Leases
 from src.studies.store import Store
@@ -28,7 +28,7 @@ EVERY = 5.0  # seconds of training that a killed process may lose, beside the ep
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class WorkerTask:
     """A bundle with all that a process needs to do it: where results go, who is at it, on which device."""
 
     bundle: Bundle
@@ -46,7 +46,7 @@ class Report:
     `died`: its process ended without a word, so that what it had learnt may still be there.
     """
 
-    task: Task
+    task: WorkerTask
     held: bool = False
     trace: str = ""
     died: bool = False
@@ -54,7 +54,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
 
-def perform(task: Task, *, alive: Callable[[], bool] = lambda: True) -> Report:
+def perform(task: WorkerTask, *, alive: Callable[[], bool] = lambda: True) -> Report:
     """Do a task, unless another process is at it; errors come back as text."""
     store = Store(task.folder)
     leases = Leases(store.leases, runner=task.runner, patience=task.patience)
@@ -77,66 +77,66 @@ def _provenance() -> dict[str, Any]:
     return results.provenance()
 
 
-def stitch_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
+def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[str, str]:
     """Train, score and write all stitches of a bundle; returns why some have no result, by name."""
     bundle, settings = task.bundle, task.bundle.settings
-    (viewing, scored), device = viewings(bundle), choose_device(task.device)
-    front, end = viewing.networks
+    (on_data, scored), device = networks_on_data(bundle), choose_device(task.device)
+    front, end = on_data.networks
     specs = [item.spec for item in bundle.items if isinstance(item.spec, StitchSpec)]
     networks, layouts = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
-    cuts = Cuts(*networks, specs, viewing.sample.to(device), layouts=layouts)
-    for line in [*cuts.notes, *viewing.notes, *viewing.blanks]:
-        tell(f"note: {line}")
-    train, val = split_of(viewing, "train", device), split_of(scored, "val", device)
-    about = surroundings(viewing, [split.digest() for split in (train, val)])
+    cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=layouts)
+    for line in [*cuts.notes, *on_data.notes, *on_data.missing_columns]:
+        on_message(f"note: {line}")
+    train, val = split_of(on_data, "train", device), split_of(scored, "val", device)
+    about = key_inputs(on_data, [split.digest() for split in (train, val)])
     _check_keys(bundle, stitch_keys(cuts, about))
     store, diverged = Store(task.folder), {}
-    plan = Plan(
+    plan = StitchPlan(
         similarity=settings.similarity,
-        labelled=viewing.end_labelled,
-        front_labelled=viewing.decides[0],
-        comparable=viewing.comparable,
+        labelled=on_data.end_labelled,
+        front_labelled=on_data.shares_classes[0],
+        comparable=on_data.comparable,
         ood=settings.ood,
         controls=settings.controls,
-        fresh=lambda seed: viewing.seen(untrained(front, seed), front),
+        fresh=lambda seed: on_data.with_preprocessing(untrained(front, seed), front),
         memory=task.memory,
         resume=resume_states(store.states(bundle.name), [item.name for item in bundle.items], about, every=EVERY),
-        tell=Tell(tell),
+        callbacks=Callbacks(on_message),
     )
     facts = {"weights": {"front": front.facts(), "end": end.facts()}}
     for item, spec, outcome in zip(bundle.items, specs, stitch(cuts, train, val, plan), strict=True):
         if isinstance(outcome, FloatingPointError):
             diverged[item.name] = f"FloatingPointError: {outcome}"
             continue
-        params = parameters(bundle) | viewing.unsaid | asdict(spec)
+        params = parameters(bundle) | on_data.dataset_param | asdict(spec)
         store.publish(item.name, {"params": params, "key": item.key, **facts, **outcome, **_provenance()})
     return diverged
 
 
-def compare_bundle(task: Task, tell: Callable[[str], None]) -> dict[str, str]:
+def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[str, str]:
     """Compare the layers of two networks, and write what came of it."""
     (item,) = task.bundle.items
     spec = item.spec
     assert isinstance(spec, CompareSpec)
-    (viewing, _), device = viewings(task.bundle), choose_device(task.device)
-    front, end = viewing.networks
-    split = split_of(viewing, spec.split, device)
-    _check_keys(task.bundle, [spec.key(**surroundings(viewing, [split.digest()]))])
+    (on_data, _), device = networks_on_data(task.bundle), choose_device(task.device)
+    front, end = on_data.networks
+    split = split_of(on_data, spec.split, device)
+    _check_keys(task.bundle, [spec.key(**key_inputs(on_data, [split.digest()]))])
     comparison = compare_layers(
         (front.network, end.network),
         (list(spec.front_layers), list(spec.end_layers)),
-        viewing.sample,
+        on_data.sample,
         split,
         spec.metrics,
         view=spec.view,
         group=spec.group_at,
         memory=task.memory,
         layouts=(front.layout, end.layout),
-        labelled=viewing.labelled,
-        tell=lambda line: tell(line) if line.startswith("note") else None,
+        labelled=on_data.labelled,
+        on_message=lambda line: on_message(line) if line.startswith("note") else None,
     )
     asked = {"methods": list(spec.metrics), "view": spec.view, "group_at": spec.group_at, "dataset_type": spec.split}
-    params = parameters(task.bundle) | asked | {"dataset": viewing.dataset}
+    params = parameters(task.bundle) | asked | {"dataset": on_data.dataset}
     params |= {"front_layer": ",".join(spec.front_layers), "end_layer": ",".join(spec.end_layers)}
     found = {"networks": [front.facts(), end.facts()], **comparison.record(), "products": described(device)}
     Store(task.folder).publish(item.name, {"params": params, "key": item.key, **found, **_provenance()})

@@ -15,11 +15,11 @@ from torch import Generator, Tensor
 from src.core.files import parse_tensors, write_tensors
 from src.core.progress import bar
 from src.dataset import Split
-from src.training.train_state import History, Learner, Losses, steps_ahead
+from src.training.train_state import History, Losses, TrainState, steps_ahead
 
 DEBUG_STEPS = 4  # batches an epoch with --debug
 DEAR = 50  # times as long as a state takes to be written, training goes on before the next one, where states are rare
-Validate = Callable[[Sequence[Learner]], Sequence[dict[str, float] | None]]
+Validate = Callable[[Sequence[TrainState]], Sequence[dict[str, float] | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Resume:
 
 
 def fit(
-    learners: Sequence[Learner],
+    train_states: Sequence[TrainState],
     split: Split,
     *,
     seed: int,
@@ -67,33 +67,33 @@ def fit(
 
     Raises ValueError where fewer images than one batch are left and where the file is another run's.
     """
-    epochs, batch_size = _in_common(learners)
+    epochs, batch_size = _in_common(train_states)
     steps = len(split) // batch_size
     if steps == 0 and epochs:
         raise ValueError(f"batch size {batch_size} exceeds the {len(split)} training images; lower --batch-size")
     steps = min(steps, max_steps or steps)
     with _randomness(seed, split.device):
-        run = _Run(learners, Generator().manual_seed(seed), Generator().manual_seed(seed + 1), split.device)
+        run = _Run(train_states, Generator().manual_seed(seed), Generator().manual_seed(seed + 1), split.device)
         if resume and resume.file.is_file():
             run.load(resume)
             if resume.told and run.epochs:
                 resume.told(run.epochs)
         else:
-            for learner in learners:
-                if learner.snapshot_every:
-                    learner.take_snapshot(0)
+            for train_state in train_states:
+                if train_state.snapshot_every:
+                    train_state.take_snapshot(0)
         due = time.monotonic() + (resume.pause() if resume else 0.0)
         with bar(epochs * steps, title, unit="batch", initial=run.epochs * steps) as progress:
             for epoch in range(run.epochs, epochs):
                 rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
-                _add_scores(learners, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
+                _add_scores(train_states, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
                 run.epochs += 1
                 alive = run.alive()
                 if not alive:
                     return  # the file is that of the last epoch that somebody came through
-                for learner in alive:
-                    if run.epochs == epochs and learner.snapshot_every:
-                        learner.take_snapshot(epochs * steps)
+                for train_state in alive:
+                    if run.epochs == epochs and train_state.snapshot_every:
+                        train_state.take_snapshot(epochs * steps)
                 progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
                 if resume and (start := time.monotonic()) >= due:
                     run.save(resume)
@@ -111,42 +111,49 @@ def _randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def fit_one(
-    learner: Learner, split: Split, *, validate: Callable[[], dict[str, float]], after_epoch: Any = None, **options: Any
+    train_state: TrainState,
+    split: Split,
+    *,
+    validate: Callable[[], dict[str, float]],
+    after_epoch: Any = None,
+    **options: Any,
 ) -> History:
     """Train one learner, as `fit` does; raises FloatingPointError where it stopped early."""
 
-    told = after_epoch and (lambda _: after_epoch(learner.history))
-    fit([learner], split, validate=lambda _: [validate()], after_epoch=told, **options)
-    if learner.failure:
-        raise FloatingPointError(learner.failure)
-    return learner.history
+    told = after_epoch and (lambda _: after_epoch(train_state.history))
+    fit([train_state], split, validate=lambda _: [validate()], after_epoch=told, **options)
+    if train_state.failure:
+        raise FloatingPointError(train_state.failure)
+    return train_state.history
 
 
-def _in_common(learners: Sequence[Learner]) -> tuple[int, int]:
+def _in_common(train_states: Sequence[TrainState]) -> tuple[int, int]:
     """Epochs and batch size of all learners."""
-    kinds = {(learner.recipe.epochs, learner.recipe.batch_size) for learner in learners}
+    kinds = {(train_state.recipe.epochs, train_state.recipe.batch_size) for train_state in train_states}
     if len(kinds) != 1:
         raise ValueError(f"what trains together has one number of epochs and one batch size, not {sorted(kinds)}")
     return kinds.pop()
 
 
 def _add_scores(
-    learners: Sequence[Learner],
+    train_states: Sequence[TrainState],
     rows: dict[int, dict[str, float]],
     validate: Validate,
     where: str,
 ) -> None:
     """Validate those that learn still and close their rows of the epoch."""
-    alive = [number for number, learner in enumerate(learners) if not learner.failure]
-    for number, scores in zip(alive, validate([learners[number] for number in alive]) if alive else (), strict=True):
-        learner = learners[number]
+    alive = [number for number, train_state in enumerate(train_states) if not train_state.failure]
+    for number, scores in zip(
+        alive, validate([train_states[number] for number in alive]) if alive else (), strict=True
+    ):
+        train_state = train_states[number]
         if scores is None:
-            learner.history.epochs.append(rows[number])
+            train_state.history.epochs.append(rows[number])
         elif not math.isfinite(scores["loss"]):  # the last step's damage, which no training loss has shown
-            learner.failure = f"the validation loss is {scores['loss']} {where}; lower the rate with --lr"
+            train_state.failure = f"the validation loss is {scores['loss']} {where}; lower the rate with --lr"
         else:
             scored = {"val_loss": scores["loss"], "val_accuracy": scores["acc"]}
-            learner.history.epochs.append(rows[number] | scored)
+            train_state.history.epochs.append(rows[number] | scored)
 
 
 def _train_epoch(
@@ -160,49 +167,49 @@ def _train_epoch(
 ) -> dict[int, dict[str, float]]:
     """Train all that learn still for an epoch; the row of each that came through, by its number."""
     losses = {}
-    for number, learner in enumerate(run.learners):
-        if not learner.failure:
+    for number, train_state in enumerate(run.train_states):
+        if not train_state.failure:
             losses[number] = Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", steps_ahead(split.device))
-            learner.trained.train()
+            train_state.trained.train()
     batches = split.batches(batch_size, order=run.order, augment=run.augment, drop_last=True)
     for step, (images, labels) in zip(range(1, steps + 1), batches, strict=False):
         shared = share(images)
         for number in list(losses):
-            run.learners[number].set_rate(epoch, (step - 1) / steps)
-            _step(run.learners[number], losses[number], shared, images, labels, epoch * steps + step)
-            if run.learners[number].failure:
+            run.train_states[number].set_rate(epoch, (step - 1) / steps)
+            _step(run.train_states[number], losses[number], shared, images, labels, epoch * steps + step)
+            if run.train_states[number].failure:
                 del losses[number]
         tell()
         if not losses:
             break
     rows = {}
     for number, kept in losses.items():
-        with _stopping(run.learners[number]):
+        with _stopping(run.train_states[number]):
             mean_loss, accuracy = kept.means()
             rows[number] = {"train_loss": mean_loss, "train_accuracy": accuracy}
     return rows
 
 
-def _step(learner: Learner, losses: Losses, shared: Any, images: Tensor, labels: Tensor, iteration: int) -> None:
-    with _stopping(learner):
-        learner.step(shared, images, labels, losses)
-        copies = learner.snapshot_every > 0 and iteration % learner.snapshot_every == 0
-        told = learner.after_step if iteration % learner.after_step_every == 0 else None
+def _step(train_state: TrainState, losses: Losses, shared: Any, images: Tensor, labels: Tensor, iteration: int) -> None:
+    with _stopping(train_state):
+        train_state.step(shared, images, labels, losses)
+        copies = train_state.snapshot_every > 0 and iteration % train_state.snapshot_every == 0
+        told = train_state.after_step if iteration % train_state.after_step_every == 0 else None
         if copies or told:
             losses.check()
         if copies:
-            learner.take_snapshot(iteration)
+            train_state.take_snapshot(iteration)
         if told:
             told(iteration)
 
 
 @contextlib.contextmanager
-def _stopping(learner: Learner) -> Iterator[None]:
+def _stopping(train_state: TrainState) -> Iterator[None]:
     """A loss that is not finite stops this learner, and no other."""
     try:
         yield
     except FloatingPointError as error:
-        learner.failure = str(error)
+        train_state.failure = str(error)
 
 
 def _short(value: Any) -> str:
@@ -217,14 +224,14 @@ def _short(value: Any) -> str:
 class _Run:
     """Everything that changes during training, so everything that a resumed run needs."""
 
-    learners: Sequence[Learner]
+    train_states: Sequence[TrainState]
     order: Generator
     augment: Generator
     device: torch.device
     epochs: int = 0
 
-    def alive(self) -> list[Learner]:
-        return [learner for learner in self.learners if not learner.failure]
+    def alive(self) -> list[TrainState]:
+        return [train_state for train_state in self.train_states if not train_state.failure]
 
     def _drawn(self) -> list[Tensor]:
         """The states of torch's global generators: the processor's, and that of a GPU where training is there."""
@@ -242,7 +249,7 @@ class _Run:
             "augment": self.augment.get_state(),
             "dropout": self._drawn(),
             "epochs": self.epochs,
-            "learners": [learner.state() for learner in self.learners],
+            "train_states": [train_state.state() for train_state in self.train_states],
         }
         write_tensors(resume.file, record)
 
@@ -260,8 +267,8 @@ class _Run:
                 differ = f"{key} {_short(before)}, not {_short(now)}"
                 raise ValueError(f"cannot resume from {resume.file}: it was started with {differ}")
         try:
-            for learner, state in zip(self.learners, record["learners"], strict=True):
-                learner.load(state)
+            for train_state, state in zip(self.train_states, record["train_states"], strict=True):
+                train_state.load(state)
             self.order.set_state(record["order"])
             self.augment.set_state(record["augment"])
             for set_state, state in zip((torch.set_rng_state, self._set_drawn), record["dropout"], strict=False):

@@ -18,7 +18,7 @@ from src.networks.opening import Named, architecture, own_size, source_sha256, s
 from src.training.folder import LOG, weight_file, write_log
 from src.training.loop import DEBUG_STEPS, Resume, fit_one
 from src.training.network_spec import TrainSpec
-from src.training.train_state import History, Learner
+from src.training.train_state import History, TrainState
 
 Notice = Callable[[str], None]
 
@@ -35,7 +35,7 @@ class Start:
     source_sha256: str | None
 
 
-def initial_network(spec: TrainSpec, images: DatasetSpec, notice: Notice) -> Start:
+def initial_network(spec: TrainSpec, images: DatasetSpec, on_message: Notice) -> Start:
     """The network before training, its head sized for the data set.
 
     The random weights depend on the seed alone; torch's global generator is left as it was.
@@ -45,10 +45,10 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, notice: Notice) -> Sta
         torch.manual_seed(spec.init_noise)
         size = asked.get("size") or own_size(model, images)
         made = architecture(Named(model), channels=images.channels, classes=images.classes, size=size)
-    eyes = replace(made.preprocessing, **asked) if made.preprocessing else None
-    channels, seen = images.channels, eyes.size if eyes else size or images.size
+    preprocessing = replace(made.preprocessing, **asked) if made.preprocessing else None
+    channels, seen = images.channels, preprocessing.size if preprocessing else size or images.size
     with torch.no_grad():
-        output = made.network.eval()(torch.zeros(2, eyes.channels if eyes else channels, seen, seen))
+        output = made.network.eval()(torch.zeros(2, preprocessing.channels if preprocessing else channels, seen, seen))
     made.network.train()
     if text := no_logits(output):
         raise ValueError(f"{spec.model} returns {text}, not logits (images, classes)")
@@ -58,13 +58,15 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, notice: Notice) -> Sta
         )
     if spec.freeze_body:
         head = checkpoints.head_of(made.network)  # before anything is downloaded
-        notice(f"training {head}, the last linear layer, alone")
+        on_message(f"training {head}, the last linear layer, alone")
     if spec.init_weights is None:
-        return Start(made.network, eyes, images.labels, {}, source_sha256(model))
-    digest, head = start_from(made.network, Named(spec.init_weights), model=model, dataset=images.name, tell=notice)
+        return Start(made.network, preprocessing, images.labels, {}, source_sha256(model))
+    digest, head = start_from(
+        made.network, Named(spec.init_weights), model=model, dataset=images.name, on_message=on_message
+    )
     if head:
-        notice(f"the head {head} starts at random: it has another size in {spec.init_weights}")
-    return Start(made.network, eyes, images.labels, {"init_weights": digest}, source_sha256(model))
+        on_message(f"the head {head} starts at random: it has another size in {spec.init_weights}")
+    return Start(made.network, preprocessing, images.labels, {"init_weights": digest}, source_sha256(model))
 
 
 def images_for(spec: TrainSpec) -> DatasetSpec:
@@ -74,35 +76,39 @@ def images_for(spec: TrainSpec) -> DatasetSpec:
 
 
 def open_images(
-    spec: TrainSpec, images: DatasetSpec, start: Start, how: dict[str, Any], notice: Notice
+    spec: TrainSpec, images: DatasetSpec, start: Start, how: dict[str, Any], on_message: Notice
 ) -> tuple[Start, Split, Split]:
     """The start, with what the network does to images; the images to train on and to validate on, as it sees them.
 
     `how` is what `load_split` is told of device and reading.
     """
-    eyes, (_, asked) = start.preprocessing, split_model(spec.model)
-    if eyes and images.exact and not spec.image_size:
-        images = dataset_of(images, eyes.size)
+    preprocessing, (_, asked) = start.preprocessing, split_model(spec.model)
+    if preprocessing and images.exact and not spec.image_size:
+        images = dataset_of(images, preprocessing.size)
     train = load_split(images, "train", **how)
-    if not eyes:
+    if not preprocessing:
         known = measured(images, train)
         if not images.mean:
-            notice(f"training images of {images.name}: mean {known.mean}, deviation {known.std}")
-        eyes = replace(known.preprocessing, **asked)
+            on_message(f"training images of {images.name}: mean {known.mean}, deviation {known.std}")
+        preprocessing = replace(known.preprocessing, **asked)
     val = load_split(images, spec.validate_on, **how)
-    return replace(start, preprocessing=eyes), _chosen(train.seen_by(eyes), spec, notice), val.seen_by(eyes)
+    return (
+        replace(start, preprocessing=preprocessing),
+        _chosen(train.with_preprocessing(preprocessing), spec, on_message),
+        val.with_preprocessing(preprocessing),
+    )
 
 
-def _chosen(train: Split, spec: TrainSpec, notice: Notice) -> Split:
+def _chosen(train: Split, spec: TrainSpec, on_message: Notice) -> Split:
     """The images to train on: fewer, or with shuffled labels, where the spec says so."""
     if spec.train_fraction < 1:
         everything = len(train)
         train = take_fraction(train, spec.train_fraction, seed=spec.gradient_noise)
         how = "alike of each class" if train.labels.dim() == 1 else "whatever their labels, of which each has many"
-        notice(f"training on {len(train)} of {everything} images, {how}")
+        on_message(f"training on {len(train)} of {everything} images, {how}")
     if spec.shuffle_labels:
         train = shuffle_labels(train, spec.shuffle_labels, seed=spec.gradient_noise)
-        notice(f"the labels of {round(spec.shuffle_labels * len(train))} of them are shuffled among these")
+        on_message(f"the labels of {round(spec.shuffle_labels * len(train))} of them are shuffled among these")
     return train
 
 
@@ -145,10 +151,10 @@ def train_network(
         epoch_done(history)
 
     def log_resumed(epochs: int) -> None:
-        write_log(folder / LOG, learner.history.epochs)
+        write_log(folder / LOG, train_state.history.epochs)
         resumed(epochs)
 
-    learner = Learner(
+    train_state = TrainState(
         trained,
         objective,
         spec.recipe,
@@ -156,7 +162,7 @@ def train_network(
         after_step_every=spec.save_frequency,
     )
     return fit_one(
-        learner,
+        train_state,
         train,
         seed=spec.gradient_noise,
         validate=lambda: evaluate(network, val),

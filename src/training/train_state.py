@@ -24,7 +24,7 @@ class History:
 
 
 @dataclass(slots=True)
-class Learner:
+class TrainState:
     """One that learns, with all that changes while it does: the parameters of `trained` that ask for gradients.
 
     Its history keeps a copy of what `snapshot` gives (the trained state, if None) at iteration 0, at each multiple of

@@ -17,7 +17,7 @@ import src.stitching.run
 import stitch_nets
 from src import results
 from src.dataset import load_split
-from src.networks import presentation as viewing
+from src.networks import presentation as on_data
 from src.results.saved_stitch import load_stitch
 from src.stitching import INITS, MASKS, spec_names
 from src.stitching.masks import SPELLINGS
@@ -38,7 +38,7 @@ def stitch(front: str, end: str, front_layer: str, end_layer: str, *options: str
 
 
 @pytest.fixture
-def learners(monkeypatch: pytest.MonkeyPatch) -> list:
+def train_states(monkeypatch: pytest.MonkeyPatch) -> list:
     """What the scripts train, as it is when they are done."""
     kept = []
     original = src.stitching.run.fit
@@ -75,7 +75,7 @@ def test_excluded_combinations_are_refused(toy, capsys) -> None:
 
 @pytest.mark.parametrize("is_square", [True, False], ids=["square", "wide"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_combination_trains_and_reads_back(kind, is_square, toy, learners, capsys) -> None:
+def test_every_combination_trains_and_reads_back(kind, is_square, toy, train_states, capsys) -> None:
     allowed = [(init, mask) for init, mask, other in MATRIX if other == kind and is_allowed(init, mask, kind)]
     allowed = [(init, mask) for init, mask in allowed if INITS[init].needs_square == is_square]
     inits, masks = (",".join(dict.fromkeys(names)) for names in zip(*allowed, strict=True))
@@ -83,18 +83,18 @@ def test_every_combination_trains_and_reads_back(kind, is_square, toy, learners,
     options = ["-i", inits, "-m", masks, *KINDS[kind], "-e", "1", "-b", "16", "--seed", "3", "--run-name", "r"]
     stitch_nets.main([*ends, *options])
     told = capsys.readouterr().err
-    specs = [one.objective.spec for one in learners]
+    specs = [one.objective.spec for one in train_states]
     assert [(spec.init, spec.mask) for spec in specs] == allowed
     paths = [f"results/r/{name}.pkl" for name in spec_names(specs)]
     images, _ = next(load_split("toy", "val").batches(48))
-    for spec, path, learner in zip(specs, paths, learners, strict=True):
-        maps, cuts = results.read(Path(path))["trans_m"], learner.objective.cuts
+    for spec, path, train_state in zip(specs, paths, train_states, strict=True):
+        maps, cuts = results.read(Path(path))["trans_m"], train_state.objective.cuts
         first, last = maps["before"]["w"], maps["after"]["w"]
         # a mask that keeps nothing of the init leaves zeros, which a ReLU behind them never lets go
         empty = f"--mask {spec.mask} keeps no weight of --init {spec.init};" in told and not first.any()
         assert empty or not np.array_equal(first, last), path
         with torch.no_grad():
-            expected = cuts.logits(spec, learner.trained, cuts.fronts([spec], images), images)
+            expected = cuts.logits(spec, train_state.trained, cuts.front_activations([spec], images), images)
             assert_close(load_stitch(Path(path), "after").network(images), expected, atol=1e-6, rtol=1e-6)
     for kind_of_map, key in (("before", "before"), ("after", "trans")):
         eval_stitch.main(["results/r", kind_of_map, "--run-name", "e"])
@@ -108,16 +108,16 @@ def test_every_combination_trains_and_reads_back(kind, is_square, toy, learners,
 def test_networks_stay_bit_identical_and_only_the_stitch_learns(toy, monkeypatch) -> None:
     original, checked = src.stitching.run.fit, []
 
-    def parts_of(learner) -> list:
-        cuts = learner.objective.cuts
-        cuts.share([learner.objective.spec], SAMPLE)
+    def parts_of(train_state) -> list:
+        cuts = train_state.objective.cuts
+        cuts.share([train_state.objective.spec], SAMPLE)
         return [*cuts._heads.values(), *cuts._tails.values()]
 
-    def spy(learners, *arguments, **options):
-        (one,) = learners
+    def spy(train_states, *arguments, **options):
+        (one,) = train_states
         parts = parts_of(one)
         before = [{key: value.clone() for key, value in part.state_dict().items()} for part in parts]
-        original(learners, *arguments, **options)
+        original(train_states, *arguments, **options)
         for part, state in zip(parts, before, strict=True):
             assert all(torch.equal(part.state_dict()[key], value) for key, value in state.items())
             assert all(parameter.grad is None for parameter in part.parameters())
@@ -328,7 +328,7 @@ def test_an_existing_result_is_refused_before_any_work(toy, capsys, monkeypatch)
     stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "0")
     capsys.readouterr()
     content = Path("results/r/bn1-bn1.pkl").read_bytes()
-    monkeypatch.setattr(viewing, "load_split", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr(on_data, "load_split", lambda *a, **k: pytest.fail("work was done"))
     error = refused(capsys, "a3.pt", "b5.pt", "bn1", "bn1", "--run-name", "r")
     assert "exists already; give --overwrite" in error
     assert Path("results/r/bn1-bn1.pkl").read_bytes() == content

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from src.cutting.channel_axis import doubts, find_outputs, layouts_of, require_fit
+from src.cutting.channel_axis import find_outputs, layout_warnings, layouts_of, require_fit
 from src.cutting.freeze import freeze
 from src.cutting.layout import ASKABLE, RANKS, Layout, with_grid
 from src.cutting.parts import head, heads, is_traced, layer_names, tail
@@ -77,7 +77,7 @@ def test_layouts_are_followed_through_the_pass(traced: bool) -> None:
     found = find_outputs(network, list(EXPECTED), IMAGES)
     assert {layer: str(output.layout) for layer, output in found.items()} == EXPECTED
     assert found["joined"].shape == (25, 6) and found["joined"].canonical == (6, 25, 1)
-    lines = doubts(network, found)
+    lines = layout_warnings(network, found)
     assert "a guess: outputs of product of Mixed are taken to be tokens; ?layout=" in lines[0]
     assert not lines[1:] if traced else "hooks cut it: each part runs the whole" in lines[1]
     refused = find_outputs(network, ["windows", "many"], IMAGES)
@@ -178,5 +178,5 @@ def test_equal_counts_of_tokens_in_other_places_are_resized_only_if_asked() -> N
 def test_every_layer_of_our_transformer_is_known() -> None:
     network = build_model("vit_w32", channels=3, classes=10, size=32).eval()
     found = find_outputs(network, layer_names(network), torch.zeros(2, 3, 32, 32))
-    assert doubts(network, found) == []
+    assert layout_warnings(network, found) == []
     assert str(found["blocks.3"].layout) == str(found["blocks.0.attn.mix"].layout) == "tokens 0+8x8"

@@ -15,7 +15,7 @@ from torch import Generator
 import src.training.network
 import train_model
 from src.core.files import parse_tensors
-from src.dataset import Keep, dataset_of, decode, load_split
+from src.dataset import CacheOptions, dataset_of, decode, load_split
 from src.dataset import cache as kept
 from src.dataset.cache import InFile, InMemory, Kept, cache_key
 from src.dataset.decode import Target
@@ -49,7 +49,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     yield files
 
 
-def opened(split: str = "train", *, keep: Keep | None = None, workers: int = 0) -> FolderSplit:
+def opened(split: str = "train", *, keep: CacheOptions | None = None, workers: int = 0) -> FolderSplit:
     found = load_split(dataset_of("folder:photos", 28), split, num_workers=workers, keep=keep)
     assert isinstance(found, FolderSplit)
     return found
@@ -58,12 +58,17 @@ def opened(split: str = "train", *, keep: Keep | None = None, workers: int = 0) 
 def epochs(split: Split, count: int = 2, batch_size: int = 4) -> list[torch.Tensor]:
     """What some epochs of training, and then one of evaluation, hand out."""
     order, augment = (Generator().manual_seed(seed) for seed in (1, 2))
-    seen = split.seen_by(None)
+    seen = split.with_preprocessing(None)
     batches = [seen.batches(batch_size, order=order, augment=augment, drop_last=True) for _ in range(count)]
     return [part for epoch in (*batches, seen.batches(batch_size)) for batch in epoch for part in batch]
 
 
-KEEPS = {"memory": Keep(), "none": Keep(gb=1e-9), "file": Keep(Path("cache")), "small": Keep(Path("small"), gb=1e-9)}
+KEEPS = {
+    "memory": CacheOptions(),
+    "none": CacheOptions(gb=1e-9),
+    "file": CacheOptions(Path("cache")),
+    "small": CacheOptions(Path("small"), gb=1e-9),
+}
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -111,7 +116,7 @@ def test_the_key_follows_files_and_settings() -> None:
 
 def test_an_unfinished_file_is_nobodys_and_goes(decoded: list[Path]) -> None:
     split = opened(keep=KEEPS["file"])
-    batches = split.seen_by(None).batches(4)
+    batches = split.with_preprocessing(None).batches(4)
     next(batches)
     (temporary,) = Path("cache").iterdir()
     assert temporary.name.endswith(".tmp")
@@ -130,7 +135,7 @@ def test_damaged_files_are_made_anew(decoded: list[Path]) -> None:
 
 def test_the_longest_unused_files_make_room() -> None:
     told: list[str] = []
-    keep = Keep(Path("cache"), gb=2.5 * 10 * ROW / 1e9, tell=told.append)
+    keep = CacheOptions(Path("cache"), gb=2.5 * 10 * ROW / 1e9, on_message=told.append)
     for number, size in enumerate((28, 29, 30)):  # all decoded to about 32 x 32
         spec = dataset_of("folder:photos", size)
         epochs(load_split(spec, "train", num_workers=0, keep=keep), 1)
@@ -139,9 +144,11 @@ def test_the_longest_unused_files_make_room() -> None:
         assert len(list(Path("cache").iterdir())) == min(number + 1, 2)
     names = {f"{cache_key(opened().files, dataset_of('folder:photos', size).target)}.npy" for size in (29, 30)}
     assert {file.name for file in Path("cache").iterdir()} == names and told == []
-    epochs(load_split(spec, "train", num_workers=0, keep=Keep(Path("cache"), gb=1e-6, tell=told.append)), 1)
+    epochs(
+        load_split(spec, "train", num_workers=0, keep=CacheOptions(Path("cache"), gb=1e-6, on_message=told.append)), 1
+    )
     assert told == []  # it is there already
-    epochs(opened(keep=Keep(Path("cache"), gb=1e-6, tell=told.append)), 1)
+    epochs(opened(keep=CacheOptions(Path("cache"), gb=1e-6, on_message=told.append)), 1)
     assert told == ["10 decoded images take 0.0 GB, more than --cache-gb 1e-06"]
 
 
@@ -151,7 +158,7 @@ def test_a_full_disk_or_a_closed_folder_is_no_end(monkeypatch: pytest.MonkeyPatc
 
     told: list[str] = []
     monkeypatch.setattr(kept, "_reserve", full)
-    found = epochs(opened(keep=Keep(Path("cache"), tell=told.append)))
+    found = epochs(opened(keep=CacheOptions(Path("cache"), on_message=told.append)))
     assert all(map(torch.equal, found, epochs(opened())))
     assert told == ["no cache in cache: No space left on device; images are decoded in every epoch"]
     assert list(Path("cache").iterdir()) == []
@@ -164,7 +171,7 @@ def test_two_at_once_make_one_file_of_the_same_bytes() -> None:
     both_begun, sums = context.Barrier(2), context.SimpleQueue()
 
     def fill() -> None:
-        batches = opened(keep=KEEPS["file"]).seen_by(None).batches(2)
+        batches = opened(keep=KEEPS["file"]).with_preprocessing(None).batches(2)
         total = int(next(batches)[0].long().sum())
         both_begun.wait(30)
         sums.put(total + sum(int(images.long().sum()) for images, _ in batches))
@@ -174,7 +181,7 @@ def test_two_at_once_make_one_file_of_the_same_bytes() -> None:
         worker.start()
     for worker in workers:
         worker.join(60)
-    wanted = sum(int(images.long().sum()) for images, _ in opened().seen_by(None).batches(2))
+    wanted = sum(int(images.long().sum()) for images, _ in opened().with_preprocessing(None).batches(2))
     assert [worker.exitcode for worker in workers] == [0, 0] and {sums.get(), sums.get()} == {wanted}
     (file,) = Path("cache").iterdir()
     assert torch.equal(
@@ -212,8 +219,8 @@ def test_rows_come_back_from_several_threads() -> None:
 
 def test_memory_is_taken_only_where_the_images_fit() -> None:
     split = opened()
-    assert isinstance(Kept(split.files, split.spec.target, Keep(gb=10.5 * ROW / 1e9)).rows(), InMemory)
-    assert Kept(split.files, split.spec.target, Keep(gb=9.5 * ROW / 1e9)).rows() is None
+    assert isinstance(Kept(split.files, split.spec.target, CacheOptions(gb=10.5 * ROW / 1e9)).rows(), InMemory)
+    assert Kept(split.files, split.spec.target, CacheOptions(gb=9.5 * ROW / 1e9)).rows() is None
 
 
 COMMAND = ["-m", "tiny10", "-d", "folder:photos", "--image-size", "28", "-b", "4"]

@@ -8,7 +8,7 @@ import torch
 
 import stitch_nets
 from src.dataset import Split, load_split
-from src.networks import presentation as viewing
+from src.networks import presentation as on_data
 
 IMAGES = {"train": 60, "val": 32}
 DEPTHS = {"features.3": "blocks.1", "features.6": "blocks.2", "features.13": "blocks.4"}
@@ -24,7 +24,7 @@ def command(reference: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     def some(dataset: str, split: str, **options: Any) -> Split:
         return load_split(dataset, split, **options).take(torch.arange(IMAGES[split]))
 
-    monkeypatch.setattr(viewing, "load_split", some)
+    monkeypatch.setattr(on_data, "load_split", some)
     monkeypatch.chdir(tmp_path)
     folder = reference / "imagenet"
     return [

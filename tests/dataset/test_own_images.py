@@ -19,7 +19,7 @@ from src.dataset.decode import Target, decode
 from src.dataset.split import FolderSplit, MemorySplit
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
-from src.networks.presentation import look
+from src.networks.presentation import put_on_dataset
 from tests.own_images import SPLITS, digits_of, photo, write_arrays, write_folder, write_photos, write_table
 from tests.paths import ROOT
 
@@ -48,7 +48,7 @@ def train(model: str, dataset: str, *more: str, save: bool = False) -> Any:
 
 
 def raw(split: Any, **options: Any) -> torch.Tensor:
-    return torch.cat([images for images, _ in split.seen_by(None).batches(16, **options)])
+    return torch.cat([images for images, _ in split.with_preprocessing(None).batches(16, **options)])
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "webp"])
@@ -193,9 +193,9 @@ def test_a_folder_and_a_file_of_the_digits_give_the_numbers_of_the_digits() -> N
     network = checkpoints.load(DIGITS)
     wanted = evaluate(network.network, images.take(order))
     write_folder(Path("digits"), 1000)
-    assert evaluate(network.network, look([network], "folder:digits").split("val", num_workers=0)) == wanted
+    assert evaluate(network.network, put_on_dataset([network], "folder:digits").split("val", num_workers=0)) == wanted
     write_arrays(Path("digits.npz"), 1000)
-    assert evaluate(network.network, look([network], "arrays:digits.npz").split("val")) == wanted
+    assert evaluate(network.network, put_on_dataset([network], "arrays:digits.npz").split("val")) == wanted
     assert wanted["acc"] == evaluate(network.network, images)["acc"]
 
 
@@ -209,8 +209,8 @@ def test_a_folder_of_cifars_images_gives_the_numbers_of_cifar() -> None:
         home = Path("cifar/val", split.spec.labels[split.labels[number]])
         home.mkdir(parents=True, exist_ok=True)
         Image.fromarray(split.images[number].permute(1, 2, 0).numpy()).save(home / f"{number:05}.png")
-    viewing = look([network], "folder:cifar")
-    assert evaluate(network.network, viewing.split("val", num_workers=0)) == evaluate(
+    on_data = put_on_dataset([network], "folder:cifar")
+    assert evaluate(network.network, on_data.split("val", num_workers=0)) == evaluate(
         network.network, split.take(order)
     )
 
@@ -291,7 +291,7 @@ def test_the_size_of_images_is_that_of_the_network_or_the_one_asked_for() -> Non
     found = train("tiny10", f"folder:{root}", "--image-size", "30", "-b", "4")
     network = checkpoints.load(found["weights"])
     assert network.preprocessing.size == 30
-    assert look([network], None).spec.size == 30 and look([network], None, size=40).spec.size == 40
+    assert put_on_dataset([network], None).spec.size == 30 and put_on_dataset([network], None, size=40).spec.size == 40
     assert run("eval_net", found["weights"])["loss"] == found["val"]["loss"]
     assert run("eval_net", found["weights"], "--image-size", "40")["loss"] != found["val"]["loss"]
     layers = run("layer_info", "tiny10", "-d", f"folder:{root}", "--image-size", "64").set_index("layer")

@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from src.dataset import DATASETS
 from src.dataset.split import MemorySplit
 from src.evaluation.layer_grid import compare_layers
-from src.evaluation.scores import Tally, tally
+from src.evaluation.scores import AgreementCounter, tally
 from src.metrics import PairedMoments
 from src.metrics.algebra.moments import Affine
 from src.models import build_model
-from src.stitching import TARGETS, Cuts, Pair, StitchObjective, StitchSpec, build_stitch, cut_pair
+from src.stitching import TARGETS, CutNetworks, Pair, StitchObjective, StitchSpec, build_stitch, cut_pair
 from src.training.recipe import OPTIMIZERS
 
 CUDA = torch.device("cuda", 0)
@@ -73,7 +73,7 @@ def test_batches_stay_on_the_device(fake, name: str) -> None:
 def test_a_training_step_of_a_stitch(fake, model: str, layer: str, kind: str) -> None:
     front, end = (build_model(model, channels=3, classes=10, size=32).to(CUDA) for _ in range(2))
     specs = [StitchSpec(layer, layer, target_type=target, l1=0.1) for target in TARGETS]
-    cuts = Cuts(front, end, specs, torch.zeros(2, 3, 32, 32, device=CUDA))
+    cuts = CutNetworks(front, end, specs, torch.zeros(2, 3, 32, 32, device=CUDA))
     geometry = cuts.geometry(specs[0].cut)
     affine = Affine(torch.randn(geometry.outputs, geometry.inputs), torch.zeros(geometry.outputs))
     options = {"masked": {"mask": torch.ones(geometry.outputs, geometry.inputs)}, "low-rank": {"rank": 2}}
@@ -116,7 +116,7 @@ def test_scores_do_without_float64_on_the_device(fake) -> None:
     network = build_model("tiny10", channels=3, classes=10, size=32).eval()
     move_by_replacement(network, lambda value: torch.zeros(value.shape, dtype=value.dtype, device="mps"))
     with NoFloat64OnMps():
-        counts = Tally(split.spec.task, target="one")
+        counts = AgreementCounter(split.spec.task, target="one")
         tally(lambda images: {"one": network(images)}, split, counts, batch_size=8)
         assert counts.images == 8 and counts.decisions == 8
         with pytest.raises(DataDependentOutputException):  # as far as a score can go without values

@@ -23,12 +23,12 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
 from src.dataset import load_split
 from src.evaluation.layer_grid import compare_layers
-from src.evaluation.scores import Tally, tally
+from src.evaluation.scores import AgreementCounter, tally
 from src.metrics import FUNCTIONAL, METRICS
 from src.metrics.algebra.moments import PairedMoments, least_squares, procrustes, reduced_rank_regression, squared_error
 from src.models import MODELS, build_model
 from src.results import read
-from src.stitching import INITS, Cuts, StitchSpec
+from src.stitching import INITS, CutNetworks, StitchSpec
 from src.stitching.run import stitch
 from tests import tolerances
 from tests.cells import cell_of
@@ -112,7 +112,7 @@ def test_batches_and_scores(device: torch.device) -> None:
     found = []
     for where in (CPU, device):
         split, network = load_split("digits", "val", device=where), untrained(0).to(where)
-        counts = Tally(split.spec.task, target="a")
+        counts = AgreementCounter(split.spec.task, target="a")
 
         def forward(images: Tensor, network: torch.nn.Module = network) -> dict[str, Tensor]:
             return {"a": network(images), "b": network(-images)}
@@ -148,7 +148,9 @@ def test_a_stitch_is_fitted_and_trained_alike(kind: dict, device: torch.device) 
     specs = [StitchSpec("bn3", "bn3", init=init, epochs=1, **kind) for init in inits]
     found = []
     for where in (CPU, device):
-        cuts = Cuts(untrained(0).to(where), untrained(1).to(where), specs, torch.zeros(2, 1, 32, 32, device=where))
+        cuts = CutNetworks(
+            untrained(0).to(where), untrained(1).to(where), specs, torch.zeros(2, 1, 32, 32, device=where)
+        )
         splits = (("train", 384), ("val", 180))  # a few steps; more only let rounding errors grow
         train, val = (load_split("digits", name, device=where).take(torch.arange(n)) for name, n in splits)
         found.append(stitch(cuts, train, val))

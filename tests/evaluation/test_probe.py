@@ -6,7 +6,7 @@ from torch import Generator
 from torch.testing import assert_close
 
 from src.core.task import MULTI_LABEL, SINGLE_LABEL
-from src.evaluation.probe import averaged, fit_probe
+from src.evaluation.probe import fit_probe, global_avg_pool
 
 
 def data(n: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,5 +37,5 @@ def test_several_labels_are_as_many_regressions() -> None:
 
 def test_positions_are_averaged() -> None:
     x = torch.arange(24.0).view(2, 3, 2, 2)
-    assert_close(averaged(x), x.mean((2, 3)))
-    assert_close(averaged(x[:, :, 0, 0]), x[:, :, 0, 0])
+    assert_close(global_avg_pool(x), x.mean((2, 3)))
+    assert_close(global_avg_pool(x[:, :, 0, 0]), x[:, :, 0, 0])

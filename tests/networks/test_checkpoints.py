@@ -84,11 +84,11 @@ def test_the_hash_tells_weights_apart(tmp_path: Path) -> None:
 
 
 def test_a_network_with_eyes_of_its_own_keeps_them(tmp_path: Path) -> None:
-    eyes, path = Preprocessing(20, (0.5,), (0.25,), "bicubic"), tmp_path / "x.pt"
+    preprocessing, path = Preprocessing(20, (0.5,), (0.25,), "bicubic"), tmp_path / "x.pt"
     facts = {"model": "lenet", "dataset": "digits", "init_seed": 0, "gradient_seed": 0, "iteration": 1, "recipe": {}}
-    save(path, network(size=20), **facts, preprocessing=eyes)
+    save(path, network(size=20), **facts, preprocessing=preprocessing)
     found = load(path)
-    assert found.preprocessing == eyes and found.sample.shape == (2, 1, 20, 20)
+    assert found.preprocessing == preprocessing and found.sample.shape == (2, 1, 20, 20)
     write(path, torch.load(path, weights_only=True) | {"preprocessing": {"size": "large"}})
     with pytest.raises(ValueError, match=r"x\.pt says what it does to images, but not in a way known here"):
         load(path)

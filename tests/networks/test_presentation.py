@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from src.cutting.freeze import freeze
 from src.cutting.parts import head, layer_names, tail
 from src.dataset import DATASETS, load_split
-from src.dataset.preprocessing import Preprocessing, presented
+from src.dataset.preprocessing import Preprocessing, wrap_preprocessing
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
-from src.networks.presentation import look
+from src.networks.presentation import put_on_dataset
 from tests.paths import ROOT
 
 WEIGHTS = ROOT / "model_weights"
@@ -62,14 +62,14 @@ def test_numbers_that_normalise_nothing_are_refused(change: dict, message: str) 
 def test_a_network_keeps_its_own_numbers_on_the_images_of_another_set() -> None:
     """The published range for MNIST networks on digits is .61 to .66; normalised by the digits' numbers it differs."""
     network = checkpoints.load(MNIST)
-    viewing = look([network], "digits")
-    assert viewing.labelled
-    assert viewing.notes == [f"{MNIST} was trained on mnist, and is shown digits"]
-    own = evaluate(network.network, viewing.split("val"))["acc"]
+    on_data = put_on_dataset([network], "digits")
+    assert on_data.labelled
+    assert on_data.notes == [f"{MNIST} was trained on mnist, and is shown digits"]
+    own = evaluate(network.network, on_data.split("val"))["acc"]
     assert 0.55 < own < 0.7
     assert evaluate(network.network, load_split("digits", "val"))["acc"] != own
-    images, _ = next(viewing.split("val").batches(4))
-    raw, _ = next(load_split("digits", "val").seen_by(None).batches(4))
+    images, _ = next(on_data.split("val").batches(4))
+    raw, _ = next(load_split("digits", "val").with_preprocessing(None).batches(4))
     assert_close(images, (raw / 255 - 0.1307) / 0.3081, rtol=1e-4, atol=1e-4)
 
 
@@ -77,22 +77,22 @@ def test_what_does_not_fit_says_how() -> None:
     digits = checkpoints.load(DIGITS)
     two = replace(digits, preprocessing=Preprocessing(32, (0.5, 0.5), (0.5, 0.5)))
     with pytest.raises(ValueError, match="of 2 channels, and those of cifar10 have 3"):
-        look([two], "cifar10")
+        put_on_dataset([two], "cifar10")
 
 
 def test_images_of_another_size_or_colour_are_noted() -> None:
     digits = checkpoints.load(DIGITS)
     large = replace(digits, preprocessing=replace(digits.preprocessing, size=64))
-    viewing = look([large], None)
-    assert viewing.sample.shape == (2, 1, 64, 64) and viewing.notes == [f"{DIGITS} sees images enlarged from 32 to 64"]
-    notes = look([digits], "stl10").notes
+    on_data = put_on_dataset([large], None)
+    assert on_data.sample.shape == (2, 1, 64, 64) and on_data.notes == [f"{DIGITS} sees images enlarged from 32 to 64"]
+    notes = put_on_dataset([digits], "stl10").notes
     assert [line.removeprefix(f"{DIGITS} ") for line in notes] == [
         "was trained on digits, and is shown stl10",
         "sees images reduced from 96 to 32",
         "takes grey, and is shown the brightness of stl10",
     ]
     colourful = replace(digits, preprocessing=Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
-    assert look([colourful], None).notes == [
+    assert put_on_dataset([colourful], None).notes == [
         f"{DIGITS} takes colour, and is shown the grey of digits as all of its channels"
     ]
 
@@ -112,13 +112,13 @@ def test_grey_becomes_colour_and_colour_brightness() -> None:
 @torch.no_grad()
 def test_a_grey_and_a_colour_network_share_images() -> None:
     digits = checkpoints.load(DIGITS)
-    eyes = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
-    colourful = replace(digits, network=nn.Conv2d(3, 10, 32).eval(), preprocessing=eyes)
-    viewing = look([digits, colourful], "digits")
-    assert viewing.shared is None and viewing.sample.shape == (2, 1, 32, 32)
-    images, _ = next(viewing.split("val").batches(4))
-    alone, _ = next(load_split("digits", "val").seen_by(eyes).batches(4))
-    assert torch.equal(viewing.networks[1].network(images), colourful.network(alone))
+    preprocessing = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+    colourful = replace(digits, network=nn.Conv2d(3, 10, 32).eval(), preprocessing=preprocessing)
+    on_data = put_on_dataset([digits, colourful], "digits")
+    assert on_data.shared is None and on_data.sample.shape == (2, 1, 32, 32)
+    images, _ = next(on_data.split("val").batches(4))
+    alone, _ = next(load_split("digits", "val").with_preprocessing(preprocessing).batches(4))
+    assert torch.equal(on_data.networks[1].network(images), colourful.network(alone))
 
 
 @torch.no_grad()
@@ -129,51 +129,51 @@ def test_classes_in_another_order_are_matched_by_name() -> None:
     last = turned.network.get_submodule(checkpoints.head_of(turned.network))
     for values in (last.weight, last.bias):  # the same network, which says class 3 first
         values.copy_(values[order].clone())  # pyright: ignore
-    viewing = look([turned, digits], "digits")
-    assert viewing.labelled and viewing.reordered == [True, False]
-    assert viewing.notes == ["turned has the classes of digits in another order; they are matched by name"]
-    images, _ = next(viewing.split("val").batches(32))
-    assert_close(viewing.networks[0].network(images), digits.network(images))
+    on_data = put_on_dataset([turned, digits], "digits")
+    assert on_data.labelled and on_data.reordered == [True, False]
+    assert on_data.notes == ["turned has the classes of digits in another order; they are matched by name"]
+    images, _ = next(on_data.split("val").batches(32))
+    assert_close(on_data.networks[0].network(images), digits.network(images))
     given = head(digits.network, "bn3")(images)
-    assert_close(tail(viewing.networks[0].network, "bn3")(given, images), digits.network(images))
-    found = [evaluate(one.network, viewing.split("val")) for one in viewing.networks]
+    assert_close(tail(on_data.networks[0].network, "bn3")(given, images), digits.network(images))
+    found = [evaluate(one.network, on_data.split("val")) for one in on_data.networks]
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0]["acc"] > 0.9
-    assert layer_names(viewing.networks[0].network) == layer_names(digits.network)
+    assert layer_names(on_data.networks[0].network) == layer_names(digits.network)
 
 
 def test_classes_are_compared_by_name() -> None:
     network = checkpoints.load(MNIST)
-    assert not look([network], "fashion").labelled
+    assert not put_on_dataset([network], "fashion").labelled
     with pytest.raises(
         ValueError,
         match=r"10 other classes than those of fashion \(.* '0' against 'Ankle boot'\).*--freeze-body -d f",
     ):
-        look([network], "fashion").require_decisions()
-    look([network], "fashion").require_decisions(labelled=False)
-    look([network], "digits").require_decisions()
+        put_on_dataset([network], "fashion").require_decisions()
+    put_on_dataset([network], "fashion").require_decisions(labelled=False)
+    put_on_dataset([network], "digits").require_decisions()
 
 
 def test_networks_of_different_sets_need_one_to_look_at() -> None:
     pair = [checkpoints.load(MNIST), checkpoints.load(DIGITS)]
     with pytest.raises(ValueError, match=r"are for different data sets: .* for mnist, .* for digits; name one with -d"):
-        look(pair, None)
+        put_on_dataset(pair, None)
     with pytest.raises(ValueError, match="is for no data set of ours; name one with -d"):
-        look([replace(pair[0], dataset=None)], None)
-    assert look([replace(pair[0], dataset=None), pair[1]], None).dataset == "digits"
+        put_on_dataset([replace(pair[0], dataset=None)], None)
+    assert put_on_dataset([replace(pair[0], dataset=None), pair[1]], None).dataset == "digits"
 
 
 @pytest.mark.parametrize("same", [True, False])
 @torch.no_grad()
 def test_each_network_of_a_pair_sees_what_it_would_see_alone(same: bool) -> None:
     pair = [checkpoints.load(DIGITS), checkpoints.load(DIGITS if same else MNIST)]
-    viewing = look(pair, "digits")
-    assert (viewing.shared is not None) == same
-    images, _ = next(viewing.split("val").batches(8))
-    assert viewing.sample.shape[1:] == images.shape[1:]
-    for one, seeing in zip(pair, viewing.networks, strict=True):
+    on_data = put_on_dataset(pair, "digits")
+    assert (on_data.shared is not None) == same
+    images, _ = next(on_data.split("val").batches(8))
+    assert on_data.sample.shape[1:] == images.shape[1:]
+    for one, seeing in zip(pair, on_data.networks, strict=True):
         assert (seeing.network is one.network) == same
         assert layer_names(seeing.network) == layer_names(one.network)
-        alone, _ = next(look([one], "digits").split("val").batches(8))
+        alone, _ = next(put_on_dataset([one], "digits").split("val").batches(8))
         activation, last = head(one.network, "bn3")(alone), one.network(alone)
         assert torch.equal(head(seeing.network, "bn3")(images), activation)
         assert torch.equal(freeze(head(seeing.network, "bn3"))(images), freeze(head(one.network, "bn3"))(alone))
@@ -195,44 +195,51 @@ def test_a_network_that_cannot_be_traced_sees_too() -> None:
             x = self.conv(images)
             return self.fc((x if x.sum() > 0 else -x).mean((2, 3)) + self.shift)
 
-    network, eyes = Winding().eval(), Preprocessing(6, (0.5,), (0.25,))
+    network, preprocessing = Winding().eval(), Preprocessing(6, (0.5,), (0.25,))
     images = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8)
-    seeing = presented(network, eyes)
-    assert torch.equal(seeing(images), network(eyes(images)))
-    assert torch.equal(head(seeing, "conv")(images), network.conv(eyes(images)))
+    seeing = wrap_preprocessing(network, preprocessing)
+    assert torch.equal(seeing(images), network(preprocessing(images)))
+    assert torch.equal(head(seeing, "conv")(images), network.conv(preprocessing(images)))
     given = torch.randn(3, 4, 4, 4)
-    assert torch.equal(tail(seeing, "conv")(given, images), tail(network, "conv")(given, eyes(images)))
+    assert torch.equal(tail(seeing, "conv")(given, images), tail(network, "conv")(given, preprocessing(images)))
     assert type(seeing).__name__ == "Winding" and type(network) is Winding
 
 
 def test_training_images_are_augmented_before_anyone_preprocesses_them() -> None:
-    def batch(eyes: Preprocessing | None) -> torch.Tensor:
+    def batch(preprocessing: Preprocessing | None) -> torch.Tensor:
         order, augment = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
-        return next(load_split("digits", "train").seen_by(eyes).batches(16, order=order, augment=augment))[0]
+        return next(
+            load_split("digits", "train").with_preprocessing(preprocessing).batches(16, order=order, augment=augment)
+        )[0]
 
-    raw, eyes = batch(None), replace(DATASETS["digits"].preprocessing, size=40)
+    raw, preprocessing = batch(None), replace(DATASETS["digits"].preprocessing, size=40)
     wanted = F.interpolate(raw, size=(40, 40), mode="bilinear", antialias=True, align_corners=False)
-    assert_close(batch(eyes), (wanted / 255 - 0.3058) / 0.3241, rtol=1e-4, atol=1e-4)
+    assert_close(batch(preprocessing), (wanted / 255 - 0.3058) / 0.3241, rtol=1e-4, atol=1e-4)
     assert raw.max() > 200
 
 
 def test_what_networks_say_is_asked_wherever_they_are() -> None:
-    viewing = look([checkpoints.load(MNIST), checkpoints.load(DIGITS)], "digits")
-    assert viewing.comparable and not viewing.blanks
-    for network in viewing.networks:
+    on_data = put_on_dataset([checkpoints.load(MNIST), checkpoints.load(DIGITS)], "digits")
+    assert on_data.comparable and not on_data.missing_columns
+    for network in on_data.networks:
         network.network.to("meta")
-    assert viewing.comparable
+    assert on_data.comparable
 
 
 def test_classes_of_others_must_stand_in_one_order_and_unknown_ones_may_be_the_same() -> None:
     digits = checkpoints.load(DIGITS)
     letters = replace(digits, labels=tuple("abcdefghij"), path="letters")
     turned, unknown = replace(letters, labels=tuple("jabcdefghi")), replace(digits, labels=None, path="unknown")
-    assert look([letters, letters], "digits").comparable and not look([letters, turned], "digits").comparable
-    assert not look([letters, digits], "digits").comparable
-    viewing = look([unknown, digits], "digits")
-    assert viewing.comparable and viewing.decides == [False, True]
-    assert viewing.blanks == ["unknown is not known to decide between the classes of digits: it has no accuracy there"]
-    viewing.require_for({"soft_12": ("front", "end")})
+    assert (
+        put_on_dataset([letters, letters], "digits").comparable
+        and not put_on_dataset([letters, turned], "digits").comparable
+    )
+    assert not put_on_dataset([letters, digits], "digits").comparable
+    on_data = put_on_dataset([unknown, digits], "digits")
+    assert on_data.comparable and on_data.shares_classes == [False, True]
+    assert on_data.missing_columns == [
+        "unknown is not known to decide between the classes of digits: it has no accuracy there"
+    ]
+    on_data.require_for({"soft_12": ("front", "end")})
     with pytest.raises(ValueError, match="letters does not decide between the classes of .*440.pt, so it cannot teach"):
-        look([letters, digits], "digits").require_for({"hard": (), "soft_1": ("front",)})
+        put_on_dataset([letters, digits], "digits").require_for({"hard": (), "soft_1": ("front",)})

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from src.dataset import Split, load_split
-from src.networks import presentation as viewing
+from src.networks import presentation as on_data
 from tests.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         split = load_split(*arguments, **options)
         return split.take(torch.arange(IMAGES)) if len(split) > IMAGES else split
 
-    monkeypatch.setattr(viewing, "load_split", some)
+    monkeypatch.setattr(on_data, "load_split", some)
 
 
 def marked(script: str, arguments: str) -> object:

@@ -17,9 +17,9 @@ from src.dataset.preprocessing import Preprocessing, for_half
 from src.dataset.split import MemorySplit
 from src.models import build_model
 from src.networks.checkpoints import load
-from src.stitching import ConstantStitch, ControlSpec, Cuts, Geometry, StitchSpec
-from src.stitching.controls import CONTROLS, choose_controls, is_one, settle_statistics, sewn_for, shuffled
-from src.stitching.run import Plan, Tell, stitch
+from src.stitching import ConstantStitch, ControlSpec, CutNetworks, Geometry, StitchSpec
+from src.stitching.controls import CONTROLS, choose_controls, is_one, recalibrate_batchnorm, sewn_for, shuffled
+from src.stitching.run import Callbacks, StitchPlan, stitch
 from tests.same import assert_same
 from tests.toy import CLASSES, SIZE
 
@@ -41,14 +41,14 @@ def fresh(seed: int) -> nn.Module:
         return build_model("toy_w3", channels=1, classes=CLASSES, size=SIZE).eval()
 
 
-def sewn(cuts: Cuts, plan: Plan | None = None) -> list[Any]:
+def sewn(cuts: CutNetworks, plan: StitchPlan | None = None) -> list[Any]:
     return stitch(cuts, load_split("toy", "train"), load_split("toy", "val"), plan)
 
 
 def run(specs: list[StitchSpec], *controls: str, **options: Any) -> list[Any]:
     networks = [load(file).network for file in ("a3.pt", "b3.pt")]
-    plan = Plan(controls=controls, fresh=fresh, **options)
-    return sewn(Cuts(networks[0], networks[1], specs, SAMPLE), plan)
+    plan = StitchPlan(controls=controls, fresh=fresh, **options)
+    return sewn(CutNetworks(networks[0], networks[1], specs, SAMPLE), plan)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: ",".join(kind))
@@ -90,7 +90,7 @@ def test_a_network_stitched_to_itself_by_least_squares_loses_nothing(toy: Path) 
     )
     assert "by_construction" not in controls["self_random"]
     # the construction, checked: what is left out is the identity
-    (found,) = sewn(Cuts(network, network, [replace(BASE, init="ps_inv", epochs=0)], SAMPLE))
+    (found,) = sewn(CutNetworks(network, network, [replace(BASE, init="ps_inv", epochs=0)], SAMPLE))
     w = torch.as_tensor(found["trans_m"]["before"]["w"]).flatten(1)
     assert_close(w, torch.eye(3), atol=1e-4, rtol=0)
 
@@ -99,7 +99,7 @@ def test_a_fit_with_fewer_rows_than_features_is_no_identity(toy: Path) -> None:
     flat = replace(BASE, init="ps_inv", flatten=True, epochs=0)  # 192 features, 48 images
     (held,) = run([flat], "self")
     network = load("b3.pt").network
-    (found,) = sewn(Cuts(network, network, [flat], SAMPLE))
+    (found,) = sewn(CutNetworks(network, network, [flat], SAMPLE))
     assert "by_construction" not in held["controls"]["self"]
     assert held["controls"]["self"]["loss"] == pytest.approx(found["model_results"]["trans"]["loss"])
     assert found["l2_relative_frank"] > 0.1
@@ -119,7 +119,7 @@ def test_self_is_sewn_where_it_is_not_one_and_random_only_where_that_is_another(
 def test_a_constant_is_one_answer_for_all_images_or_the_skip_alone(toy: Path, end_layer: str) -> None:
     spec = ControlSpec.of(replace(BASE, front_layer=end_layer, end_layer=end_layer), "front", constant=True)
     network = load("b3.pt").network
-    cuts = Cuts(network, network, [spec], SAMPLE)
+    cuts = CutNetworks(network, network, [spec], SAMPLE)
     layer = ConstantStitch(torch.tensor([0.5, -1.0, 2.0]), cuts.geometry(spec.cut))
     images = next(load_split("toy", "val").batches(8))[0]
     found = cuts.logits(spec, layer, {}, images)
@@ -132,7 +132,7 @@ def test_a_constant_is_one_answer_for_all_images_or_the_skip_alone(toy: Path, en
 def test_a_constant_keeps_what_leads_around_it(toy: Path) -> None:
     network = load("b3.pt").network
     spec = ControlSpec.of(replace(BASE, front_layer="conv2", end_layer="conv2"), "front", constant=True)
-    cuts = Cuts(network, network, [spec], SAMPLE)
+    cuts = CutNetworks(network, network, [spec], SAMPLE)
     layer = ConstantStitch(torch.zeros(3), cuts.geometry(spec.cut))
     images = next(load_split("toy", "val").batches(8))[0]
     found = cuts.logits(spec, layer, {}, images)
@@ -170,7 +170,7 @@ def test_a_front_whose_images_are_others_carries_nothing(toy: Path) -> None:
 def test_statistics_of_untrained_networks_are_those_of_the_images(toy: Path) -> None:
     split, network = load_split("toy", "train"), fresh(1)
     expected = share_structure(network)
-    settle_statistics([network], ["bn1"], split)
+    recalibrate_batchnorm([network], ["bn1"], split)
     images = next(split.batches(len(split)))[0]
     with torch.no_grad():
         x = expected.get_submodule("conv1")(images)
@@ -178,14 +178,14 @@ def test_statistics_of_untrained_networks_are_those_of_the_images(toy: Path) -> 
     assert_close(norm.running_mean, x.mean((0, 2, 3)))
     assert_close(norm.running_var, x.var((0, 2, 3)))
     assert norm.momentum == 0.1 and not norm.training  # what was given keeps its mode
-    settle_statistics([nn.Sequential(nn.Flatten())], ["0"], split)  # nothing to settle
+    recalibrate_batchnorm([nn.Sequential(nn.Flatten())], ["0"], split)  # nothing to settle
 
 
 def test_batches_that_differ_are_averaged_over(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("src.stitching.controls.BATCH", 20)
     split, network = load_split("toy", "train"), fresh(1)
     conv = network.get_submodule("conv1")
-    settle_statistics([network], ["bn1"], split)
+    recalibrate_batchnorm([network], ["bn1"], split)
     order = torch.Generator().manual_seed(0)
     with torch.no_grad():
         parts = [conv(images) for images, _ in split.batches(20, order=order, drop_last=True)]
@@ -197,9 +197,9 @@ def test_images_that_come_class_by_class_are_mixed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("src.stitching.controls.BATCH", 16)
     images = (torch.arange(64) // 16 * 80).to(torch.uint8).view(64, 1, 1, 1).expand(64, 1, 4, 4).contiguous()
     split = MemorySplit(load_split("digits", "val").spec, images, torch.arange(64) // 16)
-    split = split.seen_by(Preprocessing(4, (0.0,), (1 / 255,)))
+    split = split.with_preprocessing(Preprocessing(4, (0.0,), (1 / 255,)))
     network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
-    settle_statistics([network], ["1"], split)
+    recalibrate_batchnorm([network], ["1"], split)
     norm = network.get_submodule("1")
     spread = float(network.get_parameter("0.weight").detach()) ** 2 * float(images.double().var())
     assert float(norm.get_buffer("running_var")) == pytest.approx(spread, rel=0.1)  # in the order of the split it is 0
@@ -208,8 +208,8 @@ def test_images_that_come_class_by_class_are_mixed(monkeypatch: pytest.MonkeyPat
 def test_the_given_networks_stay_as_they_were(toy: Path) -> None:
     network = load("a3.pt").network
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    cuts = Cuts(network, load("b3.pt").network, [replace(BASE, epochs=1)], SAMPLE)
-    sewn(cuts, Plan(controls=list(CONTROLS), fresh=fresh))
+    cuts = CutNetworks(network, load("b3.pt").network, [replace(BASE, epochs=1)], SAMPLE)
+    sewn(cuts, StitchPlan(controls=list(CONTROLS), fresh=fresh))
     assert_same(before, dict(network.state_dict()))
 
 
@@ -228,8 +228,8 @@ def test_a_control_that_diverges_has_no_row(toy: Path) -> None:
         nn.init.constant_(network.get_submodule("conv1").weight, float("nan"))  # pyright: ignore
         return network
 
-    cuts = Cuts(load("a3.pt").network, load("b3.pt").network, [BASE], SAMPLE)
-    plan = Plan(controls=["constant", "untrained"], fresh=broken, tell=Tell(told.append))
+    cuts = CutNetworks(load("a3.pt").network, load("b3.pt").network, [BASE], SAMPLE)
+    plan = StitchPlan(controls=["constant", "untrained"], fresh=broken, callbacks=Callbacks(told.append))
     (found,) = sewn(cuts, plan)
     assert found["controls"].keys() == {"constant"}
     expected = [f"warning: the control untrained {number} has no value: the loss is nan" for number in range(3)]
@@ -239,7 +239,7 @@ def test_a_control_that_diverges_has_no_row(toy: Path) -> None:
 def test_of_several_stitches_is_said_whose_control_diverged(toy: Path) -> None:
     told: list[str] = []
     specs = [replace(BASE, epochs=1, lr=1e30, front_layer=layer, target_type="soft_2") for layer in ("bn1", "conv2")]
-    run(specs, "self", "shuffled", tell=Tell(told.append))
+    run(specs, "self", "shuffled", callbacks=Callbacks(told.append))
     warned = [text.split(" has no value")[0] for text in told if text.startswith("warning: the control")]
     assert warned == [
         "warning: the control self of bn1-bn1, conv2-bn1",  # one stitch, which both are held against
@@ -251,9 +251,9 @@ def test_of_several_stitches_is_said_whose_control_diverged(toy: Path) -> None:
 def test_of_groups_is_said_what_makes_them(toy: Path) -> None:
     told: list[str] = []
     specs = [replace(BASE, epochs=0, seed=seed, front_layer=layer) for seed in (0, 1) for layer in ("bn1", "conv2")]
-    run(specs, "constant", tell=Tell(told.append))
-    run(specs[:2], "constant", memory=1.0, tell=Tell(told.append))
-    run(specs, "constant", memory=1.0, tell=Tell(told.append))
+    run(specs, "constant", callbacks=Callbacks(told.append))
+    run(specs[:2], "constant", memory=1.0, callbacks=Callbacks(told.append))
+    run(specs, "constant", memory=1.0, callbacks=Callbacks(told.append))
     memory = "to stay below 1e-09 GB of moments"
     assert [text for text in told if "groups" in text] == [
         "4 stitches in 2 groups, each seed with controls of its own",
@@ -272,7 +272,7 @@ def test_names_of_controls() -> None:
 
 def test_a_front_that_cannot_be_made_anew_is_refused(toy: Path) -> None:
     with pytest.raises(ValueError, match="leave out this control"):
-        sewn(Cuts(fresh(0), fresh(1), [BASE], SAMPLE), Plan(controls=["untrained"]))
+        sewn(CutNetworks(fresh(0), fresh(1), [BASE], SAMPLE), StitchPlan(controls=["untrained"]))
 
 
 def stitch_command(*more: str) -> list[str]:

@@ -16,8 +16,8 @@ from src.cutting.parts import later_layers, tail, tails
 from src.dataset import DATASETS, load_split
 from src.metrics.algebra.moments import Affine
 from src.networks.checkpoints import load
-from src.stitching import ConstantStitch, ControlSpec, Cuts, StitchLayer, StitchSpec
-from src.stitching.controls import stage
+from src.stitching import ConstantStitch, ControlSpec, CutNetworks, StitchLayer, StitchSpec
+from src.stitching.controls import prepare_controls
 from src.stitching.ood import Scores, _Reference, auroc, out_of_distribution
 from tests.toy import SIZE
 
@@ -32,9 +32,9 @@ def scores(
     network = load("b3.pt").network
     spec = replace(BASE, front_layer=layer, end_layer=layer)
     train, val = load_split("toy", "train"), load_split("toy", "val")
-    cuts = Cuts(network, network, [spec], SAMPLE)
+    cuts = CutNetworks(network, network, [spec], SAMPLE)
     if shuffled:
-        held = stage(cuts, [spec], ["shuffled"], train, val, fresh=None)
+        held = prepare_controls(cuts, [spec], ["shuffled"], train, val, fresh=None)
         cuts, train, val, spec = held.cuts, held.train, held.val, ControlSpec.of(spec, "partner")
     if constant:
         spec = ControlSpec.of(spec, "front", constant=True)
@@ -80,7 +80,7 @@ def test_what_end_never_does_is_far_however_little_the_rest_differs() -> None:
     stitched[:, 0] = torch.randn(300, generator=generator)
     reference = _Reference(["x"], SINGLE_LABEL)
     reference.learn({"x": own})
-    reference.settle()
+    reference.merge()
     assert auroc(reference.distances("x", stitched).numpy(), reference.distances("x", other).numpy()) > 0.99
     assert reference.distances("x", other).mean() == pytest.approx(3, abs=0.5)
 
@@ -160,7 +160,7 @@ def test_a_layer_that_is_called_logits_is_not_mixed_up_with_the_logits(toy: Path
     found = []
     for name in ("logits", "head"):
         network = nn.Sequential(OrderedDict(layers | {name: head})).eval()
-        cuts = Cuts(network, network, [spec], SAMPLE)
+        cuts = CutNetworks(network, network, [spec], SAMPLE)
         sewn = StitchLayer(Affine(2 * torch.eye(3).double(), torch.zeros(3).double()), cuts.geometry(spec.cut))
         found.append(out_of_distribution(cuts, {"one": (spec, sewn)}, *splits)["one"])
     assert list(found[0]) == ["conv", "pool", "logits"] and found[1].keys() - found[0].keys() == {"head"}
@@ -179,7 +179,7 @@ def test_a_stitch_of_the_whole_network_is_judged_by_the_logits(toy: Path, capsys
 
 def test_later_layers_are_laid_out_as_was_asked(toy: Path) -> None:
     network = load("b3.pt").network
-    cuts = Cuts(network, network, [BASE], SAMPLE, layouts=("channels_last", "channels_last"))
-    names, _ = cuts.later("bn1")
+    cuts = CutNetworks(network, network, [BASE], SAMPLE, layouts=("channels_last", "channels_last"))
+    names, _ = cuts.downstream("bn1")
     assert "conv2" in names
     assert cuts.outputs("end", ["conv2"], SAMPLE)["conv2"].shape == (2, SIZE, 3, SIZE)

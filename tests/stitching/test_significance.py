@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.coverage import coverage, tally_of
 from src.core.intervals import bootstrap, paired_difference, percentiles, wilson
 from src.core.task import MULTI_LABEL
-from src.evaluation.scores import Tally
+from src.evaluation.scores import AgreementCounter
 from src.stitching.significance import intervals_of, penalty_of, score_of
 
 
@@ -53,7 +53,7 @@ def test_decisions_about_one_image_go_together() -> None:
     # forty labels that are right or wrong together: as good as one
     image = (torch.rand(400, 1, generator=generator) < 0.8).double()
     logits = (2 * image - 1).expand(400, 40)
-    counts = Tally(MULTI_LABEL, target="end", couples=[("end", "after")], keep=("end", "after"))
+    counts = AgreementCounter(MULTI_LABEL, target="end", couples=[("end", "after")], keep=("end", "after"))
     counts.update({"end": torch.ones(400, 40), "after": logits}, torch.ones(400, 40))
     low, high = intervals_of(counts, "after")["acc"]
     expected = wilson(float(image.mean()), 400)

@@ -17,9 +17,9 @@ from src import results
 from src.dataset import load_split
 from src.networks.checkpoints import load
 from src.results.frame import CACHE
-from src.stitching import INITS, MASKS, TARGETS, Cuts, StitchSpec
+from src.stitching import INITS, MASKS, TARGETS, CutNetworks, StitchSpec
 from src.stitching.masks import SPELLINGS
-from src.stitching.run import Plan, Tell, stitch
+from src.stitching.run import Callbacks, StitchPlan, stitch
 from tests.same import assert_same
 
 SAMPLE = torch.zeros(2, 1, 8, 8)
@@ -50,8 +50,8 @@ def specs_of_every_kind() -> list[StitchSpec]:
 
 def run(specs: list[StitchSpec], *, front: str = "a3.pt", end: str = "b3.pt", **options: Any) -> list[Any]:
     networks = [load(file).network for file in (front, end)]
-    cuts = Cuts(networks[0], networks[1], specs, SAMPLE)
-    return stitch(cuts, load_split("toy", "train"), load_split("toy", "val"), Plan(**options))
+    cuts = CutNetworks(networks[0], networks[1], specs, SAMPLE)
+    return stitch(cuts, load_split("toy", "train"), load_split("toy", "val"), StitchPlan(**options))
 
 
 def test_each_of_many_is_what_it_is_alone(toy: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_network_stitched_to_itself_is_at_no_distance(toy: Path) -> None:
 def test_a_little_memory_takes_groups_and_says_so(toy: Path) -> None:
     specs = [replace(BASE, init="ps_inv", end_layer=end) for end in ("bn1", "conv1", "conv2")]
     notices: list[str] = []
-    few = run(specs, memory=1, tell=Tell(notices.append))
+    few = run(specs, memory=1, callbacks=Callbacks(notices.append))
     assert notices == ["3 stitches in 3 groups, to stay below 1e-09 GB of moments"]
     for one, other in zip(run(specs), few, strict=True):
         assert_same(one["trans_m"], other["trans_m"])
@@ -119,8 +119,8 @@ def test_a_little_memory_takes_groups_and_says_so(toy: Path) -> None:
 
 def test_equal_maps_are_scored_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    original = Cuts.logits
-    monkeypatch.setattr(Cuts, "logits", lambda self, spec, *rest: ran.append("") or original(self, spec, *rest))
+    original = CutNetworks.logits
+    monkeypatch.setattr(CutNetworks, "logits", lambda self, spec, *rest: ran.append("") or original(self, spec, *rest))
     run([replace(BASE, init="ps_inv", epochs=0)])
     assert len(ran) == 2  # before, after and ls_train are one; ps_inv is the other; one batch
 

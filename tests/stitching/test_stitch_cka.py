@@ -12,7 +12,7 @@ from src.dataset import load_split
 from src.evaluation.passes import feed
 from src.metrics.cka import linear_cka
 from src.networks.checkpoints import load
-from src.stitching import Cuts, StitchLayer, StitchSpec, build_stitch
+from src.stitching import CutNetworks, StitchLayer, StitchSpec, build_stitch
 from src.stitching.cka import FRONT, can_share, ckas, share, shared_ckas
 from src.stitching.inits import random_uniform
 from tests.toy import save_toy
@@ -22,8 +22,8 @@ BASE = StitchSpec("bn1", "bn1", resize=True)
 LAYERS = ["bn1", "conv2", "pool"]  # 8 x 8, 8 x 8 and 2 x 2 positions
 
 
-def cuts_of(front: str, end: str, specs: list[StitchSpec]) -> tuple[Cuts, dict[StitchSpec, StitchLayer]]:
-    cuts = Cuts(load(front).network, load(end).network, specs, SAMPLE)
+def cuts_of(front: str, end: str, specs: list[StitchSpec]) -> tuple[CutNetworks, dict[StitchSpec, StitchLayer]]:
+    cuts = CutNetworks(load(front).network, load(end).network, specs, SAMPLE)
     generator = torch.Generator().manual_seed(0)
     stitches = {}
     for spec in specs:
@@ -32,7 +32,7 @@ def cuts_of(front: str, end: str, specs: list[StitchSpec]) -> tuple[Cuts, dict[S
     return cuts, stitches
 
 
-def plainly(cuts: Cuts, spec: StitchSpec, stitch: StitchLayer | None) -> float:
+def plainly(cuts: CutNetworks, spec: StitchSpec, stitch: StitchLayer | None) -> float:
     """Of all activations at once, in float64."""
     sides: dict[str, list[Tensor]] = {"x": [], "y": []}
 
@@ -42,7 +42,11 @@ def plainly(cuts: Cuts, spec: StitchSpec, stitch: StitchLayer | None) -> float:
         sides["y"].append(y.flatten(1).double())
 
     with torch.no_grad():
-        feed([lambda images: cuts.fronts([spec], images, {"end": [spec.end_layer]})], load_split("toy", "val"), keep)
+        feed(
+            [lambda images: cuts.front_activations([spec], images, {"end": [spec.end_layer]})],
+            load_split("toy", "val"),
+            keep,
+        )
     return float(linear_cka(torch.cat(sides["x"]), torch.cat(sides["y"])))
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from src.metrics import PairedMoments
 from src.metrics.algebra.moments import least_squares
 from src.stitching import Geometry, StitchLayer, StitchSpec, combinations, initial_stitch
-from src.stitching.whitening import coordinates_of
+from src.stitching.whitening import whitening_of
 
 GEOMETRY = Geometry((4,), (3,))
 KINDS = {"full": {}, "low rank": {"rank": 2}, "masked": {"mask": "semi-match"}}
@@ -34,21 +34,21 @@ def moments(x: Tensor, y: Tensor) -> PairedMoments:
 
 def test_the_front_is_white_and_the_end_has_variance_one_there() -> None:
     x, y = activations()
-    there = coordinates_of(moments(x, y))
+    there = whitening_of(moments(x, y))
     white = (x.double() - there.m) @ there.s.T
     assert_close(white.T @ white / len(x), torch.eye(4, dtype=torch.float64), atol=1e-6, rtol=0)
     scaled = (y.double() - there.centre) / there.d
     assert_close(scaled.square().mean(0), torch.tensor([1, 1, 0], dtype=torch.float64), atol=1e-9, rtol=0)
     w = torch.randn(3, 4, generator=Generator().manual_seed(1))
-    assert_close(there.out_of(there.into(w)), w.double(), atol=1e-6, rtol=1e-6)
-    channels = coordinates_of(moments(x, y), by_channel=True)
+    assert_close(there.inverse(there.transform(w)), w.double(), atol=1e-6, rtol=1e-6)
+    channels = whitening_of(moments(x, y), by_channel=True)
     assert torch.equal(channels.s != 0, torch.eye(4, dtype=torch.bool))
 
 
 def test_directions_that_the_front_lacks_are_left_out() -> None:
     x, y = activations()
     x = torch.cat([x, x[:, :1] + x[:, 1:2], torch.ones(500, 1)], 1)
-    there = coordinates_of(moments(x, y))
+    there = whitening_of(moments(x, y))
     white = (x.double() - there.m) @ there.s.T
     values = torch.linalg.eigvalsh(white.T @ white / len(x))
     assert_close(values, torch.tensor([0, 0, 1, 1, 1, 1], dtype=torch.float64), atol=1e-5, rtol=0)
@@ -103,7 +103,7 @@ def test_the_rate_falls_along_a_cosine_and_from_its_own_height() -> None:
 
 def test_random_is_drawn_there() -> None:
     x, y = activations()
-    there = coordinates_of(moments(x, y))
+    there = whitening_of(moments(x, y))
     stitch = initial_stitch(GEOMETRY, moments(x, y), init="random", whiten=True)
     assert stitch.core().abs().max() <= 0.5 and stitch.core().std() > 0.1  # uniform within 1 / sqrt(4)
     assert_close(stitch(x).mean(0).double(), there.centre, atol=0.6 * float(there.d.max()), rtol=0)

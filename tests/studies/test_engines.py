@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from src.networks.presentation import Viewing
+from src.networks.presentation import NetworksOnDataset
 from src.studies import engines, images
 from src.studies.engines import choose_workers
 from src.studies.schema import Study
@@ -100,7 +100,7 @@ def test_images_that_are_handed_over_are_not_read_again(toy, monkeypatch) -> Non
     for values, _ in arrays.values():
         values.flags.writeable = False  # as in ray's store
     images.hand_over(arrays)
-    monkeypatch.setattr(Viewing, "split", lambda *about, **options: pytest.fail("read again"))
+    monkeypatch.setattr(NetworksOnDataset, "split", lambda *about, **options: pytest.fail("read again"))
     main([*command, "handed"])
     assert len(found("handed")) == 1 and found("handed") == found("read")
 

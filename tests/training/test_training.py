@@ -19,7 +19,7 @@ from src.training import loop as training
 from src.training.loop import Resume, fit, fit_one
 from src.training.muon import Muon, hidden_matrices, orthogonalised
 from src.training.recipe import OPTIMIZERS, Recipe
-from src.training.train_state import History, Learner
+from src.training.train_state import History, TrainState
 
 IMAGES, BATCH = 26, 4  # so that six batches fit and two images are left over
 STEPS = IMAGES // BATCH
@@ -59,14 +59,14 @@ def score(net: nn.Module) -> dict[str, float]:
     return {"loss": loss.item(), "acc": correct.float().mean().item()}
 
 
-def learner(net: nn.Module, *, recipe: Recipe = RECIPE, compute: Any = None, **options: Any) -> Learner:
+def train_state(net: nn.Module, *, recipe: Recipe = RECIPE, compute: Any = None, **options: Any) -> TrainState:
     compute = compute or objective(net)
-    return Learner(net, lambda shared, images, labels: compute(images, labels), recipe, **options)
+    return TrainState(net, lambda shared, images, labels: compute(images, labels), recipe, **options)
 
 
 def train(net: nn.Module, *, recipe: Recipe = RECIPE, data: Split | None = None, **options: Any) -> History:
     kept = {name: options.pop(name) for name in ("after_step", "after_step_every", "snapshot_every") if name in options}
-    one = learner(net, recipe=recipe, compute=options.pop("objective", None), **kept)
+    one = train_state(net, recipe=recipe, compute=options.pop("objective", None), **kept)
     file, identity = options.pop("resume_file", None), options.pop("identity", {})
     told = options.pop("on_resume", None)
     resume = file and Resume(file, identity, told and (lambda _: told(one.history)))
@@ -219,7 +219,7 @@ def test_a_rate_along_a_cosine_falls_from_its_height_to_zero() -> None:
 def test_each_step_has_the_rate_of_its_place(cosine: bool) -> None:
     recipe, seen = replace(RECIPE, cosine=cosine), []
     net = network()
-    one = learner(net, recipe=recipe, after_step=lambda step: seen.append(one.optimizer.param_groups[0]["lr"]))
+    one = train_state(net, recipe=recipe, after_step=lambda step: seen.append(one.optimizer.param_groups[0]["lr"]))
     fit([one], split(), seed=0, validate=lambda those: [None] * len(those))
     assert seen == [recipe.rate(epoch, step / STEPS) for epoch in range(recipe.epochs) for step in range(STEPS)]
 
@@ -267,7 +267,7 @@ def test_muon_steps_along_all_directions_of_a_gradient_alike(shape: tuple[int, i
 def test_muon_takes_the_matrices_inside_a_network_alone() -> None:
     net = network()
     assert hidden_matrices(net) == {net.get_submodule("4").weight}
-    matrices, rest = learner(net, recipe=replace(RECIPE, optimizer="muon")).optimizer.param_groups
+    matrices, rest = train_state(net, recipe=replace(RECIPE, optimizer="muon")).optimizer.param_groups
     assert [len(matrices["params"]), len(rest["params"])] == [1, len(list(net.parameters())) - 1]
     assert rest["betas"] == (0.9, 0.999)
 
@@ -385,7 +385,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_state(t
     good = network()
     with pytest.raises(Interrupted):
         train(good, after_epoch=stop_after(1))
-    assert_equal(torch.load(file, weights_only=True)["learners"][0]["trained"], state(good))
+    assert_equal(torch.load(file, weights_only=True)["train_states"][0]["trained"], state(good))
 
 
 def test_a_gpu_may_run_ahead_of_the_check_but_shows_nobody_damaged_weights(
@@ -419,7 +419,7 @@ def test_damage_done_by_the_last_step_of_an_epoch_is_not_kept(tmp_path: Path) ->
 
     with pytest.raises(FloatingPointError, match=rf"validation loss is nan after epoch 2, step {STEPS} of {STEPS}"):
         train(net, after_step=damage, resume_file=file)
-    (kept,) = torch.load(file, weights_only=True)["learners"]
+    (kept,) = torch.load(file, weights_only=True)["train_states"]
     assert len(kept["history"]["epochs"]) == 1
     assert all(part.isfinite().all() for part in kept["trained"].values())
 
@@ -430,17 +430,19 @@ def test_learners_side_by_side_learn_as_each_would_alone(optimizer: str) -> None
     alone = [network(seed) for seed in range(3)]
     histories = [train(net, recipe=recipe, snapshot_every=5) for net, recipe in zip(alone, recipes, strict=True)]
     together = [network(seed) for seed in range(3)]
-    learners = [learner(net, recipe=recipe, snapshot_every=5) for net, recipe in zip(together, recipes, strict=True)]
+    train_states = [
+        train_state(net, recipe=recipe, snapshot_every=5) for net, recipe in zip(together, recipes, strict=True)
+    ]
     passes: list[int] = []
     fit(
-        learners,
+        train_states,
         split(),
         seed=7,
         share=lambda images: passes.append(1),
         validate=lambda those: [score(one.trained) for one in those],
     )
     assert len(passes) == 3 * STEPS  # what is shared is computed once a batch
-    for net, one, history in zip(alone, learners, histories, strict=True):
+    for net, one, history in zip(alone, train_states, histories, strict=True):
         assert_equal(state(one.trained), state(net))
         assert one.history.epochs == history.epochs
         assert_equal(one.history.snapshots, history.snapshots)
@@ -460,23 +462,23 @@ def test_one_that_diverges_stops_alone_also_when_resumed(tmp_path: Path) -> None
 
         return compute
 
-    def run(stop: int | None) -> list[Learner]:
+    def run(stop: int | None) -> list[TrainState]:
         bad, good = network(0), network(1)
-        learners = [learner(bad, compute=diverging(bad)), learner(good)]
+        train_states = [train_state(bad, compute=diverging(bad)), train_state(good)]
 
         def after(epochs: int) -> None:
             if epochs == stop:
                 raise Interrupted
 
         fit(
-            learners,
+            train_states,
             split(),
             seed=7,
             validate=lambda those: [score(one.trained) for one in those],
             after_epoch=after,
             resume=Resume(tmp_path / "r", {}),
         )
-        return learners
+        return train_states
 
     with pytest.raises(Interrupted):
         run(stop=1)
@@ -487,9 +489,9 @@ def test_one_that_diverges_stops_alone_also_when_resumed(tmp_path: Path) -> None
 
 
 def test_learners_of_different_lengths_do_not_train_together() -> None:
-    learners = [learner(network(), recipe=replace(RECIPE, epochs=epochs)) for epochs in (1, 2)]
+    train_states = [train_state(network(), recipe=replace(RECIPE, epochs=epochs)) for epochs in (1, 2)]
     with pytest.raises(ValueError, match="one number of epochs and one batch size"):
-        fit(learners, split(), seed=0, validate=lambda those: [])
+        fit(train_states, split(), seed=0, validate=lambda those: [])
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def _pairwise(total: Tensor, diagonal: Tensor, traces: Tensor, n: int, firsts: i
 
 def gram_sums_of_moments(moments: PairedMoments) -> GramSums:
     """Return the same sums without the images, |x^T y|^2 = <K, L>, from moments that hold energies."""
-    require_varying(*moments.live())
+    require_varying(*moments.nonconstant())
     n, x, y = moments.n, moments.x, moments.y
     whole = tuple(float(product.square().sum()) for product in (moments.xy, moments.xx, moments.yy))
     if n < 4:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from src.metrics.algebra.linalg import float64_device, live_features, rank_floor
+from src.metrics.algebra.linalg import float64_device, nonconstant_features, rank_floor
 from src.metrics.algebra.matrix_rows import float64_pieces, require_real
 from src.metrics.algebra.products import add_times, eigh, eigvalsh
 
@@ -21,7 +21,7 @@ class Facts(NamedTuple):
     """What is known of one side: live features (d,), root mean square of the means over the standard deviation, and
     the numerical rank with whether the true one may be larger (None: nobody looked)."""
 
-    live: Tensor
+    nonconstant: Tensor
     offset: float
     rank: tuple[int, bool] | None = None
 
@@ -30,7 +30,7 @@ def facts_of_spread(mean: Tensor, squares: Tensor, n: int) -> Facts:
     """Read the facts from means (d,) and centred sums of squares (d,) of n rows."""
     variance = float(squares.sum()) / max(1, n)
     offset = float(mean.square().sum() / variance) ** 0.5 if variance > 0 else 0.0
-    return Facts(live_features(squares, mean, n), offset)
+    return Facts(nonconstant_features(squares, mean, n), offset)
 
 
 class Layer:
@@ -113,7 +113,7 @@ class Layer:
 
     def require_varying(self, side: str) -> None:
         """Raise ValueError where all images are alike."""
-        if not live_features(self.squares, self.mean, self.n).any():
+        if not nonconstant_features(self.squares, self.mean, self.n).any():
             raise ValueError(f"the {side} representation is constant")
 
     def facts(self, *, ranked: bool) -> Facts:

@@ -25,7 +25,7 @@ class Spectrum(NamedTuple):
     vectors: Tensor
     null: Tensor
     scale: Tensor
-    live: Tensor
+    nonconstant: Tensor
 
 
 def float64_device(device: torch.device | str) -> torch.device:
@@ -34,20 +34,20 @@ def float64_device(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def live_features(squares: Tensor, mean: Tensor, n: int) -> Tensor:
+def nonconstant_features(squares: Tensor, mean: Tensor, n: int) -> Tensor:
     """Tell which features vary at all: (d,) boolean from (d,) centred sums of squares, (d,) means and n rows."""
     return squares > n * (DEAD_RELATIVE_STD * mean).square()
 
 
 def unit_spectrum(gram: Tensor, mean: Tensor, n: int) -> Spectrum:
     """Decompose a (d, d) matrix of centred sums of products, its features brought to unit variance first."""
-    live = live_features(gram.diagonal(), mean, n)
-    scale = gram.diagonal()[live].sqrt()
-    unit = gram[live][:, live] / scale / scale[:, None]
+    nonconstant = nonconstant_features(gram.diagonal(), mean, n)
+    scale = gram.diagonal()[nonconstant].sqrt()
+    unit = gram[nonconstant][:, nonconstant] / scale / scale[:, None]
     values, vectors = eigh(unit)
     values, vectors = values.flip(0), vectors.flip(1)
     rank = int((values > rank_floor(values)).sum())
-    return Spectrum(values[:rank], vectors[:, :rank], vectors[:, rank:], scale, live)
+    return Spectrum(values[:rank], vectors[:, :rank], vectors[:, rank:], scale, nonconstant)
 
 
 def rank_floor(values: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ def rank_floor(values: Tensor) -> Tensor:
     return values.max().clamp(min=0) * tolerance
 
 
-def require_varying(live_x: Tensor, live_y: Tensor) -> None:
+def require_varying(nonconstant_x: Tensor, nonconstant_y: Tensor) -> None:
     """Raise ValueError where one side has no live feature."""
-    for side, live in (("first", live_x), ("second", live_y)):
-        if not live.any():
+    for side, nonconstant in (("first", nonconstant_x), ("second", nonconstant_y)):
+        if not nonconstant.any():
             raise ValueError(f"the {side} representation is constant")

@@ -54,11 +54,11 @@ def unit(x: Tensor, side: str) -> Tensor:
     x = x - x.mean(0)
     x = x - x.mean(0)  # the first mean was rounded; what it left over is small enough to subtract exactly
     size = x.detach().abs().amax(0) if x.numel() else largest
-    live = size > 4 * torch.finfo(x.dtype).eps * largest
-    if not live.any():
+    nonconstant = size > 4 * torch.finfo(x.dtype).eps * largest
+    if not nonconstant.any():
         raise ValueError(f"the {side} representation is constant")
-    if not live.all():
-        x = x[:, live]
+    if not nonconstant.all():
+        x = x[:, nonconstant]
     x = x / size.max()  # squares of large float32 values overflow
     return x / x.detach().square().mean().sqrt()
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.metrics.algebra.linalg import float64_device, live_features, unit_spectrum
+from src.metrics.algebra.linalg import float64_device, nonconstant_features, unit_spectrum
 from src.metrics.algebra.matrix_rows import require_real
 from src.metrics.algebra.products import add_times
 
@@ -55,15 +55,15 @@ class Sums:
     products = property(lambda self: self.all_products[: self.d, : self.d])
 
     def take(self, rows: Tensor) -> None:
-        """Hold the next rows, centred, as float64 (features, rows), in which products are fastest, until `settle`.
+        """Hold the next rows, centred, as float64 (features, rows), in which products are fastest, until `merge`.
 
         They live in a buffer until the next call; what the caller gave is left as it was.
         """
         size = len(self.all_means), len(rows)
         if len(self.buffer) < math.prod(size):
             self.buffer = _zeros(self.buffer.device, math.prod(size))
-        self.held = self.buffer[: math.prod(size)].view(size)
-        values, energy = self.held[: self.d].copy_(rows.mT), self.held[self.d :]
+        self.batch = self.buffer[: math.prod(size)].view(size)
+        values, energy = self.batch[: self.d].copy_(rows.mT), self.batch[self.d :]
         mean = values.mean(1)
         values.sub_(mean[:, None])
         if len(energy):
@@ -75,10 +75,10 @@ class Sums:
         self.delta = mean - self.all_means
         self.weight = self.n * len(rows) / (self.n + len(rows))
 
-    def settle(self) -> None:
+    def merge(self) -> None:
         """Add the rows that are held."""
         _add_products(self.all_products, self, self)
-        rows = self.held.shape[1]
+        rows = self.batch.shape[1]
         self.n += rows
         self.all_means += self.delta * (rows / self.n)
 
@@ -95,7 +95,7 @@ def _zeros(device: torch.device, *shape: int) -> Tensor:
 
 def _add_products(total: Tensor, x: Sums, y: Sums) -> None:
     """Add the products of the rows that both hold."""
-    add_times(total, x.held, y.held)
+    add_times(total, x.batch, y.batch)
     if x.weight:
         total.addr_(x.delta, y.delta, alpha=x.weight)
 
@@ -142,11 +142,11 @@ class PairedMoments:
         """Add the products of the rows that both sides hold, before these settle."""
         _add_products(self.all_xy, self.x, self.y)
 
-    def live(self) -> tuple[Tensor, Tensor]:
+    def nonconstant(self) -> tuple[Tensor, Tensor]:
         """Tell for each side which features vary at all: (dx,) and (dy,) boolean."""
         return (
-            live_features(self.xx.diagonal(), self.mean_x, self.n),
-            live_features(self.yy.diagonal(), self.mean_y, self.n),
+            nonconstant_features(self.xx.diagonal(), self.mean_x, self.n),
+            nonconstant_features(self.yy.diagonal(), self.mean_y, self.n),
         )
 
 
@@ -170,7 +170,7 @@ def gather(sides: Sequence[tuple[Sums, Tensor]], pairs: Sequence[PairedMoments],
         for pair in pairs:
             pair.add_held()
         for sums, _ in sides:
-            sums.settle()
+            sums.merge()
     if not all(torch.isfinite(sums.products.trace()) for sums, _ in sides):
         raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
@@ -182,7 +182,7 @@ class Affine(NamedTuple):
     b: Tensor
 
 
-def through_means(w: Tensor, moments: PairedMoments) -> Affine:
+def with_matching_bias(w: Tensor, moments: PairedMoments) -> Affine:
     """Return the map with the matrix w: (dy, dx) whose bias takes the mean of x to the mean of y."""
     return Affine(w, moments.mean_y - w @ moments.mean_x)
 
@@ -201,28 +201,28 @@ def least_squares(moments: PairedMoments, mask: Tensor | None = None) -> Affine:
     """
     _require_rows(moments)
     if mask is None:
-        return through_means(_solution(moments, slice(None), slice(None)), moments)
+        return with_matching_bias(_solution(moments, slice(None), slice(None)), moments)
     w = moments.xy.new_zeros(moments.xy.T.shape)
     patterns, kind = mask.to(w.device).bool().unique(dim=0, return_inverse=True)
     for number, allowed in enumerate(patterns):  # outputs that may read the same inputs are one problem
         inputs, outputs = allowed.nonzero()[:, 0], (kind == number).nonzero()[:, 0]
         if len(inputs):
             w[outputs[:, None], inputs] = _solution(moments, inputs, outputs)
-    return through_means(w, moments)
+    return with_matching_bias(w, moments)
 
 
 def _solution(moments: PairedMoments, inputs: Tensor | slice, outputs: Tensor | slice) -> Tensor:
     """The least-squares matrix (outputs, inputs) from some of the channels of x to some of those of y."""
     xx, xy = moments.xx[inputs][:, inputs], moments.xy[inputs][:, outputs]
-    values, vectors, null, scale, live = unit_spectrum(xx, moments.mean_x[inputs], moments.n)
+    values, vectors, null, scale, nonconstant = unit_spectrum(xx, moments.mean_x[inputs], moments.n)
     scale = scale[:, None]
-    solution = vectors @ ((vectors.T @ (xy[live] / scale)) / values[:, None]) / scale
+    solution = vectors @ ((vectors.T @ (xy[nonconstant] / scale)) / values[:, None]) / scale
     if null.shape[1]:
         # Directions that x does not have: scaled features made the solution small in their own units, not in x's.
         absent = torch.linalg.qr(null / scale)[0]
         solution = solution - absent @ (absent.T @ solution)
     w = xy.new_zeros(xy.T.shape)
-    w[:, live] = solution.T
+    w[:, nonconstant] = solution.T
     return w
 
 
@@ -236,7 +236,7 @@ def reduced_rank_regression(moments: PairedMoments, rank: int) -> Affine:
     check_rank(rank, full)
     _, vectors = torch.linalg.eigh(full @ moments.xx @ full.T)
     leading = vectors[:, -rank:]
-    return through_means(leading @ (leading.T @ full), moments)
+    return with_matching_bias(leading @ (leading.T @ full), moments)
 
 
 def procrustes(moments: PairedMoments, rank: int | None = None) -> Affine:
@@ -247,7 +247,7 @@ def procrustes(moments: PairedMoments, rank: int | None = None) -> Affine:
     only so many directions are mapped, those that contribute most to the inner product.
     """
     _require_rows(moments)
-    return through_means(orthogonal_factor(moments.xy.T, rank), moments)
+    return with_matching_bias(orthogonal_factor(moments.xy.T, rank), moments)
 
 
 def orthogonal_factor(matrix: Tensor, rank: int | None = None) -> Tensor:
@@ -286,9 +286,9 @@ def check_rank(rank: int, matrix: Tensor) -> None:
 def correlation(moments: PairedMoments) -> Tensor:
     """Correlate every channel of y with every channel of x: (dy, dx) in [-1, 1]; exactly 0 where one does not vary."""
     _require_rows(moments)
-    live_x, live_y = moments.live()
+    nonconstant_x, nonconstant_y = moments.nonconstant()
     result = moments.xy.T / moments.yy.diagonal().sqrt()[:, None] / moments.xx.diagonal().sqrt()
-    both = live_y[:, None] & live_x
+    both = nonconstant_y[:, None] & nonconstant_x
     return torch.where(both, result.clamp(-1, 1), result.new_zeros(()))
 
 
@@ -298,7 +298,7 @@ def r_squared(moments: PairedMoments, affine: Affine) -> float:
     1: every row exact; 0: no better than the mean of y; negative: worse. Raise ValueError where y does not vary.
     """
     _require_rows(moments)
-    if not moments.live()[1].any():
+    if not moments.nonconstant()[1].any():
         raise ValueError("R2 is undefined: the activations to explain are constant")
     w, b = affine.w.to(moments.xy), affine.b.to(moments.xy)
     total = moments.yy.trace()

@@ -58,7 +58,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Uncertainty:
     """Of each metric an interval, or a null (mean, 95% quantile), how it came about, and why there is none."""
 
     values: dict[str, tuple[float, float]]
@@ -66,7 +66,7 @@ class Found:
     refused: dict[str, str]
 
 
-def intervals(names: Sequence[str], view: str | None, sample: Sample) -> Found:
+def intervals(names: Sequence[str], view: str | None, sample: Sample) -> Uncertainty:
     """95% intervals of metrics over images.
 
     CKA by images: the delete-one jackknife, in closed form. Means over images' neighbours: how far the two halves of
@@ -76,7 +76,7 @@ def intervals(names: Sequence[str], view: str | None, sample: Sample) -> Found:
     return _each(names, view, sample, _interval)
 
 
-def nulls(names: Sequence[str], view: str | None, sample: Sample, *, permutations: int, seed: int = 0) -> Found:
+def nulls(names: Sequence[str], view: str | None, sample: Sample, *, permutations: int, seed: int = 0) -> Uncertainty:
     """Mean and 95% quantile of metrics where the second layer's images are dealt out at random.
 
     CKA by images in closed form, its quantile that of a normal distribution; every other by `permutations` draws, on
@@ -100,8 +100,8 @@ def nulls(names: Sequence[str], view: str | None, sample: Sample, *, permutation
 
 def _each(
     names: Sequence[str], view: str | None, sample: Sample, find: Callable[[Metric, str, Sample], tuple[Interval, str]]
-) -> Found:
-    found, spanned = Found({}, {}, {}), None
+) -> Uncertainty:
+    found, spanned = Uncertainty({}, {}, {}), None
     plan = plan_cell(names, view, len(sample), sample.shape_x, sample.shape_y, None)
     for name, taken in plan.views.items():
         if name in plan.refused:

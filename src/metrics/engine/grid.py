@@ -13,7 +13,7 @@ from src.metrics.algebra.gram import GramSums, blocks, gram_sums, gram_sums_of_m
 from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, span_bytes
 from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
 from src.metrics.cka import bias_of
-from src.metrics.diagnostics import Health, facts_of_sums, health_of
+from src.metrics.diagnostics import Diagnostics, diagnose, facts_of_sums
 from src.metrics.difference import Differences
 from src.metrics.engine.plan import GridPlan, Pair, features, group_sizes
 from src.metrics.linear_maps import moments_of
@@ -35,7 +35,7 @@ class Cell:
     values: dict[str, Any]
     refused: dict[str, str]
     views: dict[str, str]
-    health: dict[str, Health]
+    health: dict[str, Diagnostics]
 
     def number(self, name: str) -> float:
         """The one number of a metric; NaN where it was refused."""
@@ -48,7 +48,7 @@ class Cell:
             {name: found[name] for name in names for found in (getattr(cell, part) for cell in cells) if name in found}
             for part in ("values", "refused", "views")
         )
-        health: dict[str, Health] = {}
+        health: dict[str, Diagnostics] = {}
         for view, one in (item for cell in cells for item in cell.health.items()):
             known = health.get(view, one)
             health[view] = replace(one, warnings=tuple(dict.fromkeys((*known.warnings, *one.warnings))))
@@ -192,7 +192,7 @@ class Grid:
         """Gather what is known of a layer: ranks from the first group, live features from all."""
         known = self.facts[side].get(k)
         facts = layer.facts(ranked=self._ranked and known is None)
-        self.facts[side][k] = known._replace(live=known.live | facts.live) if known else facts
+        self.facts[side][k] = known._replace(nonconstant=known.nonconstant | facts.nonconstant) if known else facts
 
     @property
     def _ranked(self) -> bool:
@@ -235,12 +235,12 @@ class Grid:
             self.grams[key] = [gram_sums_of_moments(self.moments[key])]
         return self.grams[key]
 
-    def _health(self, view: str, pair: Pair, names: list[str]) -> Health:
+    def _health(self, view: str, pair: Pair, names: list[str]) -> Diagnostics:
         facts = [self._facts(view, side, k, pair, "ps_inv" in names) for side, k in enumerate(pair)]
         shapes = self.plan.shapes[0][pair[0]], self.plan.shapes[1][pair[1]]
         bias = bias_of(self.grams.get((view, pair), []))
         notes = [text for name in names if (text := self._note(name, pair))]
-        health = health_of(view, self.n_images, shapes, (facts[0], facts[1]), names, self.plan.group, bias)
+        health = diagnose(view, self.n_images, shapes, (facts[0], facts[1]), names, self.plan.group, bias)
         return replace(health, warnings=(*health.warnings, *notes))
 
     def _note(self, name: str, pair: Pair) -> str:

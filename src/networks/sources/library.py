@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
+class LibraryModel:
     """A fresh network with what its source says of it; `preprocessing` is None where that is nothing."""
 
     network: nn.Module
@@ -34,7 +34,7 @@ class Source:
     source itself offers under `word`: out of the file where `cached(name)` is one, else it may be downloaded.
     """
 
-    build: Callable[..., Architecture]
+    build: Callable[..., LibraryModel]
     word: str = ""
     published: Callable[[str, Path | None], State] | None = None
     cached: Callable[[str], Path | None] = lambda name: None
@@ -63,7 +63,7 @@ def unknown(library: str, name: str, names: Iterable[str]) -> ValueError:
     return ValueError(f"{library} has no classifier {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
 
 
-def tried(network: nn.Module, name: str, *, channels: int, size: int) -> nn.Module:
+def check_forward(network: nn.Module, name: str, *, channels: int, size: int) -> nn.Module:
     """The network, which has taken two blank images; one that does so in plain memory alone gets them that way.
 
     Its mode is left as it was. Raises ValueError, with the network's own reason, where it takes none.

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from src.networks.sources.library import Architecture, Source, first_line
+from src.networks.sources.library import LibraryModel, Source, first_line
 
 
-def build(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:
     """What FILE.py:FUNCTION returns, given `channels`, `classes` and `size` if it takes them; the file is run.
 
     Raises ValueError for a file or function that is not there or fails, and for what is no network.
@@ -32,7 +32,7 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
         raise ValueError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
-    return Architecture(network)
+    return LibraryModel(network)
 
 
 def split_name(name: str) -> tuple[Path, str]:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from src.dataset.preprocessing import Preprocessing
-from src.networks.sources.library import Architecture, Source, State, first_line, in_hub_folder, require, unknown
+from src.networks.sources.library import LibraryModel, Source, State, first_line, in_hub_folder, require, unknown
 
 
-def build(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:
     """A fresh network; its preprocessing is timm's record of it. Raises ValueError for unknown names."""
     timm = require("timm")
     if not timm.is_model(name):
@@ -28,7 +28,7 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     config = network.pretrained_cfg
     mean, std = (_of_channels(config[key], channels) for key in ("mean", "std"))
     kind = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
-    return Architecture(network, Preprocessing(size or config["input_size"][-1], mean, std, kind))
+    return LibraryModel(network, Preprocessing(size or config["input_size"][-1], mean, std, kind))
 
 
 def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from src.core.files import parse_tensors
 from src.dataset.preprocessing import Preprocessing
-from src.networks.sources.library import Architecture, Source, State, first_line, in_hub_folder, unknown
+from src.networks.sources.library import LibraryModel, Source, State, first_line, in_hub_folder, unknown
 
 
-def build(name: str, *, channels: int, classes: int | None, size: int | None) -> Architecture:
+def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:
     """A fresh network; its preprocessing is that of torchvision's own weights. Raises ValueError for unknown names."""
     models = _models()
     if name not in models.list_models(module=models):
@@ -24,8 +24,8 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that its random weights will be drawn in another way some day
         network = models.get_model(name, weights=None, **options)
-    eyes = Preprocessing(size or own, tuple(record.mean), tuple(record.std), record.interpolation.value)
-    return Architecture(network, eyes)
+    preprocessing = Preprocessing(size or own, tuple(record.mean), tuple(record.std), record.interpolation.value)
+    return LibraryModel(network, preprocessing)
 
 
 def cached(name: str) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.dataset.preprocessing import Preprocessing
-from src.networks.sources.library import Architecture, NotHere, first_line, require
+from src.networks.sources.library import LibraryModel, NotHere, first_line, require
 from src.networks.sources.offline import offline
 
 # Pillow's numbers of interpolations, in which transformers records them
@@ -34,7 +34,7 @@ class Logits(nn.Module):
             return Logits(type(classifier)(classifier.config))
 
 
-def open_classifier(name: str, *, size: int | None, download: bool = False) -> tuple[Architecture, tuple[str, ...]]:
+def open_classifier(name: str, *, size: int | None, download: bool = False) -> tuple[LibraryModel, tuple[str, ...]]:
     """A trained classifier and the names of its classes: a folder's, one in the library's cache, or, with `download`,
     of its hub. No code of either runs. Raises ValueError where there is none of that name.
     """
@@ -56,7 +56,7 @@ def open_classifier(name: str, *, size: int | None, download: bool = False) -> t
         kind = NotHere if here and not is_folder else ValueError
         raise kind(f"hf:{name} is no image classifier that can be opened ({first_line(error)}){remedy}") from None
     labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
-    return Architecture(Logits(model), _preprocessing(record, model.config, size)), labels
+    return LibraryModel(Logits(model), _preprocessing(record, model.config, size)), labels
 
 
 def _require_own_attention(config: Any) -> None:

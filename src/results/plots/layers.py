@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ANNOTATED = 12  # cells a side; values in more of them could not be read
 SIDE_BY_SIDE = 2
-MANY = 30  # layers; heatmaps of more are wide enough alone
+WIDE_FROM = 30  # layers; heatmaps of more are wide enough alone
 # The scale of a metric without bounds ends at so many times this quantile of its values.
 OUTLYING, TYPICAL = 2, 0.75
 # Inches of a panel, however few its cells are.
@@ -45,7 +45,7 @@ def grid_figure(result: dict[str, Any]) -> Figure:
         name: part.pivot(index="layer1", columns="layer2", values="value").loc[layers1, layers2].to_numpy(float)
         for name, part in result["frame"].groupby("method", sort=False)
     }
-    across = 1 if len(layers2) > MANY else min(SIDE_BY_SIDE, len(tables))
+    across = 1 if len(layers2) > WIDE_FROM else min(SIDE_BY_SIDE, len(tables))
     down = math.ceil(len(tables) / across)
     # Annotated cells must hold five characters; others still have to keep their labels apart.
     cell = 0.5 if max(len(layers1), len(layers2)) <= ANNOTATED else 0.17

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from src.studies.engines import local, ray, submitit
-from src.studies.work import Report, Task
+from src.studies.work import Report, WorkerTask
 
 
 class Engine(Protocol):
@@ -18,7 +18,7 @@ class Engine(Protocol):
         """How many tasks are started and not yet reported."""
         ...
 
-    def start(self, tasks: Sequence[Task]) -> None: ...
+    def start(self, tasks: Sequence[WorkerTask]) -> None: ...
 
     def wait(self, seconds: float) -> list[Report]:
         """What came in, after that many seconds at the latest."""

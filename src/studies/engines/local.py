@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from src.studies.work import Report, Task, perform
+from src.studies.work import Report, WorkerTask, perform
 
 
 class Here:
@@ -21,13 +21,13 @@ class Here:
     slots = 1
 
     def __init__(self) -> None:
-        self._tasks: list[Task] = []
+        self._tasks: list[WorkerTask] = []
 
     @property
     def busy(self) -> int:
         return len(self._tasks)
 
-    def start(self, tasks: Sequence[Task]) -> None:
+    def start(self, tasks: Sequence[WorkerTask]) -> None:
         self._tasks += tasks
 
     def wait(self, seconds: float) -> list[Report]:
@@ -44,7 +44,7 @@ class Here:
 class _Worker:
     process: Any
     pipe: Connection
-    task: Task | None = None
+    task: WorkerTask | None = None
 
 
 class Processes:
@@ -59,7 +59,7 @@ class Processes:
     def busy(self) -> int:
         return sum(worker.task is not None for worker in self._workers.values())
 
-    def start(self, tasks: Sequence[Task]) -> None:
+    def start(self, tasks: Sequence[WorkerTask]) -> None:
         tasks = list(tasks)
         for number in range(self.slots):
             if not tasks:
@@ -68,7 +68,7 @@ class Processes:
             if worker is None or worker.task is None:
                 self._give(number, tasks.pop(0))
 
-    def _give(self, number: int, task: Task) -> None:
+    def _give(self, number: int, task: WorkerTask) -> None:
         if number not in self._workers:
             self._workers[number] = self._spawn(number)
         worker = self._workers[number]
@@ -141,7 +141,7 @@ def _serve(pipe: Connection, threads: int, number: int, parent: int) -> None:
     gpus = torch.cuda.device_count()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            task: Task = pipe.recv()
+            task: WorkerTask = pipe.recv()
             if task.device == "auto" and gpus > 1:
                 task = replace(task, device=f"cuda:{number % gpus}")
             pipe.send(perform(task, alive=lambda: os.getppid() == parent))

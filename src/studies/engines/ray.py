@@ -12,7 +12,7 @@ import torch
 
 from src.studies.images import Arrays, arrays_of, hand_over
 from src.studies.jobs import Bundle
-from src.studies.work import Report, Task, perform
+from src.studies.work import Report, WorkerTask, perform
 
 HOME = Path(__file__).resolve().parents[3]
 
@@ -38,7 +38,7 @@ class Cluster:
         self._ray.init(address=there, runtime_env={"env_vars": variables}, log_to_driver=False, **size)
         gpu = {"num_gpus": 1} if self._ray.cluster_resources().get("GPU") else {}
         self._perform = self._ray.remote(num_cpus=1, max_retries=0, **gpu)(_perform)
-        self._tasks: dict[Any, Task] = {}
+        self._tasks: dict[Any, WorkerTask] = {}
         self._images: dict[tuple[str, str], Any] = {}  # of a pair of networks: where they are in the store
         self._put: dict[frozenset, Any] = {}
 
@@ -46,7 +46,7 @@ class Cluster:
     def busy(self) -> int:
         return len(self._tasks)
 
-    def start(self, tasks: Sequence[Task]) -> None:
+    def start(self, tasks: Sequence[WorkerTask]) -> None:
         for task in tasks:
             self._tasks[self._perform.remote(task, self._stored(task.bundle))] = task
 
@@ -83,7 +83,7 @@ class Cluster:
         self._ray.shutdown()
 
 
-def _perform(task: Task, arrays: Arrays) -> Report:
+def _perform(task: WorkerTask, arrays: Arrays) -> Report:
     """In a process of the cluster; ray hands over what the reference stood for."""
     hand_over(arrays)
     return perform(task)

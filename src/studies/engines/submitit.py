@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from src.studies.work import Report, Task, perform
+from src.studies.work import Report, WorkerTask, perform
 
-MANY = 1000  # jobs of an array; Slurm usually takes 1001
+MAX_JOBS = 1000  # jobs of an array; Slurm usually takes 1001
 HOME = Path(__file__).resolve().parents[3]
 
 
@@ -23,19 +23,19 @@ class Jobs:
             raise ValueError("submitit is not installed: pip install submitit") from None
         self._executor = module.AutoExecutor(folder=folder / ".jobs")
         is_slurm = self._executor.cluster == "slurm"
-        self.slots = MANY if is_slurm else workers
+        self.slots = MAX_JOBS if is_slurm else workers
         usual: dict[str, Any] = {"timeout_min": 240}
         usual |= {"slurm_array_parallelism": workers} if is_slurm else {}
         self._executor.update_parameters(**usual | options)
         paths = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))  # jobs find our modules from any folder
-        self._jobs: list[tuple[Any, Task]] = []
+        self._jobs: list[tuple[Any, WorkerTask]] = []
 
     @property
     def busy(self) -> int:
         return len(self._jobs)
 
-    def start(self, tasks: Sequence[Task]) -> None:
+    def start(self, tasks: Sequence[WorkerTask]) -> None:
         if tasks:
             self._jobs += zip(self._executor.map_array(perform, tasks), tasks, strict=True)
 
@@ -55,7 +55,7 @@ class Jobs:
         self._jobs = []
 
 
-def _report(job: Any, task: Task) -> Report:
+def _report(job: Any, task: WorkerTask) -> Report:
     try:
         return job.result()
     except Exception as error:  # of kinds of its own; the job's log has more
