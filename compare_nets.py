@@ -164,10 +164,10 @@ def grid_text(comparison: Comparison, name: str) -> str:
     """A metric's matrix, and how often a layer is most similar to the layer of its own name."""
     table, layers = comparison.table(name), (comparison.layers1, comparison.layers2)
     metric = MEASURES[name]
-    heading = report.fill(f"{name}: {metric.meaning}; {metric.alike} means more alike")
+    heading = report.fill(f"{name}: {metric.meaning}; {metric.more_alike} means more alike")
     lines = [f"\n{heading}", report.matrix_text(table, *layers)]
     if layers[0] == layers[1] and not np.isnan(table).any():
-        best = table.argmax(1) if metric.alike == "higher" else table.argmin(1)
+        best = table.argmax(1) if metric.higher_is_better else table.argmin(1)
         hits = int((best == np.arange(len(table))).sum())
         lines.append(f"{hits} of {len(table)} layers are most similar to their namesake")
     return "\n".join(lines)

@@ -61,7 +61,7 @@ def main() -> None:
                 names = [name for name in names if not METRICS[name].outnumbered]
             grid = compare_layers(networks, (LAYERS, LAYERS), on_data.sample, split, names, view=view)
             for name in names:
-                totals[name, view] += found(grid.table(name), lower=METRICS[name].alike == "lower")
+                totals[name, view] += found(grid.table(name), lower=not METRICS[name].higher_is_better)
     print(machine())
     print(f"{args.images} images, {len(LAYERS)} layers, {len(pairs)} pairs of networks, both ways")
     print(f"{'metric':14} {'view':9} {'found':>5} {'of':>4}   taken for another")

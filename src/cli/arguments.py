@@ -142,7 +142,7 @@ def add_stitch_arguments(parser: argparse.ArgumentParser, stitch_types: Sequence
 
 def add_method_argument(parser: argparse.ArgumentParser) -> None:
     """The measures to compute."""
-    lower = ", ".join(name for name, metric in MEASURES.items() if metric.alike == "lower")
+    lower = ", ".join(name for name, metric in MEASURES.items() if not metric.higher_is_better)
     text = f"{', '.join(MEASURES)}; of {lower} lower means more alike, of all others higher"
     parser.add_argument("methods", nargs="+", choices=sorted(MEASURES), metavar="method", help=text)
 

@@ -66,7 +66,7 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
     lines = [heading]
     for name, view in cell.views.items():
         value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
-        line = f"{name:{wide}} {view:9} {value}  {MEASURES[name].alike:10}"
+        line = f"{name:{wide}} {view:9} {value}  {MEASURES[name].more_alike:10}"
         if certainty:
             line += _pair_text(certainty.intervals, name, 17, "[{:.4f}, {:.4f}]")
             line += _pair_text(certainty.null, name, 16, "{:.4f} {:.4f}")  # both may be negative

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.algebra.gram import BLOCK
-from src.metrics.algebra.layer import Layer, span_bytes
+from src.metrics.algebra.layer import Layer, row_space_bytes
 from src.metrics.algebra.linalg import rank_floor, require_varying
 from src.metrics.algebra.moments import PairedMoments, correlation
 from src.metrics.algebra.products import add_times, eigh
@@ -60,7 +60,7 @@ def _as_they_are(layer: Layer) -> Tensor:
 
 def aligned_bytes(n: int, dx: int, dy: int) -> float:
     """Return what `aligned_cosine` takes beside the rows."""
-    wide = sum(span_bytes(n) / 2 if d > n else 24.0 * n * d for d in (dx, dy))
+    wide = sum(row_space_bytes(n) / 2 if d > n else 24.0 * n * d for d in (dx, dy))
     return wide + 32.0 * min(n, dx) * min(n, dy)
 
 

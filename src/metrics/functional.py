@@ -28,7 +28,8 @@ class Functional:
     each: Callable[[Tensor, Tensor, Tensor, Task], Tensor]
     range: tuple[float, float] = (0.0, 1.0)
     identical: float = 0.0
-    alike: Literal["higher", "lower"] = "lower"
+    higher_is_better: bool = False
+    more_alike: Literal["higher", "lower"] = "lower"
     paired: bool = True
     counted: Callable[[Tensor, Tensor, Tensor, Task], Interval] | None = None
 

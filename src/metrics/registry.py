@@ -57,7 +57,10 @@ class Metric:
     cost: images, features of either side -> bytes that it takes beside the rows, where these are many.
     each: where the value is a mean over images' neighbours, that of each, (n,), given both layers and how many
         neighbours, if not the usual number.
-    identical: the value for two equal representations. summary: the key of the one number, where a value is a dict.
+    identical: the value for two equal representations; where it depends on these, a function of the rows (n, d).
+    higher_is_better: whether larger values mean more alike. row_space: whether the sums of products may be those of
+        coordinates in the space that the rows span; then no rotation may change the value, nor may it be a map.
+    summary: the key of the one number, where a value is a dict.
     """
 
     name: str
@@ -68,7 +71,9 @@ class Metric:
     front: frozenset[str] = RIGID
     end: frozenset[str] = RIGID
     range: tuple[float, float] = (0.0, 1.0)
-    identical: float = 1.0
+    identical: float | Callable[[Tensor], float] = 1.0
+    higher_is_better: bool = True
+    row_space: bool = False
     outnumbered: Literal["", "front", "both"] = ""
     same_shape: bool = False
     summary: str = ""
@@ -81,10 +86,18 @@ class Metric:
         """Transformations of either side that leave the value as it is."""
         return self.front & self.end
 
+    def __post_init__(self) -> None:
+        if self.row_space and (self.needs != "moments" or "orthogonal" not in self.invariances or self.summary):
+            raise ValueError(f"{self.name} is no number of sums of products that every rotation keeps")
+
     @property
-    def alike(self) -> Literal["higher", "lower"]:
-        """Which values mean more alike."""
-        return "higher" if self.identical == self.range[1] else "lower"
+    def more_alike(self) -> Literal["higher", "lower"]:
+        """Which values mean more alike, in words."""
+        return "higher" if self.higher_is_better else "lower"
+
+    def of_equal(self, rows: Tensor) -> float:
+        """The value for two representations that are both these rows."""
+        return self.identical(rows) if callable(self.identical) else self.identical
 
     def view(self, asked: str | None) -> str:
         """Return the view asked for where the metric has a choice, else its only or usual one."""
@@ -118,7 +131,14 @@ def _of_layers(name: str, meaning: str, of: Callable, kept: frozenset[str] = RIG
 
 
 def _difference(name: str, meaning: str, of_differences: Callable, **more: Any) -> Metric:
-    free = {"front": NOTHING, "end": NOTHING, "range": (0, INFINITY), "identical": 0, "same_shape": True}
+    free = {
+        "front": NOTHING,
+        "end": NOTHING,
+        "range": (0, INFINITY),
+        "identical": 0,
+        "higher_is_better": False,
+        "same_shape": True,
+    }
     return Metric(name, meaning, "difference", of_differences, **free, **more)
 
 
@@ -136,7 +156,7 @@ _ALL = (
         front=SHIFT_AND_SCALE,
         note=pwcca_ties,
     ),
-    Metric("svcca", "mean canonical correlation of 99% of the variance", "moments", svcca),
+    Metric("svcca", "mean canonical correlation of 99% of the variance", "moments", svcca, row_space=True),
     _difference("l2", "mean squared difference", l2),
     _difference(  # by channel, as what is said of stitches
         "l2_relative", "squared difference relative to the end's variance", l2_relative, views=("channels", "images")
@@ -166,6 +186,8 @@ _ALL = (
         procrustes_distance,
         range=(0, 2),
         identical=0,
+        higher_is_better=False,
+        row_space=True,
     ),
     Metric(
         "corr",
@@ -195,6 +217,8 @@ _ALL = (
         angular_shape,
         range=(0, math.pi / 2),
         identical=0,
+        higher_is_better=False,
+        row_space=True,
     ),
     _of_layers(
         "aligned_cos",

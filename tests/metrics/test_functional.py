@@ -34,7 +34,7 @@ def test_known_answers():
 @pytest.mark.parametrize("name", sorted(FUNCTIONAL))
 def test_equal_and_opposite_outputs(name):
     measure = FUNCTIONAL[name]
-    assert of(name, X, X) == measure.identical == 0 and measure.alike == "lower"
+    assert of(name, X, X) == measure.identical == 0 and not measure.higher_is_better
     labels = torch.zeros(2, dtype=torch.long)
     sure, other = torch.tensor([[1e3, 0.0], [1e3, 0]]), torch.tensor([[0.0, 1e3], [0, 1e3]])
     assert of(name, sure, other, labels) == pytest.approx(measure.range[1])

@@ -54,7 +54,7 @@ def test_few_images_are_compared_by_their_own_space(images, channels, group):
     names = ["svcca", "procrustes"]
     by_space = images == 30 and group is None
     plan = plan_cell(names, "images", images, x.shape[1:], y.shape[1:], group)
-    assert set(plan.source.values()) == {"span" if by_space else "moments"}
+    assert set(plan.source.values()) == {"row_space" if by_space else "moments"}
     cell = cell_of(names, x, y, "images", batch=11, group=group)
     for name, value in cell.values.items():
         truth = METRICS[name].number(ORACLES[name](flat_rows(x).numpy(), flat_rows(y).numpy()))

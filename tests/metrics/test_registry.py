@@ -60,7 +60,7 @@ def test_record(name):
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_identical_representations(name):
     x, _ = pair()
-    assert value(name, x, x) == pytest.approx(METRICS[name].identical, abs=1e-12)
+    assert value(name, x, x) == pytest.approx(METRICS[name].of_equal(x), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
@@ -69,7 +69,7 @@ def test_a_noisy_copy_is_nearer_than_something_else(name):
     generator = torch.Generator().manual_seed(5)
     x, noise, other = torch.randn(3, 200, 6, generator=generator, dtype=torch.float64)
     values = [value(name, x, y) for y in (x, x + 0.3 * noise, other)]
-    assert values == sorted(values, reverse=METRICS[name].alike == "higher") and len(set(values)) == 3
+    assert values == sorted(values, reverse=METRICS[name].higher_is_better) and len(set(values)) == 3
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))

@@ -81,7 +81,7 @@ def test_every_metric_has_an_interval_around_its_value_and_a_null_below_it(name:
     assert low <= value <= high and low < high, (low, value, high)
     mean, quantile = null.values[name]
     assert metric.range[0] <= mean < quantile
-    assert mean < value if metric.alike == "higher" else mean > value
+    assert mean < value if metric.higher_is_better else mean > value
 
 
 @pytest.mark.parametrize("name", ["cka", "ps_inv", "corr", "procrustes"])
@@ -136,11 +136,11 @@ def test_what_no_rotation_changes_is_computed_in_the_span_of_few_images(monkeypa
         "nulls": lambda: nulls(names, None, sample, permutations=4),
     }
     found = {kind: ask().values for kind, ask in asked.items()}
-    monkeypatch.setattr(Sample, "spanned", lambda self: self)
+    monkeypatch.setattr(Sample, "in_row_space", lambda self: self)
     for kind, ask in asked.items():
         for name, values in ask().values.items():
             assert found[kind][name] == pytest.approx(values, abs=1e-6), (kind, name)
-    monkeypatch.setattr(Sample, "spanned", lambda self: pytest.fail("not needed"))
+    monkeypatch.setattr(Sample, "in_row_space", lambda self: pytest.fail("not needed"))
     intervals(names, None, Sample(x[:, :5], y[:, :5], (5,), (5,)))
     with pytest.raises(pytest.fail.Exception):
         intervals(names, None, sample)

@@ -140,7 +140,7 @@ class Layer:
         return vectors[:, kept] * values[kept].sqrt()
 
 
-def span_bytes(n: int) -> int:
+def row_space_bytes(n: int) -> int:
     """Return what it takes to find the coordinates of two layers of n images."""
     return 8 * SPAN_MATRICES * n * n
 

@@ -44,7 +44,7 @@ class Sample:
         """The images at some indices; with `partners` the second layer's are those of others."""
         return Sample(self.x[index], self.y[index if partners is None else partners], self.shape_x, self.shape_y)
 
-    def spanned(self) -> "Sample":
+    def in_row_space(self) -> "Sample":
         """The images in the spaces that they span, for what no rotation changes: fewer features than images."""
         x, y = (Layer.of(side).coordinates() for side in (self.x, self.y))
         return Sample(x, y, x.shape[1:], y.shape[1:])
@@ -101,15 +101,15 @@ def nulls(names: Sequence[str], view: str | None, sample: Sample, *, permutation
 def _each(
     names: Sequence[str], view: str | None, sample: Sample, find: Callable[[Metric, str, Sample], tuple[Interval, str]]
 ) -> Uncertainty:
-    found, spanned = Uncertainty({}, {}, {}), None
+    found, in_space = Uncertainty({}, {}, {}), None
     plan = plan_cell(names, view, len(sample), sample.shape_x, sample.shape_y, None)
     for name, taken in plan.views.items():
         if name in plan.refused:
             continue  # it has no value either
         try:
-            if plan.source[name] == "span":
-                spanned = spanned or sample.spanned()
-            one = spanned if spanned and plan.source[name] == "span" else sample
+            if plan.source[name] == "row_space":
+                in_space = in_space or sample.in_row_space()
+            one = in_space if in_space and plan.source[name] == "row_space" else sample
             found.values[name], found.how[name] = find(METRICS[name], taken, one)
         except ValueError as error:
             found.refused[name] = str(error)

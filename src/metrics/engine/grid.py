@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.algebra.gram import GramSums, blocks, gram_sums, gram_sums_of_moments
-from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, span_bytes
+from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, row_space_bytes
 from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
 from src.metrics.cka import bias_of
 from src.metrics.diagnostics import Diagnostics, diagnose, facts_of_sums
@@ -151,7 +151,7 @@ class Grid:
             for name in cell.of("rows"):
                 if METRICS[name].needs != "gram":
                     self._take(name, (i, j), (self.layers[0][i], self.layers[1][j]))
-        self._take_spans()
+        self._take_row_spaces()
         for side, layers in enumerate(self.layers):
             for k, layer in layers.items():
                 self._learn(side, k, layer)
@@ -171,18 +171,18 @@ class Grid:
         except ValueError as error:
             self.refused.setdefault((name, pair), str(error))
 
-    def _take_spans(self) -> None:
+    def _take_row_spaces(self) -> None:
         """Compute the metrics of coordinates, those of a layer of the first network once."""
         kept: dict[int, Tensor] = {}
         for i, layer in self.layers[0].items():
             own = None
             for j, other in self.layers[1].items():
-                names = self.plan.cells[i, j].of("span")
+                names = self.plan.cells[i, j].of("row_space")
                 if not names:
                     continue
                 own = layer.coordinates() if own is None else own
                 coordinates = kept[j] if j in kept else other.coordinates()
-                if span_bytes(layer.n) * len(self.layers[1]) <= KEPT_BYTES:
+                if row_space_bytes(layer.n) * len(self.layers[1]) <= KEPT_BYTES:
                     kept[j] = coordinates
                 moments = moments_of(own, coordinates)
                 for name in names:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from src.metrics.algebra.gram import BLOCK
-from src.metrics.algebra.layer import span_bytes
+from src.metrics.algebra.layer import row_space_bytes
 from src.metrics.canonical import require_images
 from src.metrics.registry import METRICS, Metric
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 # Sums of products of more features, or coordinates of more images, than this leave no room for anything else.
-MOMENT_BYTES, SPAN_BYTES = 2e9, 7e9
+MOMENT_BYTES, ROW_SPACE_BYTES = 2e9, 7e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class CellPlan:
     """How one pair of layers is compared. It depends on the shapes, the number of images and the groups alone, so that
     a metric has the same value in whatever company.
 
-    views: name -> "images" or "channels". source: name -> "rows" (all activations), "span" (sums of products of their
-    coordinates), "moments" (sums of products gathered batch by batch) or "difference". refused: name -> reason.
+    views: name -> "images" or "channels". source: name -> "rows" (all activations), "row_space" (sums of products of
+    their coordinates), "moments" (sums of products gathered batch by batch) or "difference". refused: name -> reason.
     """
 
     views: dict[str, str] = field(default_factory=dict)
@@ -62,8 +62,8 @@ def plan_cell(
         if metric.needs == "gram":
             stored = taken == "images" and (group is not None or by_images(n, *flat))
             plan.source[name] = "rows" if stored else "moments"
-        elif by_span(metric, taken, n, *flat, group):
-            plan.source[name] = "span"
+        elif by_row_space(metric, taken, n, *flat, group):
+            plan.source[name] = "row_space"
         else:
             plan.source[name] = {"features": "rows"}.get(metric.needs, metric.needs)
     return plan
@@ -83,16 +83,16 @@ def by_images(n: int, dx: int, dy: int) -> bool:
     return 4 * moment_entries(dx, dy) > n * (dx + dy)
 
 
-def by_span(metric: Metric, view: str, n: int, dx: int, dy: int, group: int | None) -> bool:
+def by_row_space(metric: Metric, view: str, n: int, dx: int, dy: int, group: int | None) -> bool:
     """Tell whether sums of products should be those of coordinates: n x n instead of features x features, and exact.
 
     That takes all n images at once, so it is nothing for averages over groups. It keeps what any rotation keeps, but
-    neither a map nor weak features beside strong ones, which the regressions (those that rows must outnumber) weigh
-    alike.
+    neither a map nor weak features beside strong ones, which the regressions weigh alike; so a metric says whether it
+    may be fed them.
     """
-    rigid = "orthogonal" in metric.invariances and not metric.summary and not metric.outnumbered
-    fits = metric.needs == "moments" and view == "images" and rigid
-    return fits and (group is None or group >= n) and 3 * n * n < moment_entries(dx, dy)
+    return (
+        metric.row_space and view == "images" and (group is None or group >= n) and 3 * n * n < moment_entries(dx, dy)
+    )
 
 
 def moment_entries(dx: int, dy: int) -> int:
@@ -123,10 +123,10 @@ def check_metric(metric: Metric, view: str, n: int, shape_x: Shape, shape_y: Sha
         require_images(rows, needed, metric.name, "use more images" + " or --view channels" * alike)
     if metric.needs != "moments":
         return
-    span = by_span(metric, view, n, dx, dy, group)
-    taken, limit = (span_bytes(n), SPAN_BYTES) if span else (8 * moment_entries(dx, dy), MOMENT_BYTES)
+    in_space = by_row_space(metric, view, n, dx, dy, group)
+    taken, limit = (row_space_bytes(n), ROW_SPACE_BYTES) if in_space else (8 * moment_entries(dx, dy), MOMENT_BYTES)
     if taken > limit:
-        ungrouped = not span and by_span(metric, view, n, dx, dy, None)
+        ungrouped = not in_space and by_row_space(metric, view, n, dx, dy, None)
         raise ValueError(
             f"{metric.name} of {n} images with {dx} and {dy} features would take {taken / 1e9:.1f} GB of sums of "
             "products; use --view channels" + " or leave out --group-at" * ungrouped
@@ -177,7 +177,7 @@ class GridPlan:
 
     def stored(self) -> tuple[list[int], list[int]]:
         """The layers of both sides whose rows are kept."""
-        pairs = [pair for pair, plan in self.cells.items() if plan.of("rows", "span")]
+        pairs = [pair for pair, plan in self.cells.items() if plan.of("rows", "row_space")]
         return sorted({i for i, _ in pairs}), sorted({j for _, j in pairs})
 
     def gram_pairs(self) -> list[Pair]:
@@ -216,8 +216,8 @@ class GridPlan:
             entries += sum(features(view, self.shapes[0][i]) * features(view, self.shapes[1][j]) for i, j in pairs)
         for (_, j), plan in self.cells.items():
             entries += 4 * math.prod(self.shapes[1][j]) if plan.of("difference") else 0
-        spans = any(plan.of("span") for plan in self.cells.values())
-        return 4 * images * kept + 8 * (grams + entries) + spans * span_bytes(images)
+        in_space = any(plan.of("row_space") for plan in self.cells.values())
+        return 4 * images * kept + 8 * (grams + entries) + in_space * row_space_bytes(images)
 
 
 def plan_grid(
@@ -269,13 +269,13 @@ def _require_room(plan: GridPlan, memory: float) -> None:
     (cell,) = plan.cells.values()
     image_bytes = 4 * sum(math.prod(shape) for (shape,) in plan.shapes)
     needed = image_bytes * max(group_sizes(plan.n_images, plan.group))
-    names, spans = cell.of("rows", "span"), cell.of("span")
+    names, in_space = cell.of("rows", "row_space"), cell.of("row_space")
     if not names or needed <= memory:
         return
     allow = f"allow it with --memory {math.ceil(needed / 1e9)}"
-    if spans:
+    if in_space:
         raise ValueError(
-            f"{', '.join(spans)} would keep {needed / 1e9:.1f} GB of activations; {allow}, or use --view channels"
+            f"{', '.join(in_space)} would keep {needed / 1e9:.1f} GB of activations; {allow}, or use --view channels"
         )
     fits = max(3, int(memory / image_bytes))
     if max(group_sizes(plan.n_images, fits)) > fits:

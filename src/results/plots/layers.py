@@ -88,22 +88,23 @@ def _draw_heatmap(
 
     low, high = _range(metric, table)
     beyond = "max" if np.nanmax(table, initial=low) > high else "neither"
-    alike = metric.alike == "higher"
-    colours = colormaps["cividis" if alike else "cividis_r"].with_extremes(bad=LIGHT)
+    higher = metric.higher_is_better
+    colours = colormaps["cividis" if higher else "cividis_r"].with_extremes(bad=LIGHT)
     image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     axes.set_xticks(range(len(layers2)), layers2, rotation=90 if max(map(len, layers2)) > 4 else 0)
     axes.set_yticks(range(len(layers1)), layers1)
     axes.tick_params(length=0)
-    _frame_most_similar(axes, table, alike)
+    _frame_most_similar(axes, table, higher)
     if max(table.shape) <= ANNOTATED:
         _write_values(axes, image, table)
     finish(axes, title=metric.name)
     bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02, extend=beyond)
-    bar.set_label(textwrap.fill(f"{metric.meaning} ({metric.alike}: more alike)", letters), fontsize=SMALL, color=INK)
+    meaning = textwrap.fill(f"{metric.meaning} ({metric.more_alike}: more alike)", letters)
+    bar.set_label(meaning, fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL)
 
 
-def _frame_most_similar(axes: Axes, table: np.ndarray, alike: bool) -> None:
+def _frame_most_similar(axes: Axes, table: np.ndarray, higher: bool) -> None:
     """Put a frame around the most similar of each row that has anything to choose from."""
     from matplotlib.patches import Rectangle
 
@@ -111,7 +112,7 @@ def _frame_most_similar(axes: Axes, table: np.ndarray, alike: bool) -> None:
     for i, row in enumerate(table):
         if np.isfinite(row).sum() < 2:
             continue
-        best = int(np.nanargmax(row) if alike else np.nanargmin(row))
+        best = int(np.nanargmax(row) if higher else np.nanargmin(row))
         for colour, width in (("white", 4 * thin), (INK, 2 * thin)):  # a dark frame alone would be lost on dark cells
             corner = (best - 0.46, i - 0.46)
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width))
@@ -136,7 +137,8 @@ def _range(metric: Metric | Functional, table: np.ndarray) -> tuple[float, float
     known = table[np.isfinite(table)]
     if not known.size:
         return 0.0, 1.0
-    low, high = min(float(known.min()), metric.identical), max(float(known.max()), metric.identical)
+    ends = [float(known.min()), float(known.max())] + ([] if callable(metric.identical) else [metric.identical])
+    low, high = min(ends), max(ends)
     if math.isfinite(metric.range[1]):
         low, high = math.floor(10 * low) / 10, math.ceil(10 * high) / 10
     else:
@@ -182,9 +184,10 @@ def _draw_bar(
         axes.errorbar([value], [0], xerr=bars, color=INK, capsize=4, linewidth=1.5)
     if null:
         axes.axvline(null[0], color=GREY, linewidth=1.5, linestyle="--")
-    axes.axvline(metric.identical, color=ORANGE, linewidth=2.5, linestyle=":", clip_on=False)
+    if not callable(metric.identical):
+        axes.axvline(metric.identical, color=ORANGE, linewidth=2.5, linestyle=":", clip_on=False)
     finish(axes)
-    axes.set_yticks([0], [f"{metric.name}\n({metric.alike}: more alike)"], fontsize=NORMAL)
+    axes.set_yticks([0], [f"{metric.name}\n({metric.more_alike}: more alike)"], fontsize=NORMAL)
     axes.set_xlim(low, high)
     axes.set_ylim(-0.5, 0.5)
     axes.text(1.02, 0.5, f"{value:.4g}", va="center", fontsize=NORMAL, color=INK, transform=axes.transAxes)
