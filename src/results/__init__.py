@@ -18,10 +18,10 @@ import scipy
 import torch
 
 from src.core.files import make_folder
-from src.results.frame import CONTROL_NAMES, keep_row, table
+from src.results.frame import keep_row, table
 from src.results.storage import FORMAT, read, write
 
-__all__ = ["CONTROL_NAMES", "FORMAT", "keep_row", "provenance", "read", "run_folder", "table", "write"]
+__all__ = ["FORMAT", "keep_row", "provenance", "read", "run_folder", "table", "write"]
 
 
 def run_folder(out_dir: Path, run_name: str | None) -> Path:

@@ -6,39 +6,26 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from src.results.storage import read
+from src.stitching.controls import CONTROLS
+from src.stitching.stages import COMPARED, MAPS, STAGES
+from src.stitching.stitch_spec import LATER, StitchSpec
 
 CACHE = ".stitches.jsonl"  # rows of files below its folder, by path, size and time
 Row = dict[str, Any] | None  # None for other results than stitches
 Which = tuple[str, int, int]  # a file: its path below the cache's folder, bytes, and time of the last change in ns
-SETTINGS = (
-    *("front_model", "end_model", "front_layer", "end_layer", "init", "mask", "low_rank", "orthogonal", "flatten"),
-    *("resize", "target_type", "temperature", "l1", "cka_reg", "epochs", "lr", "batch_size", "weight_decay"),
-    *("optimizer", "seed", "whiten", "amp", "debug"),
-)
+# what decides a stitch, and is told apart by columns: the networks, and every field of its spec
+SETTINGS = ("front_model", "end_model", *(field.name for field in fields(StitchSpec)))
 # our name -> the key of a network's facts
 NETWORK = {"architecture": "model", "trained_on": "dataset"} | {
     fact: fact for fact in ("init_seed", "gradient_seed", "train_fraction", "shuffle_labels")
 }
-# our name -> the published key, or its ending
-STAGES = {
-    "front": "front",
-    "end": "end",
-    "before": "before",
-    "after": "trans",
-    "ps_inv": "ps_inv",
-    "ls_train": "ls_train",
-}
-ENDINGS = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_inv", "ls_train": "_ls_train"}
-AGREEING = {"front": "m1"} | {stage: stage for stage in ("before", "after", "ps_inv", "ls_train")}
-
-
-CONTROL_NAMES = ("constant", "untrained", "shuffled", "self", "self_random", "probe")
 VERDICTS = ("penalty", "score")
 BOUNDS = {"": "value", "_low": "low", "_high": "high"}
 
@@ -161,25 +148,25 @@ def _at_the_stitch(result: dict[str, Any], stage: str) -> float | None:
 
 def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
     params, scores, similar = (result.get(key) or {} for key in ("params", "model_results", "m2_sim"))
-    similar = {stage: similar.get(key) or {} for stage, key in AGREEING.items()}
+    similar = {name: similar.get(stage.agreement) or {} for name, stage in COMPARED.items()}
     networks = {role: (result.get("weights") or {}).get(role) or {} for role in ("front", "end")}
     fit, controls = (result.get("fits") or {}).get("ps_inv") or {}, result.get("controls") or {}
     numbers = {
-        **{f"accuracy_{stage}": (scores.get(key) or {}).get("acc") for stage, key in STAGES.items()},
+        **{f"accuracy_{name}": (scores.get(stage.scores) or {}).get("acc") for name, stage in STAGES.items()},
         **{f"agreement_{stage}": found.get("same_class_out") for stage, found in similar.items()},
         **{f"relative_accuracy_{stage}": found.get("rel_acc") for stage, found in similar.items()},
         **{
-            f"{name}_{stage}": result.get(f"{name}{key}")
-            for name in ("cka", "l2", "l2_relative")
-            for stage, key in ENDINGS.items()
+            f"{measure}_{name}": result.get(f"{measure}{stage.suffix}")
+            for measure in ("cka", "l2", "l2_relative")
+            for name, stage in COMPARED.items()
         },
-        **{f"accuracy_{name}": (controls.get(name) or {}).get("acc") for name in CONTROL_NAMES},
+        **{f"accuracy_{name}": (controls.get(name) or {}).get("acc") for name in CONTROLS},
         **{
             f"{verdict}{end}": (result.get(verdict) or {}).get(key)
             for verdict in VERDICTS
             for end, key in BOUNDS.items()
         },
-        **{f"ood_auroc_{stage}": _at_the_stitch(result, stage) for stage in AGREEING if stage != "front"},
+        **{f"ood_auroc_{stage}": _at_the_stitch(result, stage) for stage in MAPS},
         "accuracy_chance": result.get("constant_accuracy"),
         "rows_per_unknown_ps_inv": fit["rows"] / fit["unknowns"] if fit else None,
     }
@@ -187,7 +174,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
         "run": path.parent.name,
         "dataset": params.get("dataset") or networks["front"].get("dataset"),
         "evaluate_on": params.get("evaluate_on"),
-        **{name: params.get(name) for name in SETTINGS},
+        **{name: params.get(name, LATER.get(name)) for name in SETTINGS},
         **{f"{role}_{fact}": facts.get(key) for role, facts in networks.items() for fact, key in NETWORK.items()},
         **{name: math.nan if value is None else float(value) for name, value in numbers.items()},
         "key": result.get("key"),

@@ -19,8 +19,9 @@ from src.networks.opening import Asker, Named, names_file, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.results.titles import stitch_title
 from src.stitching import Geometry, Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
+from src.stitching.stages import MAPS
 
-STITCH_TYPES = ("before", "after", "ps_inv", "ls_train")
+STITCH_TYPES = MAPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,10 @@ from typing import Any
 
 from src.results.text import columns_text, fill, health_lines
 from src.results.titles import network_names, stitch_title
+from src.stitching.controls import CEILING, CONTROLS, FLOOR
 from src.stitching.naming import setting_text, varied
+from src.stitching.stages import COMPARED, STAGES
 
-# what a row of the table is called in a result, and how the keys of its similarity end
-ROWS = {name: name for name in ("front", "end", "before", "after", "ps_inv", "ls_train")} | {"after": "trans"}
-SIMILAR = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_inv", "ls_train": "_ls_train"}
 EXACT_MARK, MADE_MARK = "*", "="
 TWO_DECIMALS_FROM = 10_000  # images from which on an accuracy has two decimals
 
@@ -23,11 +22,11 @@ def stitch_table(result: dict[str, Any]) -> str:
         f"{'':11} {'accuracy':>8} {'95% interval':>14} {'loss':>8} {'relative':>8} {'agrees':>7} {'CKA':>7} {'l2':>8}"
     )
     marked, labels = exact_fits(result), {}
-    for row, key in ROWS.items():
-        if key in result["model_results"]:
-            similar = result["m2_sim"].get("m1" if row == "front" else row, {})
-            cka, l2 = (result.get(f"{name}{SIMILAR[row]}") if row in SIMILAR else None for name in ("cka", "l2"))
-            labels[row] = result["model_results"][key] | similar | {"cka": cka, "l2": l2}
+    for row, stage in STAGES.items():
+        if stage.scores in result["model_results"]:
+            similar = result["m2_sim"].get(stage.agreement, {})
+            cka, l2 = (result.get(f"{name}{stage.suffix}") if row in COMPARED else None for name in ("cka", "l2"))
+            labels[row] = result["model_results"][stage.scores] | similar | {"cka": cka, "l2": l2}
     for row, figures in labels.items():
         lines.append(_line(result, row + EXACT_MARK * (row in marked), figures, interval_of(result, row)))
     for row, figures in result.get("controls", {}).items():
@@ -75,10 +74,11 @@ def _notes(result: dict[str, Any], marked: dict[str, dict[str, int]]) -> list[st
             f"{row}{EXACT_MARK}: fitted to {fit['rows']} rows with {fit['unknowns']} unknowns an output, so it "
             "fits whatever it is given, and this row says nothing about the networks"
         )
-    if "untrained" in controls:
-        found.append(f"untrained: mean and range of {len(controls['untrained']['each'])} networks, not an interval")
-    if controls.get("self", {}).get("by_construction"):
-        found.append(f"self{MADE_MARK}: end, by construction: this init makes the identity of it")
+    for row, figures in controls.items():
+        if "each" in figures:
+            found.append(f"{row}: mean and range of {len(figures['each'])} networks, not an interval")
+        if figures.get("by_construction"):
+            found.append(f"{row}{MADE_MARK}: end, by construction: this init makes the identity of it")
     return found
 
 
@@ -185,7 +185,7 @@ def _place(result: dict[str, Any], settings: Sequence[str]) -> dict[str, str]:
 def _figures(result: dict[str, Any]) -> dict[str, str]:
     digits, row = _decimals(result), {}
     for stage in ("before", "after", "ps_inv"):
-        share = _number(result["model_results"][ROWS[stage]]["acc"], 0, f".{digits}%")
+        share = _number(result["model_results"][STAGES[stage].scores]["acc"], 0, f".{digits}%")
         row[stage] = share + EXACT_MARK * (stage in exact_fits(result))
     row["agrees"] = _number(result["m2_sim"]["after"]["same_class_out"], 0, f".{digits}%")
     return row | {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
@@ -194,7 +194,7 @@ def _figures(result: dict[str, Any]) -> dict[str, str]:
 def _between(result: dict[str, Any]) -> dict[str, str]:
     """The trained stitch between its two bounds, and its score."""
     row = {"after": _with_interval(result, "after", result["model_results"]["trans"])}
-    for control in ("untrained", "self"):
+    for control in (FLOOR, CEILING):
         if figures := result.get("controls", {}).get(control):
             made = bool(figures.get("by_construction"))
             row[control] = (
@@ -208,9 +208,10 @@ def _beside(result: dict[str, Any]) -> dict[str, str]:
     """What stitching costs, and the other controls."""
     penalty, controls = result.get("penalty"), result.get("controls", {})
     row = {"penalty": "{:.1f} ({:.1f} to {:.1f})".format(*(100 * penalty[key] for key in penalty)) if penalty else ""}
-    for control in ("constant", "shuffled", "self_random"):
-        row[control] = f"{100 * controls[control]['acc']:.1f}" if control in controls else ""
-    return row | ({"probe": _with_interval(result, "probe", controls["probe"])} if "probe" in controls else {})
+    for control in (name for name in CONTROLS if name in controls and name not in (FLOOR, CEILING)):
+        figures, is_head = controls[control], CONTROLS[control].fit is not None
+        row[control] = _with_interval(result, control, figures) if is_head else f"{100 * figures['acc']:.1f}"
+    return row
 
 
 def _with_interval(result: dict[str, Any], row: str, figures: dict[str, Any]) -> str:
@@ -222,9 +223,10 @@ def _notes_of_controls(found: Sequence[dict[str, Any]]) -> list[str]:
     if any("score" in result for result in found):
         notes.append("score: (after - untrained) / (self - untrained); -: these are too close to tell")
     controls = {name: figures for result in found for name, figures in result.get("controls", {}).items()}
-    if "untrained" in controls:
-        notes.append(f"untrained: mean and range of {len(controls['untrained']['each'])} networks")
-    if any(result.get("controls", {}).get("self", {}).get("by_construction") for result in found):
+    for row, figures in controls.items():
+        if "each" in figures:
+            notes.append(f"{row}: mean and range of {len(figures['each'])} networks")
+    if any(one.get("by_construction") for result in found for one in result.get("controls", {}).values()):
         notes.append(f"{MADE_MARK}: end, by construction: this init makes the identity of it")
     return notes
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.core.progress import bar
 from src.cutting.parts import heads
 from src.dataset import PairedImagesSplit, Split
 from src.dataset.preprocessing import for_half
+from src.evaluation.probe import PooledFeatures, Probe
 from src.stitching.cut_networks import CutNetworks
 from src.stitching.geometry import Geometry
 from src.stitching.stitch_spec import ControlSpec, StitchSpec
@@ -24,10 +25,27 @@ PARTNER = "partner"  # the front network, looking at another image
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A line of CONTROLS: what it is, and the stitches sewn for a spec; `exact` as in `is_one`. The probe sews none."""
+    """A line of CONTROLS: something that a stitch is held against.
+
+    about: what is sewn, in words. bounds: what it bounds. colour: in pictures. sewn(spec, exact): the stitches that it
+    takes, `exact` as in `is_one`; an empty list says that there is nothing to train, for `is_end` because the end
+    network itself is what would come of it. fit(features, layer, split): instead of a stitch, a head on the pooled
+    features of the front layer, which takes them to logits; it is fitted to labels. setup: puts networks and images
+    beside those of the stitch. role: "floor" and "ceiling" are what the score lies between.
+    """
 
     about: str
-    sewn: Callable[[StitchSpec, bool], list[ControlSpec]] = lambda spec, exact: []
+    bounds: str
+    colour: str
+    sewn: Callable[[StitchSpec, bool], list[ControlSpec]] | None = None
+    fit: Callable[[PooledFeatures, str, Split], Probe] | None = None
+    setup: Callable[["ControlSetup"], None] | None = None
+    role: str = ""
+    is_end: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.sewn is None) == (self.fit is None):
+            raise ValueError(f"a control is sewn or fitted, one of the two: {self.about}")
 
 
 def is_one(spec: StitchSpec, *, exact: bool = True) -> bool:
@@ -60,14 +78,6 @@ def _self_random(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     return [ControlSpec.of(spec, "end", front_layer=spec.end_layer, init="random")]
 
 
-CONTROLS = {
-    "constant": Control("the best constant activation: a bias alone", _constant),
-    "untrained": Control(f"untrained networks of the front's architecture, mean of {UNTRAINED}", _untrained),
-    "shuffled": Control("the front sees another image than the end", _shuffled),
-    "self": Control("the end network stitched to itself: the ceiling", _self),
-    "self_random": Control("the same from a random start: the ceiling of the optimiser", _self_random),
-    "probe": Control("logistic regression on the front's average activation"),
-}
 ALL = "all"
 
 
@@ -85,12 +95,15 @@ def choose_controls(text: str) -> list[str]:
 def sewn_for(spec: StitchSpec, names: Sequence[str], *, exact: bool = True) -> dict[str, list[ControlSpec]]:
     """The stitches that are sewn for each control of a spec; `exact` as in `is_one`.
 
-    Where the self-stitch is not one by construction it has the spec's own start, and a second one from a random start
-    is made only where that is another.
+    A control whose stitches are those of one before it, as the self-stitch of a random init and the one from a random
+    start, is left out.
     """
-    sewn = {name: CONTROLS[name].sewn(spec, exact) for name in names}
-    if sewn.get("self") and sewn.get("self") == sewn.get("self_random"):
-        del sewn["self_random"]
+    sewn: dict[str, list[ControlSpec]] = {}
+    for name in names:
+        control = CONTROLS[name]
+        stitches = control.sewn(spec, exact) if control.sewn else []
+        if not stitches or stitches not in sewn.values():
+            sewn[name] = stitches
     return sewn
 
 
@@ -102,13 +115,83 @@ def control_specs(
     return sewn_for(spec, names, exact=rows > geometry.outputs)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ControlSetup:
-    """Networks and images as the stitches of one seed and their controls need them."""
+    """Networks and images as the stitches of one seed and their controls need them; `setup` of controls change it.
 
-    cuts: CutNetworks
+    networks: "front", "end", and by the `source` of specs those beside them. sample: two images. fresh(seed): an
+    untrained network of the front's architecture that takes the same images. layers: those of the front at which
+    stitches start.
+    """
+
+    networks: dict[str, nn.Module]
+    sample: Tensor
     train: Split
     val: Split
+    seed: int
+    layers: list[str]
+    fresh: Callable[[int], nn.Module] | None
+
+
+def _add_untrained(setup: ControlSetup) -> None:
+    """Raises UserError where there is no way to make untrained networks."""
+    if setup.fresh is None:
+        raise ValueError("no untrained network of the front's architecture can be made; leave out this control")
+    made = {name: setup.fresh(derived_seed(setup.seed, name)) for name in _names_of_untrained()}
+    made = {name: network.to(setup.sample.device) for name, network in made.items()}
+    recalibrate_batchnorm(list(made.values()), setup.layers, setup.train)
+    setup.networks |= made
+
+
+def _pair_images(setup: ControlSetup) -> None:
+    """Each image gets another beside it, which one network more, the front's partner, looks at."""
+    front = setup.networks["front"]
+    setup.networks = {role: for_half(network, 0) for role, network in setup.networks.items()}
+    setup.networks[PARTNER] = for_half(front, 1)
+    setup.sample = torch.cat([setup.sample, setup.sample], 1)
+    setup.train = shuffled(setup.train, derived_seed(setup.seed, "shuffled train"))
+    setup.val = shuffled(setup.val, derived_seed(setup.seed, "shuffled val"))
+
+
+CONTROLS = {
+    "constant": Control(
+        "no front: the best constant activation, a bias alone", "what end says without looking", "#8C8C8C", _constant
+    ),
+    "untrained": Control(
+        f"the front's architecture with {UNTRAINED} other seeds, untrained, its BatchNorms settled on training images",
+        "what training of the front adds",
+        "#D55E00",
+        _untrained,
+        setup=_add_untrained,
+        role="floor",
+    ),
+    "shuffled": Control(
+        "the front sees another image than the one that counts, by one fixed permutation",
+        "what leaks without correspondence",
+        "#CC79A7",
+        _shuffled,
+        setup=_pair_images,
+    ),
+    "self": Control(
+        "end's own layer, sewn to itself",
+        "the ceiling of this family of maps, and of the optimiser",
+        "#555555",
+        _self,
+        role="ceiling",
+        is_end=True,
+    ),
+    "self_random": Control("the same from a random start", "the ceiling of the optimiser", "#56B4E9", _self_random),
+    "probe": Control(
+        "logistic regression on the average of front's activation over positions",
+        "what is linearly there",
+        "#882255",
+        fit=PooledFeatures.probe,
+    ),
+}
+# the names of the two controls that the score lies between
+FLOOR, CEILING = (
+    next(name for name, control in CONTROLS.items() if control.role == role) for role in ("floor", "ceiling")
+)
 
 
 def prepare_controls(
@@ -119,31 +202,23 @@ def prepare_controls(
     val: Split,
     *,
     fresh: Callable[[int], nn.Module] | None,
-) -> ControlSetup:
-    """Put the networks of the named controls of some specs, all of one seed, beside the two.
+) -> tuple[CutNetworks, Split, Split]:
+    """The networks and the two splits with what the named controls of some specs, all of one seed, put beside them.
 
-    `fresh(seed)` makes an untrained network of the front's architecture, which takes the same images. Raises ValueError
-    where such networks are asked for and there is no way to make them.
+    `fresh` as in `ControlSetup`. Raises ValueError where untrained networks are asked for and there is no way to make
+    them.
     """
     (seed,) = {spec.seed for spec in specs}
-    networks, sample = dict(cuts.networks), cuts.sample
-    if "untrained" in names:
-        if fresh is None:
-            raise ValueError("no untrained network of the front's architecture can be made; leave out this control")
-        layers = list(dict.fromkeys(spec.front_layer for spec in specs))
-        made = {name: fresh(derived_seed(seed, name)).to(cuts.device) for name in _names_of_untrained()}
-        recalibrate_batchnorm(list(made.values()), layers, train)
-        networks |= made
-    if "shuffled" in names:
-        networks = {role: for_half(network, 0) for role, network in networks.items()}
-        networks[PARTNER] = for_half(cuts.networks["front"], 1)
-        sample = torch.cat([sample, sample], 1)
-        train, val = (
-            shuffled(split, derived_seed(seed, f"shuffled {split_name}"))
-            for split, split_name in ((train, "train"), (val, "val"))
-        )
-    front, end = networks.pop("front"), networks.pop("end")
-    return ControlSetup(CutNetworks(front, end, specs, sample, others=networks, layouts=cuts.asked), train, val)
+    layers = list(dict.fromkeys(spec.front_layer for spec in specs))
+    setup = ControlSetup(dict(cuts.networks), cuts.sample, train, val, seed, layers, fresh)
+    setups = [CONTROLS[name].setup for name in CONTROLS if name in names]
+    # pairs of images last: all networks that are there by then look at the first of each
+    for put in sorted(filter(None, setups), key=lambda put: put is _pair_images):
+        put(setup)
+    front, end = setup.networks.pop("front"), setup.networks.pop("end")
+    others = setup.networks
+    made = CutNetworks(front, end, specs, setup.sample, others=others, layouts=cuts.asked)
+    return made, setup.train, setup.val
 
 
 def shuffled(split: Split, seed: int) -> PairedImagesSplit:

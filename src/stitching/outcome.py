@@ -17,20 +17,18 @@ from src.evaluation.scores import AgreementCounter, tally
 from src.metrics.algebra.moments import Affine, PairedMoments, least_squares, squared_error
 from src.metrics.diagnostics import diagnose, facts_of_sums
 from src.stitching.cka import FRONT
+from src.stitching.controls import CEILING, CONTROLS, FLOOR
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.layer import MaskedStitch, StitchLayer, from_arrays
 from src.stitching.ood import Scores
 from src.stitching.significance import intervals_of, penalty_of, score_of
+from src.stitching.stages import COMPARED, MAPS, STAGES
 from src.stitching.stitch_spec import StitchSpec
 from src.training.train_state import History
 
 FIT_COLUMNS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-# the published keys: cka is the front network's, cka_frank that of the trained stitch
-SUFFIX = {"front": "", "before": "_before", "after": "_frank", "ps_inv": "_ps_inv", "ls_train": "_ls_train"}
-PUBLISHED = {"after": "trans"}  # in model_results
-STAGES = ("before", "after", "ps_inv", "ls_train")  # maps that are scored
 
 
 @dataclass(slots=True)
@@ -61,7 +59,7 @@ class Outcomes:
         self.unlabelled = () if front_labelled else ("front",)
         self._known: dict[tuple, str] = {}
         self._stitches: dict[str, tuple[StitchSpec, StitchLayer]] = {}
-        self._probes: dict[str, tuple[str, Probe]] = {}
+        self._heads: dict[str, tuple[str, Probe]] = {}
 
     def add(
         self, works: Sequence[StitchRun], on_val: PairedMoments, on_train: PairedMoments | None
@@ -73,10 +71,10 @@ class Outcomes:
         for work in works:
             own = work.spec.needs_train_moments  # what others asked for must not change what this one says
             _add_maps(work, on_val, exact, on_train if own else None, fitted if own else None)
-            for stage in STAGES:
+            for stage in MAPS:
                 if stage in work.maps:
                     work.names[stage] = self._name(work, stage)
-            work.similar = {f"cka{SUFFIX[stage]}": None for stage in ("front", *work.names)}
+            work.similar = {f"cka{COMPARED[stage].suffix}": None for stage in ("front", *work.names)}
             work.similar |= {"health": health, "cka_group_at": None}
             work.similar |= _distances(work.maps, on_val, same_shape=geometry.front_shape == geometry.end_shape)
         return {name: self._stitches[name][1] for work in works for name in work.names.values()}
@@ -86,7 +84,7 @@ class Outcomes:
         """Note the CKA of every map by name, and of the front network's activation, `FRONT`."""
         for work in works:
             for stage, name in {"front": FRONT, **work.names}.items():
-                work.similar[f"cka{SUFFIX[stage]}"] = ckas[name]
+                work.similar[f"cka{COMPARED[stage].suffix}"] = ckas[name]
             work.similar["cka_group_at"] = group
 
     def _name(self, work: StitchRun, stage: str) -> str:
@@ -98,16 +96,21 @@ class Outcomes:
             self._stitches[name] = work.spec, layer
         return self._known[key]
 
-    def attach_controls(self, work: StitchRun, sewn: Mapping[str, Sequence[StitchRun]], probe: Probe | None) -> None:
-        """Name the networks of a stitch's controls, so that they are scored with it: those that came through."""
+    def attach_controls(
+        self, work: StitchRun, sewn: Mapping[str, Sequence[StitchRun]], heads: Mapping[str, Probe]
+    ) -> None:
+        """Name the networks of a stitch's controls, so that they are scored with it: those that came through.
+
+        sewn: by control its stitches. heads: by control what was fitted to features of the front layer instead.
+        """
         for control, others in sewn.items():
-            if not others and control != "probe":
-                work.controls[control] = ["end"]  # the end network stitched to itself by a map that changes nothing
-            elif others and not any(other.failure for other in others):
+            if others and not any(other.failure for other in others):
                 work.controls[control] = [self._name_of(other) for other in others]
-        if probe:
-            work.controls["probe"] = [f"probe {work.spec.front_layer}"]
-            self._probes[work.controls["probe"][0]] = work.spec.front_layer, probe
+            elif not others and CONTROLS[control].is_end:
+                work.controls[control] = ["end"]  # the end network stitched to itself by a map that changes nothing
+        for control, head in heads.items():
+            work.controls[control] = [f"{control} {work.spec.front_layer}"]
+            self._heads[work.controls[control][0]] = work.spec.front_layer, head
 
     def _name_of(self, control: StitchRun) -> str:
         key = (control.spec,)
@@ -135,7 +138,7 @@ class Outcomes:
         specs = [spec for spec, _ in self._stitches.values()]
         networks = ["front", "end"] if self.comparable else ["end"]
         more = {role: [LOGITS] for role in networks}
-        more.setdefault("front", []).extend(layer for layer, _ in self._probes.values())
+        more.setdefault("front", []).extend(layer for layer, _ in self._heads.values())
 
         def forward(images: Tensor) -> dict[str, Tensor]:
             fronts = self.cuts.front_activations(specs, images, more)
@@ -143,7 +146,7 @@ class Outcomes:
             logits |= {
                 name: self.cuts.logits(spec, layer, fronts, images) for name, (spec, layer) in self._stitches.items()
             }
-            return logits | {name: probe(fronts["front"][layer]) for name, (layer, probe) in self._probes.items()}
+            return logits | {name: head(fronts["front"][layer]) for name, (layer, head) in self._heads.items()}
 
         return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
 
@@ -153,16 +156,17 @@ class Outcomes:
         """What a result file says of one stitch; `ood` is what is known of the activations of each map by name."""
         geometry = self.cuts.geometry(work.spec.cut)
         stages = {"front": "front", "end": "end", **work.names}
-        agreeing = {stage: name for stage, name in stages.items() if stage != "end"}
         return {
             "geometry": {"front": geometry.front_shape, "end": geometry.end_shape, "layouts": geometry.layouts},
             "trans_fit": pd.DataFrame(work.history.epochs, columns=FIT_COLUMNS),
             "trans_history": {iteration: _published(state) for iteration, state in work.history.snapshots.items()},
             "trans_m": work.maps,
             "fits": work.fits,
-            "model_results": {PUBLISHED.get(stage, stage): counts.scores(name) for stage, name in stages.items()},
+            "model_results": {STAGES[stage].scores: counts.scores(name) for stage, name in stages.items()},
             "hits": {key: counts.hits(*couple) for key, couple in _couples(work.names).items()},
-            "m2_sim": {{"front": "m1"}.get(stage, stage): counts.agreement(name) for stage, name in agreeing.items()},
+            "m2_sim": {
+                COMPARED[stage].agreement: counts.agreement(name) for stage, name in stages.items() if stage in COMPARED
+            },
             **_verdicts(work, stages, counts),
             **({"ood": _rows_of_ood(work, ood)} if ood else {}),
             **work.similar,
@@ -185,7 +189,7 @@ def _resampled(work: StitchRun, *, several: bool) -> list[str]:
     """The networks whose decisions are kept image by image: those of the score; all, of several labels."""
     if several:
         return ["front", "end", *work.names.values(), *(name for names in work.controls.values() for name in names)]
-    bounds = [work.controls.get(control, []) for control in ("self", "untrained")]
+    bounds = [work.controls.get(control, []) for control in (CEILING, FLOOR)]
     return [work.names["after"], *bounds[0], *bounds[1]] if all(bounds) else []
 
 
@@ -199,9 +203,9 @@ def _verdicts(work: StitchRun, stages: Mapping[str, str], counts: AgreementCount
     }
     if controls:
         found["controls"] = controls
-    if {"self", "untrained"} <= controls.keys():
-        ceiling = work.controls["self"][0]
-        found["score"] = score_of(counts, work.names["after"], work.controls["untrained"], ceiling)
+    if {FLOOR, CEILING} <= controls.keys():
+        (ceiling,) = work.controls[CEILING]
+        found["score"] = score_of(counts, work.names["after"], work.controls[FLOOR], ceiling)
     return found
 
 
@@ -267,8 +271,8 @@ def _distances(maps: Mapping[str, dict[str, Any]], moments: PairedMoments, *, sa
     outputs = len(moments.mean_y)
     variance = float(moments.yy.trace()) / moments.n / outputs
     values: dict[str, Any] = {}
-    for stage, suffix in SUFFIX.items():
-        if stage == "front":
+    for stage, record in COMPARED.items():
+        if not record.is_map:
             unchanged = Affine(torch.eye(outputs), torch.zeros(outputs))
             l2 = squared_error(moments, unchanged) if same_shape else None
         elif stage in maps:
@@ -276,8 +280,8 @@ def _distances(maps: Mapping[str, dict[str, Any]], moments: PairedMoments, *, sa
             l2 = squared_error(moments, Affine(w.reshape(outputs, -1), b))
         else:
             continue
-        values[f"l2{suffix}"] = l2
-        values[f"l2_relative{suffix}"] = None if l2 is None else l2 / variance if variance else float("nan")
+        values[f"l2{record.suffix}"] = l2
+        values[f"l2_relative{record.suffix}"] = None if l2 is None else l2 / variance if variance else float("nan")
     return values
 
 

@@ -12,7 +12,7 @@ from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
 from src.metrics.algebra.moments import PairedMoments
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, share, shared_ckas
-from src.stitching.controls import control_specs, prepare_controls
+from src.stitching.controls import CONTROLS, control_specs, prepare_controls
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.layer import ConstantStitch
 from src.stitching.moments import Moments, gather_moments
@@ -110,19 +110,19 @@ class _Group:
 
     def __init__(self, cuts: CutNetworks, specs: list[StitchSpec], train: Split, val: Split, plan: StitchPlan) -> None:
         self.specs, self.plan, self.callbacks = specs, plan, plan.callbacks
-        names = [name for name in plan.controls if name != "probe" or plan.labelled]
+        names = [name for name in plan.controls if plan.labelled or not CONTROLS[name].fit]
         self.sewn = {spec: control_specs(cuts.geometry(spec.cut), spec, names, len(train)) for spec in specs}
         self.names = dict(zip(cuts.specs, spec_names(cuts.specs), strict=True))
         self.cuts, self.train, self.val = cuts, train, val
         if names:
-            held = prepare_controls(cuts, specs, names, train, val, fresh=plan.fresh)
-            self.cuts, self.train, self.val = held.cuts, held.train, held.val
-        self.has_probe = "probe" in names
+            made = prepare_controls(cuts, specs, names, train, val, fresh=plan.fresh)
+            self.cuts, self.train, self.val = made
+        self.fits = {name: fit for name in names if (fit := CONTROLS[name].fit)}
 
     def outcomes(self) -> dict[StitchSpec, Outcome]:
         sewn = dict.fromkeys(spec for some in self.sewn.values() for several in some.values() for spec in several)
         asking = [spec for spec in [*self.specs, *sewn] if spec.needs_train_moments]
-        averages = PooledFeatures([spec.front_layer for spec in self.specs]) if self.has_probe else None
+        averages = PooledFeatures([spec.front_layer for spec in self.specs]) if self.fits else None
         title = "moments on train" if asking else "averages for probes"
         on_train = gather_moments(
             self.cuts, asking, self.train, title=title, on_message=self.callbacks.on_message, averages=averages
@@ -135,10 +135,15 @@ class _Group:
         outcomes = Outcomes(self.cuts, front_labelled=self.plan.front_labelled, comparable=self.plan.comparable)
         self._finish_maps(outcomes, done, on_train)
         layers = dict.fromkeys(work.spec.front_layer for work in done)
-        probes = {layer: averages.probe(layer, self.train) for layer in layers} if averages else {}
+        heads = {
+            (name, layer): fit(averages, layer, self.train)
+            for name, fit in self.fits.items()
+            for layer in layers
+            if averages
+        }
         for work in done:
             held = {name: [controls[one] for one in some] for name, some in self.sewn[work.spec].items()}
-            outcomes.attach_controls(work, held, probes.get(work.spec.front_layer))
+            outcomes.attach_controls(work, held, {name: heads[name, work.spec.front_layer] for name in self.fits})
         self._tell_diverged(controls)
         counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
         ood = out_of_distribution(self.cuts, outcomes.sewn(), self.train, self.val) if self.plan.ood else None

@@ -18,6 +18,15 @@ RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
 FORMAT, WHITENED_FORMAT = 1, 3  # of keys: a change of what a spec means makes other keys
 
 
+# Fields that were there before others came. A field that is none of these stands in a key only where it is not at its
+# default, so that results of before it came keep their keys; and a result without it is one with its default.
+FIRST = (
+    *("front_layer", "end_layer", "init", "mask", "low_rank", "orthogonal", "flatten", "resize", "target_type"),
+    *("temperature", "l1", "cka_reg", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "seed"),
+    *("save_frequency", "whiten", "amp", "debug"),
+)
+
+
 class Cut(NamedTuple):
     """Where two networks are cut for a stitch, and what becomes of the activations there."""
 
@@ -90,6 +99,10 @@ class StitchSpec:
     def needs_train_moments(self) -> bool:
         return needs_moments(self.init, self.mask) or self.whiten
 
+    def identity(self) -> dict[str, Any]:
+        """The fields by name, without those that came later and are at their defaults: they say nothing."""
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
+
     def key(self, **surroundings: Any) -> str:
         """A digest of the spec and of what it is about: weights, preprocessing, images.
 
@@ -98,10 +111,14 @@ class StitchSpec:
         """
         record = {
             "format": WHITENED_FORMAT if self.whiten else FORMAT,
-            "spec": asdict(self),
+            "spec": self.identity(),
             "surroundings": surroundings,
         }
         return digest(record)
+
+
+# by name, fields that came later, and the default that they have in results of before
+LATER = {field.name: field.default for field in fields(StitchSpec) if field.name not in FIRST}
 
 
 def usual_rate(*, whiten: bool) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from src.metrics import MEASURES
-from src.results.plots.style import BLUE, CONTROL_COLOURS, GREEN, GREY, ORANGE
+from src.results.plots.style import BLUE, GREEN, GREY, ORANGE
+from src.stitching.controls import CONTROLS
 from src.studies import svg
 from src.studies.frames import ENDS, FEW, Frame, StudyResults, grouped
 from src.studies.table import HEADINGS, key_text
@@ -105,7 +106,7 @@ def _references(
     if _value(found) != "accuracy_after":
         return []
     styles = {
-        name: (name.removeprefix("accuracy_"), CONTROL_COLOURS.get(name.removeprefix("accuracy_"), GREY), "2 3")
+        name: (name.removeprefix("accuracy_"), CONTROLS[name.removeprefix("accuracy_")].colour, "2 3")
         for name in found.controls
     }
     styles |= {"accuracy_end": ("end network", GREY, ""), "accuracy_chance": ("chance", GREY, "6 4")}
@@ -273,7 +274,7 @@ def comparison_maps(found: StudyResults) -> dict[str, Any]:
         means = group.groupby(["layer1", "layer2"], sort=False)["value"].mean()
         table = [[float(means.get((one, other), math.nan)) for other in ends] for one in fronts]
         low, high = _bounds(means)
-        title = f"{method}: {MEASURES[method].alike} means more alike" if method in MEASURES else str(method)
+        title = f"{method}: {MEASURES[method].more_alike} means more alike" if method in MEASURES else str(method)
         if (pairs := group.loc[group["value"].notna(), "networks"].nunique()) != every:
             title += f"; {pairs} of {every} pairs have a value"
         charts.append({"title": title, "svg": svg.heatmap(fronts, ends, table, low=low, high=high)})

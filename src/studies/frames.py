@@ -4,7 +4,7 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from src import results
 from src.results.frame import NETWORK
 from src.results.titles import network_name
 from src.stitching import StitchSpec, usual_rate
+from src.stitching.controls import CONTROLS
 from src.stitching.naming import setting_text
 from src.stitching.options import OPTIONS
 from src.studies.jobs import Bundle, CompareSpec
@@ -24,8 +25,8 @@ from src.studies.store import Store
 
 Frame = Any  # a frame of pandas; its stubs leave open what an operation gives
 Values = np.ndarray[Any, Any]
-# what may tell stitches apart beside networks and layers, in the order of columns
-AXES = (*(option.field for option in OPTIONS if option.field != "seed"), "amp")
+# what may tell stitches apart beside networks, layers and seeds, in the order of columns
+AXES = tuple(field.name for field in fields(StitchSpec) if field.name not in ("front_layer", "end_layer", "seed"))
 MEASURES = ("accuracy_before", "accuracy_after", "accuracy_ps_inv", "agreement_after", "cka_after", "l2_relative_after")
 FEW = 3  # below it Student's t says nothing: of two values the interval is 13 times as wide as they are apart
 ROLES, ENDS = ("front", "end"), ["front_network", "end_network"]
@@ -50,7 +51,7 @@ class StudyResults:
 
     @property
     def controls(self) -> list[str]:
-        named = [name for name in results.CONTROL_NAMES if self.stitches[f"accuracy_{name}"].notna().any()]
+        named = [name for name in CONTROLS if self.stitches[f"accuracy_{name}"].notna().any()]
         return [f"accuracy_{name}" for name in named]
 
 

@@ -34,8 +34,8 @@ def scores(
     train, val = load_split("toy", "train"), load_split("toy", "val")
     cuts = CutNetworks(network, network, [spec], SAMPLE)
     if shuffled:
-        held = prepare_controls(cuts, [spec], ["shuffled"], train, val, fresh=None)
-        cuts, train, val, spec = held.cuts, held.train, held.val, ControlSpec.of(spec, "partner")
+        cuts, train, val = prepare_controls(cuts, [spec], ["shuffled"], train, val, fresh=None)
+        spec = ControlSpec.of(spec, "partner")
     if constant:
         spec = ControlSpec.of(spec, "front", constant=True)
     geometry = cuts.geometry(spec.cut)

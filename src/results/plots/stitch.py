@@ -9,11 +9,8 @@ import numpy as np
 
 from src.core.intervals import wilson
 from src.results.plots.style import (
-    COLOURS,
-    CONTROL_COLOURS,
     GREY,
     INK,
-    MARKERS,
     NORMAL,
     SMALL,
     empty,
@@ -23,8 +20,10 @@ from src.results.plots.style import (
     save,
     whole_numbers,
 )
-from src.results.stitch_text import EXACT_MARK, MADE_MARK, ROWS, exact_fits, interval_of, verdict_lines
+from src.results.stitch_text import EXACT_MARK, MADE_MARK, exact_fits, interval_of, verdict_lines
 from src.results.titles import stitch_title
+from src.stitching.controls import CONTROLS
+from src.stitching.stages import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,11 +102,11 @@ def _draw_singular_values(axes: Axes, matrices: dict[str, np.ndarray]) -> None:
         values = np.linalg.svd(matrix, compute_uv=False)
         kept = values[values > RANK_FLOOR * values[0]]
         label = name if len(kept) == min(shape) else f"{name}, rank {len(kept)}"
-        marker = MARKERS[name] if len(values) <= 64 else ""
+        marker = STAGES[name].marker if len(values) <= 64 else ""
         numbers = np.arange(1, len(kept) + 1)
         size = {"before": 6.5, "after": 2.5}.get(name, 4.5)  # so that equal values show all three
         (line,) = axes.plot(
-            numbers, kept, color=COLOURS[name], marker=marker, markersize=size, linewidth=1, label=label
+            numbers, kept, color=STAGES[name].colour, marker=marker, markersize=size, linewidth=1, label=label
         )
         if name != "after":
             line.set_markerfacecolor("none")
@@ -132,12 +131,12 @@ def _draw_curves(loss: Axes, accuracy: Axes, result: dict[str, Any]) -> None:
         # before training there is a score on the validation images, but none on those of training
         val = [scores["before"][score], *fit[f"val_{key}"]]
         axes.plot(np.arange(len(fit) + 1), unit * np.array(val), color=INK, label="val", **style)
-        for place, name, stage in ((0, "before", "before"), (len(fit), "after", "trans")):
+        for place, name in ((0, "before"), (len(fit), "after")):
             axes.plot(
                 place,
-                unit * scores[stage][score],
-                color=COLOURS[name],
-                marker=MARKERS[name],
+                unit * scores[STAGES[name].scores][score],
+                color=STAGES[name].colour,
+                marker=STAGES[name].marker,
                 markersize=7.5 if name == "before" else 5,
                 linestyle="",
                 label=name,
@@ -157,22 +156,22 @@ def _draw_curves(loss: Axes, accuracy: Axes, result: dict[str, Any]) -> None:
 def _draw_accuracies(axes: Axes, result: dict[str, Any]) -> None:
     """Accuracies with 95% intervals, on the range that these span; chance is a line, or named where it is far below."""
     finish(axes, title="accuracy on val, 95% intervals", y="accuracy (%)", grid="y")
-    shown = {name: key for name, key in ROWS.items() if result["model_results"].get(key, {}).get("acc") is not None}
+    shares = {name: result["model_results"].get(stage.scores, {}).get("acc") for name, stage in STAGES.items()}
+    shown = {name: share for name, share in shares.items() if share is not None}
     if not shown:
         empty(axes, "no accuracy: the images are of other classes")
         return
     images, marked = result.get("images", {}).get("val"), exact_fits(result)
     lowest, highest = 100.0, 0.0
-    for place, (name, key) in enumerate(shown.items()):
-        share = result["model_results"][key]["acc"]
+    for place, (name, share) in enumerate(shown.items()):
         low, high = interval_of(result, name) or (wilson(share, images) if images else (share, share))
         bars = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
         axes.errorbar(
             [place],
             [100 * share],
             yerr=bars,
-            color=COLOURS[name],
-            markerfacecolor="none" if name in marked else COLOURS[name],
+            color=STAGES[name].colour,
+            markerfacecolor="none" if name in marked else STAGES[name].colour,
             marker="o",
             markersize=6,
             capsize=3,
@@ -205,12 +204,12 @@ def _draw_controls(axes: Axes, result: dict[str, Any]) -> None:
     for place, (name, figures) in enumerate(rows.items()):
         share = figures["acc"]
         low, high = interval_of(result, name) or (share, share)
-        colour = COLOURS["after"] if name == "after" else CONTROL_COLOURS.get(name, GREY)
+        colour = (STAGES | CONTROLS)[name].colour
         bars = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
         axes.errorbar([100 * share], [place], xerr=bars, color=colour, marker="o", markersize=6, capsize=3)
         text = {"fontsize": SMALL, "color": INK, "ha": "right" if share > 0.5 else "left", "va": "center"}
         axes.text(100 * share, place + 0.32, f"{100 * share:.1f}", **text)
-    axes.axvline(100 * rows["after"]["acc"], color=COLOURS["after"], linewidth=0.8, zorder=0)
+    axes.axvline(100 * rows["after"]["acc"], color=STAGES["after"].colour, linewidth=0.8, zorder=0)
     axes.set_xlim(-2, 104)
     axes.set_ylim(-0.6, len(rows) - 0.3)
     notes = [

@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.results.plots.style import (
-    COLOURS,
-    CONTROL_COLOURS,
     GREY,
     INK,
-    MARKERS,
     NORMAL,
     SMALL,
     finish,
@@ -21,14 +18,15 @@ from src.results.plots.style import (
     save,
 )
 from src.results.titles import network_names
+from src.stitching.controls import CONTROLS
 from src.stitching.naming import setting_text
+from src.stitching.stages import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ANNOTATED = 12  # cells a side; values in more of them could not be read
-STAGES = {"before": "before", "after": "trans", "ps_inv": "ps_inv"}
 NUMBERS = ("low_rank", "lr")  # what an axis can show in its order
 
 
@@ -55,7 +53,7 @@ def value_of(result: dict[str, Any], stage: str) -> float:
     scores, end = result["model_results"], result["model_results"]["end"]["acc"]
     if end is None:
         return result["m2_sim"][stage]["same_class_out"]
-    return scores[STAGES[stage]]["acc"] / end if end else float("nan")
+    return scores[STAGES[stage].scores]["acc"] / end if end else float("nan")
 
 
 def measure(found: Sequence[dict[str, Any]]) -> str:
@@ -187,9 +185,8 @@ def _draw_controls(axes: Axes, found: Sequence[dict[str, Any]], across: str, pla
             for place in places
         ]
         means = np.array([np.mean(some) if some else np.nan for some in values])
-        colour, marker = CONTROL_COLOURS.get(name, GREY), "v^<>xP"[number % 6]
-        style = {"color": colour, "linestyle": ":", "linewidth": 1, "marker": marker, "markersize": 4}
-        axes.plot(range(len(places)), means, label=name, zorder=1, **style)
+        style = {"color": CONTROLS[name].colour, "marker": "v^<>xP"[number % 6], "markersize": 4}
+        axes.plot(range(len(places)), means, label=name, zorder=1, linestyle=":", linewidth=1, **style)
 
 
 def _place(result: dict[str, Any], across: str) -> Any:
@@ -210,8 +207,8 @@ def _draw_curve(
     values = [[value_of(result, stage) for result in found if _place(result, across) == place] for place in places]
     means = np.array([np.mean(some) if some else np.nan for some in values])
     label = f"{stage}{', ' * bool(group)}{group}"
-    style = {"color": COLOURS[stage], "linestyle": line, "linewidth": 1.4, "label": label}
-    axes.plot(range(len(places)), means, marker=MARKERS[stage], markersize=4, **style)
+    style = {"color": STAGES[stage].colour, "linestyle": line, "linewidth": 1.4, "label": label}
+    axes.plot(range(len(places)), means, marker=STAGES[stage].marker, markersize=4, **style)
     for x, some in enumerate(values):
         if len(some) > 1:
-            axes.plot([x] * len(some), some, color=COLOURS[stage], marker=".", linestyle="", alpha=0.5)
+            axes.plot([x] * len(some), some, color=STAGES[stage].colour, marker=".", linestyle="", alpha=0.5)

@@ -19,10 +19,6 @@ DPI = 130
 SMALL, NORMAL, LARGE = 9, 10, 11.5
 # Okabe and Ito's palette: distinct for the common kinds of colour blindness.
 ORANGE, BLUE, GREEN, INK, GREY, LIGHT = "#E69F00", "#0072B2", "#009E73", "#222222", "#8C8C8C", "#DDDDDD"
-COLOURS = {"front": GREY, "end": "#555555", "before": ORANGE, "after": BLUE, "ps_inv": GREEN, "ls_train": "#CC79A7"}
-# those of controls: the two bounds stand out
-CONTROL_COLOURS = {"untrained": "#D55E00", "self": "#555555", "self_random": "#56B4E9"}
-MARKERS = {"before": "D", "after": "o", "ps_inv": "s"}
 
 
 def require_matplotlib() -> None:
