@@ -80,7 +80,7 @@ class Body(nn.Module):
 @pytest.fixture
 def evil(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Toy networks, evil.py beside them, and a result; whoever runs the one or reaches for a network fails the test."""
-    (toy / "evil.py").write_text(EVIL)
+    (toy / "evil.py").write_text(f"{EVIL}\n# {toy}\n")  # a module of each test, since one that ran is not run again
     torch.save(Body().state_dict(), "net.pt")
     for name in ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"):
         monkeypatch.setenv(name, str(toy / "cache"))
