@@ -10,6 +10,7 @@ import torch
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
+from src.core.errors import UserError
 from src.evaluation.evaluate import compare
 from src.evaluation.layer_grid import compare_outputs
 from src.metrics import FUNCTIONAL, Cell
@@ -87,7 +88,7 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str
         ]
     cell = Cell.joined(cells, args.methods)
     if not cell.values:
-        raise ValueError("; ".join(dict.fromkeys(cell.refused.values())))
+        raise UserError("; ".join(dict.fromkeys(cell.refused.values())))
     title = f"{saved.title}: {args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
     return saved.called(file), title, cell
 
@@ -97,7 +98,7 @@ def folder_report(
 ) -> tuple[str, dict[str, Any]]:
     """Text, a row a stitch and a column a method, and the same for the result file.
 
-    Raises ValueError where no stitch has a value at all.
+    Raises UserError where no stitch has a value at all.
     """
     if not any(cell.values for *_, cell in found):
         cli.comparison_report(found[0][2])
@@ -118,9 +119,7 @@ def folder_report(
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug, less_memory=cli.GROUPS_HELP):
-        run(args)
+    cli.run_script(parse_args, run, argv, less_memory=cli.GROUPS_HELP)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pandas as pd
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
+from src.core.errors import UserError
 from src.cutting.selection import ALL, choose_layers
 from src.dataset import canonical_dataset, known_datasets
 from src.evaluation.certainty import Certainty, certainty_of, require_room
@@ -77,7 +78,7 @@ def options_first(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def is_dataset(word: str) -> bool:
     try:
         return bool(canonical_dataset(word))
-    except ValueError:
+    except UserError:
         return False
 
 
@@ -131,12 +132,12 @@ def short_name(text: str, layers: list[str]) -> str:
 
 
 def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
-    """Raise ValueError where intervals or permutations are asked of more than one pair, or of groups of images."""
+    """Raise UserError where intervals or permutations are asked of more than one pair, or of groups of images."""
     for option in ("intervals", "permutations"):
         if getattr(args, option) and not single:
-            raise ValueError(f"--{option} is of one pair of layers; name one layer of each network")
+            raise UserError(f"--{option} is of one pair of layers; name one layer of each network")
         if getattr(args, option) and args.group_at is not None:
-            raise ValueError(f"--{option} excludes --group-at: it is of all images together")
+            raise UserError(f"--{option} excludes --group-at: it is of all images together")
 
 
 def pair_report(
@@ -193,9 +194,7 @@ def doubts_text(comparison: Comparison, refused: pd.DataFrame, warnings: pd.Data
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug, less_memory=cli.GROUPS_HELP):
-        run(args)
+    cli.run_script(parse_args, run, argv, less_memory=cli.GROUPS_HELP)
 
 
 if __name__ == "__main__":

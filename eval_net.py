@@ -6,6 +6,7 @@ import math
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
+from src.core.errors import UserError
 from src.dataset import file_part
 from src.evaluation.evaluate import evaluate
 from src.networks.opening import HELP, Named, model_folder, open_network
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> dict:
         network = on_data.networks[0].network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
         if not math.isfinite(scores["loss"]):
-            raise ValueError(f"{args.model_path}: the logits of some images are NaN or infinite, so none is a decision")
+            raise UserError(f"{args.model_path}: the logits of some images are NaN or infinite, so none is a decision")
         text = (
             f"{network_name(checkpoint.facts())} ({on_data.dataset}): {args.dataset_type}, {len(split)} images\n"
             f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
@@ -56,9 +57,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug):
-        run(args)
+    cli.run_script(parse_args, run, argv)
 
 
 if __name__ == "__main__":

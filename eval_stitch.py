@@ -64,9 +64,7 @@ def folder_text(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug):
-        run(args)
+    cli.run_script(parse_args, run, argv)
 
 
 if __name__ == "__main__":

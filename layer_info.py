@@ -107,9 +107,7 @@ def layers_text(layers: pd.DataFrame) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with cli.one_line_errors(debug=args.debug, less_memory="choose a smaller network"):
-        run(args)
+    cli.run_script(parse_args, run, argv, less_memory="choose a smaller network")
 
 
 if __name__ == "__main__":

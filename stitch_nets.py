@@ -8,6 +8,7 @@ from typing import Any
 from src.cli import arguments
 from src.cli import output as cli
 from src.cli.stitch_output import epochs_of, publish, refuse_diverged
+from src.core.errors import UserError
 from src.cutting.selection import choose_layers, pairs_of_layers
 from src.networks.opening import untrained
 from src.networks.presentation import NetworksOnDataset
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Stitch, train, evaluate, print and write; returns the result of each stitch."""
     settings = combinations(vars(args))
     if args.resume and not args.run_name:
-        raise ValueError("--resume needs the --run-name of the run to go on with: the folder that it left behind")
+        raise UserError("--resume needs the --run-name of the run to go on with: the folder that it left behind")
     if args.plot:
         plots.require_matplotlib()
     device = cli.device_for_training(args)
@@ -141,11 +142,13 @@ def identity(args: argparse.Namespace, on_data: NetworksOnDataset, around: dict[
     return about | {what: network.layout for what, network in asked if network.layout}
 
 
+def less_memory(args: argparse.Namespace) -> str:
+    """What to do where memory is short."""
+    return "lower --batch-size, or choose smaller layers" + ", or leave out --flatten" * args.flatten
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    less_memory = "lower --batch-size, or choose smaller layers" + ", or leave out --flatten" * args.flatten
-    with cli.one_line_errors(debug=args.debug, less_memory=less_memory):
-        run(args)
+    cli.run_script(parse_args, run, argv, less_memory=less_memory)
 
 
 if __name__ == "__main__":

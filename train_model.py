@@ -80,11 +80,13 @@ def run(args: argparse.Namespace) -> dict:
     return result
 
 
+def interrupted(args: argparse.Namespace) -> str:
+    """What an interrupted run says."""
+    return f"interrupted; --resume{' without --no-save' * args.no_save} goes on from the last whole epoch"
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    remedy = f"--resume{' without --no-save' * args.no_save} goes on from the last whole epoch"
-    with cli.one_line_errors(debug=args.debug, interrupted=f"interrupted; {remedy}"):
-        run(args)
+    cli.run_script(parse_args, run, argv, interrupted=interrupted)
 
 
 if __name__ == "__main__":

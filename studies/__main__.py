@@ -58,7 +58,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         parser.add_argument("--over", choices=OVER, default="pairs", help="what means and intervals are over")
     if command == "worker":
         parser.add_argument("--shard", type=shard_of, required=True, metavar="I/N", help="the I-th of N shares")
-    parser.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from, not its line alone")
     return parser
 
 
@@ -157,12 +157,14 @@ def read(args: argparse.Namespace) -> tuple[StudyPlan, Store, Study]:
     return store.plan(study, cli.notice, keep=False), store, study
 
 
+def act(args: argparse.Namespace) -> None:
+    """What the command of the command line says."""
+    {"run": run, "worker": run, "status": status, "table": table, "report": report}[args.command](args)
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    action = {"run": run, "worker": run, "status": status, "table": table, "report": report}[args.command]
     remedy = "interrupted; the same command goes on with what is missing"
-    with cli.one_line_errors(debug=args.debug, interrupted=remedy, less_memory="lower --memory, or --workers"):
-        action(args)
+    cli.run_script(parse_args, act, argv, interrupted=remedy, less_memory="lower --memory, or --workers")
 
 
 if __name__ == "__main__":

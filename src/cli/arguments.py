@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from src.core.errors import UserError
 from src.core.options import Option
 from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
 from src.evaluation.passes import BATCH_SIZE
@@ -92,7 +93,8 @@ def add_run_options(parser: argparse.ArgumentParser, *, out_dir: str = "results"
     group.add_argument("--no-save", action="store_true", help="print only: write no result")
     group.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--debug", action="store_true", help="a few batches an epoch, and tracebacks")
+    group.add_argument("--debug", action="store_true", help="a short run: a few batches an epoch")
+    group.add_argument("--traceback", action="store_true", help="show where an error comes from, not its line alone")
 
 
 def formats(text: str) -> list[str]:
@@ -223,7 +225,7 @@ def dataset_name(text: str) -> str:
     """argparse type: a data set that has a name, or the path of one; whether that exists is seen later."""
     try:
         return canonical_dataset(text)
-    except ValueError:
+    except UserError:
         known = ", ".join(known_datasets())
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {known})") from None
 
@@ -231,7 +233,7 @@ def dataset_name(text: str) -> str:
 def reading(args: argparse.Namespace, on_message: Callable[[str], None]) -> dict[str, Any]:
     """What `load_split` is told of how images are read; `on_message` hears what a cache could not hold."""
     if args.cache and args.cache.exists() and not args.cache.is_dir():
-        raise ValueError(f"--cache {args.cache} is no folder")
+        raise UserError(f"--cache {args.cache} is no folder")
     return {"num_workers": args.num_workers, "keep": CacheOptions(args.cache, args.cache_gb, on_message)}
 
 
@@ -293,12 +295,12 @@ def models_help() -> str:
 
 
 def checked(function: Callable[[str], Any]) -> Callable[[str], Any]:
-    """argparse type: what a function makes of a text, its ValueError a line that names the option."""
+    """argparse type: what a function makes of a text, its UserError a line that names the option."""
 
     def parse(text: str) -> Any:
         try:
             return function(text)
-        except ValueError as error:
+        except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
@@ -309,7 +311,7 @@ def model_name(text: str) -> str:
     try:
         model, asked = split_model(text)
         return text if asked else model
-    except ValueError as error:
+    except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

@@ -15,6 +15,7 @@ import torch
 
 from src import results
 from src.core.config import choose_device, multiplies_bfloat16
+from src.core.errors import REPORT, UserError
 from src.core.files import sole_maker
 from src.evaluation.certainty import Certainty
 from src.metrics import MEASURES, Cell
@@ -28,7 +29,7 @@ from src.training.train_state import History
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
+USER_ERRORS = (UserError, OSError, FloatingPointError)
 
 
 def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> NetworksOnDataset:
@@ -55,10 +56,10 @@ def show(on_data: NetworksOnDataset) -> NetworksOnDataset:
 def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[str, dict[str, Any]]:
     """Text for stdout, a line a measure and what stands behind it, and the same for the result file.
 
-    Raises ValueError where there is no value at all.
+    Raises UserError where there is no value at all.
     """
     if not cell.values:
-        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in cell.refused.items()))
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in cell.refused.items()))
     wide = 12 if certainty else 14
     heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
     heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
@@ -101,30 +102,53 @@ def comparison_record(cell: Cell) -> dict[str, Any]:
     return {"values": cell.values, "refused": cell.refused, "views": cell.views, "health": records}
 
 
+def run_script(
+    parse: Callable[[list[str] | None], argparse.Namespace],
+    run: Callable[[argparse.Namespace], Any],
+    argv: list[str] | None,
+    **lines: str | Callable[[argparse.Namespace], str],
+) -> None:
+    """What every script does: parse, run, and end in one line; `lines` of `one_line_errors` may depend on arguments."""
+    args = parse(argv)
+    said = {name: line if isinstance(line, str) else line(args) for name, line in lines.items()}
+    with one_line_errors(traceback=args.traceback, **said):
+        run(args)
+
+
 @contextlib.contextmanager
 def one_line_errors(
-    *, debug: bool, interrupted: str = "interrupted", less_memory: str = "lower --batch-size"
+    *, traceback: bool, interrupted: str = "interrupted", less_memory: str = "lower --batch-size"
 ) -> Iterator[None]:
-    """End the script with one line on stderr and exit code 2 for what a user can mend; with `debug`, a traceback.
+    """End the script with one line on stderr and exit code 2 for what a user can mend; with `traceback`, with that.
 
-    `less_memory` says what to do where memory was short. Ctrl-C ends with exit code 130 and SIGTERM with 143, both with
+    Any other exception is a mistake of ours: below its traceback stands what to do with it. `less_memory` says what to
+    do where memory was short. Ctrl-C ends with exit code 130 and SIGTERM with 143, both with
     the line `interrupted`, or that of `resumable`, and after all that clears up behind an error.
     """
     try:
         with _terminable():
             yield
     except USER_ERRORS as error:
-        if debug:
+        if traceback:
             raise
         _fail(_describe(error), 2)
-    except (MemoryError, RuntimeError) as error:
-        if debug or not _is_shortage(error):
+    except Exception as error:
+        if traceback:
             raise
-        _fail(f"out of memory; {less_memory}", 2)
+        if _is_shortage(error):
+            _fail(f"out of memory; {less_memory}", 2)
+        sys.excepthook = _report
+        raise
     except KeyboardInterrupt as error:
         _fail(str(error) or interrupted, 130)
     except _Terminated as error:
         _fail(str(error) or interrupted, 143)
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What the interpreter calls for an exception that nobody caught."""
+    sys.__excepthook__(kind, error, trace)
+    notice(f"error: {REPORT}")
 
 
 class _Terminated(BaseException):
@@ -155,7 +179,8 @@ def _terminable() -> Iterator[None]:
 
 def _is_shortage(error: BaseException) -> bool:
     """Whether memory ran out: on a processor torch raises a plain RuntimeError for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    is_torch = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return is_torch or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _describe(error: BaseException) -> str:
@@ -271,7 +296,7 @@ def result_paths(
     if args.no_save:
         for option in ("plot", "resume"):
             if getattr(args, option, False):
-                raise ValueError(f"--no-save excludes --{option}: that is kept beside the result")
+                raise UserError(f"--no-save excludes --{option}: that is kept beside the result")
         yield [None for _ in names]
         return
     folder = results.run_folder(out_dir or args.out_dir, args.run_name)
@@ -345,5 +370,6 @@ def say(text: str) -> None:
 
 
 def parameters(args: argparse.Namespace) -> dict[str, Any]:
-    """All arguments as built-in values."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    """All arguments that say what is done, as built-in values."""
+    asked = {key: value for key, value in vars(args).items() if key != "traceback"}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asked.items()}

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from dotenv import dotenv_values
 
+from src.core.errors import UserError
+
 CONFIG_FILE = Path(__file__).resolve().parents[2] / "config" / "default.env"
 
 
@@ -17,16 +19,16 @@ def data_root(kind: str, config_file: Path = CONFIG_FILE) -> Path:
     """Folder of the data sets of one kind, `pytorch` or `celeba`.
 
     The environment variable DATASET_ROOT_<KIND> wins over the entry of the configuration file.
-    Raises ValueError where neither names a folder.
+    Raises UserError where neither names a folder.
     """
     variable = f"DATASET_ROOT_{kind.upper()}"
     value = os.environ.get(variable, "").strip() or (_read(config_file).get(kind) or "").strip()
     if not value:
-        raise ValueError(f"no folder for the {kind} data sets; set {kind} in {config_file} or {variable}")
+        raise UserError(f"no folder for the {kind} data sets; set {kind} in {config_file} or {variable}")
     try:
         return Path(value).expanduser()
     except RuntimeError:  # ~somebody, whom this machine does not know
-        raise ValueError(f"no home folder for {value}; mend {kind} in {config_file} or {variable}") from None
+        raise UserError(f"no home folder for {value}; mend {kind} in {config_file} or {variable}") from None
 
 
 def _read(config_file: Path) -> dict[str, str | None]:
@@ -34,23 +36,23 @@ def _read(config_file: Path) -> dict[str, str | None]:
         # the section header is to dotenv a variable without a value; editors may have put a mark before it
         return dotenv_values(config_file, encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{config_file} is no UTF-8 text") from None
+        raise UserError(f"{config_file} is no UTF-8 text") from None
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that exists here, or raise ValueError."""
+    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that exists here, or raise UserError."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     match = re.fullmatch(r"cpu|mps|cuda(?::(\d+))?", name, re.ASCII)
     if not match:
-        raise ValueError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
+        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
     # before torch.device sees the number: it takes cuda:256 for cuda:0
     if name.startswith("cuda") and int(match[1] or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} asked for, but {torch.cuda.device_count()} GPUs found; try --device cpu")
+        raise UserError(f"device {name!r} asked for, but {torch.cuda.device_count()} GPUs found; try --device cpu")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' asked for, but there is none; try --device cpu")
+        raise UserError("device 'mps' asked for, but there is none; try --device cpu")
     return torch.device(name)
 
 

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
+from src.core.errors import UserError
+
 ATTEMPTS = 100  # at what another process may undo in the moment that it is done
 T = TypeVar("T")
 
@@ -151,7 +153,7 @@ def write_tensors(path: Path, record: dict[str, Any]) -> None:
 
 
 def parse_tensors(content: bytes) -> Any:
-    """What a file of torch.save holds, on the CPU, without running anything in it; ValueError if it is damaged."""
+    """What a file of torch.save holds, on the CPU, without running anything in it; UserError if it is damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other protocols, which the error below refuses anyway
@@ -160,19 +162,19 @@ def parse_tensors(content: bytes) -> Any:
                 raise RuntimeError(f"its part {damaged} is not what was written")  # which torch does not look at
             return found
     except Exception as error:  # a hostile or cut file can make torch raise anything at all
-        raise ValueError(_reason(error)) from None
+        raise UserError(_reason(error)) from None
 
 
 def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, which holds nothing that could run; ValueError if it is damaged."""
+    """The tensors of a .safetensors file, which holds nothing that could run; UserError if it is damaged."""
     try:
         load = importlib.import_module("safetensors.torch").load  # by name, for type checkers without the extra
     except ImportError:
-        raise ValueError("safetensors is not installed: pip install -r requirements-nets.txt") from None
+        raise UserError("safetensors is not installed: pip install -r requirements-nets.txt") from None
     try:
         return load(content)
     except Exception as error:  # of kinds of its own
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise UserError(str(error).splitlines()[0]) from None
 
 
 def _reason(error: Exception) -> str:

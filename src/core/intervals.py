@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from src.core.errors import UserError
+
 Z95 = 1.959963984540054  # the normal quantile of 97.5%
 DRAWS = 2000  # of a bootstrap
 
@@ -13,10 +15,10 @@ def wilson(share: float, images: int, z: float = Z95) -> tuple[float, float]:
     """The 95% interval of a share of so many images, which stays within 0 and 1.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; Brown, Cai and
-    DasGupta 2001 recommend it. Raises ValueError where there are no images or the share is none.
+    DasGupta 2001 recommend it. Raises UserError where there are no images or the share is none.
     """
     if images < 1 or not 0 <= share <= 1:
-        raise ValueError(f"no interval of a share of {share} of {images} images")
+        raise UserError(f"no interval of a share of {share} of {images} images")
     spread = z * z / images
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / images + spread / (4 * images)) / (1 + spread)
@@ -28,7 +30,7 @@ def paired_difference(rr: int, rw: int, wr: int, ww: int) -> tuple[float, float]
 
     Of so many images both (rr), only the first (rw), only the second (wr) and neither (ww) were right. Source: Newcombe
     1998, "Improved confidence intervals for the difference between binomial proportions based on paired data", the
-    tenth method: Wilson's intervals of both shares, joined by their correlation. Raises ValueError without images.
+    tenth method: Wilson's intervals of both shares, joined by their correlation. Raises UserError without images.
     """
     n = rr + rw + wr + ww
     first, second = (rr + rw) / max(1, n), (rr + wr) / max(1, n)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from src.core.errors import UserError
 from src.cutting.layout import ASKABLE, CHANNELS_AT, RANKS, Layout, Shape, with_grid
 from src.cutting.parts import heads, is_traced
 from src.cutting.structure import several, split_layer
@@ -42,14 +43,14 @@ class Output:
 
     @property
     def canonical(self) -> Shape:
-        """The canonical shape; raises ValueError where there is none."""
+        """The canonical shape; raises UserError where there is none."""
         return self.known.shape(self.shape)
 
     @property
     def known(self) -> Layout:
-        """The layout; raises ValueError where there is none."""
+        """The layout; raises UserError where there is none."""
         if self.layout is None:
-            raise ValueError(self.refused)
+            raise UserError(self.refused)
         return self.layout
 
 
@@ -83,14 +84,14 @@ def find_outputs(
 
 
 def require_fit(asked: str | None, found: Mapping[str, Output]) -> None:
-    """Raise ValueError for a layout that was asked for and fits none of the layers."""
+    """Raise UserError for a layout that was asked for and fits none of the layers."""
     if asked and not any(one.layout and _as_asked(asked, len(one.shape) + 1) for one in found.values()):
         shapes = ", ".join(f"{layer} {one.shape}" for layer, one in found.items())
-        raise ValueError(f"?layout={asked} fits none of the layers, which give for an image: {shapes}")
+        raise UserError(f"?layout={asked} fits none of the layers, which give for an image: {shapes}")
 
 
 def layouts_of(outputs: dict[str, Output]) -> dict[str, Layout]:
-    """The layouts of these layers; raises ValueError for one without a canonical form."""
+    """The layouts of these layers; raises UserError for one without a canonical form."""
     return {layer: output.known for layer, output in outputs.items()}
 
 

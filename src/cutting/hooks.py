@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.cutting.layout import Layout
 from src.cutting.structure import in_plain_order, needs_plain_memory, several, split_layer
 
@@ -35,7 +36,7 @@ class HookedHeads(nn.Module):
             self.model(images)  # to its end: how often a layer is called may depend on the images
         for layer in self.layers:
             if layer not in captured:
-                raise ValueError(f"the layer {layer!r} does not run in a forward pass")
+                raise UserError(f"the layer {layer!r} does not run in a forward pass")
         return tuple(self.layouts.get(layer, PLAIN).canonical(captured[layer]) for layer in self.layers)
 
 
@@ -80,7 +81,7 @@ class HookedTail(nn.Module):
         with _hooks(self.model, [self.layer], exchange), _hooks(self.model, [self.until], capture):
             self.model(images)
         if result is None:
-            raise ValueError(f"the layer {self.until!r} does not run in a forward pass")
+            raise UserError(f"the layer {self.until!r} does not run in a forward pass")
         return result, seen
 
     @torch.no_grad()
@@ -89,11 +90,11 @@ class HookedTail(nn.Module):
         with _hooks(self.model, [self.layer], lambda layer, _: calls.append(layer)):
             self.model(images)
         if not calls:
-            raise ValueError(f"the layer {self.layer!r} does not run in a forward pass")
+            raise UserError(f"the layer {self.layer!r} does not run in a forward pass")
         return len(calls)
 
     def _require_dependence(self, activation: Tensor, images: Tensor) -> None:
-        """Raise ValueError where the result has no gradient with respect to the activation."""
+        """Raise UserError where the result has no gradient with respect to the activation."""
         assert self.calls is not None
         with torch.inference_mode(False), torch.enable_grad():
             probe = activation[:1].detach().clone().requires_grad_()
@@ -102,9 +103,7 @@ class HookedTail(nn.Module):
             if result.requires_grad:
                 found = torch.autograd.grad(result.sum(), probe, allow_unused=True)
         if found[0] is None:
-            raise ValueError(
-                f"the layer {self.until!r} does not depend on {self.layer!r}; name one that comes after it"
-            )
+            raise UserError(f"the layer {self.until!r} does not depend on {self.layer!r}; name one that comes after it")
 
 
 @torch.no_grad()
@@ -127,17 +126,17 @@ def running_layers(model: nn.Module, sample: Tensor) -> list[str]:
 
 
 def tensor_of(layer: str, output: Any) -> Tensor:
-    """The tensor that a layer's name means among what the layer returned; ValueError where it means none."""
+    """The tensor that a layer's name means among what the layer returned; UserError where it means none."""
     name, index = split_layer(layer)
     parts = several(output)
     if index is not None and not isinstance(output, Tensor) and index < len(parts):
         output = parts[index]
     elif parts:
-        raise ValueError(f"the layer {name!r} returns {len(parts)} values; name a tensor of them, such as {name}:0")
+        raise UserError(f"the layer {name!r} returns {len(parts)} values; name a tensor of them, such as {name}:0")
     elif index is not None:
-        raise ValueError(f"the layer {name!r} returns one value; name it without :{index}")
+        raise UserError(f"the layer {name!r} returns one value; name it without :{index}")
     if not isinstance(output, Tensor):
-        raise ValueError(f"the layer {layer!r} returns a {type(output).__name__}, not a tensor")
+        raise UserError(f"the layer {layer!r} returns a {type(output).__name__}, not a tensor")
     return output
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
+from src.core.errors import UserError
 from src.cutting.hooks import HookedHeads, HookedTail, running_layers
 from src.cutting.layout import Layout, to_canonical, to_original
 from src.cutting.structure import in_plain_order, needs_plain_memory, share_structure, split_layer
@@ -27,7 +28,7 @@ Layouts = Mapping[str, Layout]
 
 
 def head(model: nn.Module, layer: str, layouts: Layouts | None = None) -> nn.Module:
-    """The module images -> output of `layer`; raises ValueError for a layer that does not exist or does not run."""
+    """The module images -> output of `layer`; raises UserError for a layer that does not exist or does not run."""
     return _Single(heads(model, [layer], layouts), layer)
 
 
@@ -53,7 +54,7 @@ def tail(model: nn.Module, layer: str, until: str = "", layouts: Layouts | None 
     """The module (output of `layer`, images) -> logits, or -> output of the later layer `until`.
 
     Only what the given output does not determine is computed from the images: where no skip connection leads
-    around the layer, nothing of the network before it runs. Raises ValueError like `head`, and where `until` does
+    around the layer, nothing of the network before it runs. Raises UserError like `head`, and where `until` does
     not depend on `layer`.
     """
     check_layers(model, [layer, until])
@@ -99,7 +100,7 @@ def _continue(
     module = _assemble(model, graph)
     reached = _reached(next(iter(module.graph.nodes)))
     if one and output_node(module.graph) not in reached:
-        raise ValueError(f"the layer {untils[0]!r} does not depend on {layer!r}; name one that comes after it")
+        raise UserError(f"the layer {untils[0]!r} does not depend on {layer!r}; name one that comes after it")
     return module
 
 
@@ -156,12 +157,12 @@ def is_traced(part: nn.Module) -> bool:
 
 
 def check_layers(model: nn.Module, layers: Iterable[str]) -> None:
-    """Raise ValueError, with the closest names, for a layer that the model does not have."""
+    """Raise UserError, with the closest names, for a layer that the model does not have."""
     names = [name for name, _ in model.named_modules()]
     for layer in layers:
         if split_layer(layer)[0] not in names:
             close = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or names[1:4]
-            raise ValueError(
+            raise UserError(
                 f"{type(model).__name__} has no layer {layer!r}; close: {', '.join(close)} (layer_info.py lists all)"
             )
 
@@ -225,5 +226,5 @@ class _Single(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         (output,) = self.module(images)
         if not isinstance(output, Tensor):
-            raise ValueError(f"the layer {self.layer!r} returns a {type(output).__name__}, not a tensor")
+            raise UserError(f"the layer {self.layer!r} returns a {type(output).__name__}, not a tensor")
         return output

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from src.core.errors import UserError
 from src.cutting.channel_axis import find_outputs
 from src.cutting.hooks import running_layers
 from src.cutting.parts import check_layers, heads, layer_names
@@ -23,7 +24,7 @@ def choose_layers(model: nn.Module, text: str, sample: Tensor | None = None) -> 
 
     "all" stands for each that runs and holds no other layer. In a pattern `*` and `?` stay within one part between
     dots and `**` crosses them. `sample` is a batch of images: with one, neither takes a layer whose output is neither
-    maps nor tokens nor features, such as windows of all images. Raises ValueError for a layer that the model does not
+    maps nor tokens nor features, such as windows of all images. Raises UserError for a layer that the model does not
     have and for a pattern that matches none.
     """
     if text == ALL:
@@ -32,7 +33,7 @@ def choose_layers(model: nn.Module, text: str, sample: Tensor | None = None) -> 
         return _in_order(model, alone, sample)
     parts = [part.strip() for part in text.split(",")]
     if len(parts) > 1 and "" in parts:
-        raise ValueError(f"an empty name among the layers {text!r}")
+        raise UserError(f"an empty name among the layers {text!r}")
     names = [name for part in parts for name in (_matching(model, part, sample) if _WILD.search(part) else [part])]
     check_layers(model, names)
     return list(dict.fromkeys(names))
@@ -46,7 +47,7 @@ def _matching(model: nn.Module, pattern: str, sample: Tensor | None) -> list[str
     found = [name for name in known if re.fullmatch(expression, name, re.DOTALL)]
     found = _in_order(model, found, sample) if found else []
     if not found:
-        raise ValueError(f"no layer of {type(model).__name__} matches {pattern!r} (layer_info.py lists all)")
+        raise UserError(f"no layer of {type(model).__name__} matches {pattern!r} (layer_info.py lists all)")
     return found
 
 
@@ -71,10 +72,10 @@ def _in_order(model: nn.Module, names: list[str], sample: Tensor | None) -> list
 def pairs_of_layers(fronts: Sequence[str], ends: Sequence[str], how: str) -> list[tuple[str, str]]:
     """Each front layer with each end layer ("all"), or the first with the first ("zip").
 
-    Raises ValueError where the second asks for as many of one as of the other, and there are not.
+    Raises UserError where the second asks for as many of one as of the other, and there are not.
     """
     if how == "all":
         return list(itertools.product(fronts, ends))
     if len(fronts) != len(ends):
-        raise ValueError(f"--pairs zip needs as many front layers as end layers, not {len(fronts)} and {len(ends)}")
+        raise UserError(f"--pairs zip needs as many front layers as end layers, not {len(fronts)} and {len(ends)}")
     return list(zip(fronts, ends, strict=True))

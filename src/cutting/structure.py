@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
+
 
 def share_structure(model: nn.Module, parameter: Callable[[nn.Parameter], nn.Parameter] = lambda p: p) -> nn.Module:
     """A copy of a model's modules that shares its parameters and buffers, so that cutting never touches the model.
 
     `parameter` says what stands in the copy for each parameter. Whatever else the model holds, such as cached values,
-    is copied. Raises ValueError where that cannot be.
+    is copied. Raises UserError where that cannot be.
     """
     memo: dict[int, Any] = {id(value): parameter(value) for value in model.parameters()}
     memo |= {id(value): value for value in model.buffers()}
@@ -24,7 +26,7 @@ def share_structure(model: nn.Module, parameter: Callable[[nn.Parameter], nn.Par
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{type(model).__name__} cannot be copied, so it cannot be cut: {reason}") from None
+        raise UserError(f"{type(model).__name__} cannot be copied, so it cannot be cut: {reason}") from None
 
 
 def in_plain_memory(model: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from src.core.errors import UserError
 from src.cutting.structure import several, split_layer
 
 _IN_PLACE = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "ior", "iand", "ixor")}
@@ -92,13 +93,13 @@ class Trace:
     def find(self, layer: str) -> fx.Node:
         name, index = split_layer(layer)
         if layer not in self.outputs and self.counts.get(name):
-            raise ValueError(
+            raise UserError(
                 f"the layer {name!r} returns {self.counts[name]} values; name a tensor of them, such as {name}:0"
             )
         if index is not None and layer not in self.outputs and name in self.outputs:
-            raise ValueError(f"the layer {name!r} returns one tensor; name it without {layer[len(name) :]}")
+            raise UserError(f"the layer {name!r} returns one tensor; name it without {layer[len(name) :]}")
         if layer not in self.outputs:
-            raise ValueError(f"the layer {layer!r} does not run in a forward pass")
+            raise UserError(f"the layer {layer!r} does not run in a forward pass")
         return self.outputs[layer]
 
     def all_of(self, layer: str, node: fx.Node) -> list[fx.Node]:

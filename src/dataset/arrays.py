@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.core.task import SINGLE_LABEL
 from src.dataset import augment
 from src.dataset.dataset_spec import SPLITS, DatasetSpec
@@ -19,16 +20,16 @@ def arrays_spec(name: str, path: Path) -> DatasetSpec:
     """What is known of an .npz file with x_train, y_train, x_val, y_val, of which one split may be missing.
 
     Images are uint8 (n, h, w) or (n, h, w, c) with 1 or 3 channels, labels whole numbers from 0; `classes` names them,
-    else the numbers do. Raises FileNotFoundError, or ValueError with the file and what is wrong in it.
+    else the numbers do. Raises FileNotFoundError, or UserError with the file and what is wrong in it.
     """
     with _opened(path) as file:
         splits = tuple(split for split in SPLITS if {f"x_{split}", f"y_{split}"} & set(file))
         if not splits:
-            raise ValueError(f"{path} has neither x_train and y_train nor x_val and y_val; it has: {', '.join(file)}")
+            raise UserError(f"{path} has neither x_train and y_train nor x_val and y_val; it has: {', '.join(file)}")
         shapes = {split: _shape(file, split, path) for split in splits}
         if len(set(shapes.values())) > 1:
             one, other = shapes.values()
-            raise ValueError(f"{path}: images of x_train are {one}, those of x_val {other} (height, width, channels)")
+            raise UserError(f"{path}: images of x_train are {one}, those of x_val {other} (height, width, channels)")
         labels = {split: _labels(file, split, path) for split in splits}
         classes = _classes(file, labels, path)
     height, width, channels = shapes[splits[0]]
@@ -49,7 +50,7 @@ def arrays_spec(name: str, path: Path) -> DatasetSpec:
 
 
 class _opened:
-    """The arrays of a file, which runs nothing; ValueError for whatever is damaged in it."""
+    """The arrays of a file, which runs nothing; UserError for whatever is damaged in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,12 +61,12 @@ class _opened:
         self.bytes = self.path.open("rb")  # by us: numpy leaves a damaged file open
         try:
             if self.bytes.read(2) != b"PK":
-                raise ValueError(f"{self.path} is no .npz file")
+                raise UserError(f"{self.path} is no .npz file")
             self.bytes.seek(0)
             return np.load(self.bytes, allow_pickle=False)
         except (OSError, EOFError, zipfile.BadZipFile) as error:
             self.bytes.close()
-            raise ValueError(f"{self.path} is a damaged .npz file: {error}") from None
+            raise UserError(f"{self.path} is a damaged .npz file: {error}") from None
         except BaseException:
             self.bytes.close()
             raise
@@ -73,17 +74,17 @@ class _opened:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.bytes.close()
         if isinstance(error, zipfile.BadZipFile | EOFError | OSError | KeyError):
-            raise ValueError(f"{self.path} is a damaged .npz file: {error}") from None
+            raise UserError(f"{self.path} is a damaged .npz file: {error}") from None
 
 
 def _array(file: Any, name: str, path: Path) -> np.ndarray:
     if name not in file:
-        raise ValueError(f"{path} has no {name}; it has: {', '.join(file)}")
+        raise UserError(f"{path} has no {name}; it has: {', '.join(file)}")
     try:
         return file[name]
     except ValueError as error:
         text = "it holds Python objects" if "allow_pickle" in str(error) else str(error)
-        raise ValueError(f"{path}: {name} cannot be read: {text}") from None
+        raise UserError(f"{path}: {name} cannot be read: {text}") from None
 
 
 def _shape(file: Any, split: str, path: Path) -> tuple[int, int, int]:
@@ -92,11 +93,11 @@ def _shape(file: Any, split: str, path: Path) -> tuple[int, int, int]:
     where = f"{path}: x_{split}"
     if images.dtype != np.uint8:
         nan = images.dtype.kind == "f" and bool(np.isnan(images).any())
-        raise ValueError(f"{where} is {images.dtype}{', with NaN in it' * nan}, not uint8 from 0 to 255")
+        raise UserError(f"{where} is {images.dtype}{', with NaN in it' * nan}, not uint8 from 0 to 255")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise ValueError(f"{where} has the shape {images.shape}, not (n, h, w), (n, h, w, 1) or (n, h, w, 3)")
+        raise UserError(f"{where} has the shape {images.shape}, not (n, h, w), (n, h, w, 1) or (n, h, w, 3)")
     if images.size == 0:
-        raise ValueError(f"{where} has the shape {images.shape}, so it holds no image")
+        raise UserError(f"{where} has the shape {images.shape}, so it holds no image")
     return images.shape[1], images.shape[2], 1 if images.ndim == 3 else images.shape[3]
 
 
@@ -104,12 +105,12 @@ def _labels(file: Any, split: str, path: Path) -> np.ndarray:
     labels, count = _array(file, f"y_{split}", path), len(_array(file, f"x_{split}", path))
     where = f"{path}: y_{split}"
     if labels.shape != (count,):
-        raise ValueError(f"{where} has the shape {labels.shape}, and x_{split} has {count} images")
+        raise UserError(f"{where} has the shape {labels.shape}, and x_{split} has {count} images")
     if labels.dtype.kind not in "iu":
         nan = labels.dtype.kind == "f" and bool(np.isnan(labels).any())
-        raise ValueError(f"{where} is {labels.dtype}{', with NaN in it' * nan}, not whole numbers")
+        raise UserError(f"{where} is {labels.dtype}{', with NaN in it' * nan}, not whole numbers")
     if labels.min() < 0:
-        raise ValueError(f"{where}: the label {labels.min()} of image {labels.argmin()} is below 0")
+        raise UserError(f"{where}: the label {labels.min()} of image {labels.argmin()} is below 0")
     return labels
 
 
@@ -119,23 +120,23 @@ def _classes(file: Any, labels: dict[str, np.ndarray], path: Path) -> tuple[str,
         names = _array(file, "classes", path)
         classes = tuple(str(name) for name in names.tolist()) if names.ndim == 1 and names.dtype.kind == "U" else ()
         if not classes or len(set(classes)) < len(classes):
-            raise ValueError(f"{path}: classes is no list of names that differ")
+            raise UserError(f"{path}: classes is no list of names that differ")
     else:
         numbers = labels.get("train", labels[next(iter(labels))])
         if numbers.max() >= MOST:
             split = next(split for split in labels if labels[split] is numbers)
-            raise ValueError(
+            raise UserError(
                 f"{path}: y_{split}: the label {numbers.max()} of image {numbers.argmax()} is {MOST} or more"
             )
         classes = tuple(map(str, range(int(numbers.max()) + 1)))
     for split, numbers in labels.items():
         if numbers.max() >= len(classes):
-            raise ValueError(
+            raise UserError(
                 f"{path}: y_{split}: the label {numbers.max()} of image {numbers.argmax()} is above "
                 f"{len(classes) - 1}, the last of {len(classes)} classes"
             )
     if "train" in labels and len(absent := np.setdiff1d(np.arange(len(classes)), labels["train"])):
-        raise ValueError(f"{path}: the class {classes[absent[0]]} has no image in y_train")
+        raise UserError(f"{path}: the class {classes[absent[0]]} has no image in y_train")
     return classes
 
 

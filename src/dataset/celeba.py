@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
+
 ATTRIBUTES = 40
 # as in the published scripts `val` is the official test set, so the official validation set is `valid`
 _PARTITIONS = {"train": 0, "valid": 1, "val": 2}
@@ -20,18 +22,18 @@ def read_celeba(root: Path, split: str) -> tuple[list[Path], Tensor]:
     """Image files of a split and their attributes (images, 40), 0.0 or 1.0.
 
     `root` holds the images and either the official lists or `train.csv` and `test.csv` (a column `img` and 40
-    columns of -1 and 1). Raises FileNotFoundError for whatever is missing, ValueError for lists that do not fit.
+    columns of -1 and 1). Raises FileNotFoundError for whatever is missing, UserError for lists that do not fit.
     """
     published = any((root / name).is_file() for name in _CSV.values())
     attributes = _read_published(root, split) if published else _read_official(root, split)
     if attributes.shape[1] != ATTRIBUTES:
-        raise ValueError(f"the CelebA lists in {root} give {attributes.shape[1]} attributes instead of {ATTRIBUTES}")
+        raise UserError(f"the CelebA lists in {root} give {attributes.shape[1]} attributes instead of {ATTRIBUTES}")
     attributes = attributes.apply(pd.to_numeric, errors="coerce")
     names = [str(name) for name in attributes.index]
     right = attributes.isin([-1, 0, 1]).to_numpy().all(axis=1)
     if not right.all():
         wrong = names[int(right.argmin())]
-        raise ValueError(f"an attribute of {wrong} is neither 1 nor -1 in the CelebA lists in {root}")
+        raise UserError(f"an attribute of {wrong} is neither 1 nor -1 in the CelebA lists in {root}")
     return _find_images(root, names), torch.from_numpy((attributes.to_numpy() > 0).astype("float32"))
 
 
@@ -47,7 +49,7 @@ def _read_official(root: Path, split: str) -> pd.DataFrame:
     chosen = pd.Index(partition["img"][partition["part"] == _PARTITIONS[split]])
     unknown = chosen[~chosen.isin(attributes.index)]
     if len(unknown):
-        raise ValueError(f"{len(unknown)} images of {partition_file} have no attributes, the first is {unknown[0]}")
+        raise UserError(f"{len(unknown)} images of {partition_file} have no attributes, the first is {unknown[0]}")
     return attributes.loc[chosen]
 
 
@@ -67,7 +69,7 @@ def _read_published(root: Path, split: str) -> pd.DataFrame:
         raise FileNotFoundError(f"no {file.name} in {root}, which has other lists of the published scripts")
     table = _table(file)
     if "img" not in table.columns:
-        raise ValueError(f"{file} has no column img")
+        raise UserError(f"{file} has no column img")
     return table.set_index("img").filter(regex=r"^(?!Unnamed)")
 
 
@@ -75,7 +77,7 @@ def _table(file: Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(file, dtype={"img": str}, **options)
     except ValueError as error:  # pandas' own errors are ValueErrors too, and name no file
-        raise ValueError(f"{file} is no list of CelebA images: {error}") from None
+        raise UserError(f"{file} is no list of CelebA images: {error}") from None
 
 
 def _find_images(root: Path, names: list[str]) -> list[Path]:

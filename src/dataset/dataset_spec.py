@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.core.task import Task
 from src.dataset.decode import Target
 from src.dataset.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ class DatasetSpec:
     def preprocessing(self) -> Preprocessing:
         """What a network trained on these images does to them."""
         if not self.mean:
-            raise ValueError(f"mean and deviation of {self.name} are not known; measure them first")
+            raise UserError(f"mean and deviation of {self.name} are not known; measure them first")
         return Preprocessing(self.size, self.mean, self.std)
 
     @property

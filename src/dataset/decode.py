@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from src.core.errors import UserError
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _GREY = ("1", "L", "LA")
@@ -64,14 +66,14 @@ class Files(Sequence[Path]):
 def look_at(file: Path) -> tuple[tuple[int, int], int]:
     """Width and height of an image and whether it is grey (1) or colour (3), from its first bytes.
 
-    Raises ValueError, with the file, for what `decode` cannot read for certain.
+    Raises UserError, with the file, for what `decode` cannot read for certain.
     """
     with _named(file), _opened(file) as image:
         return image.size, 1 if image.mode in _GREY else 3
 
 
 def decode(file: Path, target: Target) -> Tensor:
-    """The bytes of one image, target.shape; raises ValueError, with the file and the reason."""
+    """The bytes of one image, target.shape; raises UserError, with the file and the reason."""
     with _named(file):
         return _fitted(_pixels(file, target.channels), target)
 
@@ -81,7 +83,7 @@ def decode_batches(
 ) -> Iterator[Tensor]:
     """The images of each batch of indices, (n, *target.shape), decoded by `num_workers` processes.
 
-    Raises ValueError for an image that cannot be read, OSError where a process died.
+    Raises UserError for an image that cannot be read, OSError where a process died.
     """
     loader = DataLoader(
         _Decoder(files, target),
@@ -93,7 +95,7 @@ def decode_batches(
     )
     try:
         for images in loader:
-            if isinstance(images, ValueError):
+            if isinstance(images, UserError):
                 raise images
             yield images
     except torch.OutOfMemoryError:
@@ -106,7 +108,7 @@ def decode_batches(
 class _Decoder(Dataset):
     """Indices of files -> one uint8 batch.
 
-    Returns a ValueError for an image that cannot be read: raised in a worker, it would arrive with a traceback in it.
+    Returns a UserError for an image that cannot be read: raised in a worker, it would arrive with a traceback in it.
     """
 
     def __init__(self, files: Sequence[Path], target: Target) -> None:
@@ -117,10 +119,10 @@ class _Decoder(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, indices: Sequence[int]) -> Tensor | ValueError:
+    def __getitem__(self, indices: Sequence[int]) -> Tensor | UserError:
         try:
             return torch.stack([self._decode(self.files[index]) for index in indices])
-        except ValueError as error:
+        except UserError as error:
             return error
 
     def _decode(self, file: Path) -> Tensor:
@@ -128,7 +130,7 @@ class _Decoder(Dataset):
 
 
 class _named:
-    """Turn whatever a decoder raises into a ValueError that names the file."""
+    """Turn whatever a decoder raises into a UserError that names the file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -140,22 +142,22 @@ class _named:
         if isinstance(error, Exception):  # of many kinds, by format and damage
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             reason = "it is no image" if "cannot identify" in text else getattr(error, "strerror", None) or text
-            raise ValueError(f"cannot read the image {self.file}: {reason}") from None
+            raise UserError(f"cannot read the image {self.file}: {reason}") from None
 
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """The image of a file, not yet decoded; raises ValueError for one whose pixels could be read in several ways."""
+    """The image of a file, not yet decoded; raises UserError for one whose pixels could be read in several ways."""
     from PIL import Image
 
     if os.path.getsize(file) == 0:
-        raise ValueError("it is no image, but an empty file")
+        raise UserError("it is no image, but an empty file")
     with Image.open(file, formats=_FORMATS) as opened:
         image: Any = opened
         if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"it is an animation of {image.n_frames} frames; keep one of them")
+            raise UserError(f"it is an animation of {image.n_frames} frames; keep one of them")
         if image.mode in _DEEP or ";16" in image.mode or any(";16" in str(part) for part in image.tile):
-            raise ValueError("it has 16 bits a value; convert it to 8")
+            raise UserError("it has 16 bits a value; convert it to 8")
         yield image
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.core.task import MULTI_LABEL, SINGLE_LABEL
 from src.dataset import augment
 from src.dataset.dataset_spec import SPLITS, DatasetSpec
@@ -41,7 +42,7 @@ class Listing:
 def folder_spec(name: str, root: Path) -> DatasetSpec:
     """What is known of a folder with `train/` and `val/` (or `test/`), of which one may be missing.
 
-    Size and colour are those of a sample. Raises OSError or ValueError, with the path, for a folder that is no such
+    Size and colour are those of a sample. Raises OSError or UserError, with the path, for a folder that is no such
     thing, for classes without images and for splits whose classes differ.
     """
     if not root.is_dir():
@@ -85,7 +86,7 @@ def read_imagenet(root: Path, split: str, *, classes: tuple[str, ...]) -> tuple[
         )
     found = _listed(home)
     if found.classes != classes:
-        raise ValueError(f"{home} has other classes than ImageNet: {first_difference(found.classes, classes)}")
+        raise UserError(f"{home} has other classes than ImageNet: {first_difference(found.classes, classes)}")
     return found.files, found.labels
 
 
@@ -110,15 +111,15 @@ def _with_folders(home: Path) -> Listing:
     classes, names, numbers = [], [], []
     for entry in _entries(home):
         if not _is_folder(entry):
-            raise ValueError(f"{entry.path} is no folder; each class has one in {home} (or labels stand in {TABLE})")
+            raise UserError(f"{entry.path} is no folder; each class has one in {home} (or labels stand in {TABLE})")
         images = [image.name for image in _entries(entry.path) if _is_image(image)]
         if not images:
-            raise ValueError(f"the class {entry.name} has no image in {entry.path}")
+            raise UserError(f"the class {entry.name} has no image in {entry.path}")
         names += [os.path.join(entry.name, image) for image in images]
         numbers += [len(classes)] * len(images)
         classes.append(entry.name)
     if not classes:
-        raise ValueError(f"{home} holds no folder of a class")
+        raise UserError(f"{home} holds no folder of a class")
     return Listing(Files(home, names), tuple(classes), torch.tensor(numbers))
 
 
@@ -128,24 +129,24 @@ def _with_table(home: Path) -> Listing:
         with table.open(newline="", encoding="utf-8-sig") as file:
             head, *rows = [row for row in csv.reader(file) if row] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table} is no table of comma-separated UTF-8 text: {error}") from None
+        raise UserError(f"{table} is no table of comma-separated UTF-8 text: {error}") from None
     if len(head) < 2 or len(set(head)) < len(head) or not all(name.strip() for name in head[1:]):
-        raise ValueError(f"{table} needs a head: the file's column, and one or more labels, each of a name of its own")
+        raise UserError(f"{table} needs a head: the file's column, and one or more labels, each of a name of its own")
     images = {entry.name for entry in _entries(home) if _is_image(entry)}
     labels = torch.zeros(len(rows), len(head) - 1)
     seen = set()
     for number, row in enumerate(rows):
         where = f"{table}, row {number + 1} ({row[0]})"
         if len(row) != len(head) or not set(row[1:]) <= {"0", "1"}:
-            raise ValueError(f"{where} is not a file and a 0 or 1 for each of {len(head) - 1} labels")
+            raise UserError(f"{where} is not a file and a 0 or 1 for each of {len(head) - 1} labels")
         if row[0] not in images or row[0] in seen:
-            raise ValueError(f"{where}: {'is there twice' if row[0] in seen else f'no such image in {home}'}")
+            raise UserError(f"{where}: {'is there twice' if row[0] in seen else f'no such image in {home}'}")
         seen.add(row[0])
         labels[number] = torch.tensor([float(value) for value in row[1:]])
     if images - seen:
-        raise ValueError(f"{table} has no row for {min(images - seen)}")
+        raise UserError(f"{table} has no row for {min(images - seen)}")
     if not rows:
-        raise ValueError(f"{table} names no image")
+        raise UserError(f"{table} names no image")
     return Listing(Files(home, [row[0] for row in rows]), tuple(head[1:]), labels)
 
 
@@ -163,20 +164,20 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _is_image(entry: os.DirEntry) -> bool:
-    """True; ValueError for what is no image, since to leave it out in silence would change the data."""
+    """True; UserError for what is no image, since to leave it out in silence would change the data."""
     if _is_folder(entry):
-        raise ValueError(f"{entry.path} is a folder among images; a class has images alone")
+        raise UserError(f"{entry.path} is a folder among images; a class has images alone")
     if not entry.name.lower().endswith(SUFFIXES):
-        raise ValueError(f"{entry.path} is no image of a kind known here ({', '.join(SUFFIXES)})")
+        raise UserError(f"{entry.path} is no image of a kind known here ({', '.join(SUFFIXES)})")
     return True
 
 
 def _check_classes(first: Listing, home: Path, other: Listing, other_home: Path) -> None:
     if first.labels.dim() != other.labels.dim():
-        raise ValueError(f"of {home} and {other_home} only one has a {TABLE}")
+        raise UserError(f"of {home} and {other_home} only one has a {TABLE}")
     for one, two, has, lacks in ((first, other, home, other_home), (other, first, other_home, home)):
         if missing := sorted(set(one.classes) - set(two.classes)):
-            raise ValueError(f"the class {missing[0]} is in {has} and not in {lacks}")
+            raise UserError(f"the class {missing[0]} is in {has} and not in {lacks}")
 
 
 def _sampled(files: Files) -> tuple[int | None, int]:

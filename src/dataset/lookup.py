@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.core import config
+from src.core.errors import UserError
 from src.dataset.arrays import arrays_spec
 from src.dataset.cache import CacheOptions
 from src.dataset.dataset_spec import DatasetSpec
@@ -24,17 +25,17 @@ _AT_ONCE = 1000  # images that are resized together
 def canonical_dataset(text: str) -> str:
     """A data set's name, given by that name or by its folder, in any case; folder:PATH and arrays:PATH as they are.
 
-    Raises ValueError for what is neither; whether PATH exists is not asked.
+    Raises UserError for what is neither; whether PATH exists is not asked.
     """
     kind, _, path = text.partition(":")
     if kind in KINDS:
         if not path:
-            raise ValueError(f"{text} names no path behind the colon")
+            raise UserError(f"{text} names no path behind the colon")
         return text
     lower = text.lower()
     known = {spec.folder.lower(): spec.name for spec in DATASETS.values()} | {n: n for n in DATASETS} | _FOLDER_ALIASES
     if lower not in known:
-        raise ValueError(f"unknown data set {text!r}; choose from {', '.join(known_datasets())}")
+        raise UserError(f"unknown data set {text!r}; choose from {', '.join(known_datasets())}")
     return known[lower]
 
 
@@ -65,7 +66,7 @@ def is_known(text: str | None) -> bool:
 def dataset_of(text: str | DatasetSpec, size: int | None = None) -> DatasetSpec:
     """All that is known of the data set that a text names, whose images are brought to size x size, if that is given.
 
-    Raises ValueError for a name that is none, OSError or ValueError for a path with something else than images.
+    Raises UserError for a name that is none, OSError or UserError for a path with something else than images.
     """
     if isinstance(text, DatasetSpec):
         spec = text
@@ -90,17 +91,17 @@ def load_split(
     """Open the `train` or `val` images of a data set, or its `valid` ones where it has such (CelebA).
 
     `root` overrides the configured folder. In-memory sets live on `device`; `num_workers` processes decode the
-    images of the others (None: one a core, at most 8), and `keep` says where decoded ones stay. Raises ValueError for
+    images of the others (None: one a core, at most 8), and `keep` says where decoded ones stay. Raises UserError for
     unknown names and FileNotFoundError, with the remedy, for data that are not there.
     """
     spec = dataset_of(name)
     if split not in spec.splits:
-        raise ValueError(f"{spec.name} has no split {split!r}; choose from {', '.join(spec.splits)}")
+        raise UserError(f"{spec.name} has no split {split!r}; choose from {', '.join(spec.splits)}")
     if spec.root and root is None:
         root = config.data_root(spec.root)
     images, targets = spec.read(root, split)
     if len(targets) == 0:
-        raise ValueError(f"the {split} split of {spec.name} in {root} is empty")
+        raise UserError(f"the {split} split of {spec.name} in {root} is empty")
     if spec.in_memory:
         return MemorySplit(spec, _of_size(images, spec.size).to(device), targets.to(device))
     return FolderSplit(spec, images, targets, device=device, num_workers=num_workers, keep=keep)
@@ -120,7 +121,7 @@ def measured(spec: DatasetSpec, train: Split | None = None) -> DatasetSpec:
     """The data set with the mean and the deviation of its training images, where these are not known yet.
 
     Those of all pixels, a value a channel, to 6 decimals; sums are exact. `train` is its train split, if that is open.
-    Raises ValueError where a channel is constant: nothing can be learnt of it.
+    Raises UserError where a channel is constant: nothing can be learnt of it.
     """
     if spec.mean:
         return spec
@@ -132,7 +133,7 @@ def measured(spec: DatasetSpec, train: Split | None = None) -> DatasetSpec:
     first, squares = (total.double() / pixels).unbind()
     mean, std = first / 255, (squares - first.square()).clamp(min=0).sqrt() / 255
     if std.min() < 1e-6:
-        raise ValueError(f"the training images of {spec.name} are all of one brightness; there is nothing to learn")
+        raise UserError(f"the training images of {spec.name} are all of one brightness; there is nothing to learn")
     return replace(spec, mean=_rounded(mean), std=_rounded(std))
 
 

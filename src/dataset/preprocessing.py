@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from src.core.errors import UserError
+
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue: ITU-R BT.601
 
@@ -18,7 +20,7 @@ class Preprocessing:
 
     `mean` and `std` are of pixels scaled to 0..1, a value a channel. Images of another size are interpolated first,
     grey ones shown three times to a network of three channels, and of colour ones the brightness to one of one channel.
-    Raises ValueError for numbers that cannot normalise anything.
+    Raises UserError for numbers that cannot normalise anything.
     """
 
     size: int
@@ -28,15 +30,15 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"image size {self.size} is not positive")
+            raise UserError(f"image size {self.size} is not positive")
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean {self.mean} and std {self.std} differ in their number of channels")
+            raise UserError(f"mean {self.mean} and std {self.std} differ in their number of channels")
         if not all(0 < value < float("inf") for value in self.std):
-            raise ValueError(f"std {self.std} is not positive")
+            raise UserError(f"std {self.std} is not positive")
         if not all(abs(value) < float("inf") for value in self.mean):
-            raise ValueError(f"mean {self.mean} is not finite")
+            raise UserError(f"mean {self.mean} is not finite")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+            raise UserError(f"interpolation {self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -63,7 +65,7 @@ class Preprocessing:
         if given == 1:
             return images.repeat(1, self.channels, 1, 1)
         if (given, self.channels) != (3, 1):
-            raise ValueError(f"images of {given} channels cannot be shown to a network of {self.channels}")
+            raise UserError(f"images of {given} channels cannot be shown to a network of {self.channels}")
         weights = torch.tensor(LUMA).to(images.device, non_blocking=True).view(1, 3, 1, 1)
         return (images * weights).sum(1, keepdim=True)
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.core.errors import UserError
+
 DIGITS_FILE = Path(__file__).with_name("digits.csv.gz")
 PATIENCE = 30  # seconds without a byte until a download has failed
 Arrays = tuple[Tensor, Tensor]
@@ -24,7 +26,7 @@ def read_torchvision(kind: str, root: Path, split: str, *, pad: int = 0) -> Arra
     """Images (n, channels, height, width) uint8 and labels (n,) int64 of one of torchvision's sets.
 
     A set that is not below `root` is downloaded. `pad` adds rows and columns of zeros on all sides.
-    Raises FileNotFoundError, with the remedies, where it is neither there nor to be had, and ValueError for files
+    Raises FileNotFoundError, with the remedies, where it is neither there nor to be had, and UserError for files
     that are cut.
     """
     dataset = _open_torchvision(kind, root, split == "train")
@@ -45,7 +47,7 @@ def _open_torchvision(kind: str, root: Path, train: bool) -> Any:
         return reader(root, **split)
     except (RuntimeError, ValueError, AssertionError) as error:
         if "not found" not in str(error):  # torchvision looks at the names of MNIST's files, not at what is in them
-            raise ValueError(
+            raise UserError(
                 f"the files of {kind} in {root} are damaged ({_first_line(error)}); remove {root / kind}, and they "
                 "are downloaded again"
             ) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.core.task import MULTI_LABEL, Task
 from src.cutting.channel_axis import Output, find_outputs, layouts_of
 from src.cutting.freeze import freeze
@@ -45,7 +46,7 @@ def require_room(
     memory: float = 8e9,
     layouts: tuple[str | None, str | None] = (None, None),
 ) -> list[dict[str, Output]]:
-    """What the two layers give; ValueError where the activations of so many images take more than `memory` bytes."""
+    """What the two layers give; UserError where the activations of so many images take more than `memory` bytes."""
     found = [
         find_outputs(network, [layer], sample, asked)
         for network, layer, asked in zip(networks, layers, layouts, strict=True)
@@ -53,7 +54,7 @@ def require_room(
     shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]
     needed = 4 * images * sum(map(math.prod, shapes))
     if needed > memory:
-        raise ValueError(
+        raise UserError(
             f"--intervals and --permutations keep all activations, {needed / 1e9:.1f} GB here; choose smaller layers, "
             f"or allow it with --memory {math.ceil(needed / 1e9)}"
         )
@@ -76,7 +77,7 @@ def certainty_of(
 ) -> Certainty:
     """Intervals and null distributions of the named metrics of two layers, from one pass over a split.
 
-    All activations are kept, in float32; raises ValueError where these take more than `memory` bytes.
+    All activations are kept, in float32; raises UserError where these take more than `memory` bytes.
     """
     found = require_room(networks, layers, sample, len(split), memory=memory, layouts=layouts)
     shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]

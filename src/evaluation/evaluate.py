@@ -37,7 +37,7 @@ def compare(
 ) -> Cell:
     """Compare what two heads give, by the named metrics, in one pass over a split.
 
-    `shapes` are those of one image's outputs; `view` and `group` as in `plan_grid`. Raises ValueError, before any
+    `shapes` are those of one image's outputs; `view` and `group` as in `plan_grid`. Raises UserError, before any
     work, where these allow none of the metrics, if they are all that is asked for (`alone`), and where the rows to be
     kept take more than `memory` bytes.
     """

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.core.progress import bar
 from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layouts_of, require_fit
 from src.cutting.freeze import freeze
@@ -100,7 +101,7 @@ def compare_layers(
     with a pass over the images for each pair of blocks, and `on_message` hears of it. A block of one pair may hold
     more. `layouts` are those asked for, of each network; `on_message` also hears what had to be guessed. `labelled`
     says whether both networks are known to have the classes of the images, as measures of their outputs need.
-    Raises ValueError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
+    Raises UserError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
     needs more.
     """
     found = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
@@ -169,12 +170,12 @@ def compare_outputs(
     """Compare what two networks, images -> logits, decide.
 
     `sample` is a batch of blank images, `labelled` as in `refusal_of_outputs`. Where they have other classes than the
-    data set or each other the measures are refused; with `alone`, if they are all that is asked for, by a ValueError
+    data set or each other the measures are refused; with `alone`, if they are all that is asked for, by a UserError
     before any work.
     """
     if refused := refusal_of_outputs(networks, split, sample, labelled=labelled):
         if alone:
-            raise ValueError(f"{', '.join(names)}: {refused}")
+            raise UserError(f"{', '.join(names)}: {refused}")
         return _refused(names, refused)
     logits: list[list[Tensor]] = [[], []]
 

@@ -8,6 +8,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.gram import BLOCK
 from src.metrics.algebra.layer import Layer, row_space_bytes
 from src.metrics.algebra.linalg import rank_floor, require_varying
@@ -27,7 +28,7 @@ def aligned_cosine(x: Layer, y: Layer) -> float:
 
     The narrower side is padded with zeros; images with a row of zeros on either side are left out. In [-1, 1]; 1: equal
     up to rotation, reflection and a scale of each image. Invariant to rotation, reflection and one common scale, but
-    not to translation. Raise ValueError where a side is constant or no image is left.
+    not to translation. Raise UserError where a side is constant or no image is left.
     Source: Hamilton et al. 2016, "Diachronic Word Embeddings"; Klabunde et al. 2025.
     """
     x.require_varying("first")
@@ -40,7 +41,7 @@ def aligned_cosine(x: Layer, y: Layer) -> float:
     some = [size > zero_tolerance(layer.rows) * size.max() for size, layer in zip(sizes, (x, y), strict=True)]
     kept = some[0] & some[1]
     if not kept.any():
-        raise ValueError("no image has a row other than zeros on both sides")
+        raise UserError("no image has a row other than zeros on both sides")
     return max(-1.0, min(1.0, float((inner[kept] / norms[kept]).mean())))
 
 
@@ -70,14 +71,14 @@ def rsa(x: Layer, y: Layer) -> float:
 
     The similarity of two images is the Pearson correlation of their rows as they are, each about the mean of its own
     features; ranks are averaged where they tie. In [-1, 1]; 1: the pairs of images have the same order. Invariant to
-    one common scale only: another translation or rotation makes other correlations. Raise ValueError below 3 images
+    one common scale only: another translation or rotation makes other correlations. Raise UserError below 3 images
     or features (two always correlate by 1 or -1), or where all pairs are alike.
     Source: Kriegeskorte et al. 2008, "Representational similarity analysis".
     """
     if x.n < 3:
-        raise ValueError(f"{x.n} images are too few for an order of pairs; at least 3 are needed")
+        raise UserError(f"{x.n} images are too few for an order of pairs; at least 3 are needed")
     if min(x.rows.shape[1], y.rows.shape[1]) < 3:
-        raise ValueError("images of fewer than 3 features always correlate by 1 or -1: their pairs have no order")
+        raise UserError("images of fewer than 3 features always correlate by 1 or -1: their pairs have no order")
     x.require_varying("first")
     y.require_varying("second")
     one, other = _ranks(x), _ranks(y)
@@ -86,7 +87,7 @@ def rsa(x: Layer, y: Layer) -> float:
         a, b = a.double(), b.double()
         sums = [total + float(p @ q) for total, (p, q) in zip(sums, ((a, b), (a, a), (b, b)), strict=True)]
     if not (sums[1] > 0 and sums[2] > 0):
-        raise ValueError("the order of pairs is undefined: a representation is constant, all its pairs are alike")
+        raise UserError("the order of pairs is undefined: a representation is constant, all its pairs are alike")
     return max(-1.0, min(1.0, sums[0] / math.sqrt(sums[1] * sums[2])))
 
 
@@ -126,7 +127,7 @@ def soft_match(moments: PairedMoments) -> float:
 
     Of the channels that vary. In [-1, 1]; 1: every channel of one side is a scaled and shifted copy of one of the
     other, in equal shares. Invariant to a positive scale and a translation of every channel, and to their order. Raise
-    ValueError where a side is constant or has more than 1,024 channels.
+    UserError where a side is constant or has more than 1,024 channels.
     Source: Khosla and Williams 2024, "Soft Matching Distance".
     """
     nonconstant_x, nonconstant_y = moments.nonconstant()
@@ -134,7 +135,7 @@ def soft_match(moments: PairedMoments) -> float:
     gains = correlation(moments)[nonconstant_y][:, nonconstant_x].cpu().numpy()
     dy, dx = gains.shape
     if max(dx, dy) > MATCHED:
-        raise ValueError(f"{max(dx, dy)} channels are too many to be matched; at most {MATCHED} are")
+        raise UserError(f"{max(dx, dy)} channels are too many to be matched; at most {MATCHED} are")
     if dx == dy:
         return float(gains[scipy.optimize.linear_sum_assignment(gains, maximize=True)].mean())
     rows = scipy.sparse.kron(scipy.sparse.eye_array(dy), np.ones((1, dx)))
@@ -144,5 +145,5 @@ def soft_match(moments: PairedMoments) -> float:
         -gains.ravel(), A_eq=scipy.sparse.vstack([rows, columns]), b_eq=shares, method="highs"
     )
     if not found.success:
-        raise ValueError(f"the linear program of the channels' match has no solution: {found.message}")
+        raise UserError(f"the linear program of the channels' match has no solution: {found.message}")
     return -float(found.fun)

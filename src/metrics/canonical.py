@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.linalg import rank_floor, require_varying, unit_spectrum
 from src.metrics.algebra.moments import PairedMoments
 from src.metrics.algebra.products import eigh
@@ -27,9 +28,9 @@ class Bases(NamedTuple):
 
 
 def require_images(n: int, features: int, what: str, remedy: str = "use more images or --view channels") -> None:
-    """Raise ValueError where n rows are fitted exactly by so many features, so that any answer would be perfect."""
+    """Raise UserError where n rows are fitted exactly by so many features, so that any answer would be perfect."""
     if n < features + 2:
-        raise ValueError(
+        raise UserError(
             f"{what} of {features} features needs at least {features + 2} images, got {n}: with fewer, every pair of "
             f"representations looks alike; {remedy}"
         )
@@ -40,7 +41,7 @@ def r2_cca(moments: PairedMoments) -> float:
 
     The sum of squared correlations over the smaller of both ranks. In [0, 1]; 1: the side of smaller rank is a linear
     function of the other; 0: no linear relation. Invariant to invertible linear maps and translation of either side.
-    Raise ValueError where rows <= features + 1 or a side is constant.
+    Raise UserError where rows <= features + 1 or a side is constant.
     Source: Kornblith et al. 2019, table 1 (features there assumed centred); Raghu et al. 2017 for rank truncation.
     """
     bases = _bases(moments)
@@ -90,7 +91,7 @@ def _ties(correlations: Tensor) -> list[slice]:
 def svcca(moments: PairedMoments) -> float:
     """Return the mean canonical correlation of the principal directions with 99% of the variance.
 
-    In [0, 1]. Invariant to rotation, reflection, one common scale and translation. Raise ValueError where a side is
+    In [0, 1]. Invariant to rotation, reflection, one common scale and translation. Raise UserError where a side is
     constant or the directions that remain on both sides together are more than rows - 2.
     Source: Raghu et al. 2017, "SVCCA: Singular Vector Canonical Correlation Analysis", section 2.
     """

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.gram import row_energies
 from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.matrix_rows import float64_pieces
@@ -45,7 +46,7 @@ class Cosines:
         empty = squares <= least**2 * (parts + self.mean @ self.mean)
         self.scale = torch.where(empty, 0, squares.clamp(min=1e-300).rsqrt())
         if empty.all():
-            raise ValueError("all activations are 0" + ", each about its own mean" * about_own_mean)
+            raise UserError("all activations are 0" + ", each about its own mean" * about_own_mean)
 
     def __call__(self, rows: slice, columns: slice = slice(None)) -> Tensor:
         """Return the block in float64."""

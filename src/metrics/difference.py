@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.linalg import float64_device, nonconstant_features
 from src.metrics.algebra.matrix_rows import float64_pieces, require_real
 
@@ -24,9 +25,9 @@ class Differences:
     @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Add rows. Raise ValueError where the shapes differ or a value is not finite."""
+        """Add rows. Raise UserError where the shapes differ or a value is not finite."""
         if x.shape != y.shape:
-            raise ValueError(f"a difference needs equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
+            raise UserError(f"a difference needs equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
         require_real(x)
         require_real(y)
         if len(x) == 0:
@@ -34,7 +35,7 @@ class Differences:
         for piece_x, piece_y in zip(float64_pieces(x, self.device), float64_pieces(y, self.device), strict=True):
             self._add(piece_x, piece_y)
         if not self.total < float("inf"):
-            raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
+            raise UserError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
     def _add(self, x: Tensor, y: Tensor) -> None:
         self.total += float((x - y).square().sum())
@@ -70,7 +71,7 @@ def l2(differences: Differences) -> float:
     In [0, inf), in squared units of the activations; 0: equal. No invariance.
     """
     if differences.n == 0:
-        raise ValueError("no activations were seen: the data set is empty")
+        raise UserError("no activations were seen: the data set is empty")
     return differences.total / (differences.n * differences.mean.shape[1])
 
 
@@ -79,8 +80,8 @@ def l2_relative(differences: Differences) -> float:
 
     sum |x - y|^2 / sum |y - mean(y)|^2, the mean taken of each feature over the rows. In [0, inf); 0: equal; 1: x
     predicts y no better than a constant does. No invariance, not symmetric; this is 1 - R2 of the identity map.
-    Raise ValueError for a constant y.
+    Raise UserError for a constant y.
     """
     if not nonconstant_features(differences.squares[1], differences.mean[1], differences.n).any():
-        raise ValueError("the second representation is constant: its spread cannot be a unit")
+        raise UserError("the second representation is constant: its spread cannot be a unit")
     return differences.total / float(differences.squares[1].sum())

@@ -39,7 +39,7 @@ def linear_map(moments: PairedMoments) -> LinearMap:
 
     r2 in [0, 1]; 1: y is an affine function of x; 0: x tells nothing about y. r2 is invariant to invertible linear
     maps of x, to rotation, reflection and one common scale of y, and to translation. Not symmetric.
-    Raise ValueError where rows <= dx + 1 (any y would fit) or y is constant.
+    Raise UserError where rows <= dx + 1 (any y would fit) or y is constant.
     Source: Csiszárik et al. 2021, "Similarity and Matching of Neural Network Representations".
     """
     require_images(moments.n, len(moments.xx), "a linear map")
@@ -62,7 +62,7 @@ def procrustes_distance(moments: PairedMoments) -> float:
 
     Both are centred and scaled to Frobenius norm 1, the narrower padded with zero columns. In [0, 2]; 0: equal up to
     rotation, reflection, one common scale and translation, to all of which it is invariant; 2: uncorrelated.
-    Raise ValueError where a side is constant.
+    Raise UserError where a side is constant.
     Source: Ding, Denain and Steinhardt 2021, "Grounding Representation Similarity"; Schönemann 1966.
     """
     require_varying(*moments.nonconstant())
@@ -74,7 +74,7 @@ def angular_shape(moments: PairedMoments) -> float:
     """Return the angle between x: (rows, dx) and y: (rows, dy), both centred, after the best rotation or reflection.
 
     In [0, pi/2]; 0: equal up to rotation, reflection, one common scale and translation, to all of which it is
-    invariant. Read from the distance, since an arc cosine near 1 loses half of the digits. Raise ValueError where a
+    invariant. Read from the distance, since an arc cosine near 1 loses half of the digits. Raise UserError where a
     side is constant. Source: Williams et al. 2021, "Generalized Shape Metrics on Neural Representations".
     """
     squared = procrustes_distance(moments)
@@ -87,7 +87,7 @@ def correlations(moments: PairedMoments) -> Correlations:
 
     The matrix is in [-1, 1], exactly 0 for features that do not vary. mean_best is in [-1, 1]; 1: every live feature
     of y is a scaled and shifted copy of one of x; 0: all are uncorrelated. Invariant to a positive common scale and to
-    translation. Raise ValueError where a side is constant.
+    translation. Raise UserError where a side is constant.
     Source: Li et al. 2016, "Convergent Learning" (semi-matching).
     """
     nonconstant_x, nonconstant_y = moments.nonconstant()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.gram import BLOCK, BlockProduct, block_sum, row_energies, upper_blocks
 from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.products import times
@@ -28,11 +29,11 @@ def rbf_cka(x: Layer, y: Layer, threshold: float = 0.5) -> float:
 
     m^2 is the median of the squared distances between all pairs of images, an image paired with itself included.
     In [0, 1]; 1: all distances agree up to one common scale; near 0: independent. Invariant to rotation, reflection,
-    one common scale, translation. Raise ValueError below 3 images or where more than half of the distances are 0.
+    one common scale, translation. Raise UserError below 3 images or where more than half of the distances are 0.
     Source: Kornblith et al. 2019, section 3 (thresholds 0.4 and 0.8 there), biased HSIC.
     """
     if x.n < 3:
-        raise ValueError(f"{x.n} images are too few for a median distance; at least 3 are needed")
+        raise UserError(f"{x.n} images are too few for a median distance; at least 3 are needed")
     return _alignment(_Kernel(x.centre(), threshold), _Kernel(y.centre(), threshold), x.n)
 
 
@@ -41,7 +42,7 @@ def distance_correlation(x: Layer, y: Layer) -> float:
     """Return the distance correlation of x and y, of Euclidean distances, biased (V-statistic), its root taken.
 
     In [0, 1]; 1: all distances agree up to one common scale; 0, with infinitely many images, exactly where x and y are
-    independent. Invariant to rotation, reflection, one common scale, translation. Raise ValueError for a constant side.
+    independent. Invariant to rotation, reflection, one common scale, translation. Raise UserError for a constant side.
     Source: Székely, Rizzo and Bakirov 2007, "Measuring and testing dependence by correlation of distances".
     """
     x.require_varying("first")
@@ -68,7 +69,7 @@ def _alignment(one: Kernel, other: Kernel, n: int) -> float:
         for total, (i, j) in zip(totals, pairs, strict=True)
     ]
     if not (hsic[1] > 0 and hsic[2] > 0):
-        raise ValueError("CKA is undefined: all images are equally far apart")
+        raise UserError("CKA is undefined: all images are equally far apart")
     return max(0.0, min(1.0, hsic[0] / (hsic[1] * hsic[2]) ** 0.5))
 
 
@@ -102,7 +103,7 @@ class _Kernel(Kernel):
         super().__init__(x)
         median = median_squared_distance(x)
         if median <= 0:
-            raise ValueError("the median distance between images is 0: more than half of the pairs are equal")
+            raise UserError("the median distance between images is 0: more than half of the pairs are equal")
         self.factor = -1 / (2 * threshold**2 * median)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
@@ -158,7 +159,7 @@ def mutual_knn(x: Layer, y: Layer, k: int = K) -> float:
 
     Averaged over images, in [0, 1]; 1: every neighbourhood has the same members; k / (images - 1): chance. Euclidean
     distances, the image itself left out. Invariant to rotation, reflection, one common scale, translation. Raise
-    ValueError for k or fewer images, or a constant side. Between equally far images the choice is arbitrary.
+    UserError for k or fewer images, or a constant side. Between equally far images the choice is arbitrary.
     Source: Huh et al. 2024, "The Platonic Representation Hypothesis", appendix A (there on normalised features).
     """
     return float(shares_of_neighbours(x, y, k).mean())
@@ -248,7 +249,7 @@ def _shared(near_x: Tensor, near_y: Tensor) -> Tensor:
 
 def _both_near(x: Layer, y: Layer, k: int, kind: str) -> tuple[Tensor, Tensor]:
     if x.n <= k:
-        raise ValueError(f"{x.n} images are too few for {k} neighbours; at least {k + 1} are needed")
+        raise UserError(f"{x.n} images are too few for {k} neighbours; at least {k + 1} are needed")
     x.require_varying("first")
     y.require_varying("second")
     return _nearest(x, k, kind), _nearest(y, k, kind)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.gram import gram_sums
 from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.matrix_rows import paired
@@ -88,7 +89,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         if self.row_space and (self.needs != "moments" or "orthogonal" not in self.invariances or self.summary):
-            raise ValueError(f"{self.name} is no number of sums of products that every rotation keeps")
+            raise UserError(f"{self.name} is no number of sums of products that every rotation keeps")
 
     @property
     def more_alike(self) -> Literal["higher", "lower"]:

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import nn
 
+from src.core.errors import UserError
 from src.models.dense import Dense
 from src.models.inceptionv1 import InceptionV1
 from src.models.lenet import LeNet
@@ -52,13 +53,13 @@ def _find(name: str) -> tuple[str, str]:
             match = re.fullmatch(pattern, name, re.IGNORECASE | re.ASCII)
             if match:
                 return key, match[1] if match.re.groups else ""
-    raise ValueError(f"unknown model {name!r}; known models: {', '.join(model_names())}")
+    raise UserError(f"unknown model {name!r}; known models: {', '.join(model_names())}")
 
 
 def canonical_name(name: str) -> str:
     """The command line's name for any spelling of a model, or of its weight folder: "NbnTiny10" to "nbn_tiny10".
 
-    Raises ValueError for an unknown name.
+    Raises UserError for an unknown name.
     """
     key, width = _find(name)
     return key.replace(WIDTH, width)
@@ -67,7 +68,7 @@ def canonical_name(name: str) -> str:
 def folder_name(name: str) -> str:
     """The name of a model's weight folder for any spelling of it: "resnet20_w3" to "ResNet20_w3".
 
-    Raises ValueError for an unknown name.
+    Raises UserError for an unknown name.
     """
     key, width = _find(name)
     return MODELS[key].folder.replace(WIDTH, width)
@@ -76,12 +77,12 @@ def folder_name(name: str) -> str:
 def build_model(name: str, *, channels: int, classes: int, size: int) -> nn.Module:
     """A freshly initialised network, drawn from PyTorch's global generator.
 
-    Images (n, channels, size, size) become logits (n, classes). Raises ValueError for an unknown name, for a size that
+    Images (n, channels, size, size) become logits (n, classes). Raises UserError for an unknown name, for a size that
     the architecture cannot take, and for channels or classes below 1.
     """
     key, width = _find(name)
     for what, count in (("channels", channels), ("classes", classes)):
         if count < 1:
-            raise ValueError(f"{what} is {count}; a network needs at least 1")
+            raise UserError(f"{what} is {count}; a network needs at least 1")
     options = {"width": int(width)} if width else {}
     return MODELS[key].build(channels=channels, classes=classes, size=size, **options)

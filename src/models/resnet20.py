@@ -2,6 +2,7 @@
 
 from torch import Tensor, flatten, nn
 
+from src.core.errors import UserError
 from src.models.sizes import check_size
 
 
@@ -49,14 +50,14 @@ def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 class ResNet20(nn.Module):
     """ResNet-20 with projection shortcuts and 16, 32, 64 times `width` channels (He et al. 2016, section 4.2).
 
-    Images (n, channels, size, size) of any size become logits (n, classes). Raises ValueError for a width below 1.
+    Images (n, channels, size, size) of any size become logits (n, classes). Raises UserError for a width below 1.
     """
 
     def __init__(self, *, channels: int, classes: int, size: int, width: int = 1) -> None:
         super().__init__()
         check_size("ResNet20", size, 1)
         if width < 1:
-            raise ValueError(f"width {width} of ResNet20 is not positive; use 1 or more")
+            raise UserError(f"width {width} of ResNet20 is not positive; use 1 or more")
         base = 16 * width
         self.conv1 = nn.Conv2d(channels, base, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(base)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.models.resnet20 import Add
 from src.models.sizes import check_size
 
@@ -90,13 +91,13 @@ class ViT(nn.Sequential):
 
     Images (n, channels, size, size) with size >= 4 become logits (n, classes); what lies beyond the last whole patch
     is left out. The mean needs no class token (Beyer et al. 2022), so that every token has a place in the image.
-    Raises ValueError for a width that is no multiple of 32, the channels of a head.
+    Raises UserError for a width that is no multiple of 32, the channels of a head.
     """
 
     def __init__(self, *, channels: int, classes: int, size: int, width: int = 96) -> None:
         check_size("ViT", size, PATCH)
         if width < 1 or width % HEAD_WIDTH:
-            raise ValueError(f"width {width} of ViT is no multiple of {HEAD_WIDTH}; use {HEAD_WIDTH}, 64, 96 ...")
+            raise UserError(f"width {width} of ViT is no multiple of {HEAD_WIDTH}; use {HEAD_WIDTH}, 64, 96 ...")
         super().__init__(
             OrderedDict(
                 patch_embed=nn.Conv2d(channels, width, PATCH, PATCH),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.core.files import parse_safetensors, parse_tensors, write_tensors
 from src.core.task import SINGLE_LABEL
 from src.dataset import DatasetSpec, canonical_dataset, dataset_folder, dataset_of, measured
@@ -171,7 +172,7 @@ def load(
     The metadata in the file say which architecture and data set it is for; for a plain state dict its path does
     (<Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt), and `model` and `dataset` fill in what the path lacks. `size` is of
     the images, where not of the data set's. `build` and `canonical` make a network of a model's name.
-    Raises FileNotFoundError, or ValueError with one line on what is wrong or missing.
+    Raises FileNotFoundError, or UserError with one line on what is wrong or missing.
     """
     path = Path(path)
     content, known, state = _open(path)
@@ -193,7 +194,7 @@ def load(
 def remembered(path: Path | str, facts: dict[str, Any]) -> DatasetSpec:
     """The data set that the metadata of a weight file name, known by its name or by what the metadata say of it.
 
-    One that a path named need no longer be there. Raises ValueError where they say too little.
+    One that a path named need no longer be there. Raises UserError where they say too little.
     """
     name, labels = facts["dataset"], facts.get("labels")
     if labels is None:
@@ -202,7 +203,7 @@ def remembered(path: Path | str, facts: dict[str, Any]) -> DatasetSpec:
     preprocessing = preprocessing_of(facts.get("preprocessing"), complaint)
     fit = isinstance(labels, list | tuple) and labels and all(isinstance(label, str) for label in labels)
     if not preprocessing or not fit or len(set(labels)) < len(labels):
-        raise ValueError(complaint)
+        raise UserError(complaint)
     return DatasetSpec(
         name=canonical_dataset(name),
         folder=dataset_folder(name),
@@ -219,7 +220,7 @@ def remembered(path: Path | str, facts: dict[str, Any]) -> DatasetSpec:
 
 
 def _forgotten(*_: Any, **__: Any) -> Any:
-    raise ValueError("only the name of this data set is known")
+    raise UserError("only the name of this data set is known")
 
 
 def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
@@ -230,7 +231,7 @@ def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
         size, mean, std, interpolation = (record[key] for key in ("size", "mean", "std", "interpolation"))
         return Preprocessing(int(size), tuple(map(float, mean)), tuple(map(float, std)), interpolation)
     except (KeyError, TypeError, ValueError):
-        raise ValueError(complaint) from None
+        raise UserError(complaint) from None
 
 
 def fill_from(
@@ -246,10 +247,10 @@ def fill_from(
 
 
 def head_of(network: nn.Module) -> str:
-    """The name of the last linear layer, which decides between classes; ValueError where there is none."""
+    """The name of the last linear layer, which decides between classes; UserError where there is none."""
     heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not heads:
-        raise ValueError(f"{type(network).__name__} has no linear layer, so no head")
+        raise UserError(f"{type(network).__name__} has no linear layer, so no head")
     return heads[-1]
 
 
@@ -292,11 +293,11 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor
     record = _record(path, content)
     state = record.get("state_dict", record) if isinstance(record, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
+        raise UserError(f"{path} holds no state dict of tensors")
     if state is record or "format" not in record:
         return _facts_from_path(path), dict(state)
     if record["format"] != FORMAT:
-        raise ValueError(f"{path} has the format {record['format']}, and this version reads {FORMAT}")
+        raise UserError(f"{path} has the format {record['format']}, and this version reads {FORMAT}")
     facts = {key: record.get(key) for key in _METADATA}
     recipe = facts["recipe"] if isinstance(facts["recipe"], dict) else {}
     return facts | {key: recipe[key] for key in ("train_fraction", "shuffle_labels") if key in recipe}, state
@@ -306,7 +307,7 @@ def _record(path: Path, content: bytes) -> Any:
     try:
         return parse_safetensors(content) if path.suffix == ".safetensors" else parse_tensors(content)
     except ValueError as error:
-        raise ValueError(f"{path} is no weight file, or a damaged one: {error}") from None
+        raise UserError(f"{path} is no weight file, or a damaged one: {error}") from None
 
 
 def _facts_from_path(path: Path) -> dict[str, Any]:
@@ -333,12 +334,12 @@ def _agree(path: Path, what: str, found: Any, given: str | None, canonical: Call
         try:
             found = canonical(found)
         except (ValueError, TypeError, AttributeError):
-            raise ValueError(f"{path} is for the {what} {found!r}, which is unknown here") from None
+            raise UserError(f"{path} is for the {what} {found!r}, which is unknown here") from None
     given = given and canonical(given)
     if found and given and found != given:
-        raise ValueError(f"{path} is for the {what} {found}, not {given}")
+        raise UserError(f"{path} is for the {what} {found}, not {given}")
     if not (found or given):
-        raise ValueError(
+        raise UserError(
             f"{path} does not say its {what}; keep it below <Model>/<Dataset>/in<i>-gn<j>/ or name the {what}"
         )
     return found or given or ""
@@ -351,14 +352,14 @@ def fill(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
             continue  # the network itself says below whether it can do without
         value = state[name]
         if value.shape != wanted.shape:
-            raise ValueError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
+            raise UserError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.is_complex() or value.is_floating_point() != wanted.is_floating_point():
-            raise ValueError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
+            raise UserError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
         if not value.isfinite().all():
-            raise ValueError(f"{complaint}: {name} holds values that are not finite")
+            raise UserError(f"{complaint}: {name} holds values that are not finite")
     missing, unexpected = network.load_state_dict(state, strict=False)
     for names, what in ((missing, "missing"), (unexpected, "unexpected")):
         if names:
             more = f", and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"{complaint}: {names[0]} is {what}{more}")
+            raise UserError(f"{complaint}: {names[0]} is {what}{more}")

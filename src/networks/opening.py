@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from src.core.errors import UserError
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, dataset_of, measured
 from src.dataset.preprocessing import Preprocessing
@@ -69,7 +70,7 @@ def open_network(
     channels of `dataset`, and for its size or `size`. A Python file runs, and weights are downloaded, for a spec or
     model that is `Named`, alone; for others `asker` is said to have asked. `on_message` hears where such a file is not
     that of the training. `bare` says that an architecture may be named alone: it is then untrained, of seed 0, for
-    CIFAR-10 where no data set is named. Raises ValueError or FileNotFoundError with one line.
+    CIFAR-10 where no data set is named. Raises UserError or FileNotFoundError with one line.
     """
     with contextlib.nullcontext() if isinstance(text, Named) else offline():
         return _open(text, model, dataset, size, on_message, asker, bare)
@@ -150,13 +151,13 @@ def names_file(text: str) -> bool:
 def canonical_model(name: str) -> str:
     """A model's name in its canonical spelling: one of ours, or the spec of a foreign architecture, without weights.
 
-    Raises ValueError for what is neither.
+    Raises UserError for what is neither.
     """
     spec = parse_spec(name, PREFIXES)
     if spec.source not in SOURCES:
         return canonical_name(name)
     if spec.weights or spec.seed is not None or spec.view:
-        raise ValueError(f"{name} names more than an architecture; start from weights with --init-weights")
+        raise UserError(f"{name} names more than an architecture; start from weights with --init-weights")
     return spec.name if spec.source == "python" else f"{spec.source}:{spec.name}"
 
 
@@ -164,9 +165,9 @@ def split_model(name: str) -> tuple[str, dict[str, Any]]:
     """A model that a network is to be trained of: its canonical name, and what stands behind the `?`, in values."""
     spec = parse_spec(name, PREFIXES)
     if spec.weights or spec.seed is not None or spec.source == "hf":
-        raise ValueError(f"{name} names more than an architecture; start from weights with --init-weights")
+        raise UserError(f"{name} names more than an architecture; start from weights with --init-weights")
     if "layout" in spec.view:
-        raise ValueError(f"{name}: training does not ask how outputs are laid out; leave out layout")
+        raise UserError(f"{name}: training does not ask how outputs are laid out; leave out layout")
     return canonical_model(re.sub(r"[?&]\w+=.*", "", name) if spec.view else name), spec.view
 
 
@@ -219,14 +220,14 @@ def start_from(
         return checkpoints.fill_from(network, Path(spec.name), model=model, canonical=canonical_model)
     found = open_network(text, dataset=dataset, on_message=on_message)
     if found.model != model:
-        raise ValueError(f"{text} is for the model {found.model}, not {model}")
+        raise UserError(f"{text} is for the model {found.model}, not {model}")
     return found.sha256, checkpoints.fill_body(network, found.network.state_dict(), f"{text} does not fit {model}")
 
 
 def architecture(name: str | Named, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:
     """A fresh network of any architecture, ours or foreign, drawn from torch's global generator.
 
-    Raises ValueError for a Python file's that the user has not `Named`.
+    Raises UserError for a Python file's that the user has not `Named`.
     """
     spec = parse_spec(str(name), PREFIXES)
     if spec.source == "python" and not isinstance(name, Named):
@@ -287,11 +288,9 @@ def _open_architecture(
         raise asker.no_run(spec.text)
     if spec.weights is None and spec.seed is None and spec.source != "python":
         word = SOURCES[spec.source].word
-        raise ValueError(
-            f"{spec.text} names no weights: {spec.text}#0 is untrained, {spec.text}@FILE or @{word} is not"
-        )
+        raise UserError(f"{spec.text} names no weights: {spec.text}#0 is untrained, {spec.text}@FILE or @{word} is not")
     if spec.source == "own" and images is None:
-        raise ValueError(f"{spec.text} is untrained; name the data set for whose classes it is with -d")
+        raise UserError(f"{spec.text} is untrained; name the data set for whose classes it is with -d")
     digest, facts, state = "", {}, None
     if spec.weights and spec.weights == SOURCES[spec.source].word:
         published, cached = SOURCES[spec.source].published, SOURCES[spec.source].cached
@@ -388,5 +387,5 @@ def _seen_as_asked(found: Checkpoint, spec: NetworkSpec) -> Checkpoint:
     preprocessing = {key: value for key, value in spec.view.items() if key != "layout"}
     seen = replace(found.preprocessing, **preprocessing)
     if seen.channels != found.preprocessing.channels:
-        raise ValueError(f"{spec.text}: the network takes {found.preprocessing.channels} channels, not {seen.channels}")
+        raise UserError(f"{spec.text}: the network takes {found.preprocessing.channels} channels, not {seen.channels}")
     return replace(found, path=spec.text, preprocessing=seen, layout=spec.view.get("layout"))

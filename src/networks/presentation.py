@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
 from src.dataset.preprocessing import Preprocessing, wrap_preprocessing
@@ -20,7 +21,7 @@ class NetworksOnDataset:
 
     Where all of them preprocess alike, the images are handed out that way, once for all; else as they are, and each of
     `networks` preprocesses what it gets. `answers` are the classes in the order of their logits, for which the networks
-    have been arranged and the labels are. Raises ValueError, which says what differs, where a network cannot take
+    have been arranged and the labels are. Raises UserError, which says what differs, where a network cannot take
     images of this data set.
     """
 
@@ -95,25 +96,25 @@ class NetworksOnDataset:
         return [unknown] * (end_shares and not front_shares)
 
     def require_decisions(self, *, labelled: bool = True) -> None:
-        """Raise ValueError where the last network, which a stitched one ends in, returns no logits (images, classes).
+        """Raise UserError where the last network, which a stitched one ends in, returns no logits (images, classes).
 
         `labelled`: or where the labels of the images say nothing about its decisions.
         """
         network = self.networks[-1]
         if text := no_logits(self._said(network)):
-            raise ValueError(f"{network.path} returns {text}, not logits (images, classes)")
+            raise UserError(f"{network.path} returns {text}, not logits (images, classes)")
         if labelled and not self.end_labelled:
             count, differs = "", ""
             if network.labels:
                 count = f"{len(network.labels)} "
                 differs = f" (in alphabetical order {first_difference(network.labels, self.spec.labels)})"
-            raise ValueError(
+            raise UserError(
                 f"{network.path} decides between {count}other classes than those of {self.dataset}{differs}, so it "
                 f"has no accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
             )
 
     def require_for(self, teachers: Mapping[str, Sequence[str]]) -> None:
-        """Raise ValueError where the networks, a front and an end, do not decide what stitches to some targets ask.
+        """Raise UserError where the networks, a front and an end, do not decide what stitches to some targets ask.
 
         teachers: by the name of a target the networks that teach, "front" or "end"; where none does, the labels do.
         """
@@ -121,7 +122,7 @@ class NetworksOnDataset:
         taught = sorted(name for name, networks in teachers.items() if "front" in networks)
         if taught and not self.comparable:
             front, end = (network.path for network in self.networks)
-            raise ValueError(f"{front} does not decide between the classes of {end}, so it cannot teach: {taught[0]}")
+            raise UserError(f"{front} does not decide between the classes of {end}, so it cannot teach: {taught[0]}")
 
     @torch.no_grad()
     def _said(self, network: Checkpoint) -> Any:
@@ -133,12 +134,12 @@ class NetworksOnDataset:
     def elsewhere(self, dataset: str, *, size: int | None = None) -> "NetworksOnDataset":
         """The same networks, as they are here, in front of other images of the same classes.
 
-        Raises ValueError, with the first difference, where the classes are others.
+        Raises UserError, with the first difference, where the classes are others.
         """
         spec = _sized(dataset_of(dataset), self.networks, size)
         if not _same_names(spec.labels, self.spec.labels) or spec.task is not self.spec.task:
             differs = first_difference(self.spec.labels, spec.labels) or "one label an image against several"
-            raise ValueError(
+            raise UserError(
                 f"{self.dataset} and {spec.name} have different classes: {differs} (both in alphabetical order)"
             )
         return NetworksOnDataset(spec, self.networks, self.answers)
@@ -176,7 +177,7 @@ def put_on_dataset(
 ) -> NetworksOnDataset:
     """The networks in front of a data set: the named one, else the one that they were trained on.
 
-    Image files are decoded to `size`, else to the largest that a network sees. Raises ValueError where the data set is
+    Image files are decoded to `size`, else to the largest that a network sees. Raises UserError where the data set is
     none, or not one.
     """
     if dataset is None:
@@ -184,10 +185,10 @@ def put_on_dataset(
         names = set(trained_on.values())
         if len(names) > 1 and None not in names:
             told = ", ".join(f"{path} for {name}" for path, name in trained_on.items())
-            raise ValueError(f"the networks are for different data sets: {told}; name one with -d")
+            raise UserError(f"the networks are for different data sets: {told}; name one with -d")
         dataset = next((name for name in trained_on.values() if name), None)
         if dataset is None:
-            raise ValueError(f"{networks[0].path} is for no data set of ours; name one with -d")
+            raise UserError(f"{networks[0].path} is for no data set of ours; name one with -d")
     spec = _sized(dataset_of(dataset), networks, size)
     on_data = NetworksOnDataset(spec, tuple(networks), spec.labels)
     return replace(
@@ -231,6 +232,6 @@ def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:
 def _check_fit(network: Checkpoint, spec: DatasetSpec) -> None:
     channels = network.preprocessing.channels
     if channels != spec.channels and {channels, spec.channels} != {1, 3}:
-        raise ValueError(
+        raise UserError(
             f"{network.path} takes images of {channels} channels, and those of {spec.name} have {spec.channels}"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
 from src.cutting.layout import ASKABLE
 from src.dataset.preprocessing import INTERPOLATIONS
 from src.models import canonical_name
@@ -56,15 +57,15 @@ class Asker:
     file: str = "a file"
     option: str = ""
 
-    def no_run(self, spec: str, remedy: str = "") -> ValueError:
+    def no_run(self, spec: str, remedy: str = "") -> UserError:
         """That it asks for a Python file; `remedy` is the spec to name, where it is another."""
         what = f"{self.file} asks for {spec}, and no file makes a Python file run"
-        return ValueError(f"{what}; if you trust it, name it yourself: {self._named(remedy or spec)}")
+        return UserError(f"{what}; if you trust it, name it yourself: {self._named(remedy or spec)}")
 
-    def no_download(self, spec: NetworkSpec) -> ValueError:
+    def no_download(self, spec: NetworkSpec) -> UserError:
         """That it asks for weights that are not here."""
         what = f"{self.file} asks for {spec.text}, which has not been downloaded here, and no file makes a download"
-        return ValueError(f"{what}; name it yourself: {self._named(spec.text)}")
+        return UserError(f"{what}; name it yourself: {self._named(spec.text)}")
 
     def _named(self, spec: str) -> str:
         plain = re.fullmatch(r"[\w@%+=:,./-][\w@%+=:,./#-]*", spec, re.ASCII)  # a # within a word is no comment
@@ -74,7 +75,7 @@ class Asker:
 def parse_spec(text: str, prefixes: tuple[str, ...]) -> NetworkSpec:
     """Take a spec apart; `prefixes` are the sources that are named before a colon.
 
-    An existing file of exactly that name wins over any other reading. Raises ValueError, with the spec in it, for one
+    An existing file of exactly that name wins over any other reading. Raises UserError, with the spec in it, for one
     that cannot be read.
     """
     if Path(text).is_file():
@@ -102,13 +103,13 @@ def _split_view(text: str) -> tuple[str, dict[str, Any]]:
     for option in options:
         key, _, value = option.partition("=")
         if key not in VIEW:
-            raise ValueError(f"{text}: unknown {key!r} behind the ?; known are {', '.join(VIEW)}")
+            raise UserError(f"{text}: unknown {key!r} behind the ?; known are {', '.join(VIEW)}")
         if key in view:
-            raise ValueError(f"{text}: {key} is given twice")
+            raise UserError(f"{text}: {key} is given twice")
         try:
             view[key] = VIEW[key](value)
         except ValueError as error:
-            raise ValueError(f"{text}: {key} is {error}") from None
+            raise UserError(f"{text}: {key} is {error}") from None
     return body, view
 
 
@@ -117,7 +118,7 @@ def _name_and_weights(text: str, whole: str) -> tuple[str, str | None, int | Non
     name, at, weights = text.partition("@")
     if at:
         if not weights:
-            raise ValueError(f"{whole}: no weights behind the @")
+            raise UserError(f"{whole}: no weights behind the @")
         return _named(name, whole), weights, None
     name, mark, seed = text.partition("#")
     return _named(name, whole), None, _seed(seed, whole) if mark else None
@@ -125,19 +126,19 @@ def _name_and_weights(text: str, whole: str) -> tuple[str, str | None, int | Non
 
 def _named(name: str, whole: str) -> str:
     if not name:
-        raise ValueError(f"{whole}: no name behind the colon")
+        raise UserError(f"{whole}: no name behind the colon")
     return name
 
 
 def _seed(text: str, whole: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
-        raise ValueError(f"{whole}: the seed behind the # is {text!r}, not a whole number")
+        raise UserError(f"{whole}: the seed behind the # is {text!r}, not a whole number")
     return int(text)
 
 
 def _whole(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII):
-        raise ValueError(f"{text!r}, not a whole number above 0")
+        raise UserError(f"{text!r}, not a whole number above 0")
     return int(text)
 
 
@@ -145,10 +146,10 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r}, not numbers with commas between them") from None
+        raise UserError(f"{text!r}, not numbers with commas between them") from None
 
 
 def _one_of(text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
-        raise ValueError(f"{text!r}, none of {', '.join(choices)}")
+        raise UserError(f"{text!r}, none of {', '.join(choices)}")
     return text

@@ -17,6 +17,7 @@ import pandas as pd
 import scipy
 import torch
 
+from src.core.errors import UserError
 from src.core.files import make_folder
 from src.results.frame import keep_row, table
 from src.results.storage import FORMAT, read, write
@@ -27,11 +28,11 @@ __all__ = ["FORMAT", "keep_row", "provenance", "read", "run_folder", "table", "w
 def run_folder(out_dir: Path, run_name: str | None) -> Path:
     """Make the folder of a run; without a name it gets the local date and time, and is shared with no other run.
 
-    Raises ValueError for a name that leads out of the folder of all runs.
+    Raises UserError for a name that leads out of the folder of all runs.
     """
     if run_name:
         if Path(run_name).is_absolute() or ".." in Path(run_name).parts:
-            raise ValueError(f"--run-name {run_name} leads out of {out_dir}; choose another folder of all runs with -o")
+            raise UserError(f"--run-name {run_name} leads out of {out_dir}; choose another folder of all runs with -o")
         folder = out_dir / run_name
         make_folder(folder)
         return folder

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from src.core.errors import UserError
 from src.results.storage import read
 from src.stitching.controls import CONTROLS
 from src.stitching.stages import COMPARED, MAPS, STAGES
@@ -53,7 +54,7 @@ def table(folder: Path | str) -> pd.DataFrame:
     for path in sorted(folder.rglob("*.pkl")):
         try:
             row = cache.row(path, path.relative_to(folder).as_posix())
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             unreadable.append(str(error))
             continue
         if row is not None:
@@ -66,7 +67,7 @@ def table(folder: Path | str) -> pd.DataFrame:
 
 def keep_row(path: Path, result: dict[str, Any]) -> None:
     """Keep the row of a result that was just written, so that `table` has it without reading the file."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, UserError):
         _append(path.parent / CACHE, {_which(path, path.name): _row_of(result, path)})
 
 
@@ -108,7 +109,7 @@ def _lines(path: Path) -> Iterator[tuple[str, tuple[int, int], Row]]:
         for line in file:
             try:
                 name, (size, changed), row = json.loads(line)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError):  # json's, too
                 continue
             if isinstance(name, str) and isinstance(row, dict | None):
                 yield name, (size, changed), row
@@ -132,7 +133,7 @@ def _row_of(result: Any, path: Path) -> dict[str, Any] | None:
     try:
         return {name: _plain(value) for name, value in _row(result, path).items()}
     except (AttributeError, TypeError):
-        raise ValueError(f"{path} is no result of stitch_nets.py, though it has its keys") from None
+        raise UserError(f"{path} is no result of stitch_nets.py, though it has its keys") from None
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.core.files import parse_tensors
 
 SCALARS = (str, int, float, complex, bytes, type(None), np.generic)  # bool is an int
@@ -64,20 +65,20 @@ def hashable(values: list[Any]) -> list[Any]:
     for value in values:
         parts = value if type(value) is tuple and len(value) <= 16 else [value]
         if not all(isinstance(part, SCALARS) for part in parts):
-            raise ValueError(f"a key is a {type(value).__name__}")
+            raise UserError(f"a key is a {type(value).__name__}")
     return values
 
 
 def _shape(numbers: Any) -> tuple[int, ...]:
     """Sizes of a few dimensions; a range that never ends is none."""
     if type(numbers) is not tuple or len(numbers) > 32 or not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError("an array or tensor has no shape")
+        raise UserError("an array or tensor has no shape")
     return numbers
 
 
 def _list(values: Any) -> list[Any]:
     if type(values) is not list:
-        raise ValueError(f"it makes a set of a {type(values).__name__}")
+        raise UserError(f"it makes a set of a {type(values).__name__}")
     return hashable(values)
 
 
@@ -87,7 +88,7 @@ def _bytearray(value: Any = b"", encoding: str = "latin-1") -> bytearray:
 
 def _dtype(code: Any, *_: Any) -> _Dtype:
     if not re.fullmatch(r"[?biufcSU]\d{0,4}|O8?", code, re.ASCII):
-        raise ValueError(f"it holds an array of the kind {code!r}")
+        raise UserError(f"it holds an array of the kind {code!r}")
     return _Dtype(np.dtype(code))
 
 
@@ -97,14 +98,14 @@ def _order_bytes(dtype: _Dtype, state: Any) -> None:
 
 def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     if kind != Name("numpy.ndarray") or shape != (0,):
-        raise ValueError("it asks for a foreign kind of array")
+        raise UserError("it asks for a foreign kind of array")
     return np.empty(0, np.int8)
 
 
 def _fill_array(array: np.ndarray, state: Any) -> None:
     _, shape, dtype, fortran, data = state
     if array.shape != (0,):
-        raise ValueError("an array is filled twice")
+        raise UserError("an array is filled twice")
     _check_size(shape, dtype.kind, data)
     array.__setstate__((1, shape, dtype.kind, bool(fortran), data))  # pyright: ignore[reportArgumentType]
 
@@ -116,7 +117,7 @@ def _check_size(shape: tuple[int, ...], kind: np.dtype, data: Any) -> None:
     else:
         fits = isinstance(data, (bytes, bytearray)) and len(data) == count * kind.itemsize
     if not fits:
-        raise ValueError(f"an array of the shape {shape} is given other values than that")
+        raise UserError(f"an array of the shape {shape} is given other values than that")
 
 
 def _array_of_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
@@ -134,23 +135,23 @@ def _storage(content: bytes) -> Any:
     stream = io.BytesIO(content)
     for _ in range(5):  # short pickles: torch's mark, its version, the machine, the storage, its name
         if sum(1 for _ in pickletools.genops(stream)) > 200:
-            raise ValueError("the numbers of a tensor are stored in a foreign way")
+            raise UserError("the numbers of a tensor are stored in a foreign way")
     storage = parse_tensors(content)
     if not isinstance(storage, torch.TypedStorage):
-        raise ValueError("a tensor has no numbers")
+        raise UserError("a tensor has no numbers")
     return storage
 
 
 def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
     flat = torch.empty(0, dtype=storage.dtype).set_(storage)
     if math.prod(_shape(size)) > len(flat):
-        raise ValueError(f"a tensor of the size {size} is given {len(flat)} values")
+        raise UserError(f"a tensor of the size {size} is given {len(flat)} values")
     return flat.as_strided(size, _shape(stride), *_shape((offset,)))
 
 
 def _strings(kind: Any, *_: Any) -> _Strings:
     if not isinstance(kind, Name) or not kind.text.endswith(".StringArray"):
-        raise ValueError("it asks for a foreign kind of pandas array")
+        raise UserError("it asks for a foreign kind of pandas array")
     return _Strings()
 
 
@@ -161,7 +162,7 @@ def _fill_strings(strings: _Strings, state: Any) -> None:
 def _values(values: Any) -> np.ndarray:
     values = values.values if isinstance(values, _Strings) else values
     if not isinstance(values, np.ndarray):
-        raise ValueError("a frame holds something else than arrays")
+        raise UserError("a frame holds something else than arrays")
     return values
 
 
@@ -183,7 +184,7 @@ def _block(values: Any, places: Any, dimensions: Any) -> tuple[np.ndarray, Any]:
 
 def _blocks(blocks: Any = (), axes: Any = ()) -> Blocks:
     if not all(isinstance(axis, pd.Index) for axis in axes):
-        raise ValueError("a frame has other labels than an index")
+        raise UserError("a frame has other labels than an index")
     return Blocks([(_values(values), places) for values, places in blocks], list(axes))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.results.objects import CALLS, NAMES, NEW, SCALARS, STATES, Name, hashable, size_of
 
 MAX_DEPTH = 100  # of containers within containers
@@ -36,13 +37,13 @@ _LEAVES = (*SCALARS, bytearray, set, frozenset, np.ndarray, Tensor, *_PANDAS)
 def parse(content: bytes) -> Any:
     """The value that a pickle of built-in containers, numpy arrays, pandas frames and torch tensors holds.
 
-    Raises ValueError, or another error of a malformed program, for anything else.
+    Raises UserError, or another error of a malformed program, for anything else.
     """
     for opcode, argument in _instructions(content):  # before any of them makes anything
         if opcode not in OPCODES:
-            raise ValueError(f"it uses {opcode}, which no result needs")
+            raise UserError(f"it uses {opcode}, which no result needs")
         if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
-            raise ValueError(f"it holds a number of {argument.bit_length()} bits")
+            raise UserError(f"it holds a number of {argument.bit_length()} bits")
     limit = max(MAX_VALUES, len(content))
     value = _Unpickler(content, credit=10 * limit).load()
     _check(value, limit, [limit])
@@ -54,7 +55,7 @@ def _instructions(content: bytes) -> Iterator[tuple[str, Any]]:
         for opcode, argument, _ in pickletools.genops(content):
             yield opcode.name, argument
     except Exception:  # what it says is about pickles, and means nothing to those who have a result
-        raise ValueError("it is cut, or no pickle") from None
+        raise UserError("it is cut, or no pickle") from None
 
 
 class _Unpickler(pickle._Unpickler):
@@ -72,13 +73,13 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Name:
         text = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy has moved what these names stand for
         if text not in NAMES:
-            raise ValueError(f"it asks for {module}.{name}, which no result contains")
+            raise UserError(f"it asks for {module}.{name}, which no result contains")
         return Name(text)
 
     def call(self, functions: dict[str, Callable], price: int) -> None:
         arguments, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, Name) or name.text not in functions or not isinstance(arguments, tuple):
-            raise ValueError(f"it calls {name.text if isinstance(name, Name) else type(name).__name__}")
+            raise UserError(f"it calls {name.text if isinstance(name, Name) else type(name).__name__}")
         self.pay(price, arguments)
         self.append(functions[name.text](*arguments))
 
@@ -88,7 +89,7 @@ class _Unpickler(pickle._Unpickler):
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) not in STATES or not isinstance(state, (tuple, dict)):
-            raise ValueError(f"it changes a {type(target).__name__}")
+            raise UserError(f"it changes a {type(target).__name__}")
         self.pay(PRICE, state.values() if isinstance(state, dict) else state)
         STATES[type(target)](target, state)
 
@@ -96,7 +97,7 @@ class _Unpickler(pickle._Unpickler):
         """Bound what copies of one value, made again and again, can amount to."""
         self.credit -= price + sum(map(size_of, arguments))
         if self.credit < 0:
-            raise ValueError("it makes more than its size allows")
+            raise UserError("it makes more than its size allows")
 
     def load_append(self) -> None:
         self.fill([self.stack.pop()])
@@ -129,11 +130,11 @@ class _Unpickler(pickle._Unpickler):
         elif type(target) in (dict, OrderedDict):
             target.update(zip(hashable(values[::2]), values[1::2], strict=True))
         else:
-            raise ValueError(f"it fills a {type(target).__name__}")
+            raise UserError(f"it fills a {type(target).__name__}")
 
     def load_stop(self) -> None:
         if len(self.stack) != 1 or self.metastack:
-            raise ValueError("it is damaged: it leaves values behind")
+            raise UserError("it is damaged: it leaves values behind")
         super().load_stop()  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -149,7 +150,7 @@ def _check(value: Any, limit: int, budget: list[int], depth: int = 0) -> None:
     """Refuse what is no value, or more values than can be walked through; `budget` counts down."""
     budget[0] -= 1
     if depth > MAX_DEPTH or budget[0] < 0:
-        raise ValueError("it nests too deep or too wide for a result")
+        raise UserError("it nests too deep or too wide for a result")
     if type(value) in (dict, OrderedDict):
         parts = value.values()
     elif type(value) in (list, tuple):
@@ -157,6 +158,6 @@ def _check(value: Any, limit: int, budget: list[int], depth: int = 0) -> None:
     elif isinstance(value, _LEAVES) and (not isinstance(value, _PANDAS) or len(value) <= limit):
         parts = ()
     else:
-        raise ValueError(f"it holds a {value.text if isinstance(value, Name) else type(value).__name__}")
+        raise UserError(f"it holds a {value.text if isinstance(value, Name) else type(value).__name__}")
     for part in parts:
         _check(part, limit, budget, depth + 1)

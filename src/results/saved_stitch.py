@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from src import results
+from src.core.errors import UserError
 from src.cutting.channel_axis import find_outputs, layouts_of
 from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
@@ -94,11 +95,11 @@ def load_stitch(
     A stitch that was scored on other images than those it was trained on stands in front of the former.
     Relative paths in the file are looked for beside it, in the folders above it, and in the working folder; then files
     of the same digest below the `model_weights/` of these folders. Raises FileNotFoundError for a missing file
-    and ValueError for a file that is no stitch, lacks the type, or was made with other weights.
+    and UserError for a file that is no stitch, lacks the type, or was made with other weights.
     """
     content = results.read(path)
     if not _is_stitch(content):
-        raise ValueError(f"{path} is no result of stitch_nets.py")
+        raise UserError(f"{path} is no result of stitch_nets.py")
     params, maps = content["params"], content["trans_m"]
     known = content.get("weights") or {"front": {}, "end": {}}
     networks: dict[str, Checkpoint] = {}
@@ -119,7 +120,7 @@ def load_stitch(
             if same:
                 networks[role] = open_network(same, model=known[role].get("model"), asker=asker)
         if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
-            raise ValueError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
+            raise UserError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
     on_data = put_on_dataset([networks["front"], networks["end"]], params.get("dataset"), size=size)
     trained_on = on_data.dataset
     if params.get("evaluate_on"):
@@ -145,7 +146,7 @@ def _require_same_layouts(content: dict[str, Any], geometry: Geometry, path: Pat
     made = (content.get("geometry") or {}).get("layouts")
     if made and made != geometry.layouts:
         then, now = (" and ".join(map(str, layouts.values())) for layouts in (made, geometry.layouts))
-        raise ValueError(f"{path} was made for {then}, and these layers give {now}; ?layout= behind a spec says which")
+        raise UserError(f"{path} was made for {then}, and these layers give {now}; ?layout= behind a spec says which")
 
 
 def _is_stitch(content: Any) -> bool:
@@ -163,9 +164,9 @@ def _map_of_type(content: dict[str, Any], maps: dict[str, Any], stitch_type: str
     arrays = maps.get(stitch_type)
     if not isinstance(arrays, dict) or not {"w", "b"} <= arrays.keys():
         there = ", ".join(name for name in STITCH_TYPES if name in maps) or "none"
-        raise ValueError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
+        raise UserError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
     if not all((array := np.asarray(arrays[key])).ndim and array.dtype.kind == "f" for key in ("w", "b")):
-        raise ValueError(f"{path}: the stitch of type {stitch_type} is no matrix and vector of floating-point numbers")
+        raise UserError(f"{path}: the stitch of type {stitch_type} is no matrix and vector of floating-point numbers")
     if stitch_type == "before" and "format" not in content:
         # the published scripts kept a view: on a CPU their `before` is what training made of it
         initial = (content.get("trans_history") or {}).get(0)
@@ -211,7 +212,7 @@ def stitch_files(path: Path, on_message: Callable[[str], None] = lambda line: No
     for file in sorted(path.glob("*.pkl")):
         try:
             files += [file] if _is_stitch(results.read(file)) else []
-        except ValueError as error:
+        except UserError as error:
             on_message(f"left out: {error}")
     if not files:
         raise FileNotFoundError(f"no result of stitch_nets.py in {path}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from src.core.errors import UserError
 from src.core.files import atomic_write
 from src.results.reader import parse
 
@@ -15,7 +16,7 @@ FORMAT = 1
 def read(path: Path | str) -> Any:
     """Open a result file of this suite, or of the published scripts, without running anything in it.
 
-    Raises FileNotFoundError, or ValueError where the file is damaged or holds what no result holds.
+    Raises FileNotFoundError, or UserError where the file is damaged or holds what no result holds.
     """
     path = Path(path)
     if not path.is_file():
@@ -28,10 +29,10 @@ def read(path: Path | str) -> Any:
         reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else "it is damaged"
         # words of the file may be in it: no more of them than a line, and nothing that a terminal would obey
         reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:200])
-        raise ValueError(f"cannot read {path} as a result: {reason}") from None
+        raise UserError(f"cannot read {path} as a result: {reason}") from None
     written_as = result.get("format", FORMAT) if isinstance(result, dict) else FORMAT
     if not isinstance(written_as, int) or written_as != FORMAT:
-        raise ValueError(f"{path} has another format than {FORMAT}, the one that this version reads")
+        raise UserError(f"{path} has another format than {FORMAT}, the one that this version reads")
     return result
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from src.core.errors import UserError
 from src.core.progress import bar
 from src.cutting.parts import heads
 from src.dataset import PairedImagesSplit, Split
@@ -45,7 +46,7 @@ class Control:
 
     def __post_init__(self) -> None:
         if (self.sewn is None) == (self.fit is None):
-            raise ValueError(f"a control is sewn or fitted, one of the two: {self.about}")
+            raise UserError(f"a control is sewn or fitted, one of the two: {self.about}")
 
 
 def is_one(spec: StitchSpec, *, exact: bool = True) -> bool:
@@ -82,13 +83,13 @@ ALL = "all"
 
 
 def choose_controls(text: str) -> list[str]:
-    """The controls that a comma list, or "all", names, in the order of the table; ValueError for an unknown one."""
+    """The controls that a comma list, or "all", names, in the order of the table; UserError for an unknown one."""
     named = [part.strip() for part in text.split(",")]
     if named == [ALL]:
         return list(CONTROLS)
     for name in named:
         if name not in CONTROLS:
-            raise ValueError(f"unknown control {name!r}; choose all, or from {', '.join(CONTROLS)}")
+            raise UserError(f"unknown control {name!r}; choose all, or from {', '.join(CONTROLS)}")
     return [name for name in CONTROLS if name in named]
 
 
@@ -136,7 +137,7 @@ class ControlSetup:
 def _add_untrained(setup: ControlSetup) -> None:
     """Raises UserError where there is no way to make untrained networks."""
     if setup.fresh is None:
-        raise ValueError("no untrained network of the front's architecture can be made; leave out this control")
+        raise UserError("no untrained network of the front's architecture can be made; leave out this control")
     made = {name: setup.fresh(derived_seed(setup.seed, name)) for name in _names_of_untrained()}
     made = {name: network.to(setup.sample.device) for name, network in made.items()}
     recalibrate_batchnorm(list(made.values()), setup.layers, setup.train)
@@ -205,7 +206,7 @@ def prepare_controls(
 ) -> tuple[CutNetworks, Split, Split]:
     """The networks and the two splits with what the named controls of some specs, all of one seed, put beside them.
 
-    `fresh` as in `ControlSetup`. Raises ValueError where untrained networks are asked for and there is no way to make
+    `fresh` as in `ControlSetup`. Raises UserError where untrained networks are asked for and there is no way to make
     them.
     """
     (seed,) = {spec.seed for spec in specs}

@@ -29,7 +29,7 @@ class CutNetworks:
 
     `sample` is a batch of images that tells the shapes, on the device of the networks. `others` are networks beside the
     two, of the front's architecture, by the `source` of the specs that take their fronts. `layouts` are those asked
-    for, of the front and of the end network. Raises ValueError, before any work, for layers that do not exist or cannot
+    for, of the front and of the end network. Raises UserError, before any work, for layers that do not exist or cannot
     be stitched, and for inits and ranks that do not suit their sizes.
     """
 

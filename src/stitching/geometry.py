@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.cutting.layout import Layout, Shape
 from src.metrics import channels_last_rows
 
@@ -21,7 +22,7 @@ class Geometry:
     `resize`: on channels, after bilinear interpolation to the end layer's height and width. Tokens are (channels,
     tokens, 1); `resize` interpolates the grid in which they lie, and the class and register tokens before it go one to
     one: those that the front layer lacks are the mean of its patches, those that the end layer lacks are left out.
-    The layouts are those of the layers' own outputs. Raises ValueError, naming both shapes, where they cannot be paired
+    The layouts are those of the layers' own outputs. Raises UserError, naming both shapes, where they cannot be paired
     that way.
     """
 
@@ -35,15 +36,15 @@ class Geometry:
     def __post_init__(self) -> None:
         shapes = f"the front layer gives {self._described('front')} and the end layer {self._described('end')}"
         if not {len(self.front_shape), len(self.end_shape)} <= {1, 3}:
-            raise ValueError(f"{shapes}: only (channels, height, width) or (features,) can be stitched")
+            raise UserError(f"{shapes}: only (channels, height, width) or (features,) can be stitched")
         if self.flatten:
             return
         if len(self.front_shape) != len(self.end_shape):
-            raise ValueError(f"{shapes}: give --flatten to stitch them value by value")
+            raise UserError(f"{shapes}: give --flatten to stitch them value by value")
         if self.front_shape[1:] != self.end_shape[1:] and not self.resize:
-            raise ValueError(f"{shapes}: give --flatten or --resize to stitch different heights and widths")
+            raise UserError(f"{shapes}: give --flatten or --resize to stitch different heights and widths")
         if self.is_resized and any(layout.is_scattered for layout in (self.front_layout, self.end_layout)):
-            raise ValueError(f"{shapes}: tokens that lie in no square grid cannot be resized")
+            raise UserError(f"{shapes}: tokens that lie in no square grid cannot be resized")
 
     def _described(self, side: str) -> str:
         shape, layout = getattr(self, f"{side}_shape"), getattr(self, f"{side}_layout")

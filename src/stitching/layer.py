@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from src.core.errors import UserError
 from src.metrics.algebra.moments import Affine, orthogonal_factor, reduced_rank
 from src.stitching.geometry import Geometry
 from src.stitching.whitening import Whitening
@@ -30,7 +31,7 @@ class StitchLayer(nn.Module):
         super().__init__()
         expected = (geometry.outputs, geometry.inputs)
         if tuple(affine.w.shape) != expected or tuple(affine.b.shape) != expected[:1]:
-            raise ValueError(
+            raise UserError(
                 f"a stitch of these layers needs a matrix {expected} and {expected[0]} biases, "
                 f"got {tuple(affine.w.shape)} and {tuple(affine.b.shape)}"
             )
@@ -177,7 +178,7 @@ def build_stitch(
 
 
 def from_arrays(arrays: Arrays, geometry: Geometry) -> StitchLayer:
-    """The map of a result file, whatever kind of stitch wrote it; raises ValueError where it does not fit."""
+    """The map of a result file, whatever kind of stitch wrote it; raises UserError where it does not fit."""
     w, b = (torch.as_tensor(np.asarray(arrays[key])) for key in ("w", "b"))
     return StitchLayer(Affine(w.reshape(len(w), -1), b), geometry)
 

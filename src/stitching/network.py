@@ -29,7 +29,7 @@ class Pair:
 
 
 def pair_geometry(front: Output, end: Output, *, flatten: bool = False, resize: bool = False) -> Geometry:
-    """How what one layer gives is mapped to what another gives; raises ValueError where it cannot be."""
+    """How what one layer gives is mapped to what another gives; raises UserError where it cannot be."""
     shapes = front.canonical, end.canonical
     return Geometry(*shapes, flatten=flatten, resize=resize, front_layout=front.known, end_layout=end.known)
 
@@ -47,7 +47,7 @@ def cut_pair(
 ) -> Pair:
     """Cut two networks, each at its layer, and freeze the parts; `sample` is a batch of images that tells the shapes.
 
-    `layouts` are those asked for, of the front and of the end network. Raises ValueError for unknown layers and for
+    `layouts` are those asked for, of the front and of the end network. Raises UserError for unknown layers and for
     layers whose outputs cannot be stitched.
     """
     fronts, ends = (

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from src.core.errors import UserError
 from src.core.options import Option
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
@@ -80,20 +81,20 @@ EXCLUDED = (
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first excluded pair among the options; what is left out counts as off."""
+    """Raise UserError for the first excluded pair among the options; what is left out counts as off."""
     for *pair, reason in EXCLUDED:
         if all(_is_on(option, options) for option in pair):
             first, second = (_spelled(option, options) for option in pair)
-            raise ValueError(f"{first} excludes {second}: {reason}")
+            raise UserError(f"{first} excludes {second}: {reason}")
 
 
 def check_sizes(options: Mapping[str, Any], geometry: Geometry) -> None:
-    """Raise ValueError where an init or a rank does not suit the sizes of the two layers."""
+    """Raise UserError where an init or a rank does not suit the sizes of the two layers."""
     rank, limit = options.get("low_rank"), min(geometry.outputs, geometry.inputs)
     if rank is not None and rank > limit:
-        raise ValueError(f"rank {rank} exceeds {limit}, the smaller side of the matrix; lower --low-rank")
+        raise UserError(f"rank {rank} exceeds {limit}, the smaller side of the matrix; lower --low-rank")
     if INITS[options["init"]].needs_square and geometry.inputs != geometry.outputs:
-        raise ValueError(
+        raise UserError(
             f"--init {options['init']} needs equal sizes, but the front layer has {geometry.inputs} channels and the "
             f"end layer {geometry.outputs}; choose another --init"
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
+from src.core.errors import UserError
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS, SPELLINGS
 from src.stitching.options import VARIED, check_options
@@ -42,7 +43,7 @@ class StitchSpec:
     """One stitch: where it is, what its matrix may be, where it starts and how it is trained.
 
     Fields are the options of stitch_nets.py by their names. Whole numbers in fields of floating-point numbers are
-    converted. Raises ValueError for options that exclude each other or are out of range.
+    converted. Raises UserError for options that exclude each other or are out of range.
     """
 
     # no fields of it: the network whose front it takes, and whether it takes none
@@ -82,7 +83,7 @@ class StitchSpec:
         for name, table in (("init", INITS), ("mask", MASKS), ("target_type", TARGETS), ("optimizer", ELEMENTWISE)):
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))
-                raise ValueError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
+                raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
         check_options(asdict(self))
         _ = self.recipe
 
@@ -129,7 +130,7 @@ def usual_rate(*, whiten: bool) -> float:
 def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
     """Every combination of options of which some have lists of values, before layers are known.
 
-    Raises ValueError for one that would be refused alone.
+    Raises UserError for one that would be refused alone.
     """
     values = {field.name: options[field.name] for field in fields(StitchSpec) if not field.name.endswith("layer")}
     values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])

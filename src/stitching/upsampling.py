@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.linalg import float64_device
 from src.metrics.algebra.moments import PairedMoments, Sums
 from src.stitching.cut_networks import Shared
@@ -111,7 +112,7 @@ class Upsampled:
         self.totals[key] = self.totals[key] + value if key in self.totals else value
 
     def finish(self, ends: dict[str, Sums]) -> Iterable[tuple[Cut, PairedMoments]]:
-        """The moments of each pair, given the sums of the end layers. Raises ValueError for NaN and infinite values."""
+        """The moments of each pair, given the sums of the end layers. Raises UserError for NaN and infinite values."""
         for cut, geometry in self.geometries.items():
             size, y = geometry.end_shape[1:], ends[cut.end_layer]
             front, end = _sides(cut)
@@ -122,7 +123,7 @@ class Upsampled:
             x.all_means.copy_(self.centres[front] + total / n)
             x.all_products.copy_(self.totals["products", front, size] - torch.outer(total, total) / n)
             if not torch.isfinite(x.products.trace()):
-                raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
+                raise UserError("activations hold NaN or infinite values (or overflow float64 when squared)")
             moments = PairedMoments.of(x, y)
             moments.all_xy.copy_(self.totals["cross", cut] - torch.outer(total, y.mean - self.centres[end]))
             yield cut, moments

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from src import results
+from src.core.errors import UserError
 from src.results.frame import NETWORK
 from src.results.titles import network_name
 from src.stitching import StitchSpec, usual_rate
@@ -56,7 +57,7 @@ class StudyResults:
 
 
 def collect(plan: StudyPlan, store: Store) -> StudyResults:
-    """All results of a plan that are there; raises ValueError where there are none."""
+    """All results of a plan that are there; raises UserError where there are none."""
     items = {item.name: (bundle, item.spec) for bundle in plan.bundles for item in bundle.items}
     frame: Frame = remember(store.folder) if store.folder.is_dir() else pd.DataFrame(columns=["path"])
     frame.insert(0, "name", [Path(path).stem for path in frame["path"]])
@@ -71,7 +72,7 @@ def collect(plan: StudyPlan, store: Store) -> StudyResults:
     ]
     both = pd.concat(comparisons, ignore_index=True) if comparisons else pd.DataFrame(columns=COMPARED)
     if frame.empty and both.empty:
-        raise ValueError(f"no results of this study in {store.folder} yet; run it first")
+        raise UserError(f"no results of this study in {store.folder} yet; run it first")
     return with_names(frame, both)
 
 

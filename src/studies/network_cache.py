@@ -29,7 +29,7 @@ class NetworkCache:
     _found: dict[tuple, Any] = field(default_factory=dict)
 
     def pair(self, texts: tuple[str | Named, str | Named], dataset: str | None, size: int | None) -> NetworksOnDataset:
-        """Two networks in front of a data set; raises ValueError as `sources.open_pair` and `put_on_dataset` do."""
+        """Two networks in front of a data set; raises UserError as `sources.open_pair` and `put_on_dataset` do."""
         return put_on_dataset(
             sources.open_pair(texts, dataset=dataset, size=size, opener=self._open), dataset, size=size
         )

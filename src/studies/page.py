@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
 from src.core.files import atomic_write
 from src.studies.charts import LAYERS, sections
 from src.studies.frames import StudyResults
@@ -29,7 +30,7 @@ def write_page(path: Path, found: StudyResults, **about: Any) -> None:
     try:
         jinja2 = importlib.import_module("jinja2")
     except ImportError:
-        raise ValueError("jinja2 is not installed: pip install -r requirements-studies.txt") from None
+        raise UserError("jinja2 is not installed: pip install -r requirements-studies.txt") from None
     source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)
     # "<" would end the script element early

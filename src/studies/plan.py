@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from src.core.errors import UserError
 from src.metrics import METRICS
 from src.networks.opening import Named
 from src.networks.presentation import NetworksOnDataset
@@ -52,7 +53,7 @@ class _Priced(NamedTuple):
 def make_plan(study: Study, on_message: Callable[[str], None] = lambda line: None) -> StudyPlan:
     """Every result that a study declares, once, in bundles; nothing is trained.
 
-    What options or sizes of layers exclude is left out and counted. Raises ValueError, with the line of the file, for
+    What options or sizes of layers exclude is left out and counted. Raises UserError, with the line of the file, for
     networks and layers that there are not, and where all stitches of a table are left out.
     """
     says, cache = study.says, NetworkCache(on_message)
@@ -67,7 +68,7 @@ def make_plan(study: Study, on_message: Callable[[str], None] = lambda line: Non
         try:
             on_data = cache.pair((Named(pair[0]), Named(pair[1])), says.dataset, says.image_size)
             work = _StitchWork(pair, settings, on_data, cache, left_out)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             raise study.document.complaint(place, str(error)) from None
         for number, draft in enumerate(drafts):
             with _At(study, ("stitch", number)):
@@ -96,7 +97,7 @@ class _At:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError):
+        if isinstance(error, UserError):
             raise self.study.document.complaint(self.place, str(error)) from None
 
 
@@ -145,7 +146,7 @@ def draft_of(study: Study, table: Any, number: int) -> tuple[list[StitchSpec], C
         options.setdefault("lr", usual_rate(whiten=bool(options.get("whiten"))))
         try:
             specs.append(StitchSpec("", "", **options))
-        except ValueError as error:
+        except UserError as error:
             left_out[str(error)] += 1
     if not specs:
         raise study.document.complaint(("stitch", number), f"no stitch can be like that: {next(iter(left_out))}")
@@ -187,7 +188,7 @@ class _StitchWork:
     def add_stitches(self, table: Any, draft: tuple[list[StitchSpec], Counter[str]]) -> None:
         fronts, ends = self.layers(table)
         if table.layer_pairs == "zip" and len(fronts) != len(ends):
-            raise ValueError(
+            raise UserError(
                 f"layer_pairs: zip needs as many front layers as end layers, not {len(fronts)} and {len(ends)}"
             )
         couples = (
@@ -210,7 +211,7 @@ class _StitchWork:
                 geometries[form] = pair_geometry(*outputs, flatten=spec.flatten, resize=spec.resize)
             geometry = geometries[form]
             check_sizes({"init": spec.init, "low_rank": spec.low_rank}, geometry)  # pyright: ignore[reportArgumentType]
-        except ValueError as error:
+        except UserError as error:
             self.left_out[str(error)] += 1
             return
         assert isinstance(geometry, Geometry)
@@ -230,7 +231,7 @@ class _StitchWork:
     def add_comparison(self, table: Any) -> None:
         fronts, ends = self.layers(table)
         if self.settings.evaluate_on:
-            raise ValueError("evaluate_on is for stitches; a comparison has its own data set")
+            raise UserError("evaluate_on is for stitches; a comparison has its own data set")
         spec = CompareSpec(tuple(fronts), tuple(ends), tuple(table.metrics), table.view, table.group_at, table.split)
         images, count = self.cache.images(self.on_data, table.split)
         key = spec.key(**self.about | {"images": [images]})

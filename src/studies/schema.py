@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from src.core.errors import UserError
 from src.dataset import SPLITS, canonical_dataset
 from src.metrics import MEASURES
 from src.stitching.controls import choose_controls
@@ -20,7 +21,7 @@ LAYER_PAIRS = ("all", "zip")
 def one_of(*choices: Any) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
-            raise ValueError(f"{value!r} is none of {', '.join(map(str, choices))}")
+            raise UserError(f"{value!r} is none of {', '.join(map(str, choices))}")
         return value
 
     return check
@@ -31,7 +32,7 @@ def number(kind: type, meaning: str, accepts: Callable[[Any], bool]) -> Callable
 
     def check(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not accepts(value):
-            raise ValueError(f"{value!r} is not {meaning}")
+            raise UserError(f"{value!r} is not {meaning}")
         return kind(value)
 
     return check
@@ -39,7 +40,7 @@ def number(kind: type, meaning: str, accepts: Callable[[Any], bool]) -> Callable
 
 def text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is no text")
+        raise UserError(f"{value!r} is no text")
     return value
 
 
@@ -49,7 +50,7 @@ def several(check: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     def check_all(value: Any) -> list[Any]:
         values = value if isinstance(value, list) else [value]
         if not values:
-            raise ValueError("an empty list")
+            raise UserError("an empty list")
         return list(dict.fromkeys(check(one) for one in values))
 
     return check_all
@@ -72,7 +73,7 @@ def pairs(value: Any) -> str | list[tuple[str, str]]:
     if isinstance(value, list):
         found = [tuple(map(text, one)) for one in value if isinstance(one, list) and len(one) == 2]
         if not value or len(found) != len(value):
-            raise ValueError("a list of pairs has two networks in each: [[front, end], ...]")
+            raise UserError("a list of pairs has two networks in each: [[front, end], ...]")
         return list(dict.fromkeys(found))  # pyright: ignore[reportReturnType]
     return one_of(*PAIRS)(value)
 
@@ -127,7 +128,7 @@ TABLES = {"stitch": STITCH, "compare": COMPARE}
 class Study:
     """A checked study file: its `name`, its `document` and what it `says`, key by key as STUDY has them.
 
-    Raises ValueError as FILE:LINE: KEY: why, for the first complaint.
+    Raises UserError as FILE:LINE: KEY: why, for the first complaint.
     """
 
     def __init__(self, path: Path) -> None:
@@ -150,7 +151,7 @@ def _check(document: Document) -> Any:
     try:
         pydantic = importlib.import_module("pydantic")
     except ImportError:
-        raise ValueError("pydantic is not installed: pip install -r requirements-studies.txt") from None
+        raise UserError("pydantic is not installed: pip install -r requirements-studies.txt") from None
     try:
         return _model(pydantic, "Study", STUDY)(**document.values)
     except pydantic.ValidationError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from src import results
+from src.core.errors import UserError
 from src.core.files import atomic_write, make_folder, remove_leftovers
 from src.networks.opening import files_of
 from src.stitching.stitch_spec import digest
@@ -120,11 +121,11 @@ class Store:
 
 
 def _named_by(study: Study, plan: StudyPlan, path: Path) -> StudyPlan:
-    """A plan whose networks are all named by the study, so that they may be opened as the user's; else ValueError."""
+    """A plan whose networks are all named by the study, so that they may be opened as the user's; else UserError."""
     named = set(texts_of(study))
     for text in (text for bundle in plan.bundles for text in bundle.pair):
         if text not in named:
-            raise ValueError(f"{path} asks for {text}, which {study.document.path} does not name; remove that plan")
+            raise UserError(f"{path} asks for {text}, which {study.document.path} does not name; remove that plan")
     return replace(plan, bundles=[replace(bundle, named=True) for bundle in plan.bundles])
 
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
+
 Place = tuple[str | int, ...]  # keys and positions, from the outside in
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"^\s*([\w-]+|\"[^\"]*\"|'[^']*')\s*=(.*)$")
@@ -15,7 +17,7 @@ _STRING = re.compile(r"\"\"\".*?\"\"\"|'''.*?'''|\"(?:\\.|[^\"\\])*\"|'[^']*'|#.
 class Document:
     """The values of a TOML file, and where they stand in it.
 
-    Raises FileNotFoundError, or ValueError as FILE:LINE: complaint for what is no TOML.
+    Raises FileNotFoundError, or UserError as FILE:LINE: complaint for what is no TOML.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +27,7 @@ class Document:
         try:
             self.text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{path}:1: no UTF-8 text") from None
+            raise UserError(f"{path}:1: no UTF-8 text") from None
         self.values = _parse(self.text, path)
         self._lines = _lines_of(self.text)
 
@@ -39,10 +41,10 @@ class Document:
                     return self._lines[known]
         return 1
 
-    def complaint(self, place: Place, text: str) -> ValueError:
+    def complaint(self, place: Place, text: str) -> UserError:
         """An error that names file, line and key."""
         key = ".".join(part for part in place if isinstance(part, str))
-        return ValueError(f"{self.path}:{self.line(place)}: {f'{key}: ' if key else ''}{text}")
+        return UserError(f"{self.path}:{self.line(place)}: {f'{key}: ' if key else ''}{text}")
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         where = re.search(r" \(at line (\d+), column \d+\)", reason)
         line = int(where[1]) if where else len(text.splitlines()) or 1
         reason = reason.split(" (at ")[0]
-        raise ValueError(f"{path}:{line}: {reason[:1].lower()}{reason[1:]}") from None
+        raise UserError(f"{path}:{line}: {reason[:1].lower()}{reason[1:]}") from None
 
 
 def _reader() -> Any:
@@ -62,7 +64,7 @@ def _reader() -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ValueError(f"{name} is not installed: pip install -r requirements-studies.txt") from None
+        raise UserError(f"{name} is not installed: pip install -r requirements-studies.txt") from None
 
 
 def _lines_of(text: str) -> dict[Place, int]:

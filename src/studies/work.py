@@ -12,6 +12,7 @@ from typing import Any
 
 from src import results
 from src.core.config import choose_device
+from src.core.errors import UserError
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
 from src.networks.opening import untrained
@@ -146,7 +147,7 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
 def _check_keys(bundle: Bundle, keys: list[str]) -> None:
     """What is loaded here must be what was planned."""
     if keys != [item.key for item in bundle.items]:
-        raise ValueError(
+        raise UserError(
             f"weights or images of {' and '.join(bundle.pair)} are others than those of the plan; "
             "remove the .plan-*.json of the study's folder"
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
 from src.core.files import atomic_write, parse_tensors, sole_maker
 
 RESUME, LOG = "resume.pt", "training_log.csv"
@@ -40,10 +41,10 @@ def refuse_finished_or_other(folder: Path, facts: dict[str, Any], final: Path) -
     for path in snapshots(folder):
         before = recipe_of(path)
         if not before:
-            raise ValueError(f"cannot resume: {path} is not of a training by this script; give --overwrite or -o")
+            raise UserError(f"cannot resume: {path} is not of a training by this script; give --overwrite or -o")
         for key in sorted(before.keys() | facts.keys()):
             if before.get(key) != facts.get(key):
-                raise ValueError(
+                raise UserError(
                     f"cannot resume: {path} was trained with {key} {before.get(key)}, not {facts.get(key)}; "
                     "--overwrite starts anew"
                 )

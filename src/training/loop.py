@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from src.core.errors import UserError
 from src.core.files import parse_tensors, write_tensors
 from src.core.progress import bar
 from src.dataset import Split
@@ -65,12 +66,12 @@ def fit(
     result equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
     `after_epoch` is told the number of epochs done.
 
-    Raises ValueError where fewer images than one batch are left and where the file is another run's.
+    Raises UserError where fewer images than one batch are left and where the file is another run's.
     """
     epochs, batch_size = _in_common(train_states)
     steps = len(split) // batch_size
     if steps == 0 and epochs:
-        raise ValueError(f"batch size {batch_size} exceeds the {len(split)} training images; lower --batch-size")
+        raise UserError(f"batch size {batch_size} exceeds the {len(split)} training images; lower --batch-size")
     steps = min(steps, max_steps or steps)
     with _randomness(seed, split.device):
         run = _Run(train_states, Generator().manual_seed(seed), Generator().manual_seed(seed + 1), split.device)
@@ -131,7 +132,7 @@ def _in_common(train_states: Sequence[TrainState]) -> tuple[int, int]:
     """Epochs and batch size of all learners."""
     kinds = {(train_state.recipe.epochs, train_state.recipe.batch_size) for train_state in train_states}
     if len(kinds) != 1:
-        raise ValueError(f"what trains together has one number of epochs and one batch size, not {sorted(kinds)}")
+        raise UserError(f"what trains together has one number of epochs and one batch size, not {sorted(kinds)}")
     return kinds.pop()
 
 
@@ -249,7 +250,7 @@ class _Run:
             "augment": self.augment.get_state(),
             "dropout": self._drawn(),
             "epochs": self.epochs,
-            "train_states": [train_state.state() for train_state in self.train_states],
+            "learners": [train_state.state() for train_state in self.train_states],
         }
         write_tensors(resume.file, record)
 
@@ -258,16 +259,16 @@ class _Run:
         try:
             record = parse_tensors(resume.file.read_bytes())
         except ValueError as error:
-            raise ValueError(broken.format(error)) from None
+            raise UserError(broken.format(error)) from None
         if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
-            raise ValueError(broken.format("it is no state of a training"))
+            raise UserError(broken.format("it is no state of a training"))
         for key in sorted(record["identity"].keys() | resume.identity.keys()):
             before, now = record["identity"].get(key), resume.identity.get(key)
             if before != now:
                 differ = f"{key} {_short(before)}, not {_short(now)}"
-                raise ValueError(f"cannot resume from {resume.file}: it was started with {differ}")
+                raise UserError(f"cannot resume from {resume.file}: it was started with {differ}")
         try:
-            for train_state, state in zip(self.train_states, record["train_states"], strict=True):
+            for train_state, state in zip(self.train_states, record["learners"], strict=True):
                 train_state.load(state)
             self.order.set_state(record["order"])
             self.augment.set_state(record["augment"])
@@ -275,4 +276,4 @@ class _Run:
                 set_state(state)
             self.epochs = int(record["epochs"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise ValueError(broken.format(f"it does not fit this training ({type(error).__name__})")) from None
+            raise UserError(broken.format(f"it does not fit this training ({type(error).__name__})")) from None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.config import mixed_precision
+from src.core.errors import UserError
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, is_known, load_split, measured, shuffle_labels, take_fraction
 from src.dataset.preprocessing import Preprocessing
@@ -51,9 +52,9 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, on_message: Notice) ->
         output = made.network.eval()(torch.zeros(2, preprocessing.channels if preprocessing else channels, seen, seen))
     made.network.train()
     if text := no_logits(output):
-        raise ValueError(f"{spec.model} returns {text}, not logits (images, classes)")
+        raise UserError(f"{spec.model} returns {text}, not logits (images, classes)")
     if output.shape[1] != images.classes:
-        raise ValueError(
+        raise UserError(
             f"{spec.model} decides between {output.shape[1]} classes, and {images.name} has {images.classes}"
         )
     if spec.freeze_body:
@@ -142,7 +143,7 @@ def train_network(
         with mixed_precision(images.device, enabled=spec.amp):
             logits = network(images)
         if text := no_logits(logits):
-            raise ValueError(f"in training {spec.model} returns {text}, not logits (images, classes)")
+            raise UserError(f"in training {spec.model} returns {text}, not logits (images, classes)")
         logits = logits.float()
         return task.loss(logits, labels), task.correct(logits, labels)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from src.core.errors import UserError
 from src.training.muon import Muon
 
 LARGEST = 1e38  # nearly the largest float32, in which optimizers take their factors
@@ -38,18 +39,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
-            raise ValueError(f"{self.epochs} epochs; give 0 or more with --epochs")
+            raise UserError(f"{self.epochs} epochs; give 0 or more with --epochs")
         if self.batch_size < 1:
-            raise ValueError(f"batch size {self.batch_size}; give 1 or more with --batch-size")
+            raise UserError(f"batch size {self.batch_size}; give 1 or more with --batch-size")
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"learning rate {self.lr}; give a positive number with --lr")
+            raise UserError(f"learning rate {self.lr}; give a positive number with --lr")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise ValueError(f"weight decay {self.weight_decay}; give 0 or more with --weight-decay")
+            raise UserError(f"weight decay {self.weight_decay}; give 0 or more with --weight-decay")
         for name, value, option in (("learning rate", self.lr, "--lr"), ("weight decay", self.weight_decay, "-wd")):
             if value > LARGEST:
-                raise ValueError(f"{name} {value} exceeds {LARGEST:.0e}; lower it with {option}")
+                raise UserError(f"{name} {value} exceeds {LARGEST:.0e}; lower it with {option}")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose from {', '.join(sorted(OPTIMIZERS))}")
+            raise UserError(f"unknown optimizer {self.optimizer!r}; choose from {', '.join(sorted(OPTIMIZERS))}")
 
     def rate(self, epoch: int, passed: float = 0.0) -> float:
         """Learning rate in an epoch, counted from 0, of which the share `passed` is over."""

@@ -113,7 +113,7 @@ def test_text_fits_80_columns(script: str, stitched: Path, capsys) -> None:
 
 def test_sigterm_ends_a_script_as_an_error_does(capsys) -> None:
     cleared = []
-    with pytest.raises(SystemExit) as stop, cli.one_line_errors(debug=False):
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors(traceback=False):
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
@@ -128,13 +128,13 @@ def test_sigterm_stays_with_whoever_asked_for_it_before(monkeypatch) -> None:
     caught = []
     before = signal.signal(signal.SIGTERM, lambda *_: caught.append(True))
     try:
-        with cli.one_line_errors(debug=False):
+        with cli.one_line_errors(traceback=False):
             signal.raise_signal(signal.SIGTERM)
         assert caught == [True]
     finally:
         signal.signal(signal.SIGTERM, before)
     with ThreadPoolExecutor() as pool:  # where Python lets no one set a handler
-        pool.submit(lambda: cli.one_line_errors(debug=False).__enter__()).result()
+        pool.submit(lambda: cli.one_line_errors(traceback=False).__enter__()).result()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

@@ -7,6 +7,8 @@ import importlib
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,6 +19,7 @@ from PIL import Image
 import eval_stitch
 import stitch_nets
 from src import results
+from src.core.errors import REPORT
 from src.models import build_model
 from src.networks import checkpoints
 from src.stitching.controls import CONTROLS
@@ -314,9 +317,26 @@ def test_a_lack_of_memory_is_one_line_with_a_remedy_that_the_script_has(script, 
         module.main(command.split()[1:])
 
 
-def test_debug_shows_the_traceback(folder: Path) -> None:
+def test_an_option_shows_the_traceback(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weight file"):
-        importlib.import_module("eval_net").main(["missing.pt", "--debug"])
+        importlib.import_module("eval_net").main(["missing.pt", "--traceback"])
+
+
+@pytest.mark.parametrize("error", ["ValueError('cannot reshape array of size 1024')", "KeyError('weight')"])
+def test_a_mistake_of_ours_is_said_to_be_one(folder: Path, error: str) -> None:
+    code = f"""
+import eval_net
+def run(args):
+    raise {error}
+eval_net.run = run
+eval_net.main(["a3.pt"])
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    lines = process.stderr.splitlines()
+    assert process.returncode == 1 and lines[0].startswith("Traceback") and error.partition("(")[0] in lines[-2]
+    assert lines[-1] == f"error: {REPORT}"
 
 
 def test_hostile_files_run_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -423,7 +423,7 @@ def test_the_code_of_a_network_is_in_the_key_and_in_its_state(nets: Path) -> Non
     assert len(keys | {key("make")}) == 3
     assert fingerprint(Study(Path("s.toml"))) != before
     with pytest.raises(ValueError, match="it was started with code of the network"):
-        train_model.main([*TRAIN, "-o", "c", "--resume"])
+        train_model.main([*TRAIN, "-o", "c", "--resume", "--traceback"])
 
 
 def test_files_of_a_spec_are_those_it_names(nets: Path) -> None:

@@ -61,6 +61,6 @@ def test_every_key_and_option_is_in_the_readme() -> None:
         for command in ("run", "worker", "table")
         for action in parser_of(command)._actions
         for flag in action.option_strings
-        if flag not in ("-h", "--help", "--debug")
+        if flag not in ("-h", "--help", "--traceback")
     }
     assert options <= {flag for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", SECTION)}

@@ -385,7 +385,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_state(t
     good = network()
     with pytest.raises(Interrupted):
         train(good, after_epoch=stop_after(1))
-    assert_equal(torch.load(file, weights_only=True)["train_states"][0]["trained"], state(good))
+    assert_equal(torch.load(file, weights_only=True)["learners"][0]["trained"], state(good))
 
 
 def test_a_gpu_may_run_ahead_of_the_check_but_shows_nobody_damaged_weights(
@@ -419,7 +419,7 @@ def test_damage_done_by_the_last_step_of_an_epoch_is_not_kept(tmp_path: Path) ->
 
     with pytest.raises(FloatingPointError, match=rf"validation loss is nan after epoch 2, step {STEPS} of {STEPS}"):
         train(net, after_step=damage, resume_file=file)
-    (kept,) = torch.load(file, weights_only=True)["train_states"]
+    (kept,) = torch.load(file, weights_only=True)["learners"]
     assert len(kept["history"]["epochs"]) == 1
     assert all(part.isfinite().all() for part in kept["trained"].values())
 

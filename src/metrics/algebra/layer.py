@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.linalg import float64_device, nonconstant_features, rank_floor
 from src.metrics.algebra.matrix_rows import float64_pieces, require_real
 from src.metrics.algebra.products import add_times, eigh, eigvalsh
@@ -60,7 +61,7 @@ class Layer:
     def clear(self, n: int) -> None:
         """Forget everything and expect n images, at most as many as at first."""
         if n > len(self.buffer):
-            raise ValueError(f"the layer holds {len(self.buffer)} images, not {n}")
+            raise UserError(f"the layer holds {len(self.buffer)} images, not {n}")
         self.n, self.filled, self.centred, self.exponent = n, 0, False, 0
         self.mean.zero_()
         self.known.clear()
@@ -72,16 +73,16 @@ class Layer:
     @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Add images x: (rows, d). Raise ValueError where they do not fit, or are complex or not finite."""
+        """Add images x: (rows, d). Raise UserError where they do not fit, or are complex or not finite."""
         require_real(x)
         if self.filled + len(x) > self.n:
-            raise ValueError(f"{self.filled + len(x)} images came where {self.n} were announced")
+            raise UserError(f"{self.filled + len(x)} images came where {self.n} were announced")
         if len(x) == 0:
             return
         self.buffer[self.filled : self.filled + len(x)] = x
         total = _column_sums(x, self.device)
         if not torch.isfinite(total.sum()):
-            raise ValueError("activations hold NaN or infinite values")
+            raise UserError("activations hold NaN or infinite values")
         self.mean += total / self.n
         self.filled += len(x)
 
@@ -90,7 +91,7 @@ class Layer:
     def centre(self) -> Tensor:
         """Subtract the mean of every feature, bring the whole to about unit scale, in place, and return the rows."""
         if self.filled != self.n:
-            raise ValueError(f"{self.filled} images came where {self.n} were announced")
+            raise UserError(f"{self.filled} images came where {self.n} were announced")
         rows = self.rows
         if self.centred:
             return rows
@@ -112,9 +113,9 @@ class Layer:
         return self.mean * 2.0**-self.exponent
 
     def require_varying(self, side: str) -> None:
-        """Raise ValueError where all images are alike."""
+        """Raise UserError where all images are alike."""
         if not nonconstant_features(self.squares, self.mean, self.n).any():
-            raise ValueError(f"the {side} representation is constant")
+            raise UserError(f"the {side} representation is constant")
 
     def facts(self, *, ranked: bool) -> Facts:
         """Return live features and offset, and the rank (of at most RANK_IMAGES images, evenly picked) if asked."""

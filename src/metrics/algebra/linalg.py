@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.products import eigh
 
 # Relative to the spread: below this a feature's variation is the rounding noise of its own mean.
@@ -59,7 +60,7 @@ def rank_floor(values: Tensor) -> Tensor:
 
 
 def require_varying(nonconstant_x: Tensor, nonconstant_y: Tensor) -> None:
-    """Raise ValueError where one side has no live feature."""
+    """Raise UserError where one side has no live feature."""
     for side, nonconstant in (("first", nonconstant_x), ("second", nonconstant_y)):
         if not nonconstant.any():
-            raise ValueError(f"the {side} representation is constant")
+            raise UserError(f"the {side} representation is constant")

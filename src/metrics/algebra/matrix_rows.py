@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
+
 # Rows become float64 in pieces of about this many numbers: 4 MB, which stays in the processor's cache.
 PIECE = 1 << 19
 
@@ -25,38 +27,38 @@ def float64_pieces(x: Tensor, device: torch.device) -> Iterator[Tensor]:
 
 
 def require_real(x: Tensor) -> None:
-    """Raise ValueError for complex numbers, whose imaginary part every sum here would lose."""
+    """Raise UserError for complex numbers, whose imaginary part every sum here would lose."""
     if x.is_complex():
-        raise ValueError("the activations are complex; compare their real and imaginary parts as channels of their own")
+        raise UserError("the activations are complex; compare their real and imaginary parts as channels of their own")
 
 
 def paired(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Return x: (n, dx) and y: (n, dy) as floating point; raise ValueError unless n agrees and is at least `least`."""
+    """Return x: (n, dx) and y: (n, dy) as floating point; raise UserError unless n agrees and is at least `least`."""
     if x.dim() != 2 or y.dim() != 2 or len(x) != len(y):
-        raise ValueError(
+        raise UserError(
             f"expected (images, features) on both sides with equally many images, got {tuple(x.shape)} "
             f"and {tuple(y.shape)}"
         )
     if len(x) < least:
-        raise ValueError(f"{len(x)} images are too few; at least {least} are needed")
+        raise UserError(f"{len(x)} images are too few; at least {least} are needed")
     return _floating(x), _floating(y)
 
 
 def unit(x: Tensor, side: str) -> Tensor:
     """Centre the columns of x: (n, d), drop those that do not vary, divide the rest by their common root mean square.
 
-    Keeps gradients. Raise ValueError where no column varies by more than the rounding of its values, or a value is
+    Keeps gradients. Raise UserError where no column varies by more than the rounding of its values, or a value is
     not finite.
     """
     largest = x.detach().abs().amax(0) if x.numel() else x.new_zeros(x.shape[1])
     if not torch.isfinite(largest).all():
-        raise ValueError(f"the {side} representation holds NaN or infinite values")
+        raise UserError(f"the {side} representation holds NaN or infinite values")
     x = x - x.mean(0)
     x = x - x.mean(0)  # the first mean was rounded; what it left over is small enough to subtract exactly
     size = x.detach().abs().amax(0) if x.numel() else largest
     nonconstant = size > 4 * torch.finfo(x.dtype).eps * largest
     if not nonconstant.any():
-        raise ValueError(f"the {side} representation is constant")
+        raise UserError(f"the {side} representation is constant")
     if not nonconstant.all():
         x = x[:, nonconstant]
     x = x / size.max()  # squares of large float32 values overflow

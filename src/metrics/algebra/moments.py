@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.linalg import float64_device, nonconstant_features, unit_spectrum
 from src.metrics.algebra.matrix_rows import require_real
 from src.metrics.algebra.products import add_times
@@ -24,7 +25,7 @@ def channels_last_rows(x: Tensor) -> Tensor:
     if x.dim() == 2:
         return x
     if x.dim() != 4:
-        raise ValueError(f"expected (n, c, h, w) or (n, c), got shape {tuple(x.shape)}")
+        raise UserError(f"expected (n, c, h, w) or (n, c), got shape {tuple(x.shape)}")
     if x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
     return x.transpose(0, 1).reshape(x.shape[1], -1).T
@@ -33,7 +34,7 @@ def channels_last_rows(x: Tensor) -> Tensor:
 def flat_rows(x: Tensor) -> Tensor:
     """Make every image a row: (n, c, h, w) -> (n, c * h * w); (n, c) stays as it is."""
     if x.dim() < 2:
-        raise ValueError(f"expected (n, c, h, w) or (n, c), got shape {tuple(x.shape)}")
+        raise UserError(f"expected (n, c, h, w) or (n, c), got shape {tuple(x.shape)}")
     return x.flatten(1)
 
 
@@ -129,10 +130,10 @@ class PairedMoments:
     xy = property(lambda self: self.all_xy[: self.x.d, : self.y.d])
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Add rows. Raise ValueError where rows or features do not fit, or a value is complex or not finite."""
+        """Add rows. Raise UserError where rows or features do not fit, or a value is complex or not finite."""
         expected = len(self.mean_x), len(self.mean_y)
         if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or (x.shape[1], y.shape[1]) != expected:
-            raise ValueError(
+            raise UserError(
                 f"expected x (rows, {expected[0]}) and y (rows, {expected[1]}) with equally many rows, "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
@@ -172,7 +173,7 @@ def gather(sides: Sequence[tuple[Sums, Tensor]], pairs: Sequence[PairedMoments],
         for sums, _ in sides:
             sums.merge()
     if not all(torch.isfinite(sums.products.trace()) for sums, _ in sides):
-        raise ValueError("activations hold NaN or infinite values (or overflow float64 when squared)")
+        raise UserError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
 
 class Affine(NamedTuple):
@@ -189,7 +190,7 @@ def with_matching_bias(w: Tensor, moments: PairedMoments) -> Affine:
 
 def _require_rows(moments: PairedMoments) -> None:
     if moments.n == 0:
-        raise ValueError("no activations were seen: the data set is empty")
+        raise UserError("no activations were seen: the data set is empty")
 
 
 def least_squares(moments: PairedMoments, mask: Tensor | None = None) -> Affine:
@@ -230,7 +231,7 @@ def reduced_rank_regression(moments: PairedMoments, rank: int) -> Affine:
     """Fit y ~ x w^T + b with a w of at most this rank, by least squares in the units of y.
 
     w = U U^T w_ls, with U the leading eigenvectors of w_ls Sxx w_ls^T: the directions of y in which the unrestricted
-    fit varies most (Izenman 1975; Reinsel and Velu 1998). Raise ValueError where w has no such rank.
+    fit varies most (Izenman 1975; Reinsel and Velu 1998). Raise UserError where w has no such rank.
     """
     full = least_squares(moments).w
     check_rank(rank, full)
@@ -277,10 +278,10 @@ def reduced_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def check_rank(rank: int, matrix: Tensor) -> None:
-    """Raise ValueError, with the remedy, for a rank that a matrix of this shape cannot have."""
+    """Raise UserError, with the remedy, for a rank that a matrix of this shape cannot have."""
     limit = min(matrix.shape)
     if not 1 <= rank <= limit:
-        raise ValueError(f"rank {rank} does not fit a {tuple(matrix.shape)} matrix; use --low-rank 1 to {limit}")
+        raise UserError(f"rank {rank} does not fit a {tuple(matrix.shape)} matrix; use --low-rank 1 to {limit}")
 
 
 def correlation(moments: PairedMoments) -> Tensor:
@@ -295,11 +296,11 @@ def correlation(moments: PairedMoments) -> Tensor:
 def r_squared(moments: PairedMoments, affine: Affine) -> float:
     """Return the share of the variance of y that x w^T + b explains, all channels of y pooled.
 
-    1: every row exact; 0: no better than the mean of y; negative: worse. Raise ValueError where y does not vary.
+    1: every row exact; 0: no better than the mean of y; negative: worse. Raise UserError where y does not vary.
     """
     _require_rows(moments)
     if not moments.nonconstant()[1].any():
-        raise ValueError("R2 is undefined: the activations to explain are constant")
+        raise UserError("R2 is undefined: the activations to explain are constant")
     w, b = affine.w.to(moments.xy), affine.b.to(moments.xy)
     total = moments.yy.trace()
     explained = 2 * (w * moments.xy.T).sum() - ((w @ moments.xx) * w).sum()

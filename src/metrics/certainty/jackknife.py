@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.gram import BLOCK
 from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.products import times
@@ -31,14 +32,14 @@ class GramVectors:
         return self.sums.shape[1]
 
     def left_out(self, *, debiased: bool) -> Tensor:
-        """CKA without each image, (n,). Raises ValueError where that is undefined."""
+        """CKA without each image, (n,). Raises UserError where that is undefined."""
         least = 5 if debiased else 3
         if self.n < least:
-            raise ValueError(f"{self.n} images are too few for a jackknife of CKA; at least {least} are needed")
+            raise UserError(f"{self.n} images are too few for a jackknife of CKA; at least {least} are needed")
         make = self._debiased if debiased else self._biased
         kl, kk, ll = (make(index, pair) for index, pair in enumerate(((0, 1), (0, 0), (1, 1))))
         if not ((kk > 0).all() and (ll > 0).all()):
-            raise ValueError("CKA is undefined where an image is left out: a representation is constant without it")
+            raise UserError("CKA is undefined where an image is left out: a representation is constant without it")
         return kl / kk.sqrt() / ll.sqrt()
 
     def dominant(self) -> list[int]:
@@ -80,11 +81,11 @@ class GramVectors:
         """
         n = self.n
         if n < 5:
-            raise ValueError(f"{n} images are too few for the null distribution of CKA; at least 5 are needed")
+            raise UserError(f"{n} images are too few for the null distribution of CKA; at least 5 are needed")
         facts = [self._facts(side, debiased=debiased) for side in (0, 1)]
         (t, t2, s2), (u, u2, v2) = facts
         if not (t2 > 0 and u2 > 0):
-            raise ValueError("CKA is undefined: a representation is constant")
+            raise UserError("CKA is undefined: a representation is constant")
         first = 2 * ((n - 1) * t2 - t * t) * ((n - 1) * u2 - u * u) / ((n - 1) ** 2 * (n + 1) * (n - 2))
         second = (n * (n + 1) * s2 - (n - 1) * (t * t + 2 * t2)) * (n * (n + 1) * v2 - (n - 1) * (u * u + 2 * u2))
         variance = first + second / ((n + 1) * n * (n - 1) * (n - 2) * (n - 3))

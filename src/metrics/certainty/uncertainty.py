@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 from torch import Generator, Tensor
 
+from src.core.errors import UserError
 from src.core.intervals import Z95
 from src.metrics.algebra.gram import gram_sums_of_moments
 from src.metrics.algebra.layer import Layer
@@ -111,7 +112,7 @@ def _each(
                 in_space = in_space or sample.in_row_space()
             one = in_space if in_space and plan.source[name] == "row_space" else sample
             found.values[name], found.how[name] = find(METRICS[name], taken, one)
-        except ValueError as error:
+        except UserError as error:
             found.refused[name] = str(error)
     return found
 
@@ -128,7 +129,7 @@ def _interval(metric: Metric, view: str, sample: Sample) -> tuple[Interval, str]
         error = _error_by_halves(metric.each, sample)
         return _clipped(metric, value, Z95 * error), f"{HALVINGS} halvings of the images"
     if len(sample) < 4:
-        raise ValueError(f"{len(sample)} images are too few for an interval; at least 4 are needed")
+        raise UserError(f"{len(sample)} images are too few for an interval; at least 4 are needed")
     # at random, since files of a folder come class by class
     order = torch.randperm(len(sample), generator=Generator().manual_seed(0))
     blocks = order.tensor_split(min(BLOCKS, len(sample) // 2))
@@ -186,9 +187,7 @@ def _without_each(metric: Metric, view: str, sample: Sample, blocks: Sequence[Te
         return values
     d = [math.prod(shape) if view == "images" else shape[0] for shape in (sample.shape_x, sample.shape_y)]
     if 8 * moment_entries(d[0], d[1]) * (len(blocks) + 2) > 4 * MOMENT_BYTES:
-        raise ValueError(
-            f"{metric.name}: an interval of {d[0]} and {d[1]} features takes too much; use --view channels"
-        )
+        raise UserError(f"{metric.name}: an interval of {d[0]} and {d[1]} features takes too much; use --view channels")
     parts = _moments_of_blocks([sample.take(block).rows(view) for block in blocks], energies=metric.needs == "gram")
     return [_of_moments(metric, combined(parts[:left] + parts[left + 1 :])) for left in range(len(parts))]
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.core.errors import UserError
 from src.metrics.algebra.gram import GramSums, blocks, gram_sums, gram_sums_of_moments
 from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, row_space_bytes
 from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
@@ -92,10 +93,10 @@ class Grid:
         sides = [list(side) for side in (xs, ys)]
         shapes = [[tuple(x.shape[1:]) for x in side] for side in sides]
         if shapes != list(self.plan.shapes) or len({len(x) for side in sides for x in side}) != 1:
-            raise ValueError(f"expected activations of shapes {self.plan.shapes}, got {shapes} of as many images each")
+            raise UserError(f"expected activations of shapes {self.plan.shapes}, got {shapes} of as many images each")
         self.seen += len(xs[0])
         if self.seen > self.n_images:
-            raise ValueError(f"{self.seen} images came where {self.n_images} were announced")
+            raise UserError(f"{self.seen} images came where {self.n_images} were announced")
         sides = [[x.detach() for x in side] for side in sides]
         for (view, _), pairs in self.plan.moments().items():
             self._add_moments(view, pairs, sides)
@@ -128,9 +129,9 @@ class Grid:
         return blocks(self.sizes[-1]) if self.plan.gram_pairs() else 0
 
     def cells(self, *, on_block: Callable[[], object] = lambda: None) -> dict[Pair, Cell]:
-        """Return what each pair gives; `on_block` is called `steps` times. Raise ValueError if images are missing."""
+        """Return what each pair gives; `on_block` is called `steps` times. Raise UserError if images are missing."""
         if self.seen != self.n_images:
-            raise ValueError(f"{self.seen} images came where {self.n_images} were announced")
+            raise UserError(f"{self.seen} images came where {self.n_images} were announced")
         if not self._cells:
             self._finish_group(on_block)
             self.layers = {}, {}  # their memory is free for what follows
@@ -168,7 +169,7 @@ class Grid:
         """Keep a metric's value for this group, or why it has none."""
         try:
             self.parts.setdefault((name, pair), []).append(METRICS[name].of_gathered(gathered))
-        except ValueError as error:
+        except UserError as error:
             self.refused.setdefault((name, pair), str(error))
 
     def _take_row_spaces(self) -> None:
@@ -203,7 +204,7 @@ class Grid:
         for name in plan.views:
             try:
                 values[name] = self._value(name, pair)
-            except ValueError as error:
+            except UserError as error:
                 refused[name] = str(error)
         views = [view for view in VIEWS if view in {plan.views[name] for name in values}]
         health = {
@@ -214,7 +215,7 @@ class Grid:
     def _value(self, name: str, pair: Pair) -> Any:
         metric, plan = METRICS[name], self.plan.cells[pair]
         if (name, pair) in self.refused:
-            raise ValueError(self.refused[name, pair])
+            raise UserError(self.refused[name, pair])
         if metric.needs == "gram":
             return metric.of_gathered(self._gram_sums(plan.views[name], pair))
         if plan.source[name] == "moments":
@@ -229,7 +230,7 @@ class Grid:
         return found if view == "images" else found.by_channel(self.plan.shapes[1][pair[1]][0])
 
     def _gram_sums(self, view: str, pair: Pair) -> list[GramSums]:
-        """Sums of each group, or of all images from moments. Raise ValueError where they have none."""
+        """Sums of each group, or of all images from moments. Raise UserError where they have none."""
         key = view, pair
         if key not in self.grams:
             self.grams[key] = [gram_sums_of_moments(self.moments[key])]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from src.core.errors import UserError
 from src.metrics.algebra.gram import BLOCK
 from src.metrics.algebra.layer import row_space_bytes
 from src.metrics.canonical import require_images
@@ -46,7 +47,7 @@ def plan_cell(
     group: int | None,
     memory: float | None = None,
 ) -> CellPlan:
-    """Plan a pair of layers that give (c, h, w) or (c,) for an image. Raise ValueError for an unknown metric."""
+    """Plan a pair of layers that give (c, h, w) or (c,) for an image. Raise UserError for an unknown metric."""
     plan = CellPlan()
     flat = math.prod(shape_x), math.prod(shape_y)
     for name in dict.fromkeys(names):
@@ -56,7 +57,7 @@ def plan_cell(
             check_metric(metric, taken, n, shape_x, shape_y, group)
             if metric.cost and memory is not None:
                 _check_cost(metric, n, flat, group, memory)
-        except ValueError as error:
+        except UserError as error:
             plan.refused[name] = str(error)
             continue
         if metric.needs == "gram":
@@ -71,7 +72,7 @@ def plan_cell(
 
 def find_metric(name: str) -> Metric:
     if name not in METRICS:
-        raise ValueError(f"unknown metric {name}; known are {', '.join(sorted(METRICS))}")
+        raise UserError(f"unknown metric {name}; known are {', '.join(sorted(METRICS))}")
     return METRICS[name]
 
 
@@ -108,14 +109,14 @@ def view_of(metric: Metric, asked: str | None, shape_x: Shape, shape_y: Shape) -
 
 
 def check_metric(metric: Metric, view: str, n: int, shape_x: Shape, shape_y: Shape, group: int | None) -> None:
-    """Raise ValueError for a metric that these shapes, or so few images, do not allow."""
+    """Raise UserError for a metric that these shapes, or so few images, do not allow."""
     if metric.same_shape and shape_x != shape_y:
-        raise ValueError(f"{metric.name} needs activations of one shape, got {shape_x} and {shape_y}")
+        raise UserError(f"{metric.name} needs activations of one shape, got {shape_x} and {shape_y}")
     alike = shape_x[1:] == shape_y[1:]
     if view == "channels" and not alike:
         enough = not metric.outnumbered or n > math.prod(shape_x) + 1 and n > math.prod(shape_y) + 1
         remedy = "; use --view images" if "images" in metric.views and enough else ""
-        raise ValueError(f"{metric.name} by channels needs equal positions, got {shape_x} and {shape_y}{remedy}")
+        raise UserError(f"{metric.name} by channels needs equal positions, got {shape_x} and {shape_y}{remedy}")
     dx, dy = features(view, shape_x), features(view, shape_y)
     rows = n * (1 if view == "images" else math.prod(shape_x[1:]))
     if metric.outnumbered:
@@ -127,7 +128,7 @@ def check_metric(metric: Metric, view: str, n: int, shape_x: Shape, shape_y: Sha
     taken, limit = (row_space_bytes(n), ROW_SPACE_BYTES) if in_space else (8 * moment_entries(dx, dy), MOMENT_BYTES)
     if taken > limit:
         ungrouped = not in_space and by_row_space(metric, view, n, dx, dy, None)
-        raise ValueError(
+        raise UserError(
             f"{metric.name} of {n} images with {dx} and {dy} features would take {taken / 1e9:.1f} GB of sums of "
             "products; use --view channels" + " or leave out --group-at" * ungrouped
         )
@@ -139,7 +140,7 @@ def _check_cost(metric: Metric, n: int, flat: tuple[int, int], group: int | None
     needed = metric.cost(images, *flat)
     if needed > memory:
         fits = next(size for size in range(images, 0, -1 - images // 200) if metric.cost(size, *flat) <= memory)
-        raise ValueError(
+        raise UserError(
             f"{metric.name} of {images} images would take {needed / 1e9:.1f} GB beside the activations; average over "
             f"groups, as with --group-at {max(2, fits * 2 // 3)}, or allow it with --memory {math.ceil(needed / 1e9)}"
         )
@@ -155,7 +156,7 @@ def group_sizes(n: int, group: int | None) -> list[int]:
     if group is None or group >= n:
         return [n]
     if group < 2:
-        raise ValueError(f"a group of {group} images cannot be compared; use --group-at 2 or more")
+        raise UserError(f"a group of {group} images cannot be compared; use --group-at 2 or more")
     full, rest = divmod(n, group)
     sizes = [group] * full
     if 2 * rest >= group:
@@ -256,11 +257,11 @@ def plan_grid(
 
 
 def require_possible(plan: GridPlan, memory: float | None = None, *, alone: bool = True) -> None:
-    """Raise ValueError, before any work, where no metric can compare any pair, if they are all that is asked for
+    """Raise UserError, before any work, where no metric can compare any pair, if they are all that is asked for
     (`alone`), or for a pair, if it is the only one, whose rows take more bytes than `memory`."""
     cells = list(plan.cells.values())
     if alone and all(cell.refused.keys() == cell.views.keys() for cell in cells):
-        raise ValueError("; ".join(dict.fromkeys(cells[0].refused.values())))
+        raise UserError("; ".join(dict.fromkeys(cells[0].refused.values())))
     if memory is not None and len(cells) == 1:
         _require_room(plan, memory)
 
@@ -274,13 +275,13 @@ def _require_room(plan: GridPlan, memory: float) -> None:
         return
     allow = f"allow it with --memory {math.ceil(needed / 1e9)}"
     if in_space:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(in_space)} would keep {needed / 1e9:.1f} GB of activations; {allow}, or use --view channels"
         )
     fits = max(3, int(memory / image_bytes))
     if max(group_sizes(plan.n_images, fits)) > fits:
         fits = fits * 2 // 3  # a rest of up to half a group joins the last one
-    raise ValueError(
+    raise UserError(
         f"{', '.join(names)} would keep {needed / 1e9:.1f} GB of activations; average over groups of images, as with "
         f"--group-at {fits}, or {allow}"
     )

@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.cutting.structure import in_plain_memory
 from src.dataset.preprocessing import Preprocessing
 
@@ -40,16 +41,16 @@ class Source:
     cached: Callable[[str], Path | None] = lambda name: None
 
 
-class NotHere(ValueError):
+class NotHere(UserError):
     """What is asked for is neither a file nor in a library's cache, and may not be downloaded."""
 
 
 def require(library: str) -> ModuleType:
-    """Import a library of an extra; ValueError, with the command that installs it, where it is absent."""
+    """Import a library of an extra; UserError, with the command that installs it, where it is absent."""
     try:
         return importlib.import_module(library)
     except ImportError:
-        raise ValueError(f"{library} is not installed: pip install -r requirements-nets.txt") from None
+        raise UserError(f"{library} is not installed: pip install -r requirements-nets.txt") from None
 
 
 def in_hub_folder(url: str) -> Path | None:
@@ -58,15 +59,15 @@ def in_hub_folder(url: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def unknown(library: str, name: str, names: Iterable[str]) -> ValueError:
+def unknown(library: str, name: str, names: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return ValueError(f"{library} has no classifier {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
+    return UserError(f"{library} has no classifier {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
 
 
 def check_forward(network: nn.Module, name: str, *, channels: int, size: int) -> nn.Module:
     """The network, which has taken two blank images; one that does so in plain memory alone gets them that way.
 
-    Its mode is left as it was. Raises ValueError, with the network's own reason, where it takes none.
+    Its mode is left as it was. Raises UserError, with the network's own reason, where it takes none.
     """
     images, was_training = torch.zeros(2, channels, size, size), network.training
     network.eval()
@@ -78,7 +79,7 @@ def check_forward(network: nn.Module, name: str, *, channels: int, size: int) ->
                 network(images)
                 in_plain_memory(network)
     except Exception as error:  # the network's own code
-        raise ValueError(f"{name} takes no images of {channels} x {size} x {size}: {first_line(error)}") from None
+        raise UserError(f"{name} takes no images of {channels} x {size} x {size}: {first_line(error)}") from None
     finally:
         network.train(was_training)
     return network

@@ -10,18 +10,19 @@ from typing import Any
 
 from torch import nn
 
+from src.core.errors import UserError
 from src.networks.sources.library import LibraryModel, Source, first_line
 
 
 def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:
     """What FILE.py:FUNCTION returns, given `channels`, `classes` and `size` if it takes them; the file is run.
 
-    Raises ValueError for a file or function that is not there or fails, and for what is no network.
+    Raises UserError for a file or function that is not there or fails, and for what is no network.
     """
     file, function = split_name(name)
     found = _load(file, name).get(function)
     if not callable(found):
-        raise ValueError(f"{file} has no function {function!r}")
+        raise UserError(f"{file} has no function {function!r}")
     offered = {"channels": channels, "classes": classes, "size": size}
     try:
         taken = inspect.signature(found).parameters
@@ -29,9 +30,9 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             network = found(**given)
     except (Exception, SystemExit) as error:  # the user's own code
-        raise ValueError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from None
+        raise UserError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
+        raise UserError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
     return LibraryModel(network)
 
 
@@ -62,7 +63,7 @@ def _load(file: Path, name: str) -> dict[str, Any]:
             spec.loader.exec_module(loaded)
     except (Exception, SystemExit) as error:  # the user's own code
         del sys.modules[module]
-        raise ValueError(f"{file} cannot be run: {type(error).__name__}: {first_line(error)}") from None
+        raise UserError(f"{file} cannot be run: {type(error).__name__}: {first_line(error)}") from None
     finally:
         sys.path.remove(str(file.parent.resolve()))
     return vars(loaded)

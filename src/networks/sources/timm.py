@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
 from src.dataset.preprocessing import Preprocessing
 from src.networks.sources.library import LibraryModel, Source, State, first_line, in_hub_folder, require, unknown
 
 
 def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:
-    """A fresh network; its preprocessing is timm's record of it. Raises ValueError for unknown names."""
+    """A fresh network; its preprocessing is timm's record of it. Raises UserError for unknown names."""
     timm = require("timm")
     if not timm.is_model(name):
         raise unknown("timm", name, timm.list_models())
@@ -24,7 +25,7 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     try:
         network = network or timm.create_model(name, pretrained=False, **options)
     except (TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"timm:{name} cannot be made ({first_line(error)})") from None
+        raise UserError(f"timm:{name} cannot be made ({first_line(error)})") from None
     config = network.pretrained_cfg
     mean, std = (_of_channels(config[key], channels) for key in ("mean", "std"))
     kind = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
@@ -55,7 +56,7 @@ def published(name: str, file: Path | None = None) -> State:
     try:
         return timm.create_model(name, pretrained=True, **overlay).state_dict()
     except Exception as error:  # of many kinds, by what stands between us and the weights
-        raise ValueError(
+        raise UserError(
             f"the weights of timm:{name} cannot be had ({first_line(error)}); name a file with timm:{name}@PATH"
         ) from None
 

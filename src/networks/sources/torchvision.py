@@ -4,18 +4,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
 from src.core.files import parse_tensors
 from src.dataset.preprocessing import Preprocessing
 from src.networks.sources.library import LibraryModel, Source, State, first_line, in_hub_folder, unknown
 
 
 def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:
-    """A fresh network; its preprocessing is that of torchvision's own weights. Raises ValueError for unknown names."""
+    """A fresh network; its preprocessing is that of torchvision's own weights. Raises UserError for unknown names."""
     models = _models()
     if name not in models.list_models(module=models):
         raise unknown("torchvision", name, models.list_models(module=models))
     if channels != 3:
-        raise ValueError(f"torchvision:{name} takes images of 3 channels, not {channels}")
+        raise UserError(f"torchvision:{name} takes images of 3 channels, not {channels}")
     record = models.get_model_weights(name).DEFAULT.transforms()
     own = record.crop_size[0]
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
@@ -41,7 +42,7 @@ def published(name: str, file: Path | None = None) -> State:
     try:
         return dict(_models().get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"the weights of torchvision:{name} cannot be downloaded ({first_line(error)}); name a file with "
             f"torchvision:{name}@PATH"
         ) from None

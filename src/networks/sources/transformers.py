@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.dataset.preprocessing import Preprocessing
 from src.networks.sources.library import LibraryModel, NotHere, first_line, require
 from src.networks.sources.offline import offline
@@ -36,7 +37,7 @@ class Logits(nn.Module):
 
 def open_classifier(name: str, *, size: int | None, download: bool = False) -> tuple[LibraryModel, tuple[str, ...]]:
     """A trained classifier and the names of its classes: a folder's, one in the library's cache, or, with `download`,
-    of its hub. No code of either runs. Raises ValueError where there is none of that name.
+    of its hub. No code of either runs. Raises UserError where there is none of that name.
     """
     transformers = require("transformers")
     require("safetensors")
@@ -53,7 +54,7 @@ def open_classifier(name: str, *, size: int | None, download: bool = False) -> t
             record = _record(transformers, name, options)
     except Exception as error:  # of many kinds, by format, network and version
         remedy = "" if here else "; a folder that holds it needs no network: hf:FOLDER"
-        kind = NotHere if here and not is_folder else ValueError
+        kind = NotHere if here and not is_folder else UserError
         raise kind(f"hf:{name} is no image classifier that can be opened ({first_line(error)}){remedy}") from None
     labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
     return LibraryModel(Logits(model), _preprocessing(record, model.config, size)), labels
@@ -63,7 +64,7 @@ def _require_own_attention(config: Any) -> None:
     """Refuse a configuration whose attention would be code of some hub, which no option of the library forbids."""
     asked = getattr(config, "_attn_implementation", None)
     if asked not in (None, "eager", "sdpa"):
-        raise ValueError(f"its attention {asked!r} is code from elsewhere")
+        raise UserError(f"its attention {asked!r} is code from elsewhere")
 
 
 def _record(transformers: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.core.errors import UserError
 from src.core.files import atomic_write
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ ORANGE, BLUE, GREEN, INK, GREY, LIGHT = "#E69F00", "#0072B2", "#009E73", "#22222
 
 
 def require_matplotlib() -> None:
-    """Raise ValueError, with the remedy, where matplotlib is absent."""
+    """Raise UserError, with the remedy, where matplotlib is absent."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise ValueError("--plot needs matplotlib: pip install -r requirements-plots.txt") from None
+        raise UserError("--plot needs matplotlib: pip install -r requirements-plots.txt") from None
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from src.core.errors import UserError
 from src.studies.images import Arrays, arrays_of, hand_over
 from src.studies.jobs import Bundle
 from src.studies.work import Report, WorkerTask, perform
@@ -28,7 +29,7 @@ class Cluster:
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError:
-            raise ValueError("ray is not installed: pip install ray") from None
+            raise UserError("ray is not installed: pip install ray") from None
         self.slots = workers
         threads = max(1, torch.get_num_threads() // workers)
         path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
 from src.studies.work import Report, WorkerTask, perform
 
 MAX_JOBS = 1000  # jobs of an array; Slurm usually takes 1001
@@ -20,7 +21,7 @@ class Jobs:
         try:
             module = importlib.import_module("submitit")
         except ImportError:
-            raise ValueError("submitit is not installed: pip install submitit") from None
+            raise UserError("submitit is not installed: pip install submitit") from None
         self._executor = module.AutoExecutor(folder=folder / ".jobs")
         is_slurm = self._executor.cluster == "slurm"
         self.slots = MAX_JOBS if is_slurm else workers

@@ -1,0 +1,14 @@
+"""Whose fault an error is: the user's, who is told in one line what to mend, or ours."""
+
+
+class UserError(ValueError):
+    """What a user can mend: the message is one line that names the value and the remedy.
+
+    Anything else that is raised is a mistake of this project, or of a library that it uses, and ends in a traceback.
+    """
+
+
+# said below the traceback of any other error
+REPORT = (
+    "this is a mistake of the workbench, not yours; please report it, with these lines (CONTRIBUTING.md says where)"
+)
