@@ -1,0 +1,191 @@
+"""Write the tables of README and docs that follow from the parsers and the table of metrics: python -m docs.tables
+
+A table stands between `<!-- table: KIND NAME -->` and `<!-- /table -->`; MAKERS knows the kinds. With --check nothing is
+written, and what would change is an error.
+"""
+
+import argparse
+import functools
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from src.metrics import MEASURES
+from studies.__main__ import COMMANDS, parser_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+SCRIPTS = ("train_model", "stitch_nets", "layer_info", "compare_nets", "compare_frank_m2", "eval_net", "eval_stitch")
+# options that every version of the suite has; README shows these, the pages show all
+PUBLISHED = {
+    "train_model": "-m -d -i -g -e -b -lr -wd -opt -s -o",
+    "stitch_nets": "-d -i -m -r -f -e -lr -b -wd --optimizer --seed -s --target-type --temperature --l1 --cka-reg -o",
+    "layer_info": "-d",
+    "compare_nets": "-g -t -b",
+    "compare_frank_m2": "-l -g -t -b",
+    "eval_net": "-t -b",
+    "eval_stitch": "-t -b",
+}
+_MARKED = re.compile(r"(<!-- table: ([\w ]+) -->\n)((?!<!-- ).*\n)*?<!-- /table -->")
+
+
+class _Parsed(Exception):
+    """Raised in the place of parsing: it carries the parser."""
+
+
+@functools.cache
+def parser_of_script(script: str) -> argparse.ArgumentParser:
+    """The parser of a script; for `studies` and `studies COMMAND` that of the studies' command line."""
+    if script.startswith("studies"):
+        return parser_of(script.removeprefix("studies").strip() or "run")
+
+    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise _Parsed(parser)
+
+    parse, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, stop  # pyright: ignore
+    try:
+        importlib.import_module(script).parse_args([])
+    except _Parsed as parsed:
+        return parsed.args[0]
+    finally:
+        argparse.ArgumentParser.parse_args = parse
+    raise AssertionError(f"{script} parses nothing")
+
+
+def groups_of(script: str) -> Iterator[tuple[str, list[argparse.Action]]]:
+    """The groups of a script's options and arguments in the order of its help, without --help and empty groups."""
+    groups: dict[str, list[argparse.Action]] = {}
+    for group in parser_of_script(script)._action_groups:
+        actions = [action for action in group._group_actions if action.dest != "help"]
+        groups.setdefault(group.title or "", []).extend(actions)
+    yield from ((title, actions) for title, actions in groups.items() if actions)
+
+
+def row_of(action: argparse.Action) -> tuple[str, str, str]:
+    """Name, meaning and default of an option or argument, in Markdown."""
+    text = (action.help or "") % (vars(action) | {"prog": ""})
+    match = re.fullmatch(r"(.*?)(?: \(default: (.*)\))?", text, re.DOTALL)
+    assert match
+    meaning, default = _escaped(match[1]), _escaped(match[2] or _literal(action))
+    bare = action.nargs == 0 or (action.choices and action.metavar is None)
+    if action.choices and action.metavar is None:
+        meaning += f": {', '.join(f'`{choice}`' for choice in action.choices)}"
+    if not action.option_strings:
+        return f"`{action.metavar or action.dest}`", meaning, ""
+    *others, last = action.option_strings
+    value = "" if bare else f" {action.metavar or action.dest.upper()}"
+    return ", ".join([*(f"`{name}`" for name in others), f"`{last}{value}`"]), meaning, default
+
+
+def _literal(action: argparse.Action) -> str:
+    """The default as one would type it; "" of a flag, and where there is none."""
+    if action.nargs == 0 or action.default is None:
+        return ""
+    return f"{action.default:g}" if isinstance(action.default, float) else str(action.default)
+
+
+def _escaped(text: str) -> str:
+    """Help as Markdown of a table's cell; what looks like a file name or an option is set as code."""
+    text = text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return re.sub(r"(?<![\w-])(--?[a-z][\w-]*)", r"`\1`", text)
+
+
+def common_options() -> list[argparse.Action]:
+    """The options that all scripts have alike."""
+    every = [
+        {row_of(action): action for _, actions in groups_of(script) for action in actions if action.option_strings}
+        for script in SCRIPTS
+    ]
+    return [action for row, action in every[0].items() if all(row in rows for rows in every)]
+
+
+def _lines(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row).rstrip()} |" for row in (head, ("---",) * len(head), *rows)]
+
+
+def options(script: str) -> str:
+    """A table for each group of a script's options; those that all scripts share are left out."""
+    shared = {row_of(action) for action in common_options()}
+    parts = []
+    for title, actions in groups_of(script):
+        rows = [row_of(action) for action in actions]
+        rows = [row for row in rows if row not in shared or script.startswith("studies")]
+        if not rows:
+            continue
+        if actions[0].option_strings:
+            parts.append("\n".join(_lines((title.removeprefix("options") or "others", "meaning", "default"), rows)))
+        else:
+            parts.append("\n".join(_lines(("argument", "meaning"), [row[:2] for row in rows])))
+    return "\n\n".join(parts)
+
+
+def published(script: str) -> str:
+    """README's short table: the options that every version of the suite has."""
+    flags = PUBLISHED[script].split()
+    found = {flag: action for _, actions in groups_of(script) for action in actions for flag in action.option_strings}
+    return "\n".join(_lines(("option", "meaning", "default"), [row_of(found[flag]) for flag in flags]))
+
+
+def common(_: str) -> str:
+    return "\n".join(_lines(("option", "meaning", "default"), [row_of(action) for action in common_options()]))
+
+
+def studies(_: str) -> str:
+    """The options of `python -m studies` and of its commands, each once."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for command in ("run", *COMMANDS):
+        for _, actions in groups_of(f"studies {command}"):
+            for action in actions:
+                if action.option_strings:
+                    rows.setdefault(row_of(action), []).append(command)
+    every = len(COMMANDS) + 1
+    table = [(*row, "all" if len(of) == every else ", ".join(of)) for row, of in rows.items()]
+    return "\n".join(_lines(("option", "meaning", "default", "of"), table))
+
+
+def metrics(_: str) -> str:
+    """Every measure: what it is, which values mean more alike, its range, and what a row is."""
+    rows = []
+    for name, measure in MEASURES.items():
+        views = getattr(measure, "views", ())
+        low, high = getattr(measure, "range", (None, None))
+        reach = "" if low is None else f"{low:.4g} to {high:.4g}".replace("inf", "any")
+        rows.append((f"`{name}`", _escaped(measure.meaning), measure.alike, reach, ", ".join(views)))
+    return "\n".join(_lines(("method", "what it is", "more alike", "values", "a row is of"), rows))
+
+
+MAKERS: dict[str, Callable[[str], str]] = {
+    "options": options,
+    "published": published,
+    "common": common,
+    "studies": studies,
+    "metrics": metrics,
+}
+
+
+def renewed(text: str) -> str:
+    """A page with its tables made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        kind, _, name = match[2].partition(" ")
+        return f"{match[1]}\n{MAKERS[kind](name)}\n\n<!-- /table -->"
+
+    return _MARKED.sub(fill, text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where a table is not new")
+    args = parser.parse_args(argv)
+    stale = [page for page in PAGES if renewed(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    for page in stale:
+        print(f"{'stale' if args.check else 'written'}: {page.relative_to(ROOT)}")
+        if not args.check:
+            page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(1 if stale and args.check else 0)
+
+
+if __name__ == "__main__":
+    main()
