@@ -3,6 +3,7 @@
 #             numerical ones on a GPU, too
 # make test-engines  studies on submitit and ray, which it installs, and their page in chromium, if that is there
 # make bench  times the suite against the plain way, an hour or more on a quiet machine
+# make docs   the tables of README and docs from the parsers, and the pages as a site that opens from site/index.html
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
 #
 # VENV=path reuses an environment, PYTHON=python3.12 chooses the interpreter of a new one.
@@ -15,7 +16,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
 
-.PHONY: demo test test-engines bench check lint format
+.PHONY: demo test test-engines bench docs check lint format
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --plot --run-name demo --overwrite
@@ -36,6 +37,10 @@ bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.dense
 
+docs: $(VENV)/.docs-ready
+	$(BIN)/python -m docs.tables
+	$(BIN)/mkdocs build --strict --quiet
+
 check: lint test
 
 lint: $(VENV)/.dev-ready
@@ -55,6 +60,10 @@ $(VENV)/.demo-ready: requirements.txt requirements-plots.txt | $(VENV)/bin/pytho
 
 $(VENV)/.dev-ready: requirements.txt requirements-plots.txt requirements-nets.txt requirements-studies.txt requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.docs-ready: requirements-docs.txt $(VENV)/.demo-ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt -r requirements-studies.txt
 	touch $@
 
 $(VENV)/bin/python:

@@ -1,7 +1,7 @@
 """Write the tables of README and docs that follow from the parsers and the table of metrics: python -m docs.tables
 
-A table stands between `<!-- table: KIND NAME -->` and `<!-- /table -->`; MAKERS knows the kinds. With --check nothing is
-written, and what would change is an error.
+A table stands between `<!-- table: KIND NAME -->` and `<!-- /table -->`; MAKERS knows the kinds. With --check
+nothing is written, and what would change is an error.
 """
 
 import argparse
@@ -18,15 +18,11 @@ from studies.__main__ import COMMANDS, parser_of
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SCRIPTS = ("train_model", "stitch_nets", "layer_info", "compare_nets", "compare_frank_m2", "eval_net", "eval_stitch")
-# options that every version of the suite has; README shows these, the pages show all
+# the options that README shows, which every version of the suite has; the pages show all
 PUBLISHED = {
     "train_model": "-m -d -i -g -e -b -lr -wd -opt -s -o",
     "stitch_nets": "-d -i -m -r -f -e -lr -b -wd --optimizer --seed -s --target-type --temperature --l1 --cka-reg -o",
-    "layer_info": "-d",
-    "compare_nets": "-g -t -b",
     "compare_frank_m2": "-l -g -t -b",
-    "eval_net": "-t -b",
-    "eval_stitch": "-t -b",
 }
 _MARKED = re.compile(r"(<!-- table: ([\w ]+) -->\n)((?!<!-- ).*\n)*?<!-- /table -->")
 

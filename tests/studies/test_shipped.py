@@ -1,4 +1,4 @@
-"""The shipped studies, and the commands that the README shows of them."""
+"""The shipped studies, and the commands that docs/studies.md shows of them."""
 
 import re
 import shlex
@@ -12,9 +12,8 @@ from src.studies.schema import COMPARE, STITCH, STUDY
 from studies.__main__ import main, parser_of
 from tests.paths import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-(SECTION,) = re.findall(r"^## Studies\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
-COMMANDS = re.findall(r"^python -m studies (.*)$", SECTION, re.MULTILINE)
+PAGE = (ROOT / "docs/studies.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python -m studies (.*)$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture
@@ -27,9 +26,9 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_readme_shows_the_tour_and_its_commands_run(folder, monkeypatch, capsys) -> None:
+def test_the_page_shows_the_tour_and_its_commands_run(folder, monkeypatch, capsys) -> None:
     tour = Path("studies/tour.toml")
-    (shown,) = re.findall(r"```toml\n(.*?)```", SECTION, re.DOTALL)
+    (shown,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     assert tour.read_text().endswith(shown)
     tour.write_text(shown.replace("epochs = 1", "epochs = 0").replace("controls =", "# controls ="))  # in seconds
     monkeypatch.setitem(ENGINES, "local", lambda *_, **__: Here())
@@ -50,11 +49,11 @@ def test_the_others_can_be_planned(name, stitches, folder, capsys) -> None:
     assert f"{stitches:,} stitches and " in capsys.readouterr().out and not Path("results").exists()
 
 
-def test_every_key_and_option_is_in_the_readme() -> None:
+def test_every_key_and_option_is_on_the_page() -> None:
     keys = {*STUDY, *COMPARE, *STITCH} - {"stitch", "compare"}
     by_name = {"batch_size", "orthogonal", "flatten", "resize", "weight_decay", "l1", "cka_reg", "temperature"}
     by_name |= {"whiten", "save_frequency", "optimizer", "target_type", "amp"}  # "every option by its long name"
-    named = set(re.findall(r"`\[?(\w+)\]?`", SECTION))
+    named = set(re.findall(r"`\[?(\w+)\]?`", PAGE))
     assert keys - named == by_name
     options = {
         flag
@@ -63,4 +62,4 @@ def test_every_key_and_option_is_in_the_readme() -> None:
         for flag in action.option_strings
         if flag not in ("-h", "--help", "--traceback")
     }
-    assert options <= {flag for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", SECTION)}
+    assert options <= {flag for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", PAGE)}
