@@ -39,7 +39,7 @@ bench: $(VENV)/.demo-ready
 
 docs: $(VENV)/.docs-ready
 	$(BIN)/python -m docs.tables
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 check: lint test
 
@@ -58,7 +58,7 @@ $(VENV)/.demo-ready: requirements.txt requirements-plots.txt | $(VENV)/bin/pytho
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-plots.txt
 	touch $@
 
-$(VENV)/.dev-ready: requirements.txt requirements-plots.txt requirements-nets.txt requirements-studies.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/.dev-ready: requirements.txt requirements-plots.txt requirements-nets.txt requirements-studies.txt requirements-docs.txt requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

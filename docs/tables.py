@@ -147,7 +147,7 @@ def metrics(_: str) -> str:
     for name, measure in MEASURES.items():
         views = getattr(measure, "views", ())
         low, high = getattr(measure, "range", (None, None))
-        reach = "" if low is None else f"{low:.4g} to {high:.4g}".replace("inf", "any")
+        reach = "" if low is None else f"{low:.4g} to {high:.4g}".replace(" to inf", " and more")
         rows.append((f"`{name}`", _escaped(measure.meaning), measure.alike, reach, ", ".join(views)))
     return "\n".join(_lines(("method", "what it is", "more alike", "values", "a row is of"), rows))
 

@@ -288,7 +288,7 @@ def without_surroundings(message: str, folder: Path) -> str:
         message = message.replace(f"{path}/", "")
     message = re.sub(r"\(choose from .*?\)", lambda choices: choices[0].replace("'", ""), message)
     message = re.sub(r"expected \d+ bytes in a (\w+), but only \d+ remain", r"expected N bytes in a \1", message)
-    return message.replace(", toy_w<width>", "").replace(", toy,", ",").replace("|", "\\|")
+    return message.replace(", toy_w<width>", "").replace(", toy,", ",").replace("|", "\\|").replace("<", "&lt;")
 
 
 HEAD = """# What bad input gets

@@ -1,7 +1,6 @@
 """What README and docs say of options, registries, result keys and each other is so."""
 
 import contextlib
-import importlib
 import io
 import re
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 import stitch_nets
-from docs import tables
+from docs import site_hooks, tables
 from src import results
 from src.controls import CONTROLS
 from src.dataset import DATASETS
@@ -148,8 +147,6 @@ def test_every_page_is_on_the_site_and_the_first_page_or_the_menu_leads_to_it() 
 
 
 def test_the_site_is_built_and_asks_no_network(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs")
-    pytest.importorskip("material")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -167,7 +164,5 @@ def test_the_site_is_built_and_asks_no_network(tmp_path: Path) -> None:
     ],
 )
 def test_what_asks_a_network_is_seen(asking: str) -> None:
-    pytest.importorskip("mkdocs")
-    hooks = importlib.import_module("docs.site_hooks")
-    assert hooks.ASKING.search(asking)
-    assert not hooks.ASKING.search('<a href="https://arxiv.org/abs/2110.14633"><script src="assets/x.js"></script>')
+    assert site_hooks.ASKING.search(asking)
+    assert not site_hooks.ASKING.search('<a href="https://arxiv.org"><script src="assets/x.js"></script>')

@@ -53,12 +53,12 @@ def test_environment_names_one_channel():
     assert channels == ["- conda-forge", "- nodefaults"]
 
 
-@pytest.mark.parametrize("name", [f"requirements{kind}.txt" for kind in ("", "-plots", "-dev", "-nets", "-studies")])
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("requirements*.txt")))
 def test_every_requirement_has_a_bound(name: str):
     assert all(_requirements(name).values())
 
 
 def test_developers_get_what_users_get():
-    assert {f"-r requirements{kind}.txt" for kind in ("", "-plots", "-nets", "-studies")} <= set(
+    assert {f"-r requirements{kind}.txt" for kind in ("", "-plots", "-nets", "-studies", "-docs")} <= set(
         _lines("requirements-dev.txt")
     )
