@@ -1,11 +1,11 @@
 """README and the pages of docs: their text, their commands, and the tables in them."""
 
 import re
-from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
-PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
-TEXTS = {page.relative_to(REPOSITORY).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+from docs.tables import PAGES
+from tests.paths import ROOT
+
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 
 
 def blocks(language: str) -> list[str]:

@@ -204,7 +204,7 @@ def float32_cka(*files: str) -> float:
 @pytest.mark.data
 @pytest.mark.reference
 class TestReference:
-    """Numbers that the published scripts gave; their float32 sums made each CKA a little too large (see README)."""
+    """Numbers that the published scripts gave; float32 sums made each CKA a little too large (docs/differences.md)."""
 
     def test_eval_net(self, reference, numbers, tmp_path, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)

@@ -14,17 +14,18 @@ import pytest
 import stitch_nets
 from docs import site_hooks, tables
 from src import results
-from src.controls import CONTROLS
 from src.dataset import DATASETS
-from src.dataset.named import KINDS
+from src.dataset.lookup import KINDS
 from src.models import MODELS
-from src.sources import SOURCES
+from src.networks.opening import PREFIXES, SOURCES
+from src.stitching.controls import CONTROLS
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
 from src.stitching.options import VARIED
 from src.stitching.targets import TARGETS
 from src.studies.engines import ENGINES
-from tests.pages import REPOSITORY, TEXTS, names_tables, section
+from tests.pages import TEXTS, names_tables, section
+from tests.paths import ROOT
 
 REGISTRIES: dict[str, Collection[str]] = {
     "CONTROLS": CONTROLS,
@@ -33,7 +34,7 @@ REGISTRIES: dict[str, Collection[str]] = {
     "INITS": INITS,
     "MASKS": MASKS,
     "MODELS": MODELS,
-    "SOURCES": {*SOURCES, "hf"},
+    "SOURCES": {*SOURCES, *PREFIXES},
     "TARGETS": TARGETS,
 }
 
@@ -135,26 +136,26 @@ def anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", [*TEXTS, "CONTRIBUTING.md"])
 def test_links_lead_somewhere(page: str) -> None:
-    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if link.startswith("http"):
             continue
         path, _, anchor = link.partition("#")
-        target = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+        target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
 def test_every_page_is_on_the_site_and_the_first_page_or_the_menu_leads_to_it() -> None:
-    menu = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in TEXTS:
         assert page == "README.md" or re.search(rf"- {page.removeprefix('docs/')}$", menu, re.MULTILINE), page
 
 
 def test_the_site_is_built_and_asks_no_network(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     index = (tmp_path / "site/index.html").read_text(encoding="utf-8")
     assert "stitching.html" in index and "docs/" not in re.findall(r'href="([^"]*)"', index)

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from src import viewing
 from src.dataset import Split, load_split
+from src.networks import presentation
 from studies.__main__ import parse_args as parse_studies
-from tests.pages import REPOSITORY, TEXTS, blocks, commands, scripts, studies
+from tests.pages import TEXTS, blocks, commands, scripts, studies
+from tests.paths import ROOT
 
-SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
-MAKEFILE = (REPOSITORY / "Makefile").read_text()
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+MAKEFILE = (ROOT / "Makefile").read_text()
 SWEEP = "--run-name sweep"
 IMAGES = 200
 SHORTER = {
@@ -42,7 +43,7 @@ def test_every_other_command_is_there() -> None:
         for target in re.findall(r"make (\w+)", line):
             assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), line
         for file in re.findall(r"-[rf] (\S+\.(?:txt|yml))", line):
-            assert (REPOSITORY / file).is_file(), line
+            assert (ROOT / file).is_file(), line
 
 
 def test_modules_that_the_text_runs_are_there() -> None:
@@ -55,7 +56,7 @@ def test_modules_that_the_text_runs_are_there() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder as after `make demo`: shipped weights, the demo's result, and what the pages tell to make."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "model_weights").symlink_to(REPOSITORY / "model_weights")
+    (folder / "model_weights").symlink_to(ROOT / "model_weights")
     demo = re.findall(r"stitch_nets\.py \$\(DEMO\) (.*)", MAKEFILE)[0]
     weights = re.findall(r"^DEMO := (.*)$", MAKEFILE, re.MULTILINE)[0]
     with pytest.MonkeyPatch.context() as patch:
@@ -79,7 +80,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         split = load_split(*arguments, **options)
         return split.take(torch.arange(IMAGES)) if len(split) > IMAGES else split
 
-    monkeypatch.setattr(viewing, "load_split", some)
+    monkeypatch.setattr(presentation, "load_split", some)
 
 
 def marked(script: str, arguments: str) -> object:
