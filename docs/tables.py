@@ -1,4 +1,4 @@
-"""Write the tables of README and docs that follow from the parsers and the table of metrics: python -m docs.tables
+"""Write the tables of README and docs that follow from the parsers and the registries: python -m docs.tables
 
 A table stands between `<!-- table: KIND NAME -->` and `<!-- /table -->`; MAKERS knows the kinds. With --check
 nothing is written, and what would change is an error.
@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from src.metrics import MEASURES
+from src.metrics import MEASURES, Metric
+from src.stitching.controls import CONTROLS
+from src.stitching.stages import STAGES
 from studies.__main__ import COMMANDS, parser_of
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +25,12 @@ PUBLISHED = {
     "train_model": "-m -d -i -g -e -b -lr -wd -opt -s -o",
     "stitch_nets": "-d -i -m -r -f -e -lr -b -wd --optimizer --seed -s --target-type --temperature --l1 --cka-reg -o",
     "compare_frank_m2": "-l -g -t -b",
+}
+CHANGES = {  # what may be done to either side -> in a reader's words
+    "translation": "shift",
+    "isotropic_scaling": "scale",
+    "orthogonal": "rotation",
+    "invertible_linear": "any invertible map",
 }
 _MARKED = re.compile(r"(<!-- table: ([\w ]+) -->\n)((?!<!-- ).*\n)*?<!-- /table -->")
 
@@ -142,14 +150,44 @@ def studies(_: str) -> str:
 
 
 def metrics(_: str) -> str:
-    """Every measure: what it is, which values mean more alike, its range, and what a row is."""
+    """Every measure: what it is, which values mean more alike, its range, what leaves it as it is, what a row is."""
+    head = ("method", "what it is", "more alike", "values", "unchanged by", "a row is of")
     rows = []
     for name, measure in MEASURES.items():
-        views = getattr(measure, "views", ())
-        low, high = getattr(measure, "range", (None, None))
-        reach = "" if low is None else f"{low:.4g} to {high:.4g}".replace(" to inf", " and more")
-        rows.append((f"`{name}`", _escaped(measure.meaning), measure.alike, reach, ", ".join(views)))
-    return "\n".join(_lines(("method", "what it is", "more alike", "values", "a row is of"), rows))
+        low, high = (f"{end:.4g}" for end in measure.range)
+        free = _unchanged(measure) if isinstance(measure, Metric) else ""
+        cells = _escaped(measure.meaning), measure.more_alike, f"{low} to {high}".replace(" to inf", " and more"), free
+        rows.append((f"`{name}`", *cells, ", ".join(getattr(measure, "views", ()))))
+    return "\n".join(_lines(head, rows))
+
+
+def _unchanged(metric: Metric) -> str:
+    """What may be done to the activations of both networks, or of one of them, that leaves the value as it is."""
+    parts = []
+    for side, changes in (
+        ("", metric.invariances),
+        ("front: ", metric.front - metric.end),
+        ("end: ", metric.end - metric.front),
+    ):
+        words = [word for change, word in CHANGES.items() if change in changes]
+        parts += [side + ", ".join(words)] if words else []
+    return "; ".join(parts)
+
+
+def controls(_: str) -> str:
+    rows = [(f"`{name}`", _escaped(control.about), _escaped(control.bounds)) for name, control in CONTROLS.items()]
+    return "\n".join(_lines(("control", "what is sewn", "what it bounds"), rows))
+
+
+def stages(_: str) -> str:
+    """Each row of a stitch's table, and what the keys of a result call it."""
+    head = ("in tables", "in `model_results`", "in `m2_sim`", "its similarity to the end", "in `trans_m`", "what it is")
+    rows = []
+    for name, stage in STAGES.items():
+        similar = [f"`{key}{stage.suffix}`" for key in ("cka", "l2", "l2_relative") if stage.suffix is not None]
+        keys = f"`{stage.scores}`", f"`{stage.agreement}`" if stage.agreement else "", ", ".join(similar)
+        rows.append((f"`{name}`", *keys, f"`{name}`" if stage.is_map else "", _escaped(stage.about)))
+    return "\n".join(_lines(head, rows))
 
 
 MAKERS: dict[str, Callable[[str], str]] = {
@@ -158,6 +196,8 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "common": common,
     "studies": studies,
     "metrics": metrics,
+    "controls": controls,
+    "stages": stages,
 }
 
 

@@ -18,7 +18,6 @@ from src.dataset import DATASETS
 from src.dataset.lookup import KINDS
 from src.models import MODELS
 from src.networks.opening import PREFIXES, SOURCES
-from src.stitching.controls import CONTROLS
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
 from src.stitching.options import VARIED
@@ -28,7 +27,6 @@ from tests.pages import TEXTS, names_tables, section
 from tests.paths import ROOT
 
 REGISTRIES: dict[str, Collection[str]] = {
-    "CONTROLS": CONTROLS,
     "DATASETS": {*DATASETS, *KINDS},
     "ENGINES": ENGINES,
     "INITS": INITS,
