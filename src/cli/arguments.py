@@ -78,11 +78,15 @@ def add_run_options(parser: argparse.ArgumentParser, *, out_dir: str = "results"
     `plot` says what --plot draws; without it there is no such option.
     """
     group = parser.add_argument_group("run and result")
-    group.add_argument("--run-name", metavar="NAME", help="subfolder for the result (default: local date and time)")
+    group.add_argument(
+        "--run-name",
+        metavar="NAME",
+        help="subfolder for the result, which several may share (default: local date and time)",
+    )
     group.add_argument("-o", "--out-dir", type=Path, default=Path(out_dir), metavar="DIR", help="folder of all runs")
     group.add_argument("--overwrite", action="store_true", help="replace an existing result")
     if plot:
-        group.add_argument("--plot", action="store_true", help=f"draw {plot}, beside the result")
+        group.add_argument("--plot", action="store_true", help=f"draw {plot}, beside the result (needs matplotlib)")
         group.add_argument(
             "--format",
             type=formats,
@@ -163,7 +167,7 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._Argumen
         "--group_at",
         type=group_size,
         metavar="N",
-        help="average over groups of N images (default: inf, all at once)",
+        help="average over groups of N images, where all at once are too many (default: inf, all at once)",
     )
     text = "activations held at once; what exceeds it takes groups of images, or, for many layers, more passes"
     add_memory_option(group, text)

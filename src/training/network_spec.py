@@ -70,6 +70,7 @@ _FREEZE = "train the last linear layer alone, on what the others give"
 _FRACTION = "train on this part of the images of each class, chosen by -g"
 _SHUFFLE = "exchange the labels of this part of the training images at random, by -g"
 _DESCENT = "sgd is Nesterov's, momentum 0.9; muon takes hidden matrices, adamw the rest"
+_BATCH = "images a batch; an incomplete last one is left out"
 _COSINE = "let the learning rate fall to 0 along half a cosine instead"
 _OPTIMIZERS = tuple(sorted(OPTIMIZERS))
 OPTIONS = (
@@ -88,7 +89,7 @@ OPTIONS = (
         "SEED",
     ),
     Option("epochs", ("-e", "--epochs"), _TRAINING, "passes over the images", "positive", "N"),
-    Option("batch_size", ("-b", "--batch-size"), _TRAINING, "images a batch", "positive", "N"),
+    Option("batch_size", ("-b", "--batch-size"), _TRAINING, _BATCH, "positive", "N"),
     Option("lr", ("-lr", "--lr"), _TRAINING, _RATE, "positive_float", "RATE"),
     Option("weight_decay", ("-wd", "--weight-decay"), _TRAINING, "pull towards 0", "natural_float", "X"),
     Option("optimizer", ("-opt", "--optimizer"), _TRAINING, _DESCENT, "name", None, _OPTIMIZERS),
