@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import first_line
 from src.cutting.channel_axis import Output, find_outputs
 from src.cutting.hooks import exchanged, tensor_of
 from src.cutting.parts import head, is_traced, layer_names, tail
 from src.cutting.structure import split_layer
 from src.networks.opening import open_network
-from src.networks.sources.library import first_line
 from src.networks.sources.transformers import Logits
 from src.stitching import CutNetworks, StitchSpec, initial_stitch
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from src.core.config import MEMORY
 from src.core.errors import UserError
-from src.core.options import Option
+from src.core.options import NUMBERS, Option
 from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
 from src.evaluation.passes import BATCH_SIZE
 from src.metrics import MEASURES
@@ -175,7 +176,7 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._Argumen
 
 
 def add_memory_option(group: argparse._ActionsContainer, text: str) -> None:
-    group.add_argument("--memory", type=positive_float, default=8.0, metavar="GB", help=text)
+    group.add_argument("--memory", type=positive_float, default=MEMORY / 1e9, metavar="GB", help=text)
 
 
 def add_split_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -270,7 +271,7 @@ def _one_of(option: Option) -> Callable[[str], Any]:
 
     def parse(text: str) -> Any:
         if option.kind != "name":
-            return KINDS[option.kind](text)
+            return READERS[option.kind](text)
         if text not in option.choices:
             raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(option.choices)})")
         return text
@@ -330,52 +331,9 @@ def group_size(text: str) -> int | None:
     raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number above 0 nor inf")
 
 
-def positive(text: str) -> int:
-    """argparse type: 1, 2, 3 ..."""
-    return _bounded(text, int, "a whole number above 0", lambda value: value > 0)
-
-
-def natural(text: str) -> int:
-    """argparse type: 0, 1, 2 ..."""
-    return _bounded(text, int, "a whole number, 0 or more", lambda value: value >= 0)
-
-
-def positive_float(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    return _bounded(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
-
-
-def fraction(text: str) -> float:
-    """argparse type: a number above 0, at most 1."""
-    return _bounded(text, float, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
-
-
-def share(text: str) -> float:
-    """argparse type: a number from 0 to 1."""
-    return _bounded(text, float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
-
-
-def seed(text: str) -> int:
-    """argparse type: what torch's generators take as a seed, with room for a second one."""
-    return _bounded(text, int, "a whole number from 0 to 2^63 - 2", lambda value: 0 <= value < 2**63 - 1)
-
-
-def natural_float(text: str) -> float:
-    """argparse type: a finite number, 0 or more."""
-    return _bounded(text, float, "a number, 0 or more", lambda value: 0 <= value < float("inf"))
-
-
-def finite_float(text: str) -> float:
-    """argparse type: any finite number."""
-    return _bounded(text, float, "a finite number", math.isfinite)
-
-
-def _bounded(text: str, kind: Callable[[str], Any], wanted: str, accepts: Callable[[Any], bool]) -> Any:
-    with contextlib.suppress(ValueError):
-        value = kind(text)
-        if accepts(value):
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+positive, natural, seed, positive_float, natural_float = (
+    checked(NUMBERS[kind].read) for kind in ("positive", "natural", "seed", "positive_float", "natural_float")
+)
 
 
 def rank(text: str) -> int | None:
@@ -383,15 +341,9 @@ def rank(text: str) -> int | None:
     return None if text == "full" else positive(text)
 
 
-KINDS: dict[str, Callable[[str], Any]] = {
-    "positive": positive,
-    "natural": natural,
-    "positive_float": positive_float,
-    "natural_float": natural_float,
-    "finite_float": finite_float,
-    "seed": seed,
+# what each kind of an option makes of its text
+READERS: dict[str, Callable[[str], Any]] = {
+    **{kind: checked(number.read) for kind, number in NUMBERS.items()},
     "rank": rank,
-    "fraction": fraction,
-    "share": share,
     "text": str,
 }

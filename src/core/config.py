@@ -13,6 +13,7 @@ from dotenv import dotenv_values
 from src.core.errors import UserError
 
 CONFIG_FILE = Path(__file__).resolve().parents[2] / "config" / "default.env"
+MEMORY = 8e9  # bytes of activations or moments that are held at once, where nobody says another number
 
 
 def data_root(kind: str, config_file: Path = CONFIG_FILE) -> Path:
@@ -37,6 +38,11 @@ def _read(config_file: Path) -> dict[str, str | None]:
         return dotenv_values(config_file, encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{config_file} is no UTF-8 text") from None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: in a container, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -8,6 +8,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
+
+
 # said below the traceback of any other error
 REPORT = (
     "this is a mistake of the workbench, not yours; please report it, with these lines (CONTRIBUTING.md says where)"

@@ -1,14 +1,20 @@
-"""What an option of a command line is: data, from which parsers, help and tables are made."""
+"""What an option is: data, from which parsers, the check of study files, help and tables are made."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from src.core.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """A command line's option for a field of a spec. Defaults are the spec's.
 
-    kind: what it takes, a key of KINDS in `src/cli/arguments.py`; "flag" takes nothing. many: whether it takes several
-    values, separated by commas, for as many stitches. default: its default in words, where it is None.
+    kind: what it takes, a key of NUMBERS, or "flag" (nothing), "name" (one of choices), "text" or "rank" (a positive
+    number, or `full`). many: whether it takes several values, separated by commas, for as many stitches. default: its
+    default in words, where it is None.
     """
 
     field: str
@@ -20,3 +26,45 @@ class Option:
     choices: tuple[str, ...] = ()
     many: bool = False
     default: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A kind of finite number: whole or not, what it is in words, and which ones it takes."""
+
+    kind: type[int] | type[float]
+    words: str
+    accepts: Callable[[Any], bool] = lambda value: True
+
+    def check(self, value: Any) -> Any:
+        """The value of a document, as this kind; raises UserError for any other."""
+        kinds = (int,) if self.kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            raise UserError(f"{value!r} is not {self.words}")
+        return self._accepted(self.kind(value), value)
+
+    def read(self, text: str) -> Any:
+        """The number that a text on a command line says; raises UserError for any other."""
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise UserError(f"{text!r} is not {self.words}") from None
+        return self._accepted(value, text)
+
+    def _accepted(self, value: Any, said: Any) -> Any:
+        if not math.isfinite(value) or not self.accepts(value):
+            raise UserError(f"{said!r} is not {self.words}")
+        return value
+
+
+NUMBERS = {
+    "positive": Number(int, "a whole number above 0", lambda value: value > 0),
+    "natural": Number(int, "a whole number, 0 or more", lambda value: value >= 0),
+    # what torch's generators take, with room for a second one
+    "seed": Number(int, "a whole number from 0 to 2^63 - 2", lambda value: 0 <= value < 2**63 - 1),
+    "positive_float": Number(float, "a number above 0", lambda value: value > 0),
+    "natural_float": Number(float, "a number, 0 or more", lambda value: value >= 0),
+    "finite_float": Number(float, "a finite number"),
+    "fraction": Number(float, "a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    "share": Number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1),
+}

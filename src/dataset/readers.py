@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.core.errors import UserError
+from src.core.errors import UserError, first_line
 
 DIGITS_FILE = Path(__file__).with_name("digits.csv.gz")
 PATIENCE = 30  # seconds without a byte until a download has failed
@@ -48,7 +48,7 @@ def _open_torchvision(kind: str, root: Path, train: bool) -> Any:
     except (RuntimeError, ValueError, AssertionError) as error:
         if "not found" not in str(error):  # torchvision looks at the names of MNIST's files, not at what is in them
             raise UserError(
-                f"the files of {kind} in {root} are damaged ({_first_line(error)}); remove {root / kind}, and they "
+                f"the files of {kind} in {root} are damaged ({first_line(error)}); remove {root / kind}, and they "
                 "are downloaded again"
             ) from None
     try:
@@ -56,13 +56,9 @@ def _open_torchvision(kind: str, root: Path, train: bool) -> Any:
             return reader(root, **split, download=True)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise FileNotFoundError(
-            f"no {kind} in {root} and its download failed ({_first_line(error)}); point pytorch in "
+            f"no {kind} in {root} and its download failed ({first_line(error)}); point pytorch in "
             "config/default.env or DATASET_ROOT_PYTORCH to a folder that has it, or try the embedded set: -d digits"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from src.core.config import usable_cores
 from src.dataset.cache import CacheOptions, Kept
 from src.dataset.dataset_spec import DatasetSpec
 from src.dataset.decode import Files, decode_batches
@@ -180,7 +180,7 @@ class FolderSplit(Split):
     ) -> None:
         super().__init__(spec, labels.to(device), torch.device(device))
         self.files = files
-        self.num_workers = min(8, _usable_cores()) if num_workers is None else num_workers
+        self.num_workers = min(8, usable_cores()) if num_workers is None else num_workers
         self._kept = Kept(files, spec.target, keep or CacheOptions())
 
     def _contents(self) -> Any:
@@ -232,8 +232,3 @@ def _unknown(parts: Sequence[Tensor], known: Tensor, batch_size: int) -> list[Te
     if len(rest) < batch_size:
         missing[-1] = torch.cat([missing[-1], rest])
     return missing
-
-
-def _usable_cores() -> int:
-    """Cores that this process may use: in a container, fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from src.core.config import MEMORY
 from src.core.errors import UserError
 from src.core.task import MULTI_LABEL, Task
 from src.cutting.channel_axis import Output, find_outputs, layouts_of
@@ -43,7 +44,7 @@ def require_room(
     sample: Tensor,
     images: int,
     *,
-    memory: float = 8e9,
+    memory: float = MEMORY,
     layouts: tuple[str | None, str | None] = (None, None),
 ) -> list[dict[str, Output]]:
     """What the two layers give; UserError where the activations of so many images take more than `memory` bytes."""
@@ -72,7 +73,7 @@ def certainty_of(
     with_intervals: bool = True,
     permutations: int = 0,
     batch_size: int = 64,
-    memory: float = 8e9,
+    memory: float = MEMORY,
     layouts: tuple[str | None, str | None] = (None, None),
 ) -> Certainty:
     """Intervals and null distributions of the named metrics of two layers, from one pass over a split.

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from src.core.config import MEMORY
 from src.core.errors import UserError
 from src.core.progress import bar
 from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layouts_of, require_fit
@@ -90,7 +91,7 @@ def compare_layers(
     view: str | None = None,
     group: int | None = None,
     batch_size: int = BATCH_SIZE,
-    memory: float = 4e9,
+    memory: float = MEMORY,
     layouts: tuple[str | None, str | None] = (None, None),
     labelled: bool = True,
     on_message: Callable[[str], None] = lambda text: None,

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from src.core.config import MEMORY
 from src.dataset import Split
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import PooledFeatures
@@ -54,7 +55,7 @@ class StitchPlan:
     ood: bool = False
     controls: Sequence[str] = ()
     fresh: Callable[[int], nn.Module] | None = None
-    memory: float = 8e9
+    memory: float = MEMORY
     resume: Callable[[Sequence[StitchSpec]], Resume] | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
 

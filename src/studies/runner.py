@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from src.core.config import MEMORY
 from src.studies.estimate import in_words
 from src.studies.jobs import Bundle
 from src.studies.leases import PATIENCE, Leases
@@ -27,7 +28,7 @@ class Options:
     retries: int = 2
     patience: float = PATIENCE
     device: str = "auto"
-    memory: float = 8e9
+    memory: float = MEMORY
 
 
 @dataclass(slots=True)

@@ -2,12 +2,12 @@
 
 import difflib
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from src.core.errors import UserError
+from src.core.options import NUMBERS
 from src.dataset import SPLITS, canonical_dataset
 from src.metrics import MEASURES
 from src.stitching.controls import choose_controls
@@ -23,17 +23,6 @@ def one_of(*choices: Any) -> Callable[[Any], Any]:
         if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
             raise UserError(f"{value!r} is none of {', '.join(map(str, choices))}")
         return value
-
-    return check
-
-
-def number(kind: type, meaning: str, accepts: Callable[[Any], bool]) -> Callable[[Any], Any]:
-    kinds = (int,) if kind is int else (int, float)
-
-    def check(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or not accepts(value):
-            raise UserError(f"{value!r} is not {meaning}")
-        return kind(value)
 
     return check
 
@@ -62,7 +51,7 @@ def layers(value: Any) -> str:
 
 
 def rank(value: Any) -> int | None:
-    return None if value == "full" else POSITIVE(value)
+    return None if value == "full" else NUMBERS["positive"].check(value)
 
 
 def controls(value: Any) -> list[str]:
@@ -78,33 +67,24 @@ def pairs(value: Any) -> str | list[tuple[str, str]]:
     return one_of(*PAIRS)(value)
 
 
-POSITIVE = number(int, "a whole number above 0", lambda value: value > 0)
-NATURAL = number(int, "a whole number, 0 or more", lambda value: value >= 0)
-SEED = number(int, "a whole number from 0 to 2^63 - 2", lambda value: 0 <= value < 2**63 - 1)
-POSITIVE_FLOAT = number(float, "a number above 0", lambda value: value > 0)
 FLAG = one_of(True, False)
-# what each kind of a stitch's option takes here; the command line has its own readers of texts
-KINDS: dict[str, Callable[[Any], Any]] = {
-    "positive": POSITIVE,
-    "natural": NATURAL,
-    "positive_float": POSITIVE_FLOAT,
-    "natural_float": number(float, "a number, 0 or more", lambda value: value >= 0),
-    "finite_float": number(float, "a finite number", lambda value: True),
-    "seed": SEED,
+# what each kind of a stitch's option takes here
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    **{kind: number.check for kind, number in NUMBERS.items()},
     "rank": rank,
     "flag": FLAG,
 }
 _LAYERS = {"layers": (layers, None), "front_layers": (layers, None), "end_layers": (layers, None)}
 # key -> (check, default); `...` where it has to be there
 AXES = {
-    option.field: (several(one_of(*option.choices) if option.kind == "name" else KINDS[option.kind]), None)
+    option.field: (several(one_of(*option.choices) if option.kind == "name" else CHECKS[option.kind]), None)
     for option in OPTIONS
 } | {"amp": (several(FLAG), None)}
 STITCH = _LAYERS | {"layer_pairs": (one_of(*LAYER_PAIRS), "all")} | AXES
 COMPARE = _LAYERS | {
     "metrics": (several(one_of(*MEASURES)), ...),
     "view": (one_of("images", "channels"), None),
-    "group_at": (POSITIVE, None),
+    "group_at": (CHECKS["positive"], None),
     "split": (one_of(*SPLITS), "val"),
 }
 STUDY = {
@@ -112,12 +92,12 @@ STUDY = {
     "pairs": (pairs, "all"),
     "dataset": (lambda value: canonical_dataset(text(value)), None),
     "evaluate_on": (lambda value: canonical_dataset(text(value)), None),
-    "image_size": (POSITIVE, None),
+    "image_size": (CHECKS["positive"], None),
     "controls": (controls, []),
     "ood": (FLAG, False),
     "similarity": (FLAG, True),
-    "seeds": (several(SEED), [0]),
-    "minutes": (POSITIVE_FLOAT, 15.0),
+    "seeds": (several(CHECKS["seed"]), [0]),
+    "minutes": (CHECKS["positive_float"], 15.0),
     "stitch": (STITCH, []),
     "compare": (COMPARE, []),
     "submitit": (lambda value: value, {}),

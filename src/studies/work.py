@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src import results
-from src.core.config import choose_device
+from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
@@ -37,7 +37,7 @@ class WorkerTask:
     runner: str
     patience: float
     device: str = "auto"
-    memory: float = 8e9
+    memory: float = MEMORY
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from src.core.errors import UserError
+from src.core.errors import UserError, first_line
 from src.cutting.structure import in_plain_memory
 from src.dataset.preprocessing import Preprocessing
 
@@ -83,7 +83,3 @@ def check_forward(network: nn.Module, name: str, *, channels: int, size: int) ->
     finally:
         network.train(was_training)
     return network
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")

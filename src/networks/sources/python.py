@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from src.core.errors import UserError
-from src.networks.sources.library import LibraryModel, Source, first_line
+from src.core.errors import UserError, first_line
+from src.networks.sources.library import LibraryModel, Source
 
 
 def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:

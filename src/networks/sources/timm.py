@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from src.core.errors import UserError
+from src.core.errors import UserError, first_line
 from src.dataset.preprocessing import Preprocessing
-from src.networks.sources.library import LibraryModel, Source, State, first_line, in_hub_folder, require, unknown
+from src.networks.sources.library import LibraryModel, Source, State, in_hub_folder, require, unknown
 
 
 def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:

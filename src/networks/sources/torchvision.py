@@ -4,10 +4,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from src.core.errors import UserError
+from src.core.errors import UserError, first_line
 from src.core.files import parse_tensors
 from src.dataset.preprocessing import Preprocessing
-from src.networks.sources.library import LibraryModel, Source, State, first_line, in_hub_folder, unknown
+from src.networks.sources.library import LibraryModel, Source, State, in_hub_folder, unknown
 
 
 def build(name: str, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from src.core.errors import UserError
+from src.core.errors import UserError, first_line
 from src.dataset.preprocessing import Preprocessing
-from src.networks.sources.library import LibraryModel, NotHere, first_line, require
+from src.networks.sources.library import LibraryModel, NotHere, require
 from src.networks.sources.offline import offline
 
 # Pillow's numbers of interpolations, in which transformers records them

@@ -1,9 +1,9 @@
 """Where bundles run: one small interface, and a line for each engine."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from src.core.config import usable_cores
 from src.studies.engines import local, ray, submitit
 from src.studies.work import Report, WorkerTask
 
@@ -38,5 +38,4 @@ ENGINES: dict[str, Callable[..., Any]] = {
 
 def choose_workers(asked: int | None, bundles: int, gpus: int) -> int:
     """Processes at once: as many as asked for, else one a GPU or, without one, a core; never more than bundles."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(asked or gpus or cores, bundles))
+    return max(1, min(asked or gpus or usable_cores(), bundles))
