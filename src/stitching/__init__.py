@@ -1,6 +1,7 @@
 """Sewing two networks together."""
 
 from src.stitching.cut_networks import LOGITS, CutNetworks, Outputs, Shared
+from src.stitching.exclusions import check_options, check_sizes
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.layer import ConstantStitch, MaskedStitch, StitchLayer, build_stitch, from_arrays
@@ -8,9 +9,9 @@ from src.stitching.masks import MASKS
 from src.stitching.naming import spec_names
 from src.stitching.network import Pair, StitchedNetwork, cut_pair
 from src.stitching.objective import StitchObjective
-from src.stitching.options import check_options, check_sizes
+from src.stitching.options import combinations
 from src.stitching.start import initial_stitch, needs_moments
-from src.stitching.stitch_spec import ControlSpec, Cut, StitchSpec, combinations, usual_rate
+from src.stitching.stitch_spec import ControlSpec, Cut, StitchSpec, usual_rate
 from src.stitching.targets import TARGETS
 
 __all__ = [

@@ -12,10 +12,10 @@ from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layo
 from src.cutting.freeze import freeze
 from src.cutting.parts import Layouts, heads, later_layers, tail, tails
 from src.cutting.structure import split_layer
+from src.stitching.exclusions import check_sizes
 from src.stitching.geometry import Geometry
 from src.stitching.layer import StitchLayer
 from src.stitching.network import pair_geometry
-from src.stitching.options import check_sizes
 from src.stitching.stitch_spec import Cut, StitchSpec
 from src.stitching.targets import TARGETS
 
