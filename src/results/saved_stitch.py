@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from src import results
@@ -19,7 +18,7 @@ from src.networks.checkpoints import Checkpoint
 from src.networks.opening import Asker, Named, names_file, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.results.titles import stitch_title
-from src.stitching import Geometry, Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
+from src.stitching import Geometry, Pair, Stitch, StitchedNetwork, cut_pair, from_arrays
 from src.stitching.stages import MAPS
 
 STITCH_TYPES = MAPS
@@ -34,7 +33,7 @@ class SavedStitch:
     front_layer: str
     end_layer: str
     pair: Pair
-    stitch: StitchLayer
+    stitch: Stitch
 
     @property
     def front(self) -> Checkpoint:
@@ -137,7 +136,10 @@ def load_stitch(
     )
     _require_same_layouts(content, pair.geometry, path)
     arrays = _map_of_type(content, maps, stitch_type, path)
-    stitch = from_arrays(arrays, pair.geometry)
+    try:
+        stitch = from_arrays(arrays, pair.geometry)
+    except UserError as error:
+        raise UserError(f"{path}: the stitch of type {stitch_type}: {error}") from None
     return SavedStitch(on_data, trained_on, params["front_layer"], params["end_layer"], pair, stitch)
 
 
@@ -162,11 +164,9 @@ def _is_stitch(content: Any) -> bool:
 
 def _map_of_type(content: dict[str, Any], maps: dict[str, Any], stitch_type: str, path: Path) -> dict[str, Any]:
     arrays = maps.get(stitch_type)
-    if not isinstance(arrays, dict) or not {"w", "b"} <= arrays.keys():
+    if not isinstance(arrays, dict) or not arrays.keys():
         there = ", ".join(name for name in STITCH_TYPES if name in maps) or "none"
         raise UserError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
-    if not all((array := np.asarray(arrays[key])).ndim and array.dtype.kind == "f" for key in ("w", "b")):
-        raise UserError(f"{path}: the stitch of type {stitch_type} is no matrix and vector of floating-point numbers")
     if stitch_type == "before" and "format" not in content:
         # the published scripts kept a view: on a CPU their `before` is what training made of it
         initial = (content.get("trans_history") or {}).get(0)

@@ -4,7 +4,7 @@ from src.stitching.cut_networks import LOGITS, CutNetworks, Outputs, Shared
 from src.stitching.exclusions import check_options, check_sizes
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
-from src.stitching.layer import ConstantStitch, MaskedStitch, StitchLayer, build_stitch, from_arrays
+from src.stitching.layer import ConstantStitch, Constraint, MaskedStitch, Stitch, StitchLayer, build_stitch, from_arrays
 from src.stitching.masks import MASKS
 from src.stitching.naming import spec_names
 from src.stitching.network import Pair, StitchedNetwork, cut_pair
@@ -20,6 +20,7 @@ __all__ = [
     "TARGETS",
     "LOGITS",
     "ConstantStitch",
+    "Constraint",
     "ControlSpec",
     "Cut",
     "CutNetworks",
@@ -28,6 +29,7 @@ __all__ = [
     "Outputs",
     "Pair",
     "Shared",
+    "Stitch",
     "StitchLayer",
     "StitchObjective",
     "StitchSpec",
