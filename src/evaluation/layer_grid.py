@@ -119,12 +119,7 @@ def compare_layers(
     refused = refusal_of_outputs(networks, split, sample, labelled=labelled) if functional else None
     if names:
         require_possible(work.plan(names, work.whole), memory, alone=not functional or bool(refused))
-    if not functional or (refused and names):  # known already, and no reason to freeze anything
-        outputs = _refused(functional, refused or "")
-    else:
-        frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
-        how = {"batch_size": batch_size, "sample": sample.to(split.device), "labelled": labelled}
-        outputs = compare_outputs(frozen, split, functional, **how)
+    outputs = _decisions(networks, split, sample, functional, refused if names else None, batch_size, labelled)
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:
         on_message(work.plan_in_words(passes))
@@ -135,6 +130,23 @@ def compare_layers(
             parts[tile[0][i], tile[1][j]].append(cell)
     labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
     return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
+
+
+def _decisions(
+    networks: tuple[nn.Module, nn.Module],
+    split: Split,
+    sample: Tensor,
+    names: Sequence[str],
+    refused: str | None,
+    batch_size: int,
+    labelled: bool,
+) -> Cell:
+    """What the measures of decisions give; where these are refused already there is no reason to freeze anything."""
+    if not names or refused:
+        return _refused(names, refused or "")
+    frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
+    how = {"batch_size": batch_size, "sample": sample.to(split.device), "labelled": labelled}
+    return compare_outputs(frozen, split, names, **how)
 
 
 def refusal_of_outputs(
