@@ -2,21 +2,12 @@
 
 import fcntl
 import glob
-import importlib
-import io
 import os
-import re
 import secrets
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
-
-import torch
-
-from src.core.errors import UserError
+from typing import BinaryIO, TypeVar
 
 ATTEMPTS = 100  # at what another process may undo in the moment that it is done
 T = TypeVar("T")
@@ -142,45 +133,3 @@ def remove_leftovers(path: Path) -> None:
         with suppress(OSError), leftover.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
             leftover.unlink(missing_ok=True)
-
-
-def write_tensors(path: Path, record: dict[str, Any]) -> None:
-    """Write tensors and built-in values with torch.save, atomically; raises OSError where that fails."""
-    content = io.BytesIO()
-    torch.save(record, content)  # not straight into the file: a full disk would come out as a RuntimeError of torch
-    with atomic_write(path) as file:
-        file.write(content.getbuffer())
-
-
-def parse_tensors(content: bytes) -> Any:
-    """What a file of torch.save holds, on the CPU, without running anything in it; UserError if it is damaged."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of other protocols, which the error below refuses anyway
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if damaged := zipfile.is_zipfile(io.BytesIO(content)) and zipfile.ZipFile(io.BytesIO(content)).testzip():
-                raise RuntimeError(f"its part {damaged} is not what was written")  # which torch does not look at
-            return found
-    except Exception as error:  # a hostile or cut file can make torch raise anything at all
-        raise UserError(_reason(error)) from None
-
-
-def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, which holds nothing that could run; UserError if it is damaged."""
-    try:
-        load = importlib.import_module("safetensors.torch").load  # by name, for type checkers without the extra
-    except ImportError:
-        raise UserError("safetensors is not installed: pip install -r requirements-nets.txt") from None
-    try:
-        return load(content)
-    except Exception as error:  # of kinds of its own
-        raise UserError(str(error).splitlines()[0]) from None
-
-
-def _reason(error: Exception) -> str:
-    """Torch's reason in a line, without its advice to load the file unsafely."""
-    if asked := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it asks for {asked[1]}, which no such file needs"
-    if isinstance(error, RuntimeError) and str(error):
-        return str(error).splitlines()[0].split(". ")[0]
-    return "it is cut, or torch did not write it"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError
-from src.core.files import parse_safetensors, parse_tensors, write_tensors
 from src.core.task import SINGLE_LABEL
+from src.core.tensor_files import parse_safetensors, parse_tensors, write_tensors
 from src.dataset import DatasetSpec, canonical_dataset, dataset_folder, dataset_of, measured
 from src.dataset.preprocessing import Preprocessing
 from src.models import build_model, canonical_name, folder_name

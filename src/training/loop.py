@@ -13,8 +13,8 @@ import torch
 from torch import Generator, Tensor
 
 from src.core.errors import UserError
-from src.core.files import parse_tensors, write_tensors
 from src.core.progress import bar
+from src.core.tensor_files import parse_tensors, write_tensors
 from src.dataset import Split
 from src.training.train_state import History, Losses, TrainState, steps_ahead
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError, first_line
-from src.core.files import parse_tensors
+from src.core.tensor_files import parse_tensors
 from src.dataset.preprocessing import Preprocessing
 from src.networks.sources.library import LibraryModel, Source, State, in_hub_folder, unknown
 
