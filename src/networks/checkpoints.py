@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError
+from src.core.records import PREPROCESSING, check
 from src.core.task import SINGLE_LABEL
 from src.core.tensor_files import parse_safetensors, parse_tensors, write_tensors
+from src.core.text import in_line
 from src.dataset import DatasetSpec, canonical_dataset, dataset_folder, dataset_of, measured
 from src.dataset.preprocessing import Preprocessing
 from src.models import build_model, canonical_name, folder_name
+from src.networks.weight_facts import FORMAT, WeightFacts, check_state
 
-FORMAT = 1
-_METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe", "preprocessing", "labels")
 TRAINING = ("init_seed", "gradient_seed", "iteration", "recipe", "train_fraction", "shuffle_labels")  # of a Checkpoint
+SPARE = 10**6  # numbers that a network may lack beside what is stored: which it lacks is said later
 _NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
 _SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
 
@@ -185,7 +187,9 @@ def load(
     preprocessing = preprocessing_of(record, f"{path} says what it does to images, but not in a way known here")
     preprocessing = preprocessing or measured(spec).preprocessing
     preprocessing = replace(preprocessing, size=size) if size else preprocessing
-    network = build(model, channels=preprocessing.channels, classes=spec.classes, size=preprocessing.size)
+    sizes = {"channels": preprocessing.channels, "classes": spec.classes, "size": preprocessing.size}
+    _require_shapes(model, sizes, state, f"{path} does not fit {model} on {dataset}")
+    network = build(model, **sizes)
     fill(network, state, f"{path} does not fit {model} on {dataset}")
     digest = hashlib.sha256(content).hexdigest()
     return Checkpoint(network.eval(), model, dataset, path, preprocessing, spec.labels, sha256=digest, **known)
@@ -228,10 +232,37 @@ def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
     if record is None:
         return None
     try:
-        size, mean, std, interpolation = (record[key] for key in ("size", "mean", "std", "interpolation"))
+        check(record, PREPROCESSING, required=PREPROCESSING)
+        size, mean, std, interpolation = (record[key] for key in PREPROCESSING)
         return Preprocessing(int(size), tuple(map(float, mean)), tuple(map(float, std)), interpolation)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(complaint) from None
+    except UserError as error:
+        raise UserError(f"{complaint}: {error}") from None
+
+
+def _require_shapes(model: str, sizes: dict[str, int], state: dict[str, Tensor], complaint: str) -> None:
+    """Refuse a network of ours that stored tensors are too small for, before it is made: its name may say any width."""
+    try:
+        canonical_name(model)
+    except UserError:
+        return
+    try:
+        with torch.device("meta"):
+            wanted = build_model(model, **sizes).state_dict()
+    except (RuntimeError, OverflowError):  # numbers that torch cannot multiply
+        raise UserError(f"{complaint}: no network is as large as that") from None
+    for name, value in wanted.items():
+        if name in state:
+            _require_shape(name, state[name], value, complaint)
+    stored = sum(value.numel() for value in state.values())
+    if sum(value.numel() for value in wanted.values()) > 10 * stored + SPARE:
+        raise UserError(f"{complaint}: it holds too few numbers")
+
+
+def _require_shape(name: str, value: Tensor, wanted: Tensor, complaint: str) -> None:
+    if value.is_nested:
+        raise UserError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
+    if value.shape != wanted.shape:
+        raise UserError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
 
 
 def fill_from(
@@ -278,7 +309,8 @@ def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 def source_digest(path: Path | str) -> str | None:
     """The SHA-256 of the Python file that built the network of a weight file, as the file has it."""
     record = _record(Path(path), Path(path).read_bytes())
-    return record.get("source_sha256") if isinstance(record, dict) else None
+    found = record.get("source_sha256") if isinstance(record, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _open(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Tensor]]:
@@ -291,23 +323,17 @@ def _open(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Tensor]]:
 def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a weight file says of itself (or its path for it), None for what is unsaid; and its state dict."""
     record = _record(path, content)
-    state = record.get("state_dict", record) if isinstance(record, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
-    if state is record or "format" not in record:
-        return _facts_from_path(path), dict(state)
-    if record["format"] != FORMAT:
-        raise UserError(f"{path} has the format {record['format']}, and this version reads {FORMAT}")
-    facts = {key: record.get(key) for key in _METADATA}
-    recipe = facts["recipe"] if isinstance(facts["recipe"], dict) else {}
-    return facts | {key: recipe[key] for key in ("train_fraction", "shuffle_labels") if key in recipe}, state
+    state = check_state(path, record.get("state_dict", record) if isinstance(record, dict) else None)
+    if "state_dict" not in record or "format" not in record:
+        return _facts_from_path(path), state
+    return WeightFacts.from_file(path, record).facts(), state
 
 
 def _record(path: Path, content: bytes) -> Any:
     try:
         return parse_safetensors(content) if path.suffix == ".safetensors" else parse_tensors(content)
     except ValueError as error:
-        raise UserError(f"{path} is no weight file, or a damaged one: {error}") from None
+        raise UserError(f"{path} is no weight file, or a damaged one: {in_line(str(error))}") from None
 
 
 def _facts_from_path(path: Path) -> dict[str, Any]:
@@ -351,11 +377,12 @@ def fill(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
         if name not in state:
             continue  # the network itself says below whether it can do without
         value = state[name]
-        if value.shape != wanted.shape:
-            raise UserError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
+        _require_shape(name, value, wanted, complaint)
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.is_complex() or value.is_floating_point() != wanted.is_floating_point():
             raise UserError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
+        if value.is_floating_point() and value.dtype.itemsize == 1:  # torch has few functions of these
+            value = value.float()
         if not value.isfinite().all():
             raise UserError(f"{complaint}: {name} holds values that are not finite")
     missing, unexpected = network.load_state_dict(state, strict=False)

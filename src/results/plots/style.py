@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.core.errors import UserError
 from src.core.files import atomic_write
+from src.core.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +44,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a PNG, PDF or SVG file, as its ending says, atomically; equal figures make equal files."""
     from matplotlib import rc_context
 
+    _show_plainly(figure)
     kind = path.suffix.removeprefix(".")
     # dates out, and names of parts from what they are; texts stay texts, which readers and editors can search
     options: dict[str, Any] = {
@@ -52,6 +54,21 @@ def save(figure: Figure, path: Path) -> None:
     }[kind]
     with rc_context({"svg.hashsalt": "0", "svg.fonttype": "none", "pdf.fonttype": 42}), atomic_write(path) as file:
         figure.savefig(file, format=kind, dpi=DPI, **options)
+
+
+def _show_plainly(figure: Figure) -> None:
+    """Texts of files as they are, whatever they hold: no control character, and no formula."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    for panel in figure.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            if isinstance(formatter := axis.get_major_formatter(), FixedFormatter):
+                formatter.seq = [visible(label) for label in formatter.seq]
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(visible(text.get_text()))
+        text.set_parse_math(False)
 
 
 def finish(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "") -> None:
