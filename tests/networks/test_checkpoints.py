@@ -90,9 +90,7 @@ def test_a_network_with_eyes_of_its_own_keeps_them(tmp_path: Path) -> None:
     found = load(path)
     assert found.preprocessing == preprocessing and found.sample.shape == (2, 1, 20, 20)
     write(path, torch.load(path, weights_only=True) | {"preprocessing": {"size": "large"}})
-    with pytest.raises(
-        ValueError, match=r"x\.pt says .*: preprocessing\.size is 'large', not a whole number"
-    ):
+    with pytest.raises(ValueError, match=r"x\.pt says .*: preprocessing\.size is 'large', not a whole number"):
         load(path)
 
 
