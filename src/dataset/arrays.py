@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.task import SINGLE_LABEL
+from src.core.text import in_line
 from src.dataset import augment
 from src.dataset.dataset_spec import SPLITS, DatasetSpec
 
@@ -64,9 +65,11 @@ class _opened:
                 raise UserError(f"{self.path} is no .npz file")
             self.bytes.seek(0)
             return np.load(self.bytes, allow_pickle=False)
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:  # of numpy: it is taken for a pickle
             self.bytes.close()
-            raise UserError(f"{self.path} is a damaged .npz file: {error}") from None
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.path} is a damaged .npz file: {in_line(str(error))}") from None
         except BaseException:
             self.bytes.close()
             raise

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.core.errors import UserError, first_line
+from src.core.records import POSITIVE, PREPROCESSING, TEXT, Several, check
 from src.dataset.preprocessing import Preprocessing
 from src.networks.sources.library import LibraryModel, NotHere, require
 from src.networks.sources.offline import offline
@@ -56,8 +57,12 @@ def open_classifier(name: str, *, size: int | None, download: bool = False) -> t
         remedy = "" if here else "; a folder that holds it needs no network: hf:FOLDER"
         kind = NotHere if here and not is_folder else UserError
         raise kind(f"hf:{name} is no image classifier that can be opened ({first_line(error)}){remedy}") from None
-    labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
-    return LibraryModel(Logits(model), _preprocessing(record, model.config, size)), labels
+    try:
+        labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+        check(labels, Several(TEXT), place="id2label")
+        return LibraryModel(Logits(model), _preprocessing(record, model.config, size)), labels
+    except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"hf:{name} says of itself what no classifier can be ({first_line(error)})") from None
 
 
 def _require_own_attention(config: Any) -> None:
@@ -78,7 +83,10 @@ def _preprocessing(record: dict[str, Any], config: Any, size: int | None) -> Pre
     given = record.get("crop_size") or record.get("size") or getattr(config, "image_size", 224)
     own = given if isinstance(given, int) else next(iter(given.values()))
     channels = getattr(config, "num_channels", 3)
+    check(channels, POSITIVE, place="num_channels")
     mean, std = (tuple(record.get(key) or (0.5,) * channels) for key in ("image_mean", "image_std"))
+    known = {"size": size or own, "mean": mean, "std": std}
+    check(known, {key: PREPROCESSING[key] for key in known})
     return Preprocessing(size or int(own), mean, std, _INTERPOLATIONS.get(record.get("resample", 2), "bilinear"))
 
 
