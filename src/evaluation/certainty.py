@@ -15,14 +15,14 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import heads
 from src.dataset import Split
 from src.evaluation.passes import feed
-from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls
+from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls, threshold
 from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.registry import METRICS
 
 
 @dataclass(frozen=True, slots=True)
 class Certainty:
-    """By metric: 95% `intervals` over images, and `null`, mean and 95% quantile where images do not correspond.
+    """By metric: 95% `intervals` over images, and `null`, mean and threshold where images do not correspond.
 
     `how` says of each, as `intervals of cka` or `null of cka`, how it came about; `refused` why there is none.
     """
@@ -139,6 +139,8 @@ def _add_functional(
     if permutations and measure.paired:
         generator = torch.Generator().manual_seed(0)
         orders = [torch.randperm(len(one), generator=generator) for _ in range(permutations)]
-        drawn = torch.tensor([measure.of(one, other[order], labels, task) for order in orders])
-        certainty.null[measure.name] = float(drawn.mean()), float(drawn.quantile(0.95))
+        drawn = [float(measure.of(one, other[order], labels, task)) for order in orders]
+        observed = float(measure.of(one, other, labels, task))
+        passed = threshold(observed, drawn, higher_is_better=measure.higher_is_better)
+        certainty.null[measure.name] = sum(drawn) / len(drawn), passed
         certainty.how[f"null of {measure.name}"] = f"{permutations} permutations of {len(one)} images"
