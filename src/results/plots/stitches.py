@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from src.results.plots.heatmap import draw_map, map_size
 from src.results.plots.style import (
     GREY,
     INK,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ANNOTATED = 12  # cells a side; values in more of them could not be read
 NUMBERS = ("low_rank", "lr")  # what an axis can show in its order
 
 
@@ -82,17 +82,17 @@ def grid_figure(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[s
     variants = ordered(variant(result, names) for result in found)
     untrained = all(not result["params"]["epochs"] for result in found)
     stages = ["before", "ps_inv"] if untrained else ["before", "after"]
-    cell = 0.5 if max(len(fronts), len(ends)) <= ANNOTATED else 0.17
-    label = 0.075 * max(map(len, (*fronts, *ends, "output")))
-    width, height = max(2.4, cell * len(ends) + label + 0.8), max(3.0, cell * len(fronts) + label + 0.7)
+    rows, columns = ([name or "output" for name in names] for names in (fronts, ends))
+    width, height = map_size(rows, columns)
+    width, height = max(2.4, width + 0.8), max(3.0, height + 0.7)
     figure = new_figure(len(stages) * width + 0.8, len(variants) * height + 0.6, figure_title(found))
     panels = figure.subplots(len(variants), len(stages), squeeze=False)
     low, high = 0.0, max(1.0, max(value_of(result, stage) for result in found for stage in stages))
-    for row, which in zip(panels, variants, strict=True):
+    for line, which in zip(panels, variants, strict=True):
         same = [result for result in found if variant(result, names) == which]
-        for axes, stage in zip(row, stages, strict=True):
+        for axes, stage in zip(line, stages, strict=True):
             table = _table(same, fronts, ends, stage)
-            image = _draw_map(axes, table, fronts, ends, low, high)
+            image = draw_map(axes, table, rows, columns, low=low, high=high)
             finish(axes, title=f"{stage}{', ' * bool(which)}{which}", x="end layer", y="front layer")
     bar = figure.colorbar(image, ax=panels, shrink=0.9, aspect=24, pad=0.02)
     bar.set_label(measure(found), fontsize=SMALL, color=INK)
@@ -109,27 +109,6 @@ def _table(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[str], 
         cell = result["params"]["front_layer"], result["params"]["end_layer"]
         values.setdefault(cell, []).append(value_of(result, stage))
     return np.array([[np.mean(values.get((one, other), [np.nan])) for other in ends] for one in fronts])
-
-
-def _draw_map(axes: Axes, table: np.ndarray, fronts: list[str], ends: list[str], low: float, high: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    image = axes.imshow(table, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
-    for ticks, names in ((axes.set_xticks, ends), (axes.set_yticks, fronts)):
-        ticks(range(len(names)), [name or "output" for name in names])
-    axes.tick_params(axis="x", rotation=90 if max(map(len, ends)) > 4 else 0, length=0)
-    for i, row in enumerate(table):
-        if not np.isfinite(row).any():
-            continue
-        corner = (int(np.nanargmax(row)) - 0.46, i - 0.46)
-        for colour, width in (("white", 4), (INK, 2)):  # a dark frame alone would be lost on dark cells
-            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width))
-        for j, value in enumerate(row):
-            if max(table.shape) <= ANNOTATED and np.isfinite(value):
-                dark = (value - low) / (high - low) < 0.5
-                text = f"{value:.2f}"
-                axes.text(j, i, text, ha="center", va="center", fontsize=SMALL, color="white" if dark else INK)
-    return image
 
 
 def curves_figure(found: Sequence[dict[str, Any]]) -> Figure:
