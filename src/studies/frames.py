@@ -1,5 +1,6 @@
 """The results of a study as frames: its stitches, and its comparisons, with what tells them apart."""
 
+import math
 import shlex
 import warnings
 from collections import Counter
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
-from src import results
+from src import metrics, results
 from src.core.errors import UserError
 from src.results.frame import NETWORK
 from src.results.titles import network_name
@@ -29,8 +30,10 @@ Values = np.ndarray[Any, Any]
 # what may tell stitches apart beside networks, layers and seeds, in the order of columns
 AXES = tuple(field.name for field in fields(StitchSpec) if field.name not in ("front_layer", "end_layer", "seed"))
 MEASURES = ("accuracy_before", "accuracy_after", "accuracy_ps_inv", "agreement_after", "cka_after", "l2_relative_after")
+UNBOUNDED = ("l2_relative_after",)  # all others lie between 0 and 1
 FEW = 3  # below it Student's t says nothing: of two values the interval is 13 times as wide as they are apart
-ROLES, ENDS = ("front", "end"), ["front_network", "end_network"]
+ROLES, ENDS, NETWORKS = ("front", "end"), ["front_network", "end_network"], ["network1", "network2"]
+LAYERS = ["front_layer", "end_layer"]
 OVER = ("pairs", "seeds")
 # columns of a comparison: the two networks by what the study calls them, and in words; then what was found
 COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer2", "value"]
@@ -51,9 +54,26 @@ class StudyResults:
     axes: list[str]
 
     @property
+    def value(self) -> str:
+        """The column that charts show: accuracy, or agreement where the labels are of other classes."""
+        return "accuracy_after" if self.stitches["accuracy_after"].notna().any() else "agreement_after"
+
+    @property
     def controls(self) -> list[str]:
         named = [name for name in CONTROLS if self.stitches[f"accuracy_{name}"].notna().any()]
         return [f"accuracy_{name}" for name in named]
+
+
+def plain(key: tuple) -> tuple:
+    """What tells rows apart, with None for what is missing."""
+    return tuple(None if isinstance(part, float) and math.isnan(part) else part for part in key)
+
+
+def subsets(frame: Frame, names: Sequence[str]) -> list[tuple[tuple, Frame]]:
+    """The rows of each combination of some columns, in the order in which they come; of none, all rows."""
+    if not names:
+        return [((), frame)]
+    return [(plain(key), group) for key, group in frame.groupby(list(names), sort=False, dropna=False)]
 
 
 def collect(plan: StudyPlan, store: Store) -> StudyResults:
@@ -147,20 +167,56 @@ def grouped(found: StudyResults, over: str) -> Frame:
 
     over "seeds": a row for each pair, layers and options. "pairs": one for each layers and options; seeds of one pair
     are averaged first, so that the interval is that over networks. Columns: what tells rows apart, `n`, and for each
-    measure m: m, m_low, m_high; Student's t, missing below FEW seeds or networks.
+    measure m: m, m_low, m_high; Student's t, missing below FEW seeds or networks, see `interval`.
     """
     frame = found.stitches
     keys = [*(["networks"] if over == "seeds" else []), "front_layer", "end_layer", *found.axes]
     measures = [name for name in (*MEASURES, *found.controls) if frame[name].notna().any()]
     if over == "pairs":
         frame = _means(frame, [*ENDS, *keys], measures)
-    groups = frame.groupby(keys, sort=False, dropna=False)
-    mean, width = groups[measures].mean(), _over_networks if over == "pairs" else _over_rows
-    half = np.array([width(group, measures) for _, group in groups]).reshape(-1, len(measures))
-    columns = {"n": groups.size()}
-    for name, halves in zip(measures, half.T, strict=True):
-        columns |= {name: mean[name], f"{name}_low": mean[name] - halves, f"{name}_high": mean[name] + halves}
+    mean, half = _spread(frame, keys, measures, over)
+    columns = {"n": mean["n"]}
+    for name in measures:
+        low, high = interval(mean[name], half[name], bounded=name not in UNBOUNDED)
+        columns |= {name: mean[name], f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(columns).reset_index()
+
+
+def grouped_comparisons(found: StudyResults, over: str) -> Frame:
+    """Means of what compares networks, as `grouped`: over pairs of networks, or, where over is "seeds", of each pair.
+
+    Columns: `networks` of each pair, method, layer1, layer2, n, value, value_low, value_high.
+    """
+    keys = [*(["networks"] if over == "seeds" else []), "method", "layer1", "layer2"]
+    frame = found.comparisons.rename(columns=dict(zip(NETWORKS, ENDS, strict=True)))
+    mean, half = _spread(_means(frame, list(dict.fromkeys([*ENDS, *keys])), ["value"]), keys, ["value"], over)
+    bounded = [metrics.MEASURES[name].range == (0, 1) for name in mean.index.get_level_values("method")]
+    low, high = interval(mean["value"], half["value"], bounded=np.array(bounded))
+    return mean[["n", "value"]].assign(value_low=low, value_high=high).reset_index()
+
+
+def interval(mean: Frame, half: Frame, *, bounded: bool | Values) -> tuple[Frame, Frame]:
+    """The ends of intervals, from means and half their width: mean - half and mean + half.
+
+    bounded: of what lies between 0 and 1 they are taken on the logit scale, by the delta method (Korn and Graubard
+    1998), so that they stay there: in samples as those of `_over_networks` with means of 80% to 95% such intervals hold
+    the true mean 90% to 96% of the time, the others 74% to 94%, and often end above 100%. Values that are all 0, or
+    all 1, have no width.
+    """
+    share = np.where(bounded, mean, np.nan)
+    inside = (share > 0) & (share < 1)
+    share = np.where(inside, share, 0.5)
+    centre, reach = special.logit(share), half / (share * (1 - share))
+    low, high = (np.where(inside, special.expit(centre + side * reach), mean + side * half) for side in (-1, 1))
+    return low, high
+
+
+def _spread(frame: Frame, keys: Sequence[str], measures: Sequence[str], over: str) -> tuple[Frame, Frame]:
+    """Means with their number `n`, and half the width of their intervals, by what tells groups apart."""
+    groups = frame.groupby(list(keys), sort=False, dropna=False)
+    mean, width = groups[list(measures)].mean(), _over_networks if over == "pairs" else _over_rows
+    half = np.array([width(group, measures) for _, group in groups]).reshape(-1, len(measures))
+    return mean.assign(n=groups.size()), pd.DataFrame(half, mean.index, list(measures))
 
 
 def _over_rows(group: Frame, measures: Sequence[str]) -> Values:

@@ -21,7 +21,7 @@ LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))  # of lines whose colours gre
 MARKERS = "osD^vP*X"
 CONTROL_LINE, CONTROL_MARKERS = ":", "v^<>xPd"
 SPREAD = 0.5  # of the way from one place to the next, over which lines stand beside each other
-LETTERS = 9  # of labels that an inch holds
+LETTERS, UPRIGHT = 9, 0.15  # of names that an inch holds; inches of a name that stands upright
 SIDE_BY_SIDE = 2
 # Inches of the axes of a single panel, and of one of several, and of the legend beside them.
 WIDTH, HEIGHT, PANEL, LEGEND = 6.0, 4.2, 4.2, 2.0
@@ -80,13 +80,14 @@ def draw_panels(
 
     x, y: labels of the axes. Returns each panel with how far its lines were moved. The figure has `panels_size`.
     """
-    across = min(SIDE_BY_SIDE, len(panels))
-    down = math.ceil(len(panels) / across)
+    engine: Any = figure.get_layout_engine()
+    engine.set(h_pad=0.08)
+    across, down, width = _grid(len(panels), len(names))
     grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     drawn, entries = [], {}
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
         drawn.append((axes, draw_series(axes, lines)))
-        _name_places(axes, names, WIDTH if across == 1 else PANEL)
+        _name_places(axes, names, width)
         finish(axes, title=textwrap.fill(title, 60), x=x, y=y, grid="both")
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
@@ -98,11 +99,17 @@ def draw_panels(
     return drawn
 
 
-def panels_size(count: int) -> tuple[float, float]:
-    """Inches (width, height) of a figure of so many panels."""
-    if count == 1:
-        return WIDTH + LEGEND, HEIGHT
-    return SIDE_BY_SIDE * PANEL + LEGEND, 0.5 + 0.8 * HEIGHT * math.ceil(count / SIDE_BY_SIDE)
+def panels_size(panels: int, places: int) -> tuple[float, float]:
+    """Inches (width, height) of a figure of so many panels, with so many places along the axis of each."""
+    across, down, width = _grid(panels, places)
+    return across * width + LEGEND, HEIGHT if panels == 1 else 0.5 + 0.8 * HEIGHT * down
+
+
+def _grid(panels: int, places: int) -> tuple[int, int, float]:
+    """How many panels stand side by side and how many below each other, and how many inches wide each is."""
+    needed = UPRIGHT * places
+    across = 1 if panels == 1 or needed > PANEL else SIDE_BY_SIDE
+    return across, math.ceil(panels / across), max(needed, WIDTH if across == 1 else PANEL)
 
 
 def _name_places(axes: Axes, names: Sequence[str], inches: float) -> None:

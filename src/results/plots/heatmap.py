@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from src.results.plots.style import INK, LIGHT, SMALL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 ANNOTATED = 12  # cells a side; values in more of them could not be read
@@ -22,9 +23,13 @@ DARK = 0.48  # luminance below which a cell is written upon in white
 
 def map_size(rows: Sequence[str], columns: Sequence[str]) -> tuple[float, float]:
     """Inches (width, height) that a map takes, with its labels."""
-    cell = LARGE_CELL if max(len(rows), len(columns)) <= ANNOTATED else SMALL_CELL
+    cell = _cell(rows, columns)
     label = LETTER * max(map(len, (*rows, *columns)))
     return cell * len(columns) + label, cell * len(rows) + label
+
+
+def _cell(rows: Sequence[str], columns: Sequence[str]) -> float:
+    return LARGE_CELL if max(len(rows), len(columns)) <= ANNOTATED else SMALL_CELL
 
 
 def two_decimals(value: float) -> str:
@@ -51,7 +56,8 @@ def draw_map(
 
     colours = colormaps[COLOURS if higher_is_better else f"{COLOURS}_r"].with_extremes(bad=LIGHT)
     image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-    axes.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 4 else 0)
+    beside = LETTER * (1 + max(map(len, columns))) <= _cell(rows, columns)
+    axes.set_xticks(range(len(columns)), columns, rotation=0 if beside else 90)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     if framed:
@@ -59,6 +65,13 @@ def draw_map(
     if max(table.shape) <= ANNOTATED:
         _write_values(axes, image, table, text)
     return image
+
+
+def draw_scale(figure: Figure, image: AxesImage, axes: Any, label: str, *, extend: str = "neither") -> None:
+    """Put the scale of a map's colours beside one or several axes; `extend` says where values go beyond it."""
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02, extend=extend)
+    bar.set_label(label, fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
 
 
 def _frame_best(axes: Axes, table: np.ndarray, higher: bool) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from src.metrics import MEASURES, Metric
 from src.metrics.functional import Functional
-from src.results.plots.heatmap import ANNOTATED, draw_map, map_size
+from src.results.plots.heatmap import ANNOTATED, draw_map, draw_scale, map_size
 from src.results.plots.style import BLUE, GREY, INK, NORMAL, ORANGE, SMALL, finish, new_figure, save
 from src.results.titles import network_names
 
@@ -52,7 +52,7 @@ def grid_figure(result: dict[str, Any]) -> Figure:
     panels = figure.subplots(down, across, squeeze=False).ravel()
     names = network_names(result["networks"])
     for axes, (name, table) in zip(panels, tables.items(), strict=False):
-        _draw_heatmap(figure, axes, MEASURES[str(name)], table, layers1, layers2, letters=int(13 * height))
+        draw_metric(figure, axes, MEASURES[str(name)], table, layers1, layers2, letters=int(13 * height))
         finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
         axes.tick_params(labelsize=SMALL if max(len(layers1), len(layers2)) <= ANNOTATED else 7)
     for axes in panels[len(tables) :]:
@@ -69,7 +69,7 @@ def _title(result: dict[str, Any]) -> str:
     return f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
 
 
-def _draw_heatmap(
+def draw_metric(
     figure: Figure,
     axes: Axes,
     metric: Metric | Functional,
@@ -84,10 +84,8 @@ def _draw_heatmap(
     beyond = "max" if np.nanmax(table, initial=low) > high else "neither"
     image = draw_map(axes, table, layers1, layers2, low=low, high=high, higher_is_better=metric.higher_is_better)
     finish(axes, title=metric.name)
-    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02, extend=beyond)
     meaning = textwrap.fill(f"{metric.meaning} ({metric.more_alike}: more alike)", letters)
-    bar.set_label(meaning, fontsize=SMALL, color=INK)
-    bar.ax.tick_params(labelsize=SMALL)
+    draw_scale(figure, image, axes, meaning, extend=beyond)
 
 
 def _range(metric: Metric | Functional, table: np.ndarray) -> tuple[float, float]:

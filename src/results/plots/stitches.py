@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from src.results.plots.curves import LINES, Series, control_style, draw_panels, panels_size
-from src.results.plots.heatmap import draw_map, map_size
+from src.results.plots.heatmap import draw_map, draw_scale, map_size
 from src.results.plots.style import (
     GREY,
     INK,
@@ -94,9 +94,7 @@ def grid_figure(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[s
             table = _table(same, fronts, ends, stage)
             image = draw_map(axes, table, rows, columns, low=low, high=high)
             finish(axes, title=f"{stage}{', ' * bool(which)}{which}", x="end layer", y="front layer")
-    bar = figure.colorbar(image, ax=panels, shrink=0.9, aspect=24, pad=0.02)
-    bar.set_label(measure(found), fontsize=SMALL, color=INK)
-    bar.ax.tick_params(labelsize=SMALL)
+    draw_scale(figure, image, panels, measure(found))
     seeds = len({result["params"]["seed"] for result in found})
     notes = ["framed: the best of its row"] + [f"means over {seeds} seeds"] * (seeds > 1)
     figure.supxlabel("; ".join(notes), fontsize=SMALL, color=INK)
@@ -124,7 +122,7 @@ def curves_figure(found: Sequence[dict[str, Any]]) -> Figure:
     if across != "layers":
         places = sorted(places, key=lambda value: float("inf") if value is None else value)
     panels = _panels(found, across, places, others)
-    figure = new_figure(*panels_size(len(panels)), figure_title(found))
+    figure = new_figure(*panels_size(len(panels), len(places)), figure_title(found))
     x = {"low_rank": "rank", "lr": "learning rate"}.get(across, "front - end layer")
     for axes, _ in draw_panels(figure, panels, [_label(place) for place in places], x=x, y=measure(found)):
         axes.axhline(1, color=GREY, linewidth=1, zorder=0)
