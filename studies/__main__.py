@@ -12,7 +12,8 @@ from src.core.config import choose_device
 from src.studies import messages as say
 from src.studies.engines import ENGINES, choose_workers
 from src.studies.engines.local import Here
-from src.studies.frames import OVER, collect, command_of, grouped, remember
+from src.studies.frames import collect, command_of, remember
+from src.studies.means import OVER, grouped
 from src.studies.page import write_page
 from src.studies.plan import StudyPlan
 from src.studies.runner import Driver, Options, shard

@@ -12,7 +12,8 @@ from src.results.plots.style import BLUE, GREEN, GREY, INK, ORANGE, new_figure
 from src.stitching.controls import CONTROLS
 from src.stitching.stages import STAGES
 from src.studies.drawing import MOST_MARKS, Chart, Target
-from src.studies.frames import FEW, LAYERS, Frame, StudyResults, grouped, plain, subsets
+from src.studies.frames import LAYERS, Frame, StudyResults, plain, subsets
+from src.studies.means import FEW, grouped
 from src.studies.table import heading, key_text, label, layers_text, measure, share_text
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", INK)

@@ -13,7 +13,8 @@ from src.results.plots.heatmap import draw_map, draw_scale, map_size, two_decima
 from src.results.plots.layers import draw_metric
 from src.results.plots.style import finish, new_figure
 from src.studies.drawing import MOST_MARKS, MOST_SAYINGS, Chart, Target
-from src.studies.frames import ENDS, FEW, LAYERS, NETWORKS, Frame, StudyResults, subsets
+from src.studies.frames import ENDS, LAYERS, NETWORKS, Frame, StudyResults, subsets
+from src.studies.means import FEW
 from src.studies.table import label, measure, scale
 
 MAX_MAPS = 8  # of one kind, that one looks at

@@ -11,7 +11,8 @@ import pandas as pd
 from src.core.files import atomic_write
 from src.results.text import columns_text
 from src.stitching.naming import setting_text
-from src.studies.frames import ENDS, FEW, LAYERS, NETWORKS, Frame, StudyResults, grouped, grouped_comparisons
+from src.studies.frames import ENDS, LAYERS, NETWORKS, Frame, StudyResults
+from src.studies.means import FEW, grouped, grouped_comparisons
 
 # what tables and charts call our columns; an accuracy is called after its stage or control, any other as it is
 HEADINGS = {

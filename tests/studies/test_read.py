@@ -20,8 +20,9 @@ from src.results.plots.curves import control_style
 from src.stitching.controls import CONTROLS
 from src.studies.curves import by_layer
 from src.studies.drawing import MOST_MARKS, drawing
-from src.studies.frames import COMPARED, grouped, interval, with_names
+from src.studies.frames import COMPARED, with_names
 from src.studies.maps import by_networks
+from src.studies.means import grouped, interval
 from src.studies.page import table_data, write_page
 from src.studies.table import escaped, to_latex, write_tables
 from studies.__main__ import main
