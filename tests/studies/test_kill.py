@@ -73,7 +73,9 @@ def start(*options: str) -> subprocess.Popen:
     with open("log", "ab") as log:
         # a shell in the background makes its children deaf to Ctrl-C
         hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=log, stdout=log, preexec_fn=hear)
+        return subprocess.Popen(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=log, stdout=log, preexec_fn=hear
+        )
 
 
 def workers(driver: int) -> list[int]:

@@ -249,8 +249,10 @@ def test_networks_are_told_apart_by_how_they_were_trained_and_by_number() -> Non
         assert tip.endswith(f": {values[one, other]:.2f}%") and tuple(values.index[int(row)]) == (one, other)
     assert cka["title"].startswith("cka, bn5: median") and "#rows" not in cka["svg"]
     with drawing():
-        two = with_names(pd.DataFrame(rows[:2]), NONE)  # two pairs are no map
-        assert by_networks(two)["charts"] == []
+        assert by_networks(with_names(pd.DataFrame(rows[:2]), NONE))["charts"] == []  # two pairs are no map
+        for some, names_shown in ((rows[:3], 1 + 3), (rows[2:6], 2 * 4)):  # one order for both, where they meet
+            (chart,) = by_networks(with_names(pd.DataFrame(some), NONE))["charts"]
+            assert len(re.findall(r">(in[^<]*)</text>", chart["svg"])) == names_shown
 
 
 def test_comparisons_of_networks_that_are_called_alike_are_two() -> None:
@@ -265,7 +267,7 @@ def test_comparisons_of_networks_that_are_called_alike_are_two() -> None:
 
 def test_texts_of_strangers_stay_texts(tmp_path) -> None:
     assert escaped("a_b%{\\}") == r"a\_b\%\{\textbackslash{}\}"
-    frame = fake(40).assign(front_layer=20 * ["</script><b>", "$y$ ${"], end_layer="x & y_")
+    frame = fake(40).assign(front_layer=20 * ["</script><b>", "$y$ z"], end_layer="x & y_")
     found = with_names(frame, NONE)
     commands = {name: ("python stitch_nets.py", "</script>") for name in found.stitches["name"]}
     assert table_data(found, commands, {})["ends"] == ["</script>"]
@@ -273,5 +275,5 @@ def test_texts_of_strangers_stay_texts(tmp_path) -> None:
     write_page(tmp_path / "p.html", found, **about, commands=commands, pictures={})
     page = (tmp_path / "p.html").read_text()
     assert page.count("</script>") == 2 and not re.search("<[biusq]>", page)
-    assert ">$y$ ${ \N{RIGHTWARDS ARROW} x &amp; y_</text>" in page
+    assert ">$y$ z \N{RIGHTWARDS ARROW} x &amp; y_</text>" in page
     assert r"x \& y\_" in to_latex(grouped(found, "pairs"), "")
