@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from src.results.plots.curves import LINES, MARKERS, Series, control_style, draw_panels, panels_size
+from src.results.plots.curves import DOTS, LINES, MARKERS, Series, control_style, draw_panels, panels_size
 from src.results.plots.style import BLUE, GREEN, GREY, INK, ORANGE, new_figure
 from src.stitching.controls import CONTROLS
 from src.stitching.stages import STAGES
@@ -163,6 +163,7 @@ def _drawn(panels: Mapping[str, Sequence[_Line]], axis: _Axis, x: str, column: s
         axes.set_ylim(0, 100)
         for line, shift in zip(lines, shifts, strict=True):
             one = line.series
-            chart.mark_points(axes, [at + shift for at, _ in one.dots], [value for _, value in one.dots], line.dots)
+            dots = [at + shift + DOTS for at, _ in one.dots]
+            chart.mark_points(axes, dots, [value for _, value in one.dots], line.dots)
             chart.mark_points(axes, [at + shift for at in one.places], one.values, line.points)
     return chart

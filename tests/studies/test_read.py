@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,20 @@ def test_comparisons_of_networks_that_are_called_alike_are_two() -> None:
     ]
     compared = with_names(pd.DataFrame(columns=list(_row({}, Path()))), pd.DataFrame(both)).comparisons
     assert list(compared["networks"]) == ["t in0-gn0 and t in1-gn0", "t in0-gn0 (2) and t in1-gn0"]
+
+
+@pytest.mark.parametrize("library", ["jinja2", "matplotlib"])
+def test_an_absent_library_is_named_and_nothing_is_written(library, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    found = with_names(fake(3), NONE)
+    about: dict[str, Any] = {"name": "p", "text": "", "summary": [], "failures": [], "pictures": {}}
+    about["commands"] = dict.fromkeys(found.stitches["name"], ("python", ""))
+    with pytest.raises(ValueError, match=f"{library} is not installed: pip install -r requirements-studies.txt"):
+        write_page(tmp_path / "p.html", found, **about)
+    if library == "jinja2":
+        with pytest.raises(ValueError, match="jinja2 is not installed"):
+            write_tables(found, "pairs", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_texts_of_strangers_stay_texts(tmp_path) -> None:

@@ -22,6 +22,7 @@ MARKERS = "osD^vP*X"
 CONTROL_LINE, CONTROL_MARKERS = ":", "v^<>xPd"
 SPREAD = 0.5  # of the way from one place to the next, over which lines stand beside each other
 LETTERS, UPRIGHT = 9, 0.15  # of names that an inch holds; inches of a name that stands upright
+DOTS = 0.05  # of the way to the next place, by which dots stand beside the interval of their mean
 SIDE_BY_SIDE = 2
 # Inches of the axes of a single panel, and of one of several, and of the legend beside them.
 WIDTH, HEIGHT, PANEL, LEGEND = 6.0, 4.2, 4.2, 2.0
@@ -69,7 +70,7 @@ def draw_series(axes: Axes, lines: Sequence[Series]) -> list[float]:
         if one.dots:
             at, values = np.array(one.dots).T
             dots = {"marker": ".", "linestyle": "", "alpha": 0.4, "markersize": 4, "clip_on": False}
-            axes.plot(at + shift, values, color=one.colour, **dots)
+            axes.plot(at + shift + DOTS, values, color=one.colour, **dots)
     return shifts
 
 
