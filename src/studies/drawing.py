@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from src.core.errors import UserError
 from src.results.plots.style import write
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ _ID = re.compile(r' id="| xlink:href="#|url\(#')
 def drawing() -> Iterator[None]:
     """A context in which charts are drawn: every text is shown as it is, also with dollars in it.
 
-    Raises ValueError, with the remedy, where matplotlib is absent.
+    Raises UserError, with the remedy, where matplotlib is absent.
     """
     try:
         matplotlib: Any = importlib.import_module("matplotlib")
     except ImportError:
-        raise ValueError("matplotlib is not installed: pip install -r requirements-studies.txt") from None
+        raise UserError("matplotlib is not installed: pip install -r requirements-studies.txt") from None
     with matplotlib.rc_context({"text.parse_math": False}):
         yield
 

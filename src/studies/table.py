@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from src.core.errors import UserError
 from src.core.files import atomic_write
 from src.results.text import columns_text
 from src.stitching.naming import setting_text
@@ -115,7 +116,7 @@ def to_latex(frame: Frame, caption: str) -> str:
     """A table of `grouped` with the rules of booktabs: means, and their 95% intervals in brackets."""
     keys, values = columns_of(frame)
     if importlib.util.find_spec("jinja2") is None:  # pandas writes LaTeX by it
-        raise ValueError("jinja2 is not installed: pip install -r requirements-studies.txt")
+        raise UserError("jinja2 is not installed: pip install -r requirements-studies.txt")
     texts = {escaped(heading(key)): [escaped(key_text(key, value)) for value in frame[key]] for key in keys}
     texts["n"] = frame["n"].astype(str)
     for name in values:
