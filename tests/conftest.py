@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import scipy.linalg  # noqa: F401 its OpenBLAS, too, reads KERNELS when it is loaded
 import torch
 
 from tests.toy import toy as toy
-
 
 # which kernels OpenBLAS takes: benchmarks leave the choice to it, programs that tests start take those of the tests
 KERNELS = {name: os.environ[name] for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ}
