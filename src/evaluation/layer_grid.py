@@ -52,15 +52,15 @@ class Comparison:
     def record(self) -> dict[str, Any]:
         """What a result file says of it: labels of the layers, all values, what is missing or doubtful."""
         layers = {"layers1": self.layers1, "layers2": self.layers2}
-        return {"frame": self.frame(), **layers, "refused": self.refused(), "warnings": self.warnings()}
+        return {"frame": self.frame(), **layers, "refused": self.unavailable(), "warnings": self.warnings()}
 
-    def refused(self) -> pd.DataFrame:
+    def unavailable(self) -> pd.DataFrame:
         """A row for each value that is missing: method, layer1, layer2, reason."""
         rows = [
-            (name, *pair, cell.refused[name])
+            (name, *pair, cell.unavailable[name])
             for name in self.names
             for pair, cell in self._named()
-            if name in cell.refused
+            if name in cell.unavailable
         ]
         return pd.DataFrame(rows, columns=["method", "layer1", "layer2", "reason"])
 
@@ -143,7 +143,7 @@ def _decisions(
 ) -> Cell:
     """What the measures of decisions give; where these are refused already there is no reason to freeze anything."""
     if not names or refused:
-        return _refused(names, refused or "")
+        return _without_values(names, refused or "")
     frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
     how = {"batch_size": batch_size, "sample": sample.to(split.device), "labelled": labelled}
     return compare_outputs(frozen, split, names, **how)
@@ -166,7 +166,7 @@ def refusal_of_outputs(
     return None if labelled else f"the networks are not both known to have the classes of {split.spec.name}"
 
 
-def _refused(names: Sequence[str], reason: str) -> Cell:
+def _without_values(names: Sequence[str], reason: str) -> Cell:
     return Cell({}, dict.fromkeys(names, reason), dict.fromkeys(names, "logits"), {})
 
 
@@ -189,7 +189,7 @@ def compare_outputs(
     if refused := refusal_of_outputs(networks, split, sample, labelled=labelled):
         if alone:
             raise UserError(f"{', '.join(names)}: {refused}")
-        return _refused(names, refused)
+        return _without_values(names, refused)
     logits: list[list[Tensor]] = [[], []]
 
     def keep(*outputs: Tensor) -> None:
