@@ -9,8 +9,10 @@ from src.core.config import choose_device
 from src.core.errors import UserError
 from src.dataset import file_part
 from src.evaluation.evaluate import evaluate
-from src.networks.opening import HELP, Named, model_folder, open_network
+from src.networks.checkpoints import model_folder
+from src.networks.opening import HELP, open_network
 from src.networks.presentation import put_on_dataset
+from src.networks.source_spec import Named
 from src.results.titles import network_name
 
 

@@ -10,7 +10,7 @@ from src.cli import output as cli
 from src.cli.stitch_output import epochs_of, publish, refuse_diverged
 from src.core.errors import UserError
 from src.cutting.selection import choose_layers, pairs_of_layers
-from src.networks.opening import untrained
+from src.networks.architectures import untrained
 from src.networks.presentation import NetworksOnDataset
 from src.results import plots
 from src.stitching import CutNetworks, StitchSpec, combinations, spec_names

@@ -10,6 +10,8 @@ from src.core.errors import UserError
 from src.cutting.layout import ASKABLE
 from src.dataset.preprocessing import INTERPOLATIONS
 from src.models import canonical_name
+from src.networks.sources import SOURCES
+from src.networks.sources.library import Source
 
 VIEW = {
     "size": lambda text: _whole(text),
@@ -38,8 +40,8 @@ class Named:
 class NetworkSpec:
     """A network spec: a line of SOURCES, the name there, and where its weights are from.
 
-    `weights` is a file or the source's own name for its weights, `seed` is of random ones; `view` is what stands
-    behind the `?`, in values.
+    A weight file's source is "file", and so is that of the bare name of an architecture of ours. `weights` is a file
+    or the source's own name for its weights, `seed` is of random ones; `view` is what stands behind the `?`, in values.
     """
 
     text: str
@@ -48,6 +50,23 @@ class NetworkSpec:
     weights: str | None = None
     seed: int | None = None
     view: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> Source | None:
+        """The line of SOURCES; None for a file."""
+        return SOURCES.get(self.source)
+
+    @property
+    def model(self) -> str:
+        """The architecture, without weights and what is asked of them."""
+        return f"{self.source}:{self.name}" if self.record and self.record.prefixed else self.name
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it names weights, and they are of a trained network."""
+        if self.record is None:
+            return Path(self.name).is_file()
+        return self.weights is not None or self.record.open is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +91,8 @@ class Asker:
         return f"{self.option} {spec if plain else shlex.quote(spec)}".lstrip()
 
 
-def parse_spec(text: str, prefixes: tuple[str, ...]) -> NetworkSpec:
-    """Take a spec apart; `prefixes` are the sources that are named before a colon.
+def parse_spec(text: str) -> NetworkSpec:
+    """Take a spec apart.
 
     An existing file of exactly that name wins over any other reading. Raises UserError, with the spec in it, for one
     that cannot be read.
@@ -84,9 +103,9 @@ def parse_spec(text: str, prefixes: tuple[str, ...]) -> NetworkSpec:
     if Path(body).is_file():
         return NetworkSpec(text, "file", body, view=view)
     prefix, _, rest = body.partition(":")
-    if prefix in prefixes and prefix == "hf":
-        return NetworkSpec(text, prefix, _named(rest, text), view=view)
-    if prefix in prefixes:
+    if (record := SOURCES.get(prefix)) and record.prefixed and body != prefix:
+        if record.open:
+            return NetworkSpec(text, prefix, _named(rest, text), view=view)
         return NetworkSpec(text, prefix, *_name_and_weights(rest, text), view=view)
     if ".py:" in body:
         file, _, rest = body.partition(".py:")

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from src.dataset import is_known
+from src.networks.architectures import code_of
 from src.networks.checkpoints import weights_digest
-from src.networks.opening import code_of
 from src.networks.presentation import NetworksOnDataset
 from src.stitching.cut_networks import CutNetworks
 from src.stitching.geometry import Geometry

@@ -15,7 +15,7 @@ from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
-from src.networks.opening import untrained
+from src.networks.architectures import untrained
 from src.stitching import CutNetworks, StitchSpec
 from src.stitching.keys import key_inputs, stitch_keys
 from src.stitching.run import Callbacks, StitchPlan, stitch

@@ -15,7 +15,9 @@ from src.dataset import DatasetSpec, Split, dataset_of, is_known, load_split, me
 from src.dataset.preprocessing import Preprocessing
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
-from src.networks.opening import Named, architecture, own_size, source_sha256, split_model, start_from
+from src.networks.architectures import architecture, own_size, source_sha256, split_model
+from src.networks.opening import start_from
+from src.networks.source_spec import Named
 from src.training.folder import LOG, weight_file, write_log
 from src.training.loop import DEBUG_STEPS, Resume, fit_one
 from src.training.network_spec import TrainSpec

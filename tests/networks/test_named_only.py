@@ -24,7 +24,9 @@ from torch import nn
 import stitch_nets
 import studies.__main__ as studies
 from src import results
-from src.networks.opening import Asker, Named, architecture, open_network, open_pair
+from src.networks.architectures import architecture
+from src.networks.opening import open_network, open_pair
+from src.networks.source_spec import Asker, Named
 from src.networks.sources.offline import offline
 from src.studies.jobs import from_record, to_record
 from tests.toy import save_toy

@@ -18,18 +18,10 @@ from src.cutting.parts import head, tail
 from src.dataset import DATASETS
 from src.dataset.preprocessing import Preprocessing
 from src.networks import checkpoints
-from src.networks.opening import (
-    Named,
-    architecture,
-    canonical_model,
-    files_of,
-    model_folder,
-    open_network,
-    open_pair,
-    split_model,
-    start_from,
-)
-from src.networks.source_spec import NetworkSpec, parse_spec
+from src.networks.architectures import architecture, canonical_model, files_of, split_model
+from src.networks.checkpoints import model_folder
+from src.networks.opening import open_network, open_pair, start_from
+from src.networks.source_spec import Named, NetworkSpec, parse_spec
 from src.studies.schema import Study
 from src.studies.store import fingerprint
 from tests.paths import ROOT
@@ -39,7 +31,6 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-PREFIXES = ("torchvision", "timm", "hf")
 DIGITS = ROOT / "model_weights/Tiny10/Digits/in0-gn0/440.pt"
 IMAGENET = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NETS = """
@@ -90,7 +81,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def spec(text: str) -> NetworkSpec:
-    return parse_spec(text, PREFIXES)
+    return parse_spec(text)
 
 
 @pytest.mark.parametrize(

@@ -69,4 +69,12 @@ def _load(file: Path, name: str) -> dict[str, Any]:
     return vars(loaded)
 
 
-SOURCE = Source(build)
+SOURCE = Source(
+    build,
+    prefixed=False,
+    runs=True,
+    for_images=True,
+    digest=digest_of,
+    code=lambda name, network: f"{split_name(name)[1]} {digest_of(name)}",
+    files=lambda name: [split_name(name)[0]],
+)

@@ -1,6 +1,7 @@
 """Image classifiers of transformers, from a folder or by name; never with code that comes with the weights."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from src.core.errors import UserError, first_line
 from src.dataset.preprocessing import Preprocessing
-from src.networks.sources.library import LibraryModel, NotHere, require
+from src.networks.sources.library import LibraryModel, NotHere, Source, require
 from src.networks.sources.offline import offline
 
 # Pillow's numbers of interpolations, in which transformers records them
@@ -35,8 +36,8 @@ class Logits(nn.Module):
             return Logits(type(classifier)(classifier.config))
 
 
-def open_classifier(name: str, *, size: int | None, download: bool = False) -> tuple[LibraryModel, tuple[str, ...]]:
-    """A trained classifier and the names of its classes: a folder's, one in the library's cache, or, with `download`,
+def open_classifier(name: str, *, size: int | None, download: bool = False) -> LibraryModel:
+    """A trained classifier with the names of its classes: a folder's, one in the library's cache, or, with `download`,
     of its hub. No code of either runs. Raises UserError where there is none of that name.
     """
     transformers = require("transformers")
@@ -57,7 +58,7 @@ def open_classifier(name: str, *, size: int | None, download: bool = False) -> t
         kind = NotHere if here and not is_folder else UserError
         raise kind(f"hf:{name} is no image classifier that can be opened ({first_line(error)}){remedy}") from None
     labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
-    return LibraryModel(Logits(model), _preprocessing(record, model.config, size)), labels
+    return LibraryModel(Logits(model), _preprocessing(record, model.config, size), labels)
 
 
 def _require_own_attention(config: Any) -> None:
@@ -90,3 +91,15 @@ def _quiet(transformers: Any) -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def _files(name: str) -> list[Path]:
+    return sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
+
+
+SOURCE = Source(
+    open=open_classifier,
+    fresh=Logits.fresh,
+    code=lambda name, network: hashlib.sha256(repr(network).encode()).hexdigest(),  # its folder may lie anywhere
+    files=_files,
+)
