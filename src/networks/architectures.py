@@ -1,6 +1,8 @@
 """The architectures that specs name: their canonical names, fresh networks of them, and what decides one."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ from torch import nn
 
 from src.core.errors import UserError
 from src.dataset import DatasetSpec
+from src.dataset.preprocessing import SHORTER, Preprocessing
 from src.models import canonical_name
 from src.networks.checkpoints import Checkpoint
+from src.networks.followed import follow
 from src.networks.source_spec import Asker, Named, parse_spec
 from src.networks.sources import SOURCES
 from src.networks.sources.library import LibraryModel, check_forward
 
 OWN = SOURCES["own"]
+PIXELS = ("size", "mean", "std", "interpolation", "resize")  # of what stands behind the ?
 
 
 def canonical_model(name: str) -> str:
@@ -79,10 +84,35 @@ def architecture(name: str | Named, *, channels: int, classes: int | None, size:
         raise Asker().no_run(spec.text)
     assert record.build
     made = record.build(spec.name, channels=channels, classes=classes, size=size)
-    seen = made.preprocessing.size if made.preprocessing else size
-    if record.foreign and seen:
-        check_forward(made.network, spec.text, channels=channels, size=seen)
+    eyes = made.preprocessing
+    if record.foreign and (seen := eyes.size if eyes else size):
+        check_forward(made.network, spec.text, channels=eyes.channels if eyes else channels, size=seen)
     return made
+
+
+def own_preprocessing(made: LibraryModel, name: str, view: Mapping[str, Any]) -> Preprocessing | None:
+    """What a network does to images: what its library does, which is tried, but for what the user says in `view`.
+
+    Raises UserError for what cannot be done here.
+    """
+    found = made.preprocessing
+    if found and made.processor:
+        found = follow(made.processor, found, name=name, said=view)
+    return seen_as_asked(found, view, name) if found else None
+
+
+def seen_as_asked(preprocessing: Preprocessing, view: Mapping[str, Any], name: str) -> Preprocessing:
+    """A preprocessing with what the user says instead; a rule of resizing is the plain one of that name.
+
+    Raises UserError for numbers of another number of channels.
+    """
+    asked = {key: value for key, value in view.items() if key in PIXELS}
+    if "resize" in asked:
+        asked["shorter"] = 1.0 if asked["resize"] == "squash" else SHORTER
+    seen = replace(preprocessing, **asked)
+    if seen.channels != preprocessing.channels:
+        raise UserError(f"{name}: the network takes {preprocessing.channels} channels, not {seen.channels}")
+    return seen
 
 
 def untrained(like: Checkpoint, seed: int) -> nn.Module:

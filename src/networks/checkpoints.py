@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Checkpoint:
             "model": self.model,
             "dataset": self.dataset,
             "path": str(self.path),
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.facts(),
             "init_seed": self.init_seed,
             "gradient_seed": self.gradient_seed,
             "train_fraction": self.train_fraction,
@@ -135,7 +135,7 @@ def save(
         "gradient_seed": gradient_seed,
         "iteration": iteration,
         "recipe": recipe,
-        **({"preprocessing": asdict(preprocessing)} if preprocessing else {}),
+        **({"preprocessing": preprocessing.facts()} if preprocessing else {}),
         **({"labels": list(labels)} if labels else {}),
         **({"source_sha256": source_sha256} if source_sha256 else {}),
         "state_dict": {name: _plain(value) for name, value in network.state_dict().items()},
@@ -228,8 +228,7 @@ def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
     if record is None:
         return None
     try:
-        size, mean, std, interpolation = (record[key] for key in ("size", "mean", "std", "interpolation"))
-        return Preprocessing(int(size), tuple(map(float, mean)), tuple(map(float, std)), interpolation)
+        return Preprocessing.from_facts(record)
     except (KeyError, TypeError, ValueError):
         raise UserError(complaint) from None
 

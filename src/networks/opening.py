@@ -14,7 +14,15 @@ from src.dataset import DatasetSpec, dataset_of, measured
 from src.dataset.preprocessing import Preprocessing
 from src.models import canonical_name
 from src.networks import checkpoints
-from src.networks.architectures import architecture, canonical_model, files_of, rows_of_head, source_sha256
+from src.networks.architectures import (
+    architecture,
+    canonical_model,
+    files_of,
+    own_preprocessing,
+    rows_of_head,
+    seen_as_asked,
+    source_sha256,
+)
 from src.networks.checkpoints import Checkpoint, weights_digest
 from src.networks.source_spec import Asker, Named, NetworkSpec, parse_spec
 from src.networks.sources.library import LibraryModel, NotHere, Source, check_forward
@@ -158,12 +166,13 @@ def _tell_changed(name: str, weights: str, on_message: Callable[[str], None]) ->
 def _open_trained(spec: NetworkSpec, opened: Callable[..., LibraryModel], is_named: bool, asker: Asker) -> Checkpoint:
     """A network of a source that has trained ones alone."""
     try:
-        made = opened(spec.name, size=spec.view.get("size"), download=is_named)
+        made = opened(spec.name, said=spec.view, download=is_named)
     except NotHere:
         raise asker.no_download(spec) from None
-    assert made.preprocessing
-    check_forward(made.network, spec.text, channels=made.preprocessing.channels, size=made.preprocessing.size)
-    return _checkpoint(spec, made, made.labels)
+    preprocessing = own_preprocessing(made, spec.text, spec.view)
+    assert preprocessing
+    check_forward(made.network, spec.text, channels=preprocessing.channels, size=preprocessing.size)
+    return _checkpoint(spec, replace(made, preprocessing=preprocessing), made.labels)
 
 
 def _open_architecture(
@@ -212,7 +221,8 @@ def _open_architecture(
     labels = images.labels if images and (state is None or trained_on) else None
     if labels and source.runs and _outputs(made.network, channels, size or 0) != len(labels):
         labels = None  # it decides between others, or gives no logits
-    preprocessing = record or made.preprocessing or (measured(images).preprocessing if images else None)
+    preprocessing = record or own_preprocessing(made, spec.text, spec.view)
+    preprocessing = preprocessing or (measured(images).preprocessing if images else None)
     found = _checkpoint(spec, LibraryModel(made.network, preprocessing), labels, digest=digest)
     known = {key: facts[key] for key in checkpoints.TRAINING if facts.get(key) is not None}
     return replace(found, dataset=trained_on.name if trained_on else None, **known)
@@ -261,8 +271,5 @@ def _seen_as_asked(found: Checkpoint, spec: NetworkSpec) -> Checkpoint:
     """The network with what stands behind the `?` of its spec, which wins over what its source says."""
     if not spec.view:
         return found
-    preprocessing = {key: value for key, value in spec.view.items() if key != "layout"}
-    seen = replace(found.preprocessing, **preprocessing)
-    if seen.channels != found.preprocessing.channels:
-        raise UserError(f"{spec.text}: the network takes {found.preprocessing.channels} channels, not {seen.channels}")
+    seen = seen_as_asked(found.preprocessing, spec.view, spec.text)
     return replace(found, path=spec.text, preprocessing=seen, layout=spec.view.get("layout"))

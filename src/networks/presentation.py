@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from src.core.errors import UserError
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
-from src.dataset.preprocessing import Preprocessing, wrap_preprocessing
+from src.dataset.preprocessing import Preprocessing, resize_text, wrap_preprocessing
 from src.networks.checkpoints import Checkpoint
+from src.networks.source_spec import parse_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +211,11 @@ def _same_names(one: Sequence[str] | None, other: Sequence[str]) -> bool:
 def _sized(spec: DatasetSpec, networks: Sequence[Checkpoint], size: int | None) -> DatasetSpec:
     if size is None and spec.exact:
         size = max(network.preprocessing.size for network in networks)
-    return dataset_of(spec, size)
+    return dataset_of(spec, size).decoded_for(network.preprocessing for network in networks)
 
 
 def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:
-    lines, preprocessing = [], network.preprocessing
+    lines, preprocessing = _shown(network, spec), network.preprocessing
     if network.dataset not in (None, spec.name):
         lines.append(f"{network.path} was trained on {network.dataset}, and is shown {spec.name}")
     if preprocessing.size != spec.size:
@@ -226,6 +227,24 @@ def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:
         lines.append(f"{network.path} takes grey, and is shown the brightness of {spec.name}")
     if order_of(network.labels, spec.labels):
         lines.append(f"{network.path} has the classes of {spec.name} in another order; they are matched by name")
+    return lines
+
+
+def _shown(network: Checkpoint, spec: DatasetSpec) -> list[str]:
+    """What a network of another origin is shown, which nobody here has trained; and what it is not shown."""
+    eyes, record = network.preprocessing, parse_spec(network.model).record
+    asked, used = eyes.rule, (spec.resize, spec.shorter, spec.interpolation)
+    decoded = spec.exact and spec.own_size != spec.size
+    lines = []
+    if record and record.foreign:
+        how = resize_text(*used, spec.size) if decoded else f"whole images, {eyes.interpolation}"
+        numbers = " and ".join(", ".join(f"{value:g}" for value in values) for values in (eyes.mean, eyes.std))
+        size = f"{eyes.size} x {eyes.size}"
+        order = ", blue first" if eyes.order == "bgr" else ""
+        lines.append(f"{network.path} is shown {size}, mean and deviation {numbers}{order}; resize: {how}")
+    if decoded and asked != used:
+        own = resize_text(*asked, eyes.size)
+        lines.append(f"{network.path} asks for another resize than its partner: {own}; ?resize= behind both says which")
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from src.core.errors import UserError
 from src.cutting.layout import ASKABLE
-from src.dataset.preprocessing import INTERPOLATIONS
+from src.dataset.preprocessing import INTERPOLATIONS, RESIZES
 from src.models import canonical_name
 from src.networks.sources import SOURCES
 from src.networks.sources.library import Source
@@ -18,6 +18,7 @@ VIEW = {
     "mean": lambda text: _numbers(text),
     "std": lambda text: _numbers(text),
     "interpolation": lambda text: _one_of(text, INTERPOLATIONS),
+    "resize": lambda text: _one_of(text, RESIZES),
     "layout": lambda text: _one_of(text, ASKABLE),
 }
 

@@ -15,17 +15,22 @@ from torch import Tensor, nn
 from src.core.errors import UserError, first_line
 from src.cutting.structure import in_plain_memory
 from src.dataset.preprocessing import Preprocessing
+from src.networks.followed import OwnProcessor
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryModel:
-    """A network with what its source says of it: `preprocessing` and the names of its classes, None where nothing."""
+    """A network with what its source says of it: `preprocessing` and the names of its classes, None where nothing.
+
+    `processor` is what the source itself does to images, which `preprocessing` is held against.
+    """
 
     network: nn.Module
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
+    processor: OwnProcessor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Source:
     `build(name, channels=, classes=, size=)` makes a fresh one, drawn from torch's global generator; `classes` and
     `size` are None where the source's own number is wanted. `published(name, file)` gives the state dict that the
     source itself offers under `word`: out of the file where `cached(name)` is one, else it may be downloaded.
-    A source of trained networks alone has `open(name, size=, download=)` instead, and `fresh(network)` for an untrained
+    A source of trained networks alone has `open(name, said=, download=)` instead, and `fresh(network)` for an untrained
     one like it.
 
     `prefixed`: a spec begins with the source's name and a colon. `foreign`: what it makes is not this project's.
