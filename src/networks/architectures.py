@@ -41,8 +41,8 @@ def split_model(name: str) -> tuple[str, dict[str, Any]]:
     spec = parse_spec(name)
     if spec.weights or spec.seed is not None or (spec.record and spec.record.open):
         raise UserError(f"{name} names more than an architecture; start from weights with --init-weights")
-    if "layout" in spec.view:
-        raise UserError(f"{name}: training does not ask how outputs are laid out; leave out layout")
+    if odd := [key for key in spec.view if key not in PIXELS]:
+        raise UserError(f"{name}: training does not ask for that; leave out {', '.join(odd)}")
     return canonical_model(re.sub(r"[?&]\w+=.*", "", name) if spec.view else name), spec.view
 
 
@@ -71,7 +71,8 @@ def files_of(text: str) -> list[Path]:
     """The files that the network of a spec is made of, as far as the spec tells, whether they are there or not."""
     spec = parse_spec(text)
     files = spec.record.files(spec.name) if spec.record else [Path(spec.name)]
-    return files + ([Path(spec.weights)] if spec.weights else [])
+    said = Path(spec.view.get("classes", ""))
+    return [*files, *([Path(spec.weights)] if spec.weights else []), *([said] if said.is_file() else [])]
 
 
 def architecture(name: str | Named, *, channels: int, classes: int | None, size: int | None) -> LibraryModel:

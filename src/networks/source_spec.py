@@ -19,6 +19,8 @@ VIEW = {
     "std": lambda text: _numbers(text),
     "interpolation": lambda text: _one_of(text, INTERPOLATIONS),
     "resize": lambda text: _one_of(text, RESIZES),
+    "classes": lambda text: _said(text),
+    "weights": lambda text: _one_of(text, ("raw", "ema")),
     "layout": lambda text: _one_of(text, ASKABLE),
 }
 
@@ -154,6 +156,12 @@ def _seed(text: str, whole: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
         raise UserError(f"{whole}: the seed behind the # is {text!r}, not a whole number")
     return int(text)
+
+
+def _said(text: str) -> str:
+    if not text:
+        raise UserError("'', not a data set or a file with a name a line")
+    return text
 
 
 def _whole(text: str) -> int:

@@ -133,7 +133,7 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
         group=spec.group_at,
         memory=task.memory,
         layouts=(front.layout, end.layout),
-        labelled=on_data.labelled,
+        **on_data.classes_known,
         on_message=lambda line: on_message(line) if line.startswith("note") else None,
     )
     asked = {"methods": list(spec.metrics), "view": spec.view, "group_at": spec.group_at, "dataset_type": spec.split}

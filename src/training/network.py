@@ -25,6 +25,7 @@ from src.networks.architectures import (
 )
 from src.networks.opening import start_from
 from src.networks.source_spec import Named
+from src.networks.state_dicts import head_of
 from src.training.folder import LOG, weight_file, write_log
 from src.training.loop import DEBUG_STEPS, Resume, fit_one
 from src.training.network_spec import TrainSpec
@@ -67,7 +68,7 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, on_message: Notice) ->
             f"{spec.model} decides between {output.shape[1]} classes, and {images.name} has {images.classes}"
         )
     if spec.freeze_body:
-        head = checkpoints.head_of(made.network)  # before anything is downloaded
+        head = head_of(made.network)  # before anything is downloaded
         on_message(f"training {head}, the last linear layer, alone")
     if spec.init_weights is None:
         return Start(made.network, preprocessing, images.labels, {}, source_sha256(model))
@@ -149,7 +150,7 @@ def train_network(
     trained = network
     if spec.freeze_body:  # the rest is never trained: its parameters stay, and so do the statistics of its norms
         network.eval().requires_grad_(False)
-        trained = network.get_submodule(checkpoints.head_of(network)).requires_grad_()
+        trained = network.get_submodule(head_of(network)).requires_grad_()
 
     def objective(shared: None, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with mixed_precision(images.device, enabled=spec.amp):

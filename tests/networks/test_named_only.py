@@ -420,7 +420,7 @@ def test_no_code_of_a_folder_of_transformers_runs(evil: Path, capsys) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({"auto_map": AUTO, "image_processor_type": "Evil"}))
     said = "?size=8?mean=0.5,0.5,0.5?std=0.5,0.5,0.5"
     for text in ("hf:net", Named("hf:net")):
-        assert open_network(Named(f"{text}{said}") if isinstance(text, Named) else f"{text}{said}").labels is not None
+        assert open_network(Named(f"{text}{said}") if isinstance(text, Named) else f"{text}{said}").labels is None
         with pytest.raises(ValueError, match="hf:net: its image processor cannot be had"):
             open_network(text)
     vit(evil / "net", auto_map=AUTO, model_type="evil")

@@ -17,11 +17,11 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
 from src.dataset import DATASETS
 from src.dataset.preprocessing import Preprocessing
-from src.networks import checkpoints
 from src.networks.architectures import architecture, canonical_model, files_of, split_model
 from src.networks.checkpoints import model_folder
 from src.networks.opening import open_network, open_pair, start_from
 from src.networks.source_spec import Named, NetworkSpec, parse_spec
+from src.networks.weight_files import read_weights
 from src.studies.schema import Study
 from src.studies.store import fingerprint
 from tests.paths import ROOT
@@ -329,7 +329,7 @@ def test_a_body_that_is_frozen_stays_and_the_head_learns(nets: Path, capsys: pyt
     options = ["--init-weights", first, "--freeze-body", "-o", "b"]
     second = train_model.run(train_model.parse_args([*TRAIN, *options]))["weights"]
     assert "training 4, the last linear layer, alone" in capsys.readouterr().err
-    before, after = (checkpoints.read(Path(path))[2] for path in (first, second))
+    before, after = (read_weights(Path(path)).state for path in (first, second))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"4.weight", "4.bias"}
     assert (open_network(Named(f"nets.py:make@{second}")).recipe or {})["freeze_body"] is True

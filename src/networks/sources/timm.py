@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError, first_line
+from src.dataset.labels import IMAGENET
 from src.dataset.preprocessing import INTERPOLATIONS, Preprocessing
 from src.networks.followed import OwnProcessor, as_picture
 from src.networks.sources.library import LibraryModel, Source, State, in_hub_folder, require, unknown
@@ -29,7 +30,8 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
         raise UserError(f"timm:{name} cannot be made ({first_line(error)})") from None
     config = network.pretrained_cfg
     preprocessing, processor = eyes(timm, config, channels, size)
-    return LibraryModel(network, preprocessing, processor=processor)
+    labels = IMAGENET if network.num_classes == len(IMAGENET) else None
+    return LibraryModel(network, preprocessing, labels, processor)
 
 
 def eyes(

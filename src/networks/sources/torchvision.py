@@ -6,6 +6,7 @@ from typing import Any
 
 from src.core.errors import UserError, first_line
 from src.core.files import parse_tensors
+from src.dataset.labels import IMAGENET
 from src.dataset.preprocessing import Preprocessing
 from src.networks.followed import OwnProcessor, as_picture
 from src.networks.sources.library import LibraryModel, Source, State, in_hub_folder, unknown
@@ -28,7 +29,8 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that its random weights will be drawn in another way some day
         network = models.get_model(name, weights=None, **options)
-    return LibraryModel(network, preprocessing, processor=processor)
+    labels = IMAGENET if classes in (None, len(IMAGENET)) else None
+    return LibraryModel(network, preprocessing, labels, processor)
 
 
 def eyes(name: str, size: int | None) -> tuple[Preprocessing, OwnProcessor]:

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from src.core.errors import UserError, first_line
+from src.dataset.labels import said_names
 from src.dataset.preprocessing import SHORTER, Preprocessing
 from src.networks.followed import OwnProcessor, as_picture
 from src.networks.sources.library import LibraryModel, NotHere, Source, require
@@ -69,7 +70,7 @@ def open_classifier(name: str, *, said: Collection[str] = (), download: bool = F
                 "?size=...?mean=...?std=..."
             )
         found = None
-    labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+    labels = said_names([model.config.id2label[number] for number in range(model.config.num_labels)])
     record = found.to_dict() if found else {}
     proposed = _proposed(record, model.config)
     processor = _own_processor(found, record, proposed) if found else None
