@@ -1,7 +1,9 @@
 """Compare the activations of two trained networks on the same images: two layers, or every pair of many."""
 
 import argparse
+import re
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,17 @@ from src.core.config import choose_device
 from src.core.errors import UserError
 from src.cutting.selection import ALL, choose_layers
 from src.dataset import canonical_dataset, known_datasets
+from src.evaluation.calibration import DRAWS, Calibration, calibrate
 from src.evaluation.certainty import Certainty, certainty_of, require_room
 from src.evaluation.layer_grid import Comparison, compare_layers, layer_label
 from src.metrics import MEASURES
 from src.metrics.algebra.products import described
+from src.metrics.certainty.calibration import LEVEL
 from src.results import plots
 from src.results import text as report
 from src.results.titles import network_name
+
+CALIBRATED = ["method", "value", "threshold", "p", "score"]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +66,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="what N random pairings of the images give, for one pair of layers; CKA's is in closed form",
     )
+    group.add_argument(
+        "--calibrate",
+        nargs="?",
+        type=arguments.positive,
+        const=DRAWS,
+        metavar="K",
+        help=f"thresholds, p values and scores against K random pairings of the images, for any layers (K: {DRAWS})",
+    )
     arguments.add_pair_options(parser)
     arguments.add_split_options(parser)
     arguments.add_run_options(parser, plot="each method's layer x layer heatmap, or bars for one pair")
@@ -69,10 +83,19 @@ def options_first(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options among the words, and the other words, with the layers that options name in their usual place."""
     parser = arguments.Parser(prog="compare_nets.py", add_help=False)
     add_options(parser)
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(with_draws(words))
     if None not in (options.layers1, options.layers2) and rest[2:] and is_dataset(rest[2]):
         rest[2:2] = options.layers1, options.layers2
     return options, rest
+
+
+def with_draws(words: list[str]) -> list[str]:
+    """The words with a number behind a bare --calibrate, which takes no other word that follows."""
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        bare = word == "--calibrate" and not re.fullmatch(r"[+-]?\d+", following)
+        found.append(f"{word}={DRAWS}" if bare else word)
+    return found
 
 
 def is_dataset(word: str) -> bool:
@@ -115,10 +138,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             options |= {"with_intervals": args.intervals, "permutations": args.permutations}
             valued = [name for name in args.methods if name in comparison.cells[0, 0].values]
             certainty = certainty_of(networks, pair, on_data.sample, split, valued, **options)
+        calibration = None
+        if args.calibrate:
+            how = {name: options[name] for name in ("view", "batch_size", "memory", "layouts")}
+            draws = None if args.calibrate == DRAWS else args.calibrate
+            calibration = calibrate(
+                networks, layers, sample, split, args.methods, draws=draws, on_message=cli.notice, **how
+            )
         facts = [checkpoint.facts() for checkpoint in (front, end)]
         titles = list(map(network_name, facts))
         text, result = pair_report(comparison, titles, certainty) if single else grid_report(comparison, titles)
         lines = [report.fill(f"{text[0]} ({args.dataset}, {args.dataset_type})"), *text[1:]]
+        if calibration:
+            lines += calibration_lines(calibration, single=single)
+            result["calibrated"] = calibration_record(calibration, single=single)
         result = {"networks": facts, "frame": comparison.frame(), **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
@@ -159,6 +192,42 @@ def grid_report(comparison: Comparison, networks: list[str]) -> tuple[list[str],
         *doubts_text(comparison, result["refused"], result["warnings"]),
     ]
     return lines, result
+
+
+def calibration_record(calibration: Calibration, *, single: bool) -> dict[str, Any]:
+    """What the result holds: of a pair {metric: threshold, p, score}; of many a frame, and of each grid as a whole."""
+    about = {"draws": calibration.draws, "images": calibration.images, "refused": calibration.refused}
+    if single:
+        values = {name: asdict(grid.cells[0, 0]) for name, grid in calibration.grids.items()}
+        return values | {"how": about}
+    return {"frame": calibration.frame(), "grid": calibration.whole(), "how": about}
+
+
+def calibration_lines(calibration: Calibration, *, single: bool) -> list[str]:
+    """What is more than chance: of a pair a row a metric; of many the scores of all cells, and of the grid."""
+    images, draws = calibration.images, calibration.draws
+    lines = ["", report.fill(f"against {draws} random pairings of {images} images, at 5%:")]
+    if single:
+        rows = [row | {"p": f"{row['p']:.4f}"} for row in calibration.frame().to_dict("records")]
+        cells = [
+            {key: f"{row[key]:.4f}" if isinstance(row[key], float) else row[key] for key in CALIBRATED} for row in rows
+        ]
+        lines.append(report.columns_text(cells, right=CALIBRATED[1:]))
+    for name, grid in calibration.grids.items() if not single else ():
+        table = np.full((len(calibration.layers1), len(calibration.layers2)), np.nan)
+        for cell, found in grid.cells.items():
+            table[cell] = found.score
+        lines += [f"\n{name}, score", report.matrix_text(table, calibration.layers1, calibration.layers2)]
+        above = sum(found.p <= LEVEL for found in grid.cells.values())
+        lines.append(f"{above} of {len(grid.cells)} pairs are more alike than by chance, each for itself")
+        for what, found in (("best", grid.best), ("mean", grid.mean)):
+            lines.append(
+                f"the {what} of all: {found.value:.4f}, threshold {found.threshold:.4f}, p {found.p:.4f}, "
+                f"score {found.score:.4f}"
+            )
+    lines += [report.fill(f"{name}: not calibrated: {reason}") for name, reason in calibration.refused.items()]
+    note = "score: 0 at the threshold and below, 1 for equal representations"
+    return [*lines, report.fill(note + "; that of the best knows that it was chosen" * (not single))]
 
 
 def grid_text(comparison: Comparison, name: str) -> str:

@@ -77,22 +77,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         plots.require_matplotlib()
     device = cli.device_for_training(args)
     on_data = cli.open_pair(args, targets={one.target_type for one in settings})
-    front, end = on_data.networks
     scored = on_data
     if args.evaluate_on:
         scored = cli.show(on_data.elsewhere(args.evaluate_on, size=args.image_size))
-    fronts, ends = (
-        choose_layers(network.network, text, on_data.sample)
-        for network, text in ((front, args.front_layer), (end, args.end_layer))
-    )
-    layers = pairs_of_layers(fronts, ends, args.pairs)
-    specs = [replace(setting, front_layer=one, end_layer=other) for one, other in layers for setting in settings]
-    networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
-    cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=asked)
-    for line in [*cuts.notes, *on_data.missing_columns]:
-        cli.notice(f"note: {line}")
-    names = spec_names(specs)
-    single = len(specs) == 1
+    cuts = cut(args, on_data, settings, device)
+    names = spec_names(cuts.specs)
+    single = len(names) == 1
     interrupted = partial(state_files, names=names) if args.resume else None
     picture = None if single else SET
     with cli.result_paths(args, names, picture=picture, interrupted=interrupted) as paths, cli.resumable(paths):
@@ -111,17 +101,17 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             comparable=on_data.comparable,
             ood=args.ood,
             controls=args.controls or (),
-            fresh=lambda seed: on_data.with_preprocessing(untrained(front, seed), front),
+            fresh=lambda seed: on_data.with_preprocessing(untrained(on_data.networks[0], seed), on_data.networks[0]),
             memory=1e9 * args.memory,
             resume=state,
-            callbacks=Callbacks(cli.notice, epochs_of(specs[0], always=args.debug)),
+            callbacks=Callbacks(cli.notice, epochs_of(cuts.specs[0], always=args.debug)),
         )
         outcomes = stitch(cuts, train, val, plan)
-        about = {"weights": {"front": front.facts(), "end": end.facts()}}
+        about = {"weights": dict(zip(("front", "end"), (one.facts() for one in on_data.networks), strict=True))}
         params = cli.parameters(args) | on_data.dataset_param
         found = [
             {"params": params | asdict(spec), "key": key, **about, **outcome}
-            for spec, key, outcome in zip(specs, keys, outcomes, strict=True)
+            for spec, key, outcome in zip(cuts.specs, keys, outcomes, strict=True)
             if isinstance(outcome, dict)
         ]
         kept = [path for path, outcome in zip(paths, outcomes, strict=True) if isinstance(outcome, dict)]
@@ -131,6 +121,22 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             for file in state_files(folder, names):
                 file.unlink(missing_ok=True)
     return found
+
+
+def cut(args: argparse.Namespace, on_data: NetworksOnDataset, settings: list[StitchSpec], device: Any) -> CutNetworks:
+    """The two networks, cut at the layers that the arguments mean for all that the settings ask."""
+    front, end = on_data.networks
+    fronts, ends = (
+        choose_layers(network.network, text, on_data.sample)
+        for network, text in ((front, args.front_layer), (end, args.end_layer))
+    )
+    layers = pairs_of_layers(fronts, ends, args.pairs)
+    specs = [replace(setting, front_layer=one, end_layer=other) for one, other in layers for setting in settings]
+    networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
+    cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=asked)
+    for line in [*cuts.notes, *on_data.missing_columns]:
+        cli.notice(f"note: {line}")
+    return cuts
 
 
 def identity(args: argparse.Namespace, on_data: NetworksOnDataset, around: dict[str, Any]) -> dict[str, Any]:

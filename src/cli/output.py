@@ -30,6 +30,7 @@ from src.training.train_state import History
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
+UNPAIRED = "unpaired (mean, and what 5% of pairings pass by chance)"
 USER_ERRORS = (UserError, OSError, FloatingPointError)
 
 
@@ -64,7 +65,7 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
     wide = 12 if certainty else 14
     heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
     heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
-    heading += f"{'unpaired, 95%':>16}" * bool(certainty and certainty.null)
+    heading += f"{'unpaired':>16}" * bool(certainty and certainty.null)
     lines = [heading]
     for name, view in cell.views.items():
         value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
@@ -93,7 +94,7 @@ def _how_lines(certainty: Certainty) -> list[str]:
     ways: dict[str, list[str]] = {}
     for what, how in certainty.how.items():
         kind, _, name = what.partition(" of ")
-        ways.setdefault(f"{'unpaired (mean, 95% quantile)' if kind == 'null' else kind}, {how}", []).append(name)
+        ways.setdefault(f"{UNPAIRED if kind == 'null' else kind}, {how}", []).append(name)
     return [report.fill(f"{way}: {', '.join(names)}") for way, names in ways.items()]
 
 

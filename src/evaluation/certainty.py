@@ -15,14 +15,14 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import heads
 from src.dataset import Split
 from src.evaluation.passes import feed
-from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls
+from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls, threshold
 from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.registry import METRICS
 
 
 @dataclass(frozen=True, slots=True)
 class Certainty:
-    """By metric: 95% `intervals` over images, and `null`, mean and 95% quantile where images do not correspond.
+    """By metric: 95% `intervals` over images, and `null`, mean and threshold where images do not correspond.
 
     `how` says of each, as `intervals of cka` or `null of cka`, how it came about; `refused` why there is none.
     """
@@ -78,15 +78,38 @@ def certainty_of(
 ) -> Certainty:
     """Intervals and null distributions of the named metrics of two layers, from one pass over a split.
 
-    All activations are kept, in float32; raises UserError where these take more than `memory` bytes.
+    networks, layers: of both sides; an empty layer is the whole network. sample: two blank images. names: metrics that
+    have a value. view: how activations become rows, None for each metric's own. permutations: random pairings of the
+    images, 0 for none. layouts: those asked for, of each side. All activations are kept, in float32; raises UserError
+    where these take more than `memory` bytes.
     """
     found = require_room(networks, layers, sample, len(split), memory=memory, layouts=layouts)
+    whole, answers = _gathered(networks, layers, found, split, batch_size)
+    of_layers, certainty = [name for name in names if name in METRICS], Certainty()
+    if with_intervals:
+        certainty.add("intervals", intervals(of_layers, view, whole))
+    if permutations:
+        certainty.add("null", nulls(of_layers, view, whole, permutations=permutations))
+    outputs = answers[0], answers[1], split.labels.cpu(), split.spec.task
+    for measure in (FUNCTIONAL[name] for name in names if name in FUNCTIONAL):
+        _add_functional(certainty, measure, outputs, with_intervals=with_intervals, permutations=permutations)
+    return certainty
+
+
+def _gathered(
+    networks: tuple[nn.Module, nn.Module],
+    layers: tuple[str, str],
+    found: list[dict[str, Output]],
+    split: Split,
+    batch_size: int,
+) -> tuple[Sample, list[Tensor]]:
+    """The activations of both layers, and what both networks answer, of all images of a split."""
     shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]
-    kept: list[list[Tensor]] = [[], []]
     parts = [
         freeze(heads(network, [layer, ""], layouts_of(outputs))).to(split.device)
         for network, layer, outputs in zip(networks, layers, found, strict=True)
     ]
+    kept: list[list[Tensor]] = [[], []]
     logits: list[list[Tensor]] = [[], []]
 
     def keep(*outputs: tuple[Tensor, Tensor]) -> None:
@@ -97,17 +120,7 @@ def certainty_of(
     feed(parts, split, keep, batch_size=batch_size, title="activations for intervals")
     with torch.inference_mode(False):
         x, y = (torch.cat(side).clone() for side in kept)
-        answers = [torch.cat(side).clone() for side in logits]
-    of_layers = [name for name in names if name in METRICS]
-    whole, certainty = Sample(x, y, shapes[0], shapes[1]), Certainty()
-    if with_intervals:
-        certainty.add("intervals", intervals(of_layers, view, whole))
-    if permutations:
-        certainty.add("null", nulls(of_layers, view, whole, permutations=permutations))
-    outputs = answers[0], answers[1], split.labels.cpu(), split.spec.task
-    for measure in (FUNCTIONAL[name] for name in names if name in FUNCTIONAL):
-        _add_functional(certainty, measure, outputs, with_intervals=with_intervals, permutations=permutations)
-    return certainty
+        return Sample(x, y, shapes[0], shapes[1]), [torch.cat(side).clone() for side in logits]
 
 
 def _add_functional(
@@ -126,6 +139,8 @@ def _add_functional(
     if permutations and measure.paired:
         generator = torch.Generator().manual_seed(0)
         orders = [torch.randperm(len(one), generator=generator) for _ in range(permutations)]
-        drawn = torch.tensor([measure.of(one, other[order], labels, task) for order in orders])
-        certainty.null[measure.name] = float(drawn.mean()), float(drawn.quantile(0.95))
+        drawn = [float(measure.of(one, other[order], labels, task)) for order in orders]
+        observed = float(measure.of(one, other, labels, task))
+        passed = threshold(observed, drawn, higher_is_better=measure.higher_is_better)
+        certainty.null[measure.name] = sum(drawn) / len(drawn), passed
         certainty.how[f"null of {measure.name}"] = f"{permutations} permutations of {len(one)} images"

@@ -122,12 +122,8 @@ def compare_layers(
     refused = refusals_of_outputs(networks, split, sample, functional, **known) if functional else {}
     if names:
         require_possible(work.plan(names, work.whole), memory, alone=len(refused) == len(functional))
-    if not functional or (len(refused) == len(functional) and names):  # known, and no reason to freeze anything
-        outputs = _refused(refused)
-    else:
-        frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
-        how = {"batch_size": batch_size, "sample": sample.to(split.device), **known}
-        outputs = compare_outputs(frozen, split, functional, **how)
+    known_already = refused if names and len(refused) == len(functional) else None
+    outputs = _decisions(networks, split, sample, functional, known_already, batch_size, known)
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:
         on_message(work.plan_in_words(passes))
@@ -138,6 +134,22 @@ def compare_layers(
             parts[tile[0][i], tile[1][j]].append(cell)
     labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
     return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
+
+
+def _decisions(
+    networks: tuple[nn.Module, nn.Module],
+    split: Split,
+    sample: Tensor,
+    names: Sequence[str],
+    refused: dict[str, str] | None,
+    batch_size: int,
+    known: dict[str, bool],
+) -> Cell:
+    """What the measures of decisions give; where these are refused already there is no reason to freeze anything."""
+    if not names or refused:
+        return _refused(refused or {})
+    frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
+    return compare_outputs(frozen, split, names, batch_size=batch_size, sample=sample.to(split.device), **known)
 
 
 def refusals_of_outputs(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from src import results
@@ -20,7 +19,7 @@ from src.networks.opening import names_file, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.networks.source_spec import Asker, Named
 from src.results.titles import stitch_title
-from src.stitching import Geometry, Pair, StitchedNetwork, StitchLayer, cut_pair, from_arrays
+from src.stitching import Geometry, Pair, Stitch, StitchedNetwork, cut_pair, from_arrays
 from src.stitching.stages import MAPS
 
 STITCH_TYPES = MAPS
@@ -35,7 +34,7 @@ class SavedStitch:
     front_layer: str
     end_layer: str
     pair: Pair
-    stitch: StitchLayer
+    stitch: Stitch
 
     @property
     def front(self) -> Checkpoint:
@@ -101,28 +100,9 @@ def load_stitch(
     content = results.read(path)
     if not _is_stitch(content):
         raise UserError(f"{path} is no result of stitch_nets.py")
-    params, maps = content["params"], content["trans_m"]
-    known = content.get("weights") or {"front": {}, "end": {}}
-    networks: dict[str, Checkpoint] = {}
-    size = size or params.get("image_size")
-    for role, moved in (("front", front), ("end", end)):
-        file = moved or _find(params[f"{role}_model"], path, role, known[role].get("sha256"))
-        asker = Asker(str(path), f"--{role}-model")
-        networks[role] = open_network(
-            Named(moved) if moved else file,
-            model=known[role].get("model"),
-            dataset=known[role].get("dataset") or params.get("dataset"),
-            size=size,
-            on_message=on_message,
-            asker=asker,
-        )
-        if not moved and networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
-            same = _by_digest(path, known[role]["sha256"])
-            if same:
-                networks[role] = open_network(same, model=known[role].get("model"), asker=asker)
-        if networks[role].sha256 != known[role].get("sha256", networks[role].sha256):
-            raise UserError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
-    on_data = put_on_dataset([networks["front"], networks["end"]], params.get("dataset"), size=size)
+    params, size = content["params"], size or content["params"].get("image_size")
+    networks = [_open(content, path, role, moved, size, on_message) for role, moved in (("front", front), ("end", end))]
+    on_data = put_on_dataset(networks, params.get("dataset"), size=size)
     trained_on = on_data.dataset
     if params.get("evaluate_on"):
         on_data = on_data.elsewhere(params["evaluate_on"], size=size)
@@ -137,9 +117,34 @@ def load_stitch(
         layouts=(on_data.networks[0].layout, on_data.networks[1].layout),
     )
     _require_same_layouts(content, pair.geometry, path)
-    arrays = _map_of_type(content, maps, stitch_type, path)
-    stitch = from_arrays(arrays, pair.geometry)
+    arrays = _map_of_type(content, stitch_type, path)
+    try:
+        stitch = from_arrays(arrays, pair.geometry)
+    except UserError as error:
+        raise UserError(f"{path}: the stitch of type {stitch_type}: {error}") from None
     return SavedStitch(on_data, trained_on, params["front_layer"], params["end_layer"], pair, stitch)
+
+
+def _open(
+    content: dict[str, Any],
+    path: Path,
+    role: str,
+    moved: str | None,
+    size: int | None,
+    on_message: Callable[[str], None],
+) -> Checkpoint:
+    """One of the two networks of a result: where the user says that it is, else where the result does."""
+    known = (content.get("weights") or {}).get(role) or {}
+    file = moved or _find(content["params"][f"{role}_model"], path, role, known.get("sha256"))
+    how: dict[str, Any] = {"model": known.get("model"), "asker": Asker(str(path), f"--{role}-model")}
+    dataset = known.get("dataset") or content["params"].get("dataset")
+    network = open_network(Named(moved) if moved else file, dataset=dataset, size=size, on_message=on_message, **how)
+    wanted = known.get("sha256", network.sha256)
+    if not moved and network.sha256 != wanted and (same := _by_digest(path, wanted)):
+        network = open_network(same, **how)
+    if network.sha256 != wanted:
+        raise UserError(f"{file} has changed since {path} was made; give --{role}-model if the original moved")
+    return network
 
 
 def _require_same_layouts(content: dict[str, Any], geometry: Geometry, path: Path) -> None:
@@ -161,13 +166,12 @@ def _is_stitch(content: Any) -> bool:
     )
 
 
-def _map_of_type(content: dict[str, Any], maps: dict[str, Any], stitch_type: str, path: Path) -> dict[str, Any]:
+def _map_of_type(content: dict[str, Any], stitch_type: str, path: Path) -> dict[str, Any]:
+    maps = content["trans_m"]
     arrays = maps.get(stitch_type)
-    if not isinstance(arrays, dict) or not {"w", "b"} <= arrays.keys():
+    if not isinstance(arrays, dict) or not arrays.keys():
         there = ", ".join(name for name in STITCH_TYPES if name in maps) or "none"
         raise UserError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
-    if not all((array := np.asarray(arrays[key])).ndim and array.dtype.kind == "f" for key in ("w", "b")):
-        raise UserError(f"{path}: the stitch of type {stitch_type} is no matrix and vector of floating-point numbers")
     if stitch_type == "before" and "format" not in content:
         # the published scripts kept a view: on a CPU their `before` is what training made of it
         initial = (content.get("trans_history") or {}).get(0)

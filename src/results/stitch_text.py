@@ -1,7 +1,8 @@
 """The tables of stitches: what still works, how sure that is, and what it is to be held against."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +19,7 @@ TWO_DECIMALS_FROM = 10_000  # images from which on an accuracy has two decimals
 def stitch_table(result: dict[str, Any]) -> str:
     """What still works: a row for each network, and how close each comes to the end network."""
     lines = [fill(stitch_title(result))]
-    lines.append(
-        f"{'':11} {'accuracy':>8} {'95% interval':>14} {'loss':>8} {'relative':>8} {'agrees':>7} {'CKA':>7} {'l2':>8}"
-    )
+    lines.append(" ".join([f"{'':11}", *(f"{title:>{column.width}}" for title, column in COLUMNS.items())]))
     marked, labels = exact_fits(result), {}
     for row, stage in STAGES.items():
         if stage.scores in result["model_results"]:
@@ -28,10 +27,10 @@ def stitch_table(result: dict[str, Any]) -> str:
             cka, l2 = (result.get(f"{name}{stage.suffix}") if row in COMPARED else None for name in ("cka", "l2"))
             labels[row] = result["model_results"][stage.scores] | similar | {"cka": cka, "l2": l2}
     for row, figures in labels.items():
-        lines.append(_line(result, row + EXACT_MARK * (row in marked), figures, interval_of(result, row)))
+        lines.append(_line(result, row, EXACT_MARK * (row in marked), figures))
     for row, figures in result.get("controls", {}).items():
         mark = MADE_MARK * bool(figures.get("by_construction"))
-        lines.append(_line(result, row + mark, figures, interval_of(result, row)))
+        lines.append(_line(result, row, mark, figures))
     lines.append("relative: accuracy / accuracy of end; agrees, CKA, l2: with end")
     lines += [fill(text) for text in [*_notes(result, marked), *verdict_lines(result)]]
     lines += ood_lines(result.get("ood", {}), result["params"]["end_layer"])
@@ -39,14 +38,43 @@ def stitch_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *(fill(f"warning: {text}") for text in fit_warnings(result))])
 
 
-def _line(result: dict[str, Any], label: str, figures: dict[str, Any], interval: tuple[float, float] | None) -> str:
-    end, digits = result["model_results"]["end"]["acc"], _decimals(result)
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A line of COLUMNS: letters across, and what stands there, of a result, a row by its name, and its figures."""
+
+    width: int
+    text: Callable[[dict[str, Any], str, dict[str, Any]], str]
+
+
+def _share(key: str) -> Callable[[dict[str, Any], str, dict[str, Any]], str]:
+    return lambda result, row, figures: _number(figures.get(key), 0, f".{_decimals(result)}%")
+
+
+def _four(key: str) -> Callable[[dict[str, Any], str, dict[str, Any]], str]:
+    return lambda result, row, figures: _number(figures.get(key), 0, ".4f")
+
+
+def _relative(result: dict[str, Any], row: str, figures: dict[str, Any]) -> str:
+    end = result["model_results"]["end"]["acc"]
     relative = None if figures["acc"] is None else figures["acc"] / end if end else float("nan")
-    cells = [_number(figures["acc"], 8, f".{digits}%"), f"{interval_text(interval):>14}"]
-    cells += [_number(figures["loss"], 8, ".4f"), _number(relative, 8, f".{digits + 2}f")]
-    cells += [_number(figures.get("same_class_out"), 7, f".{digits}%")]
-    cells += [_number(figures.get("cka"), 7, ".4f"), _number(figures.get("l2"), 8, ".4f")]
-    return " ".join([f"{label:11}", *cells]).rstrip()
+    return _number(relative, 0, f".{_decimals(result) + 2}f")
+
+
+# what stands in a row of the table of one stitch, by its title
+COLUMNS = {
+    "accuracy": Column(8, _share("acc")),
+    "95% interval": Column(14, lambda result, row, figures: interval_text(interval_of(result, row))),
+    "loss": Column(8, _four("loss")),
+    "relative": Column(8, _relative),
+    "agrees": Column(7, _share("same_class_out")),
+    "CKA": Column(7, _four("cka")),
+    "l2": Column(8, _four("l2")),
+}
+
+
+def _line(result: dict[str, Any], row: str, mark: str, figures: dict[str, Any]) -> str:
+    cells = (f"{column.text(result, row, figures):>{column.width}}" for column in COLUMNS.values())
+    return " ".join([f"{row + mark:11}", *cells]).rstrip()
 
 
 def _decimals(result: dict[str, Any]) -> int:

@@ -18,13 +18,13 @@ from src.metrics.engine.mapped import MappedSimilarity
 from src.metrics.engine.plan import GridPlan, plan_grid
 from src.stitching.cut_networks import CutNetworks, Shared
 from src.stitching.geometry import Geometry
-from src.stitching.layer import StitchLayer
+from src.stitching.layer import Stitch
 from src.stitching.stitch_spec import Cut
 from src.stitching.upsampling import Upsampling, is_upsampled
 
 STORE_BYTES = 4_000_000_000  # activations that may be kept at once
 FRONT = "front"  # under which name the front network's own activation is known, beside stitches
-Asked = Mapping[Cut, Mapping[str, StitchLayer]]  # stitches by their names, for each pair of layers
+Asked = Mapping[Cut, Mapping[str, Stitch]]  # stitches by their names, for each pair of layers
 Found = dict[tuple[Cut, str], float]
 
 
@@ -56,10 +56,10 @@ def share(cuts: CutNetworks, cut: Cut, split: Split) -> MappedSimilarity:
     return shared
 
 
-def shared_ckas(shared: MappedSimilarity, stitches: Mapping[str, StitchLayer]) -> dict[str, float]:
+def shared_ckas(shared: MappedSimilarity, stitches: Mapping[str, Stitch]) -> dict[str, float]:
     """Biased linear CKA of each of the stitches and of `FRONT`, NaN where an activation is constant."""
     weights = {FRONT: torch.eye(shared.channels)}
-    weights |= {name: stitch.matrix().detach() for name, stitch in stitches.items()}
+    weights |= {name: affine.w for name, stitch in stitches.items() if (affine := stitch.affine())}
     return dict(zip(weights, shared.cka(list(weights.values())), strict=True))
 
 
@@ -177,14 +177,21 @@ def _compare(cuts: CutNetworks, task: _CkaPass, split: Split, group: int | None)
     }
 
 
-def _stitched(cut: Cut, name: str, stitch: StitchLayer, images: int) -> _Side:
+def _stitched(cut: Cut, name: str, stitch: Stitch, images: int) -> _Side:
     """The inner products of images, without those of the bias, of what a stitch makes, in few numbers.
 
     W = Q R with orthonormal columns of Q keeps the products of R, where W has more rows than columns; likewise the
     interpolation to more positions. R is used where finding it costs less than it saves.
     """
-    geometry = stitch.geometry
-    w = stitch.matrix().detach()
+    geometry, affine = stitch.geometry, stitch.affine()
+    if affine is None:
+        return _Side(
+            (cut.source, cut.front_layer),
+            math.prod(geometry.end_shape),
+            lambda x: stitch(x).detach().flatten(1),
+            ((cut, name),),
+        )
+    w = affine.w
     rows, columns = w.shape
     if rows > columns and 4 * rows * columns**2 < images**2 * (rows - columns):
         w = torch.linalg.qr(w.to(float64_device(w.device)).double(), mode="r").R.to(w)

@@ -12,10 +12,10 @@ from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layo
 from src.cutting.freeze import freeze
 from src.cutting.parts import Layouts, heads, later_layers, tail, tails
 from src.cutting.structure import split_layer
+from src.stitching.exclusions import check_sizes
 from src.stitching.geometry import Geometry
-from src.stitching.layer import StitchLayer
+from src.stitching.layer import Stitch
 from src.stitching.network import pair_geometry
-from src.stitching.options import check_sizes
 from src.stitching.stitch_spec import Cut, StitchSpec
 from src.stitching.targets import TARGETS
 
@@ -134,12 +134,12 @@ class CutNetworks:
             return part(activation.expand(len(images), *activation.shape[1:]).contiguous(), images)
         return part(activation, images[:1]).expand(len(images), -1)
 
-    def logits(self, spec: StitchSpec, stitch: StitchLayer, front_activations: Shared, images: Tensor) -> Tensor:
+    def logits(self, spec: StitchSpec, stitch: Stitch, front_activations: Shared, images: Tensor) -> Tensor:
         """What a stitched network says, given the outputs of `fronts`."""
         return self.forward_from(spec.end_layer, self.stitched(spec, stitch, front_activations), images)
 
     @staticmethod
-    def stitched(spec: StitchSpec, stitch: StitchLayer, front_activations: Shared) -> Tensor:
+    def stitched(spec: StitchSpec, stitch: Stitch, front_activations: Shared) -> Tensor:
         """What a stitch makes of the outputs of `fronts`; a constant one gives one activation for all images."""
         return stitch() if spec.constant else stitch(front_activations[spec.source][spec.front_layer])
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from src.metrics.algebra.moments import (
     Affine,
@@ -16,21 +16,7 @@ from src.metrics.algebra.moments import (
     with_matching_bias,
 )
 from src.stitching.geometry import Geometry
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """What the matrix of a stitch may be: zero wherever a mask (out, in) is, of a rank, or orthogonal; one at most.
-
-    With all of them off it may be any.
-    """
-
-    mask: Tensor | None = None
-    rank: int | None = None
-    orthogonal: bool = False
-
-
-FREE = Constraint()
+from src.stitching.layer import FREE, Constraint
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,9 @@
-"""The stitch: one affine map y = x W^T + b from the front layer's channels to the end layer's."""
+"""The stitch: a map from the front layer's output to the end layer's, one affine map y = x W^T + b of channels."""
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,15 +17,57 @@ from src.stitching.geometry import Geometry
 from src.stitching.whitening import Whitening
 
 Arrays = dict[str, Any]
+AFFINE = "affine"
 
 
-class StitchLayer(nn.Module):
-    """A full matrix. Other kinds of stitch differ only in how their `core` comes about.
+class Stitch(nn.Module, ABC):
+    """What is sewn between two layers: all that is asked of a family of stitches.
+
+    `forward`, `arrays`, `snapshot` and `from_arrays` are a family's own. One whose maps are affine also says so by
+    `affine`; its CKA, l2 and least squares then follow from moments, and need no pass of their own.
+    """
+
+    family: ClassVar[str]  # its line in FAMILIES, which results hold where it is not the affine one
+    geometry: Geometry
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the front layer's output (n, *front_shape) to (n, *end_shape)."""
+
+    @abstractmethod
+    def arrays(self) -> Arrays:
+        """A copy of the map for result files: numpy arrays by name, with `family` where it is not the affine one."""
+
+    @abstractmethod
+    def snapshot(self) -> dict[str, Tensor]:
+        """The map as parameters for the history of training."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: Arrays, geometry: Geometry) -> "Stitch":
+        """The map that `arrays` are of; raises UserError where they do not fit."""
+
+    def affine(self) -> Affine | None:
+        """W (out, in) and b (out,) of an affine map, alike at all positions; None where there are none."""
+        return None
+
+    def matrices(self) -> list[Tensor]:
+        """The weights that regularisation shrinks: those of more than one axis."""
+        return [parameter for parameter in self.parameters() if parameter.dim() > 1]
+
+    def size(self) -> Tensor:
+        """The sum of squares of the map, which weight decay pulls at."""
+        return torch.stack([parameter.square().sum() for parameter in self.parameters()]).sum()
+
+
+class StitchLayer(Stitch):
+    """An affine map of any matrix. Other affine stitches differ only in how their `core` comes about.
 
     With `coordinates` the core is the V of y = D V S (x - m) + b, else it is the matrix itself: the same maps, trained
     along another path.
     """
 
+    family = AFFINE
     m: Tensor
     s: Tensor
     d: Tensor
@@ -71,15 +116,33 @@ class StitchLayer(nn.Module):
             return F.linear(x.movedim(1, -1), w, b).movedim(-1, 1)
         return F.conv2d(x, w[:, :, None, None], b)
 
+    def affine(self) -> Affine:
+        w = self.matrix()
+        return Affine(w.detach(), self.offset(w).detach())
+
+    def matrices(self) -> list[Tensor]:
+        return [self.matrix()]
+
+    def size(self) -> Tensor:
+        w = self.matrix()
+        return w.square().sum() + self.offset(w).square().sum()
+
     def arrays(self) -> Arrays:
-        """A copy of the map for result files: `w`, (out, in, 1, 1) where it acts on channels, else (out, in); `b`."""
+        """`w`, (out, in, 1, 1) where it acts on channels, else (out, in); `b`."""
         w = self.matrix()
         return {"w": _copied(self._shaped(w)), "b": _copied(self.offset(w))}
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The map as parameters for the history of training: `weight`, shaped as in `arrays`, and `bias`."""
+        """`weight`, shaped as in `arrays`, and `bias`."""
         w = self.matrix()
         return {"weight": self._shaped(w), "bias": self.offset(w)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, geometry: Geometry) -> "StitchLayer":
+        if not all((array := np.asarray(arrays.get(key))).ndim and array.dtype.kind == "f" for key in ("w", "b")):
+            raise UserError("it is no matrix and vector of floating-point numbers")
+        w, b = (torch.as_tensor(np.asarray(arrays[key])) for key in ("w", "b"))
+        return StitchLayer(Affine(w.reshape(len(w), -1), b), geometry)
 
     def _shaped(self, w: Tensor) -> Tensor:
         return w[:, :, None, None] if self.geometry.is_convolution else w
@@ -155,32 +218,85 @@ class ConstantStitch(StitchLayer):
         return self.bias.view(1, -1, *[1] * (len(shape) - 1)).expand(1, *shape)
 
 
-def build_stitch(
-    affine: Affine,
-    geometry: Geometry,
-    *,
-    mask: Tensor | None = None,
-    rank: int | None = None,
-    orthogonal: bool = False,
-    coordinates: Whitening | None = None,
-) -> StitchLayer:
-    """The stitch of the asked kind that starts from an affine map; at most one restriction is given.
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the matrix of an affine stitch may be: zero wherever a mask (out, in) is, of a rank, or orthogonal.
 
-    `coordinates` are those in which it is trained; an orthogonal one is so in its own alone.
+    One at most; with all of them off it may be any.
     """
-    if rank is not None:
-        return LowRankStitch(affine, geometry, rank, coordinates)
-    if orthogonal:
-        return OrthogonalStitch(affine, geometry)
-    if mask is not None:
-        return MaskedStitch(affine, geometry, mask, coordinates)
-    return StitchLayer(affine, geometry, coordinates)
+
+    mask: Tensor | None = None
+    rank: int | None = None
+    orthogonal: bool = False
 
 
-def from_arrays(arrays: Arrays, geometry: Geometry) -> StitchLayer:
+FREE = Constraint()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A line of KINDS: an affine stitch under a constraint.
+
+    holds(constraint): whether it is this kind. build(affine, geometry, constraint, coordinates): the stitch that starts
+    from a map. options: fields of a spec that ask for it, as an example.
+    """
+
+    holds: Callable[[Constraint], bool]
+    build: Callable[[Affine, Geometry, Constraint, Whitening | None], StitchLayer]
+    options: Mapping[str, Any]
+
+
+# the first that holds; an orthogonal one is trained in its own coordinates alone
+KINDS = {
+    "low rank": Kind(
+        lambda constraint: constraint.rank is not None,
+        lambda affine, geometry, constraint, whitening: LowRankStitch(
+            affine, geometry, constraint.rank or 0, whitening
+        ),
+        {"low_rank": 2},
+    ),
+    "orthogonal": Kind(
+        lambda constraint: constraint.orthogonal,
+        lambda affine, geometry, constraint, whitening: OrthogonalStitch(affine, geometry),
+        {"orthogonal": True},
+    ),
+    "masked": Kind(
+        lambda constraint: constraint.mask is not None,
+        lambda affine, geometry, constraint, whitening: MaskedStitch(
+            affine, geometry, torch.as_tensor(constraint.mask), whitening
+        ),
+        {"mask": "semi-match"},
+    ),
+    "full": Kind(
+        lambda constraint: True,
+        lambda affine, geometry, constraint, whitening: StitchLayer(affine, geometry, whitening),
+        {},
+    ),
+}
+# the families of stitches by their names in results
+FAMILIES: dict[str, type[Stitch]] = {AFFINE: StitchLayer}
+
+
+def build_stitch(
+    affine: Affine, geometry: Geometry, constraint: Constraint = FREE, coordinates: Whitening | None = None
+) -> StitchLayer:
+    """The affine stitch under a constraint that starts from a map; `coordinates` are those in which it is trained."""
+    kind = next(kind for kind in KINDS.values() if kind.holds(constraint))
+    return kind.build(affine, geometry, constraint, coordinates)
+
+
+def from_arrays(arrays: Arrays, geometry: Geometry) -> Stitch:
     """The map of a result file, whatever kind of stitch wrote it; raises UserError where it does not fit."""
-    w, b = (torch.as_tensor(np.asarray(arrays[key])) for key in ("w", "b"))
-    return StitchLayer(Affine(w.reshape(len(w), -1), b), geometry)
+    family = str(arrays.get("family", AFFINE))
+    if family not in FAMILIES:
+        raise UserError(f"the family {family!r} of stitches is unknown here; known are {', '.join(FAMILIES)}")
+    return FAMILIES[family].from_arrays(arrays, geometry)
+
+
+def affine_arrays(affine: Affine, geometry: Geometry) -> Arrays:
+    """An affine map between two layers in the form of `StitchLayer.arrays`, as exact as it is."""
+    w, b = (part.cpu().numpy() for part in affine)
+    return {"w": w[:, :, None, None] if geometry.is_convolution else w, "b": b}
 
 
 def _copied(tensor: Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ from src.cutting.channel_axis import Output, find_outputs, layouts_of, require_f
 from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
 from src.stitching.geometry import Geometry
-from src.stitching.layer import StitchLayer
+from src.stitching.layer import Stitch
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Pair:
     end_tail: nn.Module
     geometry: Geometry
 
-    def stitched(self, stitch: StitchLayer) -> "StitchedNetwork":
+    def stitched(self, stitch: Stitch) -> "StitchedNetwork":
         return StitchedNetwork(self.front_head, stitch, self.end_tail)
 
 
@@ -68,7 +68,7 @@ class StitchedNetwork(nn.Module):
     The donors stay in eval mode, also inside train(): their BatchNorm statistics belong to them.
     """
 
-    def __init__(self, front_head: nn.Module, stitch: StitchLayer, end_tail: nn.Module) -> None:
+    def __init__(self, front_head: nn.Module, stitch: Stitch, end_tail: nn.Module) -> None:
         super().__init__()
         self.front_head = front_head
         self.stitch = stitch

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from src.core.config import mixed_precision
 from src.core.task import Task
 from src.metrics import linear_cka
 from src.stitching.cut_networks import LOGITS, CutNetworks, Shared
-from src.stitching.layer import StitchLayer
+from src.stitching.layer import Stitch
 from src.stitching.stitch_spec import StitchSpec
 from src.stitching.targets import TARGETS, target_loss
 
@@ -24,7 +25,7 @@ class StitchObjective:
 
     cuts: CutNetworks
     spec: StitchSpec
-    stitch: StitchLayer
+    stitch: Stitch
     task: Task
     labelled: bool = True
 
@@ -37,11 +38,11 @@ class StitchObjective:
         teachers = {role: shared[role][LOGITS].float() for role in TARGETS[spec.target_type].teachers}
         loss = target_loss(spec.target_type, self.task, logits, labels, teachers, temperature=spec.temperature)
         if spec.whiten and spec.weight_decay:  # an optimizer would pull at the coordinates, not at the map
-            w = self.stitch.matrix()
-            size = w.square().sum() + self.stitch.offset(w).square().sum()
-            loss = loss + spec.weight_decay / 2 * size
+            loss = loss + spec.weight_decay / 2 * self.stitch.size()
         if spec.l1:
-            loss = loss + spec.l1 * self.stitch.matrix().abs().mean()
+            weights = self.stitch.matrices()
+            flat = weights[0] if len(weights) == 1 else torch.cat([weight.flatten() for weight in weights])
+            loss = loss + spec.l1 * flat.abs().mean()
         if spec.cka_reg:
             end = shared["end"][spec.end_layer].flatten(1)
             loss = loss + spec.cka_reg * linear_cka(end, stitched.flatten(1))

@@ -14,14 +14,14 @@ from src.evaluation.passes import feed
 from src.metrics import channels_last_rows
 from src.metrics.algebra.moments import Sums, gather, rows_at_once
 from src.stitching.cut_networks import LOGITS, CutNetworks
-from src.stitching.layer import StitchLayer
+from src.stitching.layer import Stitch
 from src.stitching.stitch_spec import StitchSpec
 
 WEAKEST = 1e-6  # of the largest eigenvalue of a covariance: weaker directions count as if they varied so much
 ACCEPTED = 0.95  # of end's own activations
 ENERGY = "logits"  # what the scores of the logits are called, beside those of layers; a layer of that name has none
 Scores = dict[str, dict[str, float]]
-Sewn = tuple[StitchSpec, StitchLayer]
+Sewn = tuple[StitchSpec, Stitch]
 
 
 def out_of_distribution(cuts: CutNetworks, sewn: Mapping[str, Sewn], train: Split, val: Split) -> dict[str, Scores]:

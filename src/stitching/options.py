@@ -1,20 +1,21 @@
-"""The options of a stitch: what they are called, what they take, and which exclude each other."""
+"""The options of a stitch: what they are called, and what they take."""
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from src.core.errors import UserError
 from src.core.options import Option
-from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
+from src.stitching.stitch_spec import RATE, WHITENED_RATE, StitchSpec, usual_rate
 from src.stitching.targets import TARGETS
 from src.training.recipe import ELEMENTWISE
 
 _INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
 _TARGETS = tuple(sorted(TARGETS))
 _RATE = "learning rate, x0.1 at 1/3 and 2/3 of the epochs; with --whiten it falls to 0 along a cosine"
-_RATES = "0.001, with --whiten 0.02"
+_RATES = f"{RATE:g}, with --whiten {WHITENED_RATE:g}"
 _CKA = "weight in the loss of CKA with the end network's own"
 _TARGET = "true labels (hard), or what the networks say"
 OPTIONS = (
@@ -63,57 +64,14 @@ OPTIONS = (
 # what may differ between the stitches of one command, beside their layers
 VARIED = tuple(option.field for option in OPTIONS if option.many)
 
-# option -> the value that leaves it out
-OFF = {
-    "mask": "identity",
-    "low_rank": None,
-    "orthogonal": False,
-    "flatten": False,
-    "resize": False,
-    "l1": 0.0,
-    "temperature": 1.0,
-}
-HARD, ONES = ("target_type", "hard"), ("init", "ones-zeros")
 
-# pairs that no stitch can have, and why; an option, or an option with its value
-EXCLUDED = (
-    ("low_rank", "mask", "a product of factors cannot be zero where a mask says"),
-    ("low_rank", "l1", "a sparse matrix and a product of thin factors are different restrictions"),
-    ("low_rank", "orthogonal", "an orthogonal matrix has full rank"),
-    ("orthogonal", "mask", "a masked matrix is not orthogonal"),
-    ("orthogonal", ONES, "no orthogonal matrix is nearest to one of ones"),
-    ("flatten", "resize", "flattened layers need no equal heights and widths"),
-    ("temperature", HARD, "true labels have no temperature"),
-)
+def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
+    """Every combination of options of which some have lists of values, before layers are known.
 
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise UserError for the first excluded pair among the options; what is left out counts as off."""
-    for *pair, reason in EXCLUDED:
-        if all(_is_on(option, options) for option in pair):
-            first, second = (_spelled(option, options) for option in pair)
-            raise UserError(f"{first} excludes {second}: {reason}")
-
-
-def check_sizes(options: Mapping[str, Any], geometry: Geometry) -> None:
-    """Raise UserError where an init or a rank does not suit the sizes of the two layers."""
-    rank, limit = options.get("low_rank"), min(geometry.outputs, geometry.inputs)
-    if rank is not None and rank > limit:
-        raise UserError(f"rank {rank} exceeds {limit}, the smaller side of the matrix; lower --low-rank")
-    if INITS[options["init"]].needs_square and geometry.inputs != geometry.outputs:
-        raise UserError(
-            f"--init {options['init']} needs equal sizes, but the front layer has {geometry.inputs} channels and the "
-            f"end layer {geometry.outputs}; choose another --init"
-        )
-
-
-def _is_on(option: str | tuple[str, str], options: Mapping[str, Any]) -> bool:
-    if isinstance(option, tuple):
-        return options.get(option[0]) == option[1]
-    return options.get(option, OFF[option]) != OFF[option]
-
-
-def _spelled(option: str | tuple[str, str], options: Mapping[str, Any]) -> str:
-    name, value = option if isinstance(option, tuple) else (option, options[option])
-    flag = f"--{name.replace('_', '-')}"
-    return flag if value is True else f"{flag} {value}"
+    Raises UserError for one that would be refused alone.
+    """
+    values = {field.name: options[field.name] for field in fields(StitchSpec) if not field.name.endswith("layer")}
+    values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
+    lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
+    chosen = (dict(zip(VARIED, some, strict=True)) for some in itertools.product(*lists))
+    return list(dict.fromkeys(StitchSpec("", "", **(values | some)) for some in chosen))  # a mask has two spellings

@@ -21,7 +21,7 @@ from src.stitching.controls import CEILING, CONTROLS, FLOOR
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
-from src.stitching.layer import MaskedStitch, StitchLayer, from_arrays
+from src.stitching.layer import MaskedStitch, Stitch, affine_arrays, from_arrays
 from src.stitching.ood import Scores
 from src.stitching.significance import intervals_of, penalty_of, score_of
 from src.stitching.stages import COMPARED, MAPS, STAGES
@@ -36,11 +36,11 @@ class StitchRun:
     """A stitch on its way: what it is to be, the layer, what training made of it, and why it failed if it did.
 
     names: under which name each of its maps is scored; maps that are equal share one. controls: under which names the
-    networks of each control are.
+    networks of each control are. variance: the mean variance of the end network's activation.
     """
 
     spec: StitchSpec
-    layer: StitchLayer
+    layer: Stitch
     initial: dict[str, Any]
     history: History = field(default_factory=History)
     failure: str | None = None
@@ -49,6 +49,7 @@ class StitchRun:
     fits: dict[str, dict[str, int]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     similar: dict[str, Any] = field(default_factory=dict)
+    variance: float = 0.0
 
 
 class Outcomes:
@@ -58,12 +59,13 @@ class Outcomes:
         self.cuts, self.comparable = cuts, comparable
         self.unlabelled = () if front_labelled else ("front",)
         self._known: dict[tuple, str] = {}
-        self._stitches: dict[str, tuple[StitchSpec, StitchLayer]] = {}
+        self._stitches: dict[str, tuple[StitchSpec, Stitch]] = {}
         self._heads: dict[str, tuple[str, Probe]] = {}
+        self._errors: dict[str, list[Tensor]] = {}
 
     def add(
         self, works: Sequence[StitchRun], on_val: PairedMoments, on_train: PairedMoments | None
-    ) -> dict[str, StitchLayer]:
+    ) -> dict[str, Stitch]:
         """Finish the maps of stitches of one pair of layers, from its moments, and return them by name."""
         exact, fitted = least_squares(on_val), least_squares(on_train) if on_train else None
         geometry = self.cuts.geometry(works[0].spec.cut)
@@ -76,6 +78,7 @@ class Outcomes:
                     work.names[stage] = self._name(work, stage)
             work.similar = {f"cka{COMPARED[stage].suffix}": None for stage in ("front", *work.names)}
             work.similar |= {"health": health, "cka_group_at": None}
+            work.variance = _variance(on_val)
             work.similar |= _distances(work.maps, on_val, same_shape=geometry.front_shape == geometry.end_shape)
         return {name: self._stitches[name][1] for work in works for name in work.names.values()}
 
@@ -88,8 +91,7 @@ class Outcomes:
             work.similar["cka_group_at"] = group
 
     def _name(self, work: StitchRun, stage: str) -> str:
-        w, b = (np.asarray(work.maps[stage][key], dtype=np.float32) for key in ("w", "b"))
-        key = work.spec.cut, w.tobytes(), b.tobytes()
+        key = work.spec.cut, *_bytes_of(work.maps[stage])
         if key not in self._known:
             self._known[key] = name = f"map {len(self._known)}"
             layer = from_arrays(work.maps[stage], self.cuts.geometry(work.spec.cut)).to(self.cuts.device)
@@ -119,7 +121,7 @@ class Outcomes:
             self._stitches[self._known[key]] = control.spec, control.layer
         return self._known[key]
 
-    def sewn(self) -> dict[str, tuple[StitchSpec, StitchLayer]]:
+    def sewn(self) -> dict[str, tuple[StitchSpec, Stitch]]:
         """Every map and control that is scored, by its name, probes left out."""
         return dict(self._stitches)
 
@@ -139,13 +141,17 @@ class Outcomes:
         networks = ["front", "end"] if self.comparable else ["end"]
         more = {role: [LOGITS] for role in networks}
         more.setdefault("front", []).extend(layer for layer, _ in self._heads.values())
+        measured = {name for work in works for name in work.names.values() if self._stitches[name][1].affine() is None}
+        more["end"] += [self._stitches[name][0].end_layer for name in measured]
 
         def forward(images: Tensor) -> dict[str, Tensor]:
             fronts = self.cuts.front_activations(specs, images, more)
             logits = {role: fronts[role][LOGITS] for role in networks}
-            logits |= {
-                name: self.cuts.logits(spec, layer, fronts, images) for name, (spec, layer) in self._stitches.items()
-            }
+            for name, (spec, layer) in self._stitches.items():
+                stitched = self.cuts.stitched(spec, layer, fronts)
+                if name in measured:
+                    self._errors.setdefault(name, []).append((stitched - fronts["end"][spec.end_layer]).square().sum())
+                logits[name] = self.cuts.forward_from(spec.end_layer, stitched, images)
             return logits | {name: head(fronts["front"][layer]) for name, (layer, head) in self._heads.items()}
 
         return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
@@ -156,6 +162,11 @@ class Outcomes:
         """What a result file says of one stitch; `ood` is what is known of the activations of each map by name."""
         geometry = self.cuts.geometry(work.spec.cut)
         stages = {"front": "front", "end": "end", **work.names}
+        for stage, name in work.names.items():
+            if name in self._errors:
+                l2 = math.fsum(map(float, self._errors[name])) / (counts.images * math.prod(geometry.end_shape))
+                suffix = COMPARED[stage].suffix
+                work.similar |= {f"l2{suffix}": l2, f"l2_relative{suffix}": _over(l2, work.variance)}
         return {
             "geometry": {"front": geometry.front_shape, "end": geometry.end_shape, "layouts": geometry.layouts},
             "trans_fit": pd.DataFrame(work.history.epochs, columns=FIT_COLUMNS),
@@ -237,29 +248,36 @@ def _add_maps(
     work: StitchRun, on_val: PairedMoments, exact: Affine, on_train: PairedMoments | None, fitted: Affine | None
 ) -> None:
     """before, after, their difference; least squares on validation and on training images; the first minus after."""
-    after = work.layer.arrays()
-    mask = work.layer.mask.cpu().numpy() if isinstance(work.layer, MaskedStitch) else np.ones_like(after["w"])
-    ps_inv = _as_arrays(exact, after)
-    work.maps = {
-        "before": work.initial,
-        "after": after,
-        "diff": _difference(after, work.initial),
-        "ps_inv": ps_inv,
-        "ps_frank": _difference(ps_inv, after),
-        "mask": {"w": mask.reshape(after["w"].shape), "b": np.ones_like(after["b"])},
-    }
-    unknowns = work.layer.geometry.inputs + 1
+    after, geometry = work.layer.arrays(), work.layer.geometry
+    ps_inv = affine_arrays(exact, geometry)
+    mask = (
+        work.layer.mask.cpu().numpy()
+        if isinstance(work.layer, MaskedStitch)
+        else np.ones(ps_inv["w"].shape, np.float32)
+    )
+    work.maps = {"before": work.initial, "after": after}
+    is_affine = work.layer.affine() is not None
+    if is_affine:
+        work.maps["diff"] = _difference(after, work.initial)
+    work.maps["ps_inv"] = ps_inv
+    if is_affine:
+        work.maps["ps_frank"] = _difference(ps_inv, after)
+        work.maps["mask"] = {"w": mask.reshape(after["w"].shape), "b": np.ones_like(after["b"])}
+    unknowns = geometry.inputs + 1
     work.fits = {"ps_inv": {"rows": on_val.n, "unknowns": unknowns}}
     if on_train and fitted:
-        work.maps["ls_train"] = _as_arrays(fitted, after)
+        work.maps["ls_train"] = affine_arrays(fitted, geometry)
         work.fits["ls_train"] = {"rows": on_train.n, "unknowns": unknowns}
         if INITS[work.spec.init].needs_moments:
             free = int(max((mask.reshape(len(mask), -1) != 0).sum(1))) + 1
             work.fits["before"] = {"rows": on_train.n, "unknowns": free}
 
 
-def _as_arrays(affine: Affine, like: dict[str, Any]) -> dict[str, Any]:
-    return {"w": affine.w.cpu().numpy().reshape(like["w"].shape), "b": affine.b.cpu().numpy()}
+def _bytes_of(arrays: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a map from others: its family and its float32 numbers, of an affine one without its factors."""
+    family = arrays.get("family")
+    names = ("w", "b") if family is None else sorted(arrays.keys() - {"family"})
+    return family, *(np.asarray(arrays[name], dtype=np.float32).tobytes() for name in names)
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -268,21 +286,31 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def _distances(maps: Mapping[str, dict[str, Any]], moments: PairedMoments, *, same_shape: bool) -> dict[str, Any]:
     """`l2`, the mean squared difference to the end network's activation, and `l2_relative`, over its mean variance."""
-    outputs = len(moments.mean_y)
-    variance = float(moments.yy.trace()) / moments.n / outputs
+    outputs, variance = len(moments.mean_y), _variance(moments)
     values: dict[str, Any] = {}
     for stage, record in COMPARED.items():
         if not record.is_map:
             unchanged = Affine(torch.eye(outputs), torch.zeros(outputs))
             l2 = squared_error(moments, unchanged) if same_shape else None
+        elif stage in maps and "family" in maps[stage]:
+            l2 = None  # not affine: the scoring pass tells
         elif stage in maps:
             w, b = (torch.as_tensor(np.asarray(maps[stage][key])) for key in ("w", "b"))
             l2 = squared_error(moments, Affine(w.reshape(outputs, -1), b))
         else:
             continue
         values[f"l2{record.suffix}"] = l2
-        values[f"l2_relative{record.suffix}"] = None if l2 is None else l2 / variance if variance else float("nan")
+        values[f"l2_relative{record.suffix}"] = None if l2 is None else _over(l2, variance)
     return values
+
+
+def _variance(moments: PairedMoments) -> float:
+    """The mean variance of the end network's activation."""
+    return float(moments.yy.trace()) / moments.n / len(moments.mean_y)
+
+
+def _over(l2: float, variance: float) -> float:
+    return l2 / variance if variance else float("nan")
 
 
 def _couples(names: Mapping[str, str]) -> dict[str, tuple[str, str]]:

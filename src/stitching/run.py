@@ -165,7 +165,8 @@ class _Group:
         of: dict[Cut, list[StitchRun]] = {}
         for work in done:
             of.setdefault(work.spec.cut, []).append(work)
-        shared = [cut for cut in of if self.plan.similarity and can_share(cuts.geometry(cut), len(val))]
+        affine = {cut: all(work.layer.affine() is not None for work in works) for cut, works in of.items()}
+        shared = [cut for cut in of if self.plan.similarity and affine[cut] and can_share(cuts.geometry(cut), len(val))]
         others = [work.spec for work in done if work.spec.cut not in shared]
         on_val = gather_moments(cuts, others, val, title="moments on val", on_message=self.callbacks.on_message)
         asked = {cut: outcomes.add(of[cut], moments, on_train.get(cut)) for cut, moments in on_val.items()}
@@ -201,7 +202,7 @@ class _Group:
 
     def _start(self, spec: StitchSpec, on_train: Moments) -> StitchRun:
         layer = _initial(self.cuts, spec, on_train.get(spec.cut))
-        if not layer.matrix().any():
+        if not any(weights.any() for weights in layer.matrices()):
             self.callbacks.on_message(
                 f"warning: --mask {spec.mask} keeps no weight of --init {spec.init}; all weights start at zero"
             )
@@ -216,7 +217,7 @@ class _Group:
         layer = _initial(self.cuts, spec, on_train.get(spec.cut))
         if spec.constant:  # the best constant, where the end's mean is at hand, else what the stitch itself starts with
             moments = on_train.get(spec.cut)
-            bias = moments.mean_y if moments else layer.offset(layer.matrix())
+            bias = moments.mean_y if moments else layer.affine().b
             layer = ConstantStitch(bias, layer.geometry).to(self.cuts.device)
         return StitchRun(spec, layer, {})
 

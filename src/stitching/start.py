@@ -4,8 +4,8 @@ from torch import Generator, Tensor
 
 from src.metrics.algebra.moments import Affine, PairedMoments, reduced_rank
 from src.stitching.geometry import Geometry
-from src.stitching.inits import INITS, Constraint
-from src.stitching.layer import StitchLayer, build_stitch
+from src.stitching.inits import INITS
+from src.stitching.layer import Constraint, StitchLayer, build_stitch
 from src.stitching.masks import MASKS
 from src.stitching.whitening import whitening_of
 
@@ -31,7 +31,8 @@ def initial_stitch(
     # a drawn init comes before a drawn mask: the order decides the numbers of both
     drawn = None if INITS[init].needs_moments else INITS[init].build(geometry, generator)
     allowed = None if mask == "identity" else MASKS[mask].build(geometry, generator, moments)
-    affine = drawn or INITS[init].build(geometry, generator, moments, Constraint(allowed, rank, orthogonal))
+    constraint = Constraint(allowed, rank, orthogonal)
+    affine = drawn or INITS[init].build(geometry, generator, moments, constraint)
     coordinates = None
     if whiten and not orthogonal:
         assert moments is not None
@@ -39,7 +40,7 @@ def initial_stitch(
         if init == "random":
             w = _kept(coordinates.inverse(affine.w), allowed, rank)
             affine = Affine(w, coordinates.centre + coordinates.d * affine.b - w @ coordinates.m)
-    return build_stitch(affine, geometry, mask=allowed, rank=rank, orthogonal=orthogonal, coordinates=coordinates)
+    return build_stitch(affine, geometry, constraint, coordinates)
 
 
 def _kept(w: Tensor, allowed: Tensor | None, rank: int | None) -> Tensor:

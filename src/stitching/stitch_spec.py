@@ -1,16 +1,14 @@
 """Everything that decides a stitch, and nothing about files or devices."""
 
 import hashlib
-import itertools
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from src.core.errors import UserError
+from src.stitching.exclusions import check_options
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS, SPELLINGS
-from src.stitching.options import VARIED, check_options
 from src.stitching.start import needs_moments
 from src.stitching.targets import TARGETS
 from src.training.recipe import ELEMENTWISE, Recipe
@@ -84,7 +82,7 @@ class StitchSpec:
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))
                 raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
-        check_options(asdict(self))
+        check_options(asdict(self), USUAL)
         _ = self.recipe
 
     @property
@@ -118,25 +116,14 @@ class StitchSpec:
         return digest(record)
 
 
+USUAL = {field.name: field.default for field in fields(StitchSpec)}  # what leaves an option out
 # by name, fields that came later, and the default that they have in results of before
-LATER = {field.name: field.default for field in fields(StitchSpec) if field.name not in FIRST}
+LATER = {name: value for name, value in USUAL.items() if name not in FIRST}
 
 
 def usual_rate(*, whiten: bool) -> float:
     """The learning rate of a stitch for which none is asked."""
     return WHITENED_RATE if whiten else RATE
-
-
-def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
-    """Every combination of options of which some have lists of values, before layers are known.
-
-    Raises UserError for one that would be refused alone.
-    """
-    values = {field.name: options[field.name] for field in fields(StitchSpec) if not field.name.endswith("layer")}
-    values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
-    lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
-    chosen = (dict(zip(VARIED, some, strict=True)) for some in itertools.product(*lists))
-    return list(dict.fromkeys(StitchSpec("", "", **(values | some)) for some in chosen))  # a mask has two spellings
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,14 +75,7 @@ def fit(
     steps = min(steps, max_steps or steps)
     with _randomness(seed, split.device):
         run = _Run(train_states, Generator().manual_seed(seed), Generator().manual_seed(seed + 1), split.device)
-        if resume and resume.file.is_file():
-            run.load(resume)
-            if resume.told and run.epochs:
-                resume.told(run.epochs)
-        else:
-            for train_state in train_states:
-                if train_state.snapshot_every:
-                    train_state.take_snapshot(0)
+        run.begin(resume)
         due = time.monotonic() + (resume.pause() if resume else 0.0)
         with bar(epochs * steps, title, unit="batch", initial=run.epochs * steps) as progress:
             for epoch in range(run.epochs, epochs):
@@ -92,15 +85,20 @@ def fit(
                 alive = run.alive()
                 if not alive:
                     return  # the file is that of the last epoch that somebody came through
-                for train_state in alive:
-                    if run.epochs == epochs and train_state.snapshot_every:
-                        train_state.take_snapshot(epochs * steps)
+                if run.epochs == epochs:
+                    _take_snapshots(alive, epochs * steps)
                 progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
                 if resume and (start := time.monotonic()) >= due:
                     run.save(resume)
                     due = time.monotonic() + resume.pause(time.monotonic() - start)
                 if after_epoch:
                     after_epoch(run.epochs)
+
+
+def _take_snapshots(train_states: Sequence[TrainState], iteration: int) -> None:
+    for train_state in train_states:
+        if train_state.snapshot_every:
+            train_state.take_snapshot(iteration)
 
 
 @contextlib.contextmanager
@@ -253,6 +251,15 @@ class _Run:
             "learners": [train_state.state() for train_state in self.train_states],
         }
         write_tensors(resume.file, record)
+
+    def begin(self, resume: Resume | None) -> None:
+        """Go on from the state that is kept, or note how everything starts."""
+        if resume and resume.file.is_file():
+            self.load(resume)
+            if resume.told and self.epochs:
+                resume.told(self.epochs)
+        else:
+            _take_snapshots(self.train_states, 0)
 
     def load(self, resume: Resume) -> None:
         broken = f"cannot resume from {resume.file}: {{}}; without that file training starts anew"

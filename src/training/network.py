@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.core.config import mixed_precision
 from src.core.errors import UserError
+from src.core.task import Task
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, is_known, load_split, measured, shuffle_labels, take_fraction
 from src.dataset.preprocessing import Preprocessing
@@ -29,7 +30,7 @@ from src.networks.state_dicts import head_of
 from src.training.folder import LOG, weight_file, write_log
 from src.training.loop import DEBUG_STEPS, Resume, fit_one
 from src.training.network_spec import TrainSpec
-from src.training.train_state import History, TrainState
+from src.training.train_state import History, Objective, TrainState
 
 Notice = Callable[[str], None]
 
@@ -146,19 +147,11 @@ def train_network(
 
     `epoch_done` hears of each epoch, `resumed` of how many were done before.
     """
-    network, task, folder, facts = start.network, train.spec.task, resume_file.parent, spec.facts() | start.origin
+    network, folder, facts = start.network, resume_file.parent, spec.facts() | start.origin
     trained = network
     if spec.freeze_body:  # the rest is never trained: its parameters stay, and so do the statistics of its norms
         network.eval().requires_grad_(False)
         trained = network.get_submodule(head_of(network)).requires_grad_()
-
-    def objective(shared: None, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with mixed_precision(images.device, enabled=spec.amp):
-            logits = network(images)
-        if text := no_logits(logits):
-            raise UserError(f"in training {spec.model} returns {text}, not logits (images, classes)")
-        logits = logits.float()
-        return task.loss(logits, labels), task.correct(logits, labels)
 
     def log_epoch(history: History) -> None:
         write_log(folder / LOG, history.epochs)
@@ -170,7 +163,7 @@ def train_network(
 
     train_state = TrainState(
         trained,
-        objective,
+        _objective(spec, network, train.spec.task),
         spec.recipe,
         after_step=lambda iteration: save_weights(spec, start, weight_file(folder, iteration)),
         after_step_every=spec.save_frequency,
@@ -185,6 +178,20 @@ def train_network(
         max_steps=DEBUG_STEPS if spec.debug else None,
         title=f"{folder.parts[-3]} on {folder.parts[-2]}",
     )
+
+
+def _objective(spec: TrainSpec, network: nn.Module, task: Task) -> Objective:
+    """The loss of a network's logits on a batch, and which decisions are right."""
+
+    def objective(shared: None, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with mixed_precision(images.device, enabled=spec.amp):
+            logits = network(images)
+        if text := no_logits(logits):
+            raise UserError(f"in training {spec.model} returns {text}, not logits (images, classes)")
+        logits = logits.float()
+        return task.loss(logits, labels), task.correct(logits, labels)
+
+    return objective
 
 
 def _given(start: Start, train: Split) -> dict[str, Any]:

@@ -180,7 +180,12 @@ def test_moved_weights_that_say_nothing_are_known_from_the_result(toy) -> None:
     torch.save(checkpoints.load("a3.pt").network.state_dict(), folder / "0.pt")
     stitch_nets.main([str(folder / "0.pt"), "b5.pt", "bn1", "bn1", "-e", "0", "--run-name", "s"])
     (folder / "0.pt").rename("moved.pt")
-    eval_stitch.main(["results/s/bn1-bn1.pkl", "after", "--front-model", "moved.pt"])
+    eval_stitch.main(["results/s/bn1-bn1.pkl", "after", "--front-model", "moved.pt", "--run-name", "e"])
+    stitched, evaluated = (
+        results.read(Path("results/s/bn1-bn1.pkl")),
+        results.read(Path("results/e/eval_stitch-bn1-bn1-after.pkl")),
+    )
+    assert evaluated["acc"] == stitched["model_results"]["trans"]["acc"]
 
 
 def test_both_splits_share_a_folder(toy) -> None:

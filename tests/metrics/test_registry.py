@@ -1,10 +1,13 @@
 """What the table of metrics claims: invariances, ranges, values for equal and for unrelated representations."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from src.metrics import METRICS, linear_cka
+from src.metrics import MEASURES, METRICS, Metric, PairedMoments, linear_cka
+from src.metrics.engine.plan import plan_cell
 from tests.cells import cell_of
 from tests.metrics.test_oracles import ORACLES, one_thread  # noqa: F401
 
@@ -164,3 +167,23 @@ def test_fewer_images_than_features_take_the_other_way():
     x, y = (torch.randn(20, d, generator=generator, dtype=torch.float64) + 1 for d in (50, 30))
     for name in ("aligned_cos", "rsa", "jaccard", "dist_corr", "second_cos"):
         assert value(name, x, y) == pytest.approx(ORACLES[name](x.numpy(), y.numpy()), abs=1e-10)
+
+
+def test_a_metric_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether higher is better, what it is fed, and its value for equal rows are said, not guessed."""
+
+    def energy(moments: PairedMoments) -> float:
+        return float(moments.yy.trace()) / moments.n
+
+    trial = Metric("trial", "spread of the end", "moments", energy, views=("images",), range=(0, float("inf")))
+    trial = replace(trial, identical=lambda rows: float(rows.var(0, correction=0).sum()), higher_is_better=False)
+    for table in (METRICS, MEASURES):
+        monkeypatch.setitem(table, "trial", trial)
+    x, y = pair(images=30, features=40)
+    plan = plan_cell(["trial", "procrustes"], None, 30, (40, 9, 9), (40, 9, 9), None)
+    assert plan.source == {"trial": "moments", "procrustes": "row_space"}  # though it claims every rotation
+    found = cell_of(["trial"], x, x)
+    assert found.number("trial") == pytest.approx(trial.of_equal(x)) and trial.of_equal(x) != trial.of_equal(y)
+    assert trial.more_alike == "lower"
+    with pytest.raises(ValueError, match="trial is no number of sums of products that every rotation keeps"):
+        replace(trial, row_space=True, front=frozenset())

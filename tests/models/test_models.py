@@ -86,7 +86,9 @@ def test_parity_with_the_published_architecture(architectures: dict, case: str) 
 @pytest.mark.parametrize("file", ["Tiny10/CIFAR10/in0-gn0/110000.pt", "ResNet20_w1/CIFAR10/in0-gn0/110000.pt"])
 def test_published_weights_load(reference: Path, file: str) -> None:
     network = build_model(file.split("/")[0], channels=3, classes=10, size=32)
-    network.load_state_dict(torch.load(reference / "model_weights" / file, map_location="cpu", weights_only=True))
+    state = torch.load(reference / "model_weights" / file, map_location="cpu", weights_only=True)
+    network.load_state_dict(state)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize(

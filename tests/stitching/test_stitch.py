@@ -18,16 +18,15 @@ from src.dataset import load_split
 from src.networks.checkpoints import load
 from src.results.frame import CACHE
 from src.stitching import INITS, MASKS, TARGETS, CutNetworks, StitchSpec
+from src.stitching.layer import KINDS
 from src.stitching.masks import SPELLINGS
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from tests.same import assert_same
 
 SAMPLE = torch.zeros(2, 1, 8, 8)
 BASE = StitchSpec("bn1", "bn1", epochs=2, batch_size=16, save_frequency=1)
-KINDS: list[dict[str, Any]] = [
-    {},
-    {"low_rank": 2},
-    {"orthogonal": True},
+CHANGES: list[dict[str, Any]] = [
+    *(dict(kind.options) for kind in KINDS.values()),
     {"flatten": True},
     {"cka_reg": 0.1},
     {"l1": 0.1},
@@ -44,7 +43,7 @@ def specs_of_every_kind() -> list[StitchSpec]:
     changes = [{"init": init} for init in INITS] + [
         {"mask": mask, "init": "ps_inv"} for mask in sorted(MASKS.keys() - SPELLINGS.keys())
     ]
-    changes += [{"target_type": target} for target in TARGETS] + KINDS
+    changes += [{"target_type": target} for target in TARGETS] + CHANGES
     return list(dict.fromkeys(replace(BASE, **change) for change in changes))
 
 
@@ -119,8 +118,8 @@ def test_a_little_memory_takes_groups_and_says_so(toy: Path) -> None:
 
 def test_equal_maps_are_scored_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    original = CutNetworks.logits
-    monkeypatch.setattr(CutNetworks, "logits", lambda self, spec, *rest: ran.append("") or original(self, spec, *rest))
+    original = CutNetworks.forward_from
+    monkeypatch.setattr(CutNetworks, "forward_from", lambda self, *given: ran.append("") or original(self, *given))
     run([replace(BASE, init="ps_inv", epochs=0)])
     assert len(ran) == 2  # before, after and ls_train are one; ps_inv is the other; one batch
 

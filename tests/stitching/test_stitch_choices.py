@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from src.core.task import MULTI_LABEL, SINGLE_LABEL
 from src.metrics import PairedMoments
 from src.stitching import INITS, MASKS, TARGETS, Geometry, StitchLayer, check_options, check_sizes, initial_stitch
-from src.stitching.options import EXCLUDED
+from src.stitching.exclusions import EXCLUDED
+from src.stitching.stitch_spec import USUAL
 from src.stitching.targets import target_loss
 
 WIDE = Geometry((3, 4, 4), (5, 4, 4))
@@ -129,11 +130,11 @@ ON |= {"temperature": 2.0}
 def test_every_excluded_pair_is_refused_and_each_half_is_fine(line) -> None:
     first, second, reason = line
     halves = [dict([option]) if isinstance(option, tuple) else {option: ON[option]} for option in (first, second)]
-    defaults = {"target_type": "soft_2", "init": "random"}
+    defaults = USUAL | {"target_type": "soft_2"}
     with pytest.raises(ValueError, match=f"excludes.*{reason}"):
-        check_options(defaults | halves[0] | halves[1])
+        check_options(defaults | halves[0] | halves[1], USUAL)
     for half in halves:
-        check_options(defaults | half)
+        check_options(defaults | half, USUAL)
 
 
 def test_sizes_are_checked_before_any_data() -> None:

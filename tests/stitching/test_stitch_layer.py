@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from src.metrics.algebra.moments import Affine
-from src.stitching import Geometry, StitchLayer, build_stitch, from_arrays
+from src.stitching import Constraint, Geometry, StitchLayer, build_stitch, from_arrays
+from src.stitching.layer import KINDS
 from src.training.recipe import OPTIMIZERS
 
 CHANNELS = Geometry((3, 4, 4), (5, 4, 4))
@@ -24,14 +25,16 @@ def some_map(geometry: Geometry) -> Affine:
     return Affine(numbers[:, 1:], numbers[:, 0])
 
 
-KINDS = {
-    "full": lambda geometry: build_stitch(some_map(geometry), geometry),
-    "masked": lambda geometry: build_stitch(
-        some_map(geometry), geometry, mask=MASK.repeat(1, geometry.inputs // 3)[: geometry.outputs]
-    ),
-    "low-rank": lambda geometry: build_stitch(some_map(geometry), geometry, rank=2),
-    "orthogonal": lambda geometry: build_stitch(some_map(geometry), geometry, orthogonal=True),
-}
+def of_kind(kind: str, geometry: Geometry) -> StitchLayer:
+    mask = MASK.repeat(1, geometry.inputs // 3)[: geometry.outputs]
+    wanted = {
+        "masked": Constraint(mask=mask),
+        "low rank": Constraint(rank=2),
+        "orthogonal": Constraint(orthogonal=True),
+    }
+    return build_stitch(some_map(geometry), geometry, wanted.get(kind, Constraint()))
+
+
 GEOMETRIES = {"channels": CHANNELS, "features": FEATURES, "flat": FLAT, "resized": RESIZED}
 ALL = list(itertools.product(KINDS, GEOMETRIES))
 
@@ -63,7 +66,7 @@ def by_hand(x: Tensor, stitch: StitchLayer, geometry: Geometry) -> Tensor:
 @pytest.mark.parametrize(("kind", "where"), ALL)
 def test_a_stitch_is_an_affine_map_and_reads_back_from_its_arrays(kind: str, where: str) -> None:
     geometry = GEOMETRIES[where]
-    stitch, x = KINDS[kind](geometry), activations(geometry)
+    stitch, x = of_kind(kind, geometry), activations(geometry)
     step(stitch, geometry)
     assert stitch.matrix().shape == (geometry.outputs, geometry.inputs)
     assert_close(stitch(x), by_hand(x, stitch, geometry))
@@ -75,7 +78,7 @@ def test_a_stitch_is_an_affine_map_and_reads_back_from_its_arrays(kind: str, whe
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_arrays_are_copies(kind: str) -> None:
-    stitch = KINDS[kind](CHANNELS)
+    stitch = of_kind(kind, CHANNELS)
     before = stitch.arrays()
     kept = {name: value.copy() for name, value in before.items()}
     step(stitch, CHANNELS)
@@ -85,7 +88,7 @@ def test_arrays_are_copies(kind: str) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_masked_weights_stay_zero_and_get_no_gradient(optimizer: str) -> None:
-    stitch = KINDS["masked"](CHANNELS)
+    stitch = of_kind("masked", CHANNELS)
     step(stitch, CHANNELS, optimizer, steps=5)
     weight, hidden = stitch.weight, MASK == 0
     assert weight.grad is not None
@@ -96,7 +99,7 @@ def test_masked_weights_stay_zero_and_get_no_gradient(optimizer: str) -> None:
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_low_rank_starts_from_the_best_approximation_and_keeps_its_rank(rank: int) -> None:
     affine = some_map(CHANNELS)
-    stitch = build_stitch(affine, CHANNELS, rank=rank)
+    stitch = build_stitch(affine, CHANNELS, Constraint(rank=rank))
     u, s, vt = np.linalg.svd(affine.w.numpy().astype(np.float64))
     best = (u[:, :rank] * s[:rank]) @ vt[:rank]
     assert_close(stitch.matrix().detach().double().numpy(), best, atol=1e-6, rtol=1e-5)
@@ -108,7 +111,7 @@ def test_low_rank_starts_from_the_best_approximation_and_keeps_its_rank(rank: in
 
 @pytest.mark.parametrize("geometry", [CHANNELS, Geometry((5, 4, 4), (3, 4, 4)), Geometry((4,), (4,))])
 def test_orthogonal_stays_orthogonal(geometry: Geometry) -> None:
-    stitch = build_stitch(some_map(geometry), geometry, orthogonal=True)
+    stitch = build_stitch(some_map(geometry), geometry, Constraint(orthogonal=True))
     first = stitch.matrix().detach().clone()
     step(stitch, geometry, "adam", steps=100, decay=0)
     w = stitch.matrix().detach().double()
@@ -120,7 +123,7 @@ def test_orthogonal_stays_orthogonal(geometry: Geometry) -> None:
 def test_orthogonal_starts_from_the_nearest_orthogonal_matrix() -> None:
     affine = some_map(Geometry((4,), (4,)))
     u, _, vt = np.linalg.svd(affine.w.numpy())
-    stitch = build_stitch(affine, Geometry((4,), (4,)), orthogonal=True)
+    stitch = build_stitch(affine, Geometry((4,), (4,)), Constraint(orthogonal=True))
     assert_close(stitch.matrix().detach().numpy(), u @ vt, atol=1e-5, rtol=1e-5)
 
 

@@ -13,7 +13,7 @@ from src.core.errors import UserError
 from src.metrics.algebra.gram import GramSums, blocks, gram_sums, gram_sums_of_moments
 from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, row_space_bytes
 from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
-from src.metrics.cka import bias_of
+from src.metrics.cka import bias_of, chance_of
 from src.metrics.diagnostics import Diagnostics, diagnose, facts_of_sums
 from src.metrics.difference import Differences
 from src.metrics.engine.plan import GridPlan, Pair, features, group_sizes
@@ -239,9 +239,19 @@ class Grid:
     def _health(self, view: str, pair: Pair, names: list[str]) -> Diagnostics:
         facts = [self._facts(view, side, k, pair, "ps_inv" in names) for side, k in enumerate(pair)]
         shapes = self.plan.shapes[0][pair[0]], self.plan.shapes[1][pair[1]]
-        bias = bias_of(self.grams.get((view, pair), []))
+        grams = self.grams.get((view, pair), [])
         notes = [text for name in names if (text := self._note(name, pair))]
-        health = diagnose(view, self.n_images, shapes, (facts[0], facts[1]), names, self.plan.group, bias)
+        health = diagnose(
+            view,
+            self.n_images,
+            shapes,
+            (facts[0], facts[1]),
+            names,
+            self.plan.group,
+            bias_of(grams),
+            chance=chance_of(grams) if "cka" in names and view == "images" else None,
+            largest=grams[0].largest if len(grams) == 1 else None,
+        )
         return replace(health, warnings=(*health.warnings, *notes))
 
     def _note(self, name: str, pair: Pair) -> str:

@@ -49,7 +49,8 @@ def stitch_figure(result: dict[str, Any]) -> Figure:
     figure = new_figure(12.4 if controls else 9.6, 6.6, stitch_title(result, "\N{RIGHTWARDS ARROW}") + doubtful)
     parts = figure.subfigures(2, 1, height_ratios=[1, 0.95], hspace=0.02)
     top, bottom = parts  # pyright: ignore[reportGeneralTypeIssues]
-    matrices = {name: _matrix(result["trans_m"][name]["w"]) for name in MAPS}
+    maps = {name: result["trans_m"][name] for name in MAPS}
+    matrices = {name: _matrix(arrays["w"]) for name, arrays in maps.items() if "family" not in arrays}
     _draw_matrices(top, matrices, result)
     grid = bottom.add_gridspec(2, 3 + controls, hspace=0.05, wspace=0.04)
     _draw_singular_values(bottom.add_subplot(grid[:, 0]), matrices)
@@ -69,24 +70,30 @@ def _matrix(w: np.ndarray) -> np.ndarray:
 
 
 def _draw_matrices(figure: SubFigure, matrices: dict[str, np.ndarray], result: dict[str, Any]) -> None:
-    panels = figure.subplots(1, len(matrices))
+    panels: dict[str, Axes] = dict(zip(MAPS, figure.subplots(1, len(MAPS)), strict=True))
     sizes = np.concatenate([np.abs(matrix).ravel() for matrix in matrices.values()])
     limit = float(np.quantile(sizes, SHOWN)) or float(sizes.max()) or 1.0
-    unit = "channel" if next(iter(result["trans_m"].values()))["w"].ndim == 4 else "feature"
+    unit = "channel" if result["trans_m"]["ps_inv"]["w"].ndim == 4 else "feature"
     epochs = len(result["trans_fit"])
     titles = {
         "before": f"before: init {result['params']['init']}",
         "after": f"after: {epochs} epoch{'s' * (epochs != 1)}",
         "ps_inv": "ps_inv: least squares",
     }
-    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+    for name in (name for name in MAPS if name not in matrices):
+        finish(panels[name], title=titles[name])
+        empty(panels[name], f"no matrix: {result['trans_m'][name]['family']}")
+    for name, matrix in matrices.items():
+        axes = panels[name]
         tall = max(matrix.shape) > 3 * min(matrix.shape)
         image = axes.imshow(
             matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto" if tall else "equal", interpolation="nearest"
         )
         finish(axes, title=titles[name], x=f"front {unit}", y=f"end {unit}" if name == "before" else "")
         whole_numbers(axes.xaxis, axes.yaxis)
-    bar = figure.colorbar(image, ax=panels, extend="both" if sizes.max() > limit else "neither", aspect=16, pad=0.015)
+    bar = figure.colorbar(
+        image, ax=list(panels.values()), extend="both" if sizes.max() > limit else "neither", aspect=16, pad=0.015
+    )
     bar.set_label("weight (end units per front unit)", fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL)
 

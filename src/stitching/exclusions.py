@@ -1,0 +1,53 @@
+"""Which options of a stitch exclude each other, and which do not suit the sizes of two layers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from src.core.errors import UserError
+from src.stitching.geometry import Geometry
+from src.stitching.inits import INITS
+
+HARD, ONES = ("target_type", "hard"), ("init", "ones-zeros")
+
+# pairs that no stitch can have, and why; an option, or an option with its value
+EXCLUDED = (
+    ("low_rank", "mask", "a product of factors cannot be zero where a mask says"),
+    ("low_rank", "l1", "a sparse matrix and a product of thin factors are different restrictions"),
+    ("low_rank", "orthogonal", "an orthogonal matrix has full rank"),
+    ("orthogonal", "mask", "a masked matrix is not orthogonal"),
+    ("orthogonal", ONES, "no orthogonal matrix is nearest to one of ones"),
+    ("flatten", "resize", "flattened layers need no equal heights and widths"),
+    ("temperature", HARD, "true labels have no temperature"),
+)
+
+
+def check_options(options: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Raise UserError for the first excluded pair among the options; `usual` are the values that leave them out."""
+    for *pair, reason in EXCLUDED:
+        if all(_is_on(option, options, usual) for option in pair):
+            first, second = (_spelled(option, options) for option in pair)
+            raise UserError(f"{first} excludes {second}: {reason}")
+
+
+def check_sizes(options: Mapping[str, Any], geometry: Geometry) -> None:
+    """Raise UserError where an init or a rank does not suit the sizes of the two layers."""
+    rank, limit = options.get("low_rank"), min(geometry.outputs, geometry.inputs)
+    if rank is not None and rank > limit:
+        raise UserError(f"rank {rank} exceeds {limit}, the smaller side of the matrix; lower --low-rank")
+    if INITS[options["init"]].needs_square and geometry.inputs != geometry.outputs:
+        raise UserError(
+            f"--init {options['init']} needs equal sizes, but the front layer has {geometry.inputs} channels and the "
+            f"end layer {geometry.outputs}; choose another --init"
+        )
+
+
+def _is_on(option: str | tuple[str, str], options: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:
+    if isinstance(option, tuple):
+        return options[option[0]] == option[1]
+    return options[option] != usual[option]
+
+
+def _spelled(option: str | tuple[str, str], options: Mapping[str, Any]) -> str:
+    name, value = option if isinstance(option, tuple) else (option, options[option])
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value}"
