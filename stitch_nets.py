@@ -58,6 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="LIST",
         help=f"hold each stitch against controls: all, or some of {', '.join(CONTROLS)} (default: none)",
     )
+    group.add_argument(
+        "--batch-dependent",
+        action="store_true",
+        help="stitch networks whose answers depend on the rest of a batch",
+    )
     group.add_argument("--ood", action="store_true", help="ask whether stitched activations look like the end's own")
     group.add_argument("--no-similarity", action="store_true", help="leave out CKA, the dearest part of many stitches")
     arguments.add_memory_option(group, "GB of moments held at once; more stitches than fit are taken in groups")

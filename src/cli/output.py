@@ -44,7 +44,7 @@ def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Net
     pair = open_networks(specs, models=models, dataset=args.dataset, size=args.image_size, on_message=notice)
     on_data = put_on_dataset(pair, args.dataset, size=args.image_size)
     if targets:
-        on_data.require_for(teachers_of(targets))
+        on_data.require_for(teachers_of(targets), batch_dependent=getattr(args, "batch_dependent", False))
     return show(on_data)
 
 

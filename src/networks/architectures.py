@@ -117,7 +117,30 @@ def seen_as_asked(preprocessing: Preprocessing, view: Mapping[str, Any], name: s
 
 
 def untrained(like: Checkpoint, seed: int) -> nn.Module:
-    """A fresh network of a checkpoint's architecture, for the same images and classes, in eval mode."""
+    """A fresh network of a checkpoint's architecture, for the same images and classes, in eval mode.
+
+    Raises UserError where it has the weights of the checkpoint, or of another seed: a function of the user's may load
+    its own.
+    """
+    fresh = _fresh(like, seed)
+    if (record := parse_spec(like.model).record) and record.runs and _same_weights(fresh, _fresh(like, seed + 1)):
+        raise UserError(
+            f"{like.model} gives the same weights whatever the seed, so none of its networks is untrained; let it load "
+            "none, and name them behind an @"
+        )
+    if _same_weights(fresh, like.network):
+        raise UserError(f"{like.model} of seed {seed}, untrained, has the weights of {like.path}; give another --seed")
+    return fresh
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether all that was drawn at random is the same."""
+    pairs = zip(one.parameters(), other.parameters(), strict=False)
+    drawn = [(x.detach(), y.detach()) for x, y in pairs if x.numel() and bool((x != x.flatten()[0]).any())]
+    return bool(drawn) and all(x.shape == y.shape and torch.equal(x.cpu(), y.cpu()) for x, y in drawn)
+
+
+def _fresh(like: Checkpoint, seed: int) -> nn.Module:
     record = parse_spec(like.model).record
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

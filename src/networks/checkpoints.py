@@ -28,6 +28,7 @@ class Checkpoint:
     (folder:PATH and arrays:PATH are where that was), None where that is none of ours. `preprocessing` is what it does
     to images, `labels` names its classes, if known; `path` is its file, or the spec where there is none. `layout` is
     how the outputs of its layers are to be read, where the user says so.
+    `by_chance` and `by_batch` name the module that makes its answers depend on chance, and on the rest of the batch.
     `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them.
     """
 
@@ -45,6 +46,8 @@ class Checkpoint:
     train_fraction: float = 1.0
     shuffle_labels: float = 0.0
     sha256: str = ""
+    by_chance: str | None = None
+    by_batch: str | None = None
 
     @property
     def seeds(self) -> str:

@@ -18,6 +18,7 @@ from src.networks.source_spec import Asker, Named, NetworkSpec, parse_spec
 from src.networks.sources.library import LibraryModel, NotHere, check_forward
 from src.networks.sources.offline import offline
 from src.networks.state_dicts import fill_body
+from src.networks.steadiness import tried
 from src.networks.weight_files import read_weights
 from src.networks.with_weights import found_checkpoint, open_architecture, outputs_of, tell_changed
 
@@ -69,7 +70,12 @@ def _open(
         found = _open_trained(spec, spec.record.open, is_named, asker)
     else:
         found = open_architecture(spec, spec.record, for_images, is_named=is_named, on_message=on_message, asker=asker)
-    return _seen_as_asked(found, spec)
+    found = _seen_as_asked(found, spec)
+    record = parse_spec(found.model).record
+    if bare or record is None or not record.foreign:
+        return found
+    by_chance, by_batch = tried(found.network, channels=found.preprocessing.channels, size=found.preprocessing.size)
+    return replace(found, by_chance=by_chance, by_batch=by_batch)
 
 
 def _untrained(spec: NetworkSpec) -> NetworkSpec:

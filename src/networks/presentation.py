@@ -131,12 +131,19 @@ class NetworksOnDataset:
         if labelled and not self.end_labelled:
             raise UserError(other_classes(network, self.spec))
 
-    def require_for(self, teachers: Mapping[str, Sequence[str]]) -> None:
+    def require_for(self, teachers: Mapping[str, Sequence[str]], *, batch_dependent: bool = False) -> None:
         """Raise UserError where the networks, a front and an end, do not decide what stitches to some targets ask.
 
+        batch_dependent: allow those whose answers depend on the rest of a batch.
         teachers: by the name of a target the networks that teach, "front" or "end"; where none does, the labels do.
         """
         self.require_decisions(labelled=not all(teachers.values()))
+        for network in self.networks:
+            if network.by_batch and not batch_dependent:
+                raise UserError(
+                    f"{network.path} says of an image what the others of its batch make of it, by {network.by_batch}, "
+                    "so a stitch of it depends on -b; stitch_nets.py --batch-dependent stitches it all the same"
+                )
         taught = sorted(name for name, networks in teachers.items() if "front" in networks)
         if taught and not self.comparable:
             front, end = (network.path for network in self.networks)
@@ -314,8 +321,12 @@ def _shown(network: Checkpoint, spec: DatasetSpec) -> list[str]:
         numbers = f"mean {_numbers(eyes.mean)}, deviation {_numbers(eyes.std)}"
         order = ", blue first" if eyes.order == "bgr" else ""
         lines.append(f"{network.path} is shown {eyes.size} x {eyes.size}, {numbers}{order}; resize: {how}")
-        if record.runs and network.dataset is None:
+        if record.runs and network.dataset is None and network.init_seed is None:
             lines[-1] += "; if it was trained on others, say so: ?size=, ?mean=, ?std=, ?resize="
+    if network.by_chance:
+        lines.append(f"{network.path} says another thing of an image each time: {network.by_chance} draws at random")
+    if network.by_batch:
+        lines.append(f"{network.path} says of an image what the others of its batch make of it, by {network.by_batch}")
     if decoded and asked != used:
         own = resize_text(*asked, eyes.size)
         lines.append(f"{network.path} asks for another resize than its partner: {own}; ?resize= behind both says which")

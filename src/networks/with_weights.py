@@ -144,7 +144,7 @@ def _of_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
 
 def outputs_of(network: nn.Module, channels: int, size: int) -> int | None:
     """Between how many classes a network decides; None where it gives no logits."""
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         output = network.eval()(torch.zeros(2, channels, size, size))
     return None if no_logits(output) else output.shape[1]
 
