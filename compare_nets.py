@@ -1,6 +1,7 @@
 """Compare the activations of two trained networks on the same images: two layers, or every pair of many."""
 
 import argparse
+import itertools
 import re
 import sys
 from dataclasses import asdict
@@ -92,7 +93,7 @@ def options_first(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def with_draws(words: list[str]) -> list[str]:
     """The words with a number behind a bare --calibrate, which takes no other word that follows."""
     found = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         bare = word == "--calibrate" and not re.fullmatch(r"[+-]?\d+", following)
         found.append(f"{word}={DRAWS}" if bare else word)
     return found

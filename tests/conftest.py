@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import scipy.linalg  # noqa: F401 its OpenBLAS, too, reads KERNELS when it is loaded
 import torch
 
 from tests.toy import toy as toy
