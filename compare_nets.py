@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         networks = front.network, end.network
         options = {"view": args.view, "batch_size": args.batch_size, "memory": 1e9 * args.memory}
         options["layouts"] = front.layout, end.layout
-        known = {"group": args.group_at, "labelled": on_data.labelled}
+        known = {"group": args.group_at, **on_data.classes_known}
         pair, is_sure = (layers[0][0], layers[1][0]), bool(args.intervals or args.permutations)
         if is_sure:
             room = {"memory": options["memory"], "layouts": options["layouts"]}

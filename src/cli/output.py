@@ -19,8 +19,9 @@ from src.core.errors import REPORT, UserError
 from src.core.files import sole_maker
 from src.evaluation.certainty import Certainty
 from src.metrics import MEASURES, Cell
-from src.networks import opening as sources
+from src.networks.opening import open_pair as open_networks
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
+from src.networks.source_spec import Named
 from src.results import text as report
 from src.results.plots import FORMATS
 from src.results.saved_stitch import SavedStitch
@@ -38,12 +39,12 @@ def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Net
 
     Refused where they do not decide what stitches to these targets ask.
     """
-    specs = sources.Named(args.front_model), sources.Named(args.end_model)
-    models = args.model1 and sources.Named(args.model1), args.model2 and sources.Named(args.model2)
-    pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, on_message=notice)
+    specs = Named(args.front_model), Named(args.end_model)
+    models = args.model1 and Named(args.model1), args.model2 and Named(args.model2)
+    pair = open_networks(specs, models=models, dataset=args.dataset, size=args.image_size, on_message=notice)
     on_data = put_on_dataset(pair, args.dataset, size=args.image_size)
     if targets:
-        on_data.require_for(teachers_of(targets))
+        on_data.require_for(teachers_of(targets), batch_dependent=getattr(args, "batch_dependent", False))
     return show(on_data)
 
 

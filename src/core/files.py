@@ -4,6 +4,7 @@ import fcntl
 import glob
 import importlib
 import io
+import json
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ import torch
 
 from src.core.errors import UserError
 
+SKIPPED = 100  # classes in one file
 ATTEMPTS = 100  # at what another process may undo in the moment that it is done
 T = TypeVar("T")
 
@@ -152,12 +154,59 @@ def write_tensors(path: Path, record: dict[str, Any]) -> None:
         file.write(content.getbuffer())
 
 
-def parse_tensors(content: bytes) -> Any:
-    """What a file of torch.save holds, on the CPU, without running anything in it; UserError if it is damaged."""
+class Skipped:
+    """What stands for an object of a class that is not to be run; its text is the name of that class."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "Skipped":
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @classmethod
+    def named(cls, name: str) -> type["Skipped"]:
+        module, _, last = name.rpartition(".")
+        return type(last, (cls,), {"__module__": module, "__qualname__": last})
+
+
+def _load_tensors(content: bytes, skip: bool) -> Any:
+    """torch.load, with `skip` again and again until each class that it may not run has one that stands for it."""
+    skipped: list[Any] = []
+    while True:
+        try:
+            with torch.serialization.safe_globals(skipped):
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:
+            asked = re.search(r"GLOBAL ((?:\w+\.)+\w+) was not an allowed global", str(error))
+            if not skip or not asked or len(skipped) >= SKIPPED:
+                raise
+            skipped.append(Skipped.named(asked[1]))
+
+
+def parse_tensors(content: bytes, *, skip: bool = False) -> Any:
+    """What a file of torch.save holds, on the CPU, without running anything in it; UserError if it is damaged.
+
+    With `skip`, objects of other classes are `Skipped`; else they are refused.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other protocols, which the error below refuses anyway
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            found = _load_tensors(content, skip)
             if damaged := zipfile.is_zipfile(io.BytesIO(content)) and zipfile.ZipFile(io.BytesIO(content)).testzip():
                 raise RuntimeError(f"its part {damaged} is not what was written")  # which torch does not look at
             return found
@@ -172,7 +221,13 @@ def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
     except ImportError:
         raise UserError("safetensors is not installed: pip install -r requirements-nets.txt") from None
     try:
-        return load(content)
+        tensors = load(content)
+        size = int.from_bytes(content[:8], "little")
+        aliases = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
+        # weights that a network has twice are written once, with a word on where the others are
+        return tensors | {
+            name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors
+        }
     except Exception as error:  # of kinds of its own
         raise UserError(str(error).splitlines()[0]) from None
 

@@ -15,8 +15,9 @@ from src.cutting.channel_axis import find_outputs, layouts_of
 from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
 from src.networks.checkpoints import Checkpoint
-from src.networks.opening import Asker, Named, names_file, open_network
+from src.networks.opening import names_file, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
+from src.networks.source_spec import Asker, Named
 from src.results.titles import stitch_title
 from src.stitching import Geometry, Pair, Stitch, StitchedNetwork, cut_pair, from_arrays
 from src.stitching.stages import MAPS

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from src.networks.opening import Named
+from src.networks.source_spec import Named
 from src.stitching import StitchSpec
 from src.stitching.stitch_spec import digest
 

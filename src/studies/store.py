@@ -11,7 +11,7 @@ from typing import Any
 from src import results
 from src.core.errors import UserError
 from src.core.files import atomic_write, make_folder, remove_leftovers
-from src.networks.opening import files_of
+from src.networks.architectures import files_of
 from src.stitching.stitch_spec import digest
 from src.studies.jobs import from_record, to_record
 from src.studies.plan import StudyPlan, make_plan, texts_of
