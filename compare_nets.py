@@ -7,26 +7,24 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.core.errors import UserError
 from src.cutting.selection import ALL, choose_layers
-from src.dataset import canonical_dataset, known_datasets
-from src.evaluation.calibration import DRAWS, Calibration, calibrate
-from src.evaluation.certainty import Certainty, certainty_of, require_room
+from src.dataset import Split, canonical_dataset, known_datasets
+from src.evaluation.calibration import DRAWS, calibrate
+from src.evaluation.certainty import Certainty, certainty_of, require_room, sample_of
 from src.evaluation.layer_grid import Comparison, compare_layers, layer_label
-from src.metrics import MEASURES
+from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
-from src.metrics.certainty.calibration import LEVEL
+from src.metrics.certainty.uncertainty import Difference, difference
+from src.networks.opening import Named, open_network
+from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.results import plots
 from src.results import text as report
+from src.results.comparison_text import calibration_lines, calibration_record, doubts_text, grid_text, versus_lines
 from src.results.titles import network_name
-
-CALIBRATED = ["method", "value", "threshold", "p", "score"]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -74,6 +72,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const=DRAWS,
         metavar="K",
         help=f"thresholds, p values and scores against K random pairings of the images, for any layers (K: {DRAWS})",
+    )
+    group.add_argument(
+        "--versus",
+        nargs=2,
+        metavar=("SPEC", "LAYER"),
+        help="is the first network's layer more like the second's than like this layer of a third network",
     )
     arguments.add_pair_options(parser)
     arguments.add_split_options(parser)
@@ -135,6 +139,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             networks, layers, on_data.sample, split, args.methods, on_message=cli.notice, **known, **options
         )
         certainty = None
+        differences = versus(args, on_data, split, pair, options, device) if args.versus else {}
         if is_sure:
             options |= {"with_intervals": args.intervals, "permutations": args.permutations}
             valued = [name for name in args.methods if name in comparison.cells[0, 0].values]
@@ -153,6 +158,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if calibration:
             lines += calibration_lines(calibration, single=single)
             result["calibrated"] = calibration_record(calibration, single=single)
+        if args.versus:
+            spec, layer = args.versus
+            lines += versus_lines(spec, layer, differences)
+            result["versus"] = {
+                name: found if isinstance(found, str) else asdict(found) for name, found in differences.items()
+            }
         result = {"networks": facts, "frame": comparison.frame(), **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
@@ -167,7 +178,7 @@ def short_name(text: str, layers: list[str]) -> str:
 
 def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
     """Raise UserError where intervals or permutations are asked of more than one pair, or of groups of images."""
-    for option in ("intervals", "permutations"):
+    for option in ("intervals", "permutations", "versus"):
         if getattr(args, option) and not single:
             raise UserError(f"--{option} is of one pair of layers; name one layer of each network")
         if getattr(args, option) and args.group_at is not None:
@@ -195,72 +206,46 @@ def grid_report(comparison: Comparison, networks: list[str]) -> tuple[list[str],
     return lines, result
 
 
-def calibration_record(calibration: Calibration, *, single: bool) -> dict[str, Any]:
-    """What the result holds: of a pair {metric: threshold, p, score}; of many a frame, and of each grid as a whole."""
-    about = {"draws": calibration.draws, "images": calibration.images, "refused": calibration.refused}
-    if single:
-        values = {name: asdict(grid.cells[0, 0]) for name, grid in calibration.grids.items()}
-        return values | {"how": about}
-    return {"frame": calibration.frame(), "grid": calibration.whole(), "how": about}
-
-
-def calibration_lines(calibration: Calibration, *, single: bool) -> list[str]:
-    """What is more than chance: of a pair a row a metric; of many the scores of all cells, and of the grid."""
-    images, draws = calibration.images, calibration.draws
-    lines = ["", report.fill(f"against {draws} random pairings of {images} images, at 5%:")]
-    if single:
-        rows = [row | {"p": f"{row['p']:.4f}"} for row in calibration.frame().to_dict("records")]
-        cells = [
-            {key: f"{row[key]:.4f}" if isinstance(row[key], float) else row[key] for key in CALIBRATED} for row in rows
-        ]
-        lines.append(report.columns_text(cells, right=CALIBRATED[1:]))
-    for name, grid in calibration.grids.items() if not single else ():
-        table = np.full((len(calibration.layers1), len(calibration.layers2)), np.nan)
-        for cell, found in grid.cells.items():
-            table[cell] = found.score
-        lines += [f"\n{name}, score", report.matrix_text(table, calibration.layers1, calibration.layers2)]
-        above = sum(found.p <= LEVEL for found in grid.cells.values())
-        lines.append(f"{above} of {len(grid.cells)} pairs are more alike than by chance, each for itself")
-        for what, found in (("best", grid.best), ("mean", grid.mean)):
-            lines.append(
-                f"the {what} of all: {found.value:.4f}, threshold {found.threshold:.4f}, p {found.p:.4f}, "
-                f"score {found.score:.4f}"
-            )
-    lines += [report.fill(f"{name}: not calibrated: {reason}") for name, reason in calibration.refused.items()]
-    note = "score: 0 at the threshold and below, 1 for equal representations"
-    return [*lines, report.fill(note + "; that of the best knows that it was chosen" * (not single))]
-
-
-def grid_text(comparison: Comparison, name: str) -> str:
-    """A metric's matrix, and how often a layer is most similar to the layer of its own name."""
-    table, layers = comparison.table(name), (comparison.layers1, comparison.layers2)
-    metric = MEASURES[name]
-    heading = report.fill(f"{name}: {metric.meaning}; {metric.more_alike} means more alike")
-    lines = [f"\n{heading}", report.matrix_text(table, *layers)]
-    if layers[0] == layers[1] and not np.isnan(table).any():
-        best = table.argmax(1) if metric.higher_is_better else table.argmin(1)
-        hits = int((best == np.arange(len(table))).sum())
-        lines.append(f"{hits} of {len(table)} layers are most similar to their namesake")
-    return "\n".join(lines)
-
-
-def doubts_text(comparison: Comparison, refused: pd.DataFrame, warnings: pd.DataFrame) -> list[str]:
-    """One line for each method about pairs without a value, and one for each kind of warning."""
-    lines = []
-    for name, rows in refused.groupby("method", sort=False):
-        first = rows.iloc[0]
-        lines.append(
-            f"{name}: no value for {len(rows)} of {len(comparison.cells)} pairs; "
-            f"{first['layer1']} and {first['layer2']}: {first['reason']}"
+def versus(
+    args: argparse.Namespace,
+    on_data: NetworksOnDataset,
+    split: Split,
+    pair: tuple[str, str],
+    options: dict[str, Any],
+    device: Any,
+) -> dict[str, Difference | str]:
+    """By method, s(A, B) - s(A, C) for the third network and its layer, or why there is none."""
+    spec, layer = args.versus
+    front = on_data.networks[0]
+    how = {"dataset": args.dataset, "size": args.image_size, "on_message": cli.notice}
+    # as it was opened: what preprocesses images for one pair may not for the other
+    opened = open_network(Named(args.front_model), model=args.model1 and Named(args.model1), **how)
+    other = cli.show(put_on_dataset([opened, open_network(Named(spec), **how)], args.dataset, size=args.image_size))
+    if other.spec.size != on_data.spec.size:
+        raise UserError(f"--versus: {spec} sees images of {other.spec.size} pixels; say --image-size for all")
+    (chosen,) = choose_layers(other.networks[1].network, layer, other.sample)
+    room = {name: options[name] for name in ("batch_size", "memory")}
+    images = other.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    samples = [
+        sample_of(
+            (one.networks[0].network, one.networks[1].network),
+            (pair[0], last),
+            one.sample,
+            some,
+            layouts=(front.layout, one.networks[1].layout),
+            **room,
         )
-    if len(warnings):
-        first = warnings.iloc[0]
-        pairs = len(warnings[["layer1", "layer2"]].drop_duplicates())
-        lines.append(
-            f"warnings for {pairs} pairs (all in the result); {first['layer1']} and {first['layer2']}: "
-            f"{first['warning']}"
-        )
-    return [report.fill(line) for line in lines]
+        for one, some, last in ((on_data, split, pair[1]), (other, images, chosen))
+    ]
+    found: dict[str, Difference | str] = {}
+    for name in args.methods:
+        try:
+            if name in FUNCTIONAL:
+                raise UserError("it is of decisions, whatever the layers")
+            found[name] = difference(name, args.view, *samples)
+        except UserError as error:
+            found[name] = str(error)
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -61,7 +61,7 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
     Raises UserError where there is no value at all.
     """
     if not cell.values:
-        raise UserError("; ".join(f"{name}: {reason}" for name, reason in cell.refused.items()))
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in cell.unavailable.items()))
     wide = 12 if certainty else 14
     heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
     heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
@@ -74,10 +74,10 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
             line += _pair_text(certainty.intervals, name, 17, "[{:.4f}, {:.4f}]")
             line += _pair_text(certainty.null, name, 16, "{:.4f} {:.4f}")  # both may be negative
         lines.append(line.rstrip())
-    lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
+    lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.unavailable.items()]
     record = comparison_record(cell)
     if certainty:
-        lines += [report.fill(f"{name}: none: {reason}") for name, reason in certainty.refused.items()]
+        lines += [report.fill(f"{name}: none: {reason}") for name, reason in certainty.unavailable.items()]
         lines += _how_lines(certainty)
         record |= {"intervals": certainty.intervals, "null": certainty.null, "certainty": certainty.how}
     for health in cell.health.values():
@@ -101,7 +101,7 @@ def _how_lines(certainty: Certainty) -> list[str]:
 def comparison_record(cell: Cell) -> dict[str, Any]:
     """What a result file says of a comparison."""
     records = {view: asdict(record) for view, record in cell.health.items()}
-    return {"values": cell.values, "refused": cell.refused, "views": cell.views, "health": records}
+    return {"values": cell.values, "refused": cell.unavailable, "views": cell.views, "health": records}
 
 
 def run_script(

@@ -33,13 +33,13 @@ HOUR = 3600.0
 class Calibration:
     """Metrics of every pair of layers against chance, from so many draws of so many images.
 
-    grids: by metric. refused: metric -> why there is none.
+    grids: by metric. unavailable: metric -> why there is none.
     """
 
     layers1: list[str]
     layers2: list[str]
     grids: dict[str, CalibratedGrid]
-    refused: dict[str, str]
+    unavailable: dict[str, str]
     images: int
     draws: int
 
@@ -78,7 +78,7 @@ def calibrate(
     Raises UserError where these take more than `memory` bytes, or where no metric can be calibrated.
     """
     labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
-    refused = {name: _unpaired(name) for name in names if name in FUNCTIONAL}
+    unavailable = {name: _unpaired(name) for name in names if name in FUNCTIONAL}
     split = split.take(subset(len(split)))
     sides = _activations(networks, layers, sample, split, batch_size, memory, layouts)
     grids, count = {}, DRAWS if draws is None else draws
@@ -86,10 +86,10 @@ def calibrate(
         try:
             grids[name] = _grid(name, view, sides, count, on_message, bounded=draws is None)
         except UserError as error:
-            refused[name] = str(error)
+            unavailable[name] = str(error)
     if not grids:
-        raise UserError("--calibrate: " + "; ".join(f"{name}: {reason}" for name, reason in refused.items()))
-    return Calibration(*labels, grids, refused, len(split), count)
+        raise UserError("--calibrate: " + "; ".join(f"{name}: {reason}" for name, reason in unavailable.items()))
+    return Calibration(*labels, grids, unavailable, len(split), count)
 
 
 def _unpaired(name: str) -> str:
@@ -145,8 +145,8 @@ def _samples(
     for i, (x, shape_x) in enumerate(sides[0]):
         for j, (y, shape_y) in enumerate(sides[1]):
             plan = plan_cell([name], view, images, shape_x, shape_y, None)
-            if name in plan.refused:
-                reason = plan.refused[name]
+            if name in plan.unavailable:
+                reason = plan.unavailable[name]
                 continue
             one = Sample(x, y, shape_x, shape_y)
             if plan.source[name] == "row_space":

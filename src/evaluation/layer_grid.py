@@ -52,15 +52,15 @@ class Comparison:
     def record(self) -> dict[str, Any]:
         """What a result file says of it: labels of the layers, all values, what is missing or doubtful."""
         layers = {"layers1": self.layers1, "layers2": self.layers2}
-        return {"frame": self.frame(), **layers, "refused": self.refused(), "warnings": self.warnings()}
+        return {"frame": self.frame(), **layers, "refused": self.unavailable(), "warnings": self.warnings()}
 
-    def refused(self) -> pd.DataFrame:
+    def unavailable(self) -> pd.DataFrame:
         """A row for each value that is missing: method, layer1, layer2, reason."""
         rows = [
-            (name, *pair, cell.refused[name])
+            (name, *pair, cell.unavailable[name])
             for name in self.names
             for pair, cell in self._named()
-            if name in cell.refused
+            if name in cell.unavailable
         ]
         return pd.DataFrame(rows, columns=["method", "layer1", "layer2", "reason"])
 
@@ -147,7 +147,7 @@ def _decisions(
 ) -> Cell:
     """What the measures of decisions give; where these are refused already there is no reason to freeze anything."""
     if not names or refused:
-        return _refused(refused or {})
+        return _without_values(refused or {})
     frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
     return compare_outputs(frozen, split, names, batch_size=batch_size, sample=sample.to(split.device), **known)
 
@@ -181,7 +181,7 @@ def refusals_of_outputs(
     return {name: reason for name in names if FUNCTIONAL[name].needs_labels}
 
 
-def _refused(reasons: dict[str, str]) -> Cell:
+def _without_values(reasons: dict[str, str]) -> Cell:
     return Cell({}, reasons, dict.fromkeys(reasons, "logits"), {})
 
 
@@ -206,7 +206,7 @@ def compare_outputs(
     if len(refused) == len(names):
         if alone:
             raise UserError(f"{', '.join(names)}: {next(iter(refused.values()))}")
-        return _refused(refused)
+        return _without_values(refused)
     valued = [name for name in names if name not in refused]
     logits: list[list[Tensor]] = [[], []]
 

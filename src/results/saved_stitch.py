@@ -22,8 +22,6 @@ from src.results.titles import stitch_title
 from src.stitching import Geometry, Pair, Stitch, StitchedNetwork, cut_pair, from_arrays
 from src.stitching.stages import MAPS
 
-STITCH_TYPES = MAPS
-
 
 @dataclass(frozen=True, slots=True)
 class SavedStitch:
@@ -170,7 +168,7 @@ def _map_of_type(content: dict[str, Any], stitch_type: str, path: Path) -> dict[
     maps = content["trans_m"]
     arrays = maps.get(stitch_type)
     if not isinstance(arrays, dict) or not arrays.keys():
-        there = ", ".join(name for name in STITCH_TYPES if name in maps) or "none"
+        there = ", ".join(name for name in MAPS if name in maps) or "none"
         raise UserError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
     if stitch_type == "before" and "format" not in content:
         # the published scripts kept a view: on a CPU their `before` is what training made of it

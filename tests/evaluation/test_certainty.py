@@ -115,3 +115,22 @@ def test_a_pair_and_a_grid_are_calibrated(toy: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         compare_nets.main(["a3.pt", "b3.pt", "bn1", "bn1", "toy", "abs_acc_diff", "--calibrate", "--no-save"])
     assert "--calibrate: abs_acc_diff: no pairing of the images changes it" in capsys.readouterr().err
+
+
+def test_a_layer_of_a_third_network_is_compared_on_the_same_images(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare_nets.main([*WORDS, "disagreement", "--versus", "b5.pt", "bn1", "--run-name", "v"])
+    text = capsys.readouterr().out
+    assert "minus the same with b5.pt, bn1:" in text and "disagreement: none: it is of decisions" in text
+    (path,) = Path("results/v").glob("*.pkl")
+    found = results.read(path)["versus"]["cka"]
+    values = []
+    for end in ("b3.pt", "b5.pt"):
+        compare_nets.main(["a3.pt", end, *WORDS[2:], "--run-name", end])
+        (path,) = Path("results", end).glob("*.pkl")
+        values.append(results.read(path)["values"]["cka"])
+    assert found["value"] == pytest.approx(values[0] - values[1], abs=1e-6) and found["low"] <= found["high"]
+    with pytest.raises(SystemExit):
+        compare_nets.main(["a3.pt", "b3.pt", "all", "bn1", "toy", "cka", "--versus", "b5.pt", "bn1", "--no-save"])
+    assert "--versus is of one pair of layers" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from src.metrics import METRICS
 from src.metrics.algebra.layer import Layer
 from src.metrics.certainty.calibration import calibrate_grid, calibrated, draw_of, orders, subset
-from src.metrics.certainty.uncertainty import FEW, Sample, nulls, threshold, value_of
+from src.metrics.certainty.uncertainty import FEW, Sample, difference, intervals, nulls, threshold, value_of
 from src.metrics.cka import linear_cka
 from tests.cells import cell_of
 
@@ -20,6 +20,12 @@ def normal(n: int, d: int, seed: int) -> Tensor:
 
 def sample(x: Tensor, y: Tensor) -> Sample:
     return Sample(x, y, x.shape[1:], y.shape[1:])
+
+
+def chance(x: Tensor, y: Tensor, group: int | None = None) -> float:
+    value = cell_of(["cka"], x, y, group=group).health["images"].cka_chance
+    assert value is not None
+    return value
 
 
 def test_a_threshold_is_an_order_statistic_with_the_observed_value_among_the_draws() -> None:
@@ -85,8 +91,7 @@ def test_the_best_of_a_grid_knows_that_it_was_chosen() -> None:
 def test_cka_by_chance_is_its_mean_over_all_pairings() -> None:
     x, y = normal(6, 4, 0).double(), normal(6, 3, 1).double()
     pairings = [float(linear_cka(x, y[list(order)])) for order in itertools.permutations(range(6))]
-    chance = cell_of(["cka"], x, y).health["images"].cka_chance
-    assert chance == pytest.approx(sum(pairings) / len(pairings), abs=1e-7)
+    assert chance(x, y) == pytest.approx(sum(pairings) / len(pairings), abs=1e-7)
     wide = cell_of(["cka"], *(normal(6, 40, seed).double() for seed in (2, 3))).health["images"]
     assert wide.cka_chance is not None and wide.cka_chance > 0.7
     assert cell_of(["cka_debiased"], x, y).health["images"].cka_chance is None
@@ -94,14 +99,13 @@ def test_cka_by_chance_is_its_mean_over_all_pairings() -> None:
 
 @pytest.mark.parametrize(("n", "known"), [(32, 0.201), (64, 0.112), (128, 0.059), (256, 0.030)])
 def test_cka_by_chance_of_independent_features(n: int, known: float) -> None:
-    values = [cell_of(["cka"], normal(n, 8, s), normal(n, 8, s + 100)).health["images"].cka_chance for s in range(40)]
+    values = [chance(normal(n, 8, seed), normal(n, 8, seed + 100)) for seed in range(40)]
     assert sum(values) / len(values) == pytest.approx(known, rel=0.03)
 
 
 def test_with_groups_chance_is_that_of_the_group() -> None:
     x, y = normal(128, 8, 0), normal(128, 8, 1)
-    alone, grouped = (cell_of(["cka"], x, y, group=group).health["images"].cka_chance for group in (None, 32))
-    assert grouped > 2.5 * alone
+    assert chance(x, y, group=32) > 2.5 * chance(x, y)
 
 
 @pytest.mark.parametrize("features", [20, 900])  # through sums of products, and through images
@@ -126,3 +130,34 @@ def test_distances_have_the_tail_on_their_side() -> None:
 
 def test_few_of_many_images_are_dealt_out() -> None:
     assert len(subset(FEW + 5)) == FEW and subset(FEW + 5).diff().min() > 0 and torch.equal(subset(7), torch.arange(7))
+
+
+def test_a_difference_is_tested_on_the_same_images() -> None:
+    x, noise = normal(150, 6, 0), [normal(150, 6, seed) for seed in (1, 2)]
+    near, far = sample(x, x + 0.3 * noise[0]), sample(x, x + 2 * noise[1])
+    for name in ("cka", "mutual_knn", "procrustes"):
+        metric = METRICS[name]
+        same = difference(name, None, near, near)
+        assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+        found = difference(name, None, near, far)
+        value = metric.of_rows(near.x, near.y) - metric.of_rows(far.x, far.y)
+        assert found.value == pytest.approx(value, abs=1e-6) and found.low < found.value < found.high
+        assert found.p < 0.01 and (found.value > 0) == metric.higher_is_better
+
+
+def test_images_that_carry_both_values_cancel() -> None:
+    """Two copies with little noise: unpaired intervals overlap widely, the paired one is narrow."""
+    x = normal(200, 6, 0) * torch.linspace(0.2, 3, 200)[:, None]
+    one, other = (sample(x, x + 0.2 * normal(200, 6, seed)) for seed in (1, 2))
+    found = difference("cka", None, one, other)
+    low, high = intervals(["cka"], None, one).values["cka"]
+    assert found.high - found.low < 1.6 * (high - low) and found.p > 0.05
+
+
+def test_one_of_twenty_differences_of_equals_is_called_one() -> None:
+    called = 0
+    for trial in range(100):
+        x = normal(60, 4, 3 * trial)
+        one, other = (sample(x, x + normal(60, 4, 3 * trial + k)) for k in (1, 2))
+        called += difference("cka", None, one, other).p <= 0.05
+    assert called <= 12

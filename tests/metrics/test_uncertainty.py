@@ -110,7 +110,7 @@ def test_intervals_of_neighbours_are_as_wide_as_samples_differ(name: str) -> Non
 def test_what_has_no_value_has_no_interval_and_takes_nobody_along() -> None:
     one = Sample(torch.randn(30, 4), torch.ones(30, 3), (4,), (3,))
     found = intervals(["cka", "l2", "mutual_knn"], None, one)
-    assert not found.values and found.refused.keys() == {"cka", "mutual_knn"}
+    assert not found.values and found.unavailable.keys() == {"cka", "mutual_knn"}
 
 
 def test_many_images_are_drawn_from() -> None:
@@ -164,4 +164,4 @@ def test_the_order_of_classes_widens_no_interval(name: str) -> None:
 @pytest.mark.parametrize("name", ["procrustes", "lr"])
 def test_too_few_images_for_an_interval_are_named(name: str) -> None:
     found = intervals([name], "images", sample(3, dx=1, dy=1))
-    assert not found.values and "3 images are too few" in found.refused[name]
+    assert not found.values and "3 images are too few" in found.unavailable[name]

@@ -64,7 +64,7 @@ class Uncertainty:
 
     values: dict[str, tuple[float, float]]
     how: dict[str, str]
-    refused: dict[str, str]
+    unavailable: dict[str, str]
 
 
 def intervals(names: Sequence[str], view: str | None, sample: Sample) -> Uncertainty:
@@ -124,7 +124,7 @@ def _each(
     found, in_space = Uncertainty({}, {}, {}), None
     plan = plan_cell(names, view, len(sample), sample.shape_x, sample.shape_y, None)
     for name, taken in plan.views.items():
-        if name in plan.refused:
+        if name in plan.unavailable:
             continue  # it has no value either
         try:
             if plan.source[name] == "row_space":
@@ -132,32 +132,82 @@ def _each(
             one = in_space if in_space and plan.source[name] == "row_space" else sample
             found.values[name], found.how[name] = find(METRICS[name], taken, one)
         except UserError as error:
-            found.refused[name] = str(error)
+            found.unavailable[name] = str(error)
     return found
 
 
 def _interval(metric: Metric, view: str, sample: Sample) -> tuple[Interval, str]:
+    if metric.each:
+        value = float(metric.each(Layer.of(sample.x), Layer.of(sample.y)).mean())
+        error = _error_by_halves(metric.each, sample)
+        return _clipped(metric, value, Z95 * error), f"{HALVINGS} halvings of the images"
+    left_out, how = _left_out(metric, view, sample)
+    return _jackknife(metric, value_of(metric, view, sample), left_out), how
+
+
+def _left_out(metric: Metric, view: str, sample: Sample) -> tuple[Tensor, str]:
+    """The metric's number without each image, or without each of some blocks of images, and which of the two."""
     if metric.needs == "gram" and view == "images":
         vectors = gram_vectors(sample.x, sample.y)
         left_out = vectors.left_out(debiased=metric.name == "cka_debiased")
         for image in vectors.dominant():  # of a difference that leaves so little, rounding leaves nothing
             left_out[image] = value_of(metric, view, sample.take(torch.arange(len(sample)) != image))
-        return _jackknife(metric, value_of(metric, view, sample), left_out), "delete-one jackknife"
-    if metric.each:
-        value = float(metric.each(Layer.of(sample.x), Layer.of(sample.y)).mean())
-        error = _error_by_halves(metric.each, sample)
-        return _clipped(metric, value, Z95 * error), f"{HALVINGS} halvings of the images"
+        return left_out, "delete-one jackknife"
     if len(sample) < 4:
         raise UserError(f"{len(sample)} images are too few for an interval; at least 4 are needed")
     # at random, since files of a folder come class by class
     order = torch.randperm(len(sample), generator=Generator().manual_seed(0))
     blocks = order.tensor_split(min(BLOCKS, len(sample) // 2))
     left_out = torch.tensor(_without_each(metric, view, sample, blocks), dtype=torch.float64)
-    return _jackknife(metric, value_of(metric, view, sample), left_out), f"jackknife of {len(blocks)} blocks of images"
+    return left_out, f"jackknife of {len(blocks)} blocks of images"
 
 
-def _error_by_halves(each: Callable[..., Tensor], sample: Sample) -> float:
-    """The standard error of a mean over images' neighbours, which are images of the sample, too.
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """s(A, B) - s(A, C) of a metric on the same images: value, 95% interval, two-sided p, and how they came about."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    how: str
+
+
+def difference(name: str, view: str | None, one: Sample, other: Sample) -> Difference:
+    """Whether a layer is more like one than like another, on the same images in the same order.
+
+    Each image is left out of both at once (CKA by images), or each of BLOCKS blocks, so that what makes both values
+    large or small at once cancels; means over images' neighbours are compared on the same halves. Raises UserError
+    where the metric has no value, or images are too few.
+    """
+    metric, views = METRICS[name], set()
+    for sample in (one, other):
+        plan = plan_cell([name], view, len(sample), sample.shape_x, sample.shape_y, None)
+        if name in plan.unavailable:
+            raise UserError(plan.unavailable[name])
+        views.add(plan.views[name])
+    if len(views) > 1 or len(one) != len(other):
+        raise UserError(f"{name}: both are to be compared by the same view and images; choose one with --view")
+    (taken,) = views
+    value = value_of(metric, taken, one) - value_of(metric, taken, other)
+    if metric.each:
+        error = _error_by_halves(metric.each, one, other)
+        low, high, freedom, how = value - Z95 * error, value + Z95 * error, math.inf, f"{HALVINGS} halvings"
+    else:
+        (left, how), (without, _) = (_left_out(metric, taken, sample) for sample in (one, other))
+        change, parts = left - without, len(left)
+        error = math.sqrt((parts - 1) / parts * float((change - change.mean()).square().sum()))
+        freedom = parts - 1
+        half = float(scipy.stats.t.ppf(0.975, freedom)) * error
+        low, high = value - half, value + half
+    ratio = abs(value) / error if error else math.inf if value else 0.0
+    p = 2 * float(scipy.stats.norm.sf(ratio) if freedom == math.inf else scipy.stats.t.sf(ratio, freedom))
+    return Difference(value, low, high, p, f"paired, {how}")
+
+
+def _error_by_halves(each: Callable[..., Tensor], sample: Sample, other: Sample | None = None) -> float:
+    """The standard error of a mean over images' neighbours, which are images of the sample, too; or, with another
+    sample of the same images, that of the difference of both means.
 
     Two halves are independent samples, and each image looks at half as many neighbours in them, so at the same share of
     the images: the mean squared difference of the two is twice the variance at half the size, four times that of all.
@@ -166,8 +216,11 @@ def _error_by_halves(each: Callable[..., Tensor], sample: Sample) -> float:
     generator, squares = Generator().manual_seed(0), []
     for _ in range(HALVINGS):
         halves = torch.randperm(len(sample), generator=generator).chunk(2)
-        some = [sample.take(half) for half in halves]
-        means = [float(each(Layer.of(half.x), Layer.of(half.y), K // 2).mean()) for half in some]
+        means = []
+        for half in halves:
+            some = [one.take(half) for one in (sample, other) if one]
+            values = [float(each(Layer.of(one.x), Layer.of(one.y), K // 2).mean()) for one in some]
+            means.append(values[0] - sum(values[1:]))
         squares.append((means[0] - means[1]) ** 2)
     return math.sqrt(sum(squares) / len(squares)) / 2
 
