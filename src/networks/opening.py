@@ -9,6 +9,7 @@ from torch import nn
 
 from src.core.errors import UserError
 from src.dataset import dataset_of
+from src.dataset.preprocessing import Preprocessing
 from src.models import canonical_name
 from src.networks import checkpoints
 from src.networks.architectures import architecture, canonical_model, own_preprocessing, seen_as_asked
@@ -123,12 +124,13 @@ def start_from(
     model: str,
     dataset: str | None = None,
     on_message: Callable[[str], None] = lambda line: None,
-) -> tuple[str, str | None]:
+) -> tuple[str, str | None, Preprocessing | None]:
     """Start a network of an architecture from what a spec names, whose head may differ in size, and nothing else.
 
-    Returns the SHA-256 of its weights and the name of the head where it stayed as it was, else None.
+    Returns the SHA-256 of its weights, the name of the head where it stayed as it was, else None, and what the weights
+    were shown, where the spec tells it.
     """
-    spec = parse_spec(str(text))
+    spec, seen = parse_spec(str(text)), None
     if spec.record is None:
         file = read_weights(Path(spec.name), averaged=spec.view.get("weights") == "ema")
         if (own := file.facts["model"]) is not None and (file.has_metadata or not _is_foreign(model)):
@@ -140,8 +142,8 @@ def start_from(
         found = open_network(text, dataset=dataset, on_message=on_message)
         if found.model != model:
             raise UserError(f"{text} is for the model {found.model}, not {model}")
-        digest, state = found.sha256, found.network.state_dict()
-    return digest, fill_body(network, state, f"{text} does not fit {model}", on_message=on_message)
+        digest, state, seen = found.sha256, found.network.state_dict(), found.preprocessing
+    return digest, fill_body(network, state, f"{text} does not fit {model}", on_message=on_message), seen
 
 
 def _is_foreign(model: str) -> bool:

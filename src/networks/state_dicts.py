@@ -1,6 +1,6 @@
 """A state dict into a network: prefixes of wrappers, tied weights, heads of another size, and what does not fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ Tell = Callable[[str], None]
 # what DataParallel, torch.compile, Lightning and others put before names; behind them those of averaged weights
 RAW = ("module.", "_orig_mod.", "model.", "net.", "network.", "_forward_module.")
 AVERAGED = ("ema.", "ema_model.", "model_ema.", "averaged_model.", "swa_model.")
+AUXILIARY = ("AuxLogits", "aux1", "aux2")  # heads of torchvision's Inceptions
 _DEPTH, _SHOWN = 3, 3
 
 
@@ -40,13 +41,28 @@ def fill(
             raise UserError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
         if not value.isfinite().all():
             raise UserError(f"{complaint}: {name} holds values that are not finite")
+    if absent := [head for head in optional_heads(network) if not any(name.startswith(f"{head}.") for name in state)]:
+        leave_out(network, absent)
     missing, unexpected = network.load_state_dict(state, strict=False)
+    unexpected = [name for name in unexpected if not name.startswith(tuple(f"{head}." for head in AUXILIARY))]
     if not missing and not unexpected:
         return
     names, what = (missing, "missing") if missing else (unexpected, "unexpected")
     more = f", and {len(names) - 1} more" if len(names) > 1 else ""
     both = f"; it has {_some(unexpected)} where {_some(missing)} are wanted" if missing and unexpected else ""
     raise UserError(f"{complaint}: {names[0]} is {what}{more}{both}")
+
+
+def optional_heads(network: nn.Module) -> tuple[str, ...]:
+    """The auxiliary heads of a network, which serve its training alone."""
+    return tuple(head for head in AUXILIARY if isinstance(getattr(network, head, None), nn.Module))
+
+
+def leave_out(network: nn.Module, heads: Iterable[str]) -> None:
+    """Take auxiliary heads away, as torchvision itself does."""
+    for head in heads:
+        setattr(network, head, None)
+        vars(network)["aux_logits"] = False
 
 
 def _some(names: list[str]) -> str:

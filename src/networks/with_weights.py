@@ -67,6 +67,8 @@ def open_architecture(
     if labels and source.runs and outputs_of(made.network, sizes.channels, sizes.size or 0) != len(labels):
         labels = None  # it decides between others, or gives no logits
     preprocessing = record or own_preprocessing(made, spec.text, spec.view)
+    if preprocessing and not record and (published or (file and source.is_published(spec.name, file.sha256))):
+        preprocessing = source.as_published(spec.name, made.network, preprocessing)
     if preprocessing is None and (shown := trained_on or images):
         preprocessing = _of_channels(measured(shown).preprocessing, sizes.channels)
     digest = file.sha256 if file else ""

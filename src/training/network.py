@@ -26,7 +26,7 @@ from src.networks.architectures import (
 )
 from src.networks.opening import start_from
 from src.networks.source_spec import Named
-from src.networks.state_dicts import head_of
+from src.networks.state_dicts import head_of, leave_out, optional_heads
 from src.training.folder import LOG, weight_file, write_log
 from src.training.loop import DEBUG_STEPS, Resume, fit_one
 from src.training.network_spec import TrainSpec
@@ -58,6 +58,9 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, on_message: Notice) ->
         size = asked.get("size") or own_size(model, images)
         made = architecture(Named(model), channels=images.channels, classes=images.classes, size=size)
     preprocessing = own_preprocessing(made, spec.model, asked)
+    if auxiliary := optional_heads(made.network):
+        leave_out(made.network, auxiliary)
+        on_message(f"note: {spec.model} is trained without its auxiliary heads ({', '.join(auxiliary)})")
     channels, seen = images.channels, preprocessing.size if preprocessing else size or images.size
     with torch.no_grad():
         output = made.network.eval()(torch.zeros(2, preprocessing.channels if preprocessing else channels, seen, seen))
@@ -73,9 +76,12 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, on_message: Notice) ->
         on_message(f"training {head}, the last linear layer, alone")
     if spec.init_weights is None:
         return Start(made.network, preprocessing, images.labels, {}, source_sha256(model))
-    digest, head = start_from(
+    digest, head, seen = start_from(
         made.network, Named(spec.init_weights), model=model, dataset=images.name, on_message=on_message
     )
+    if seen and preprocessing and seen.channels == preprocessing.channels:  # what the weights are used to
+        numbers = {key: getattr(seen, key) for key in ("mean", "std", "order") if key not in asked}
+        preprocessing = replace(preprocessing, **numbers)
     if head:
         on_message(f"the head {head} starts at random: it has another size in {spec.init_weights}")
     return Start(made.network, preprocessing, images.labels, {"init_weights": digest}, source_sha256(model))

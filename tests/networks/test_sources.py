@@ -344,7 +344,7 @@ def test_a_foreign_architecture_is_trained_with_its_own_eyes(tmp_path: Path, mon
     found = open_network(weights)
     assert (found.model, found.dataset, found.preprocessing.size) == ("timm:test_resnet", "digits", 24)
     assert found.preprocessing.mean != DATASETS["digits"].mean
-    digest, head = start_from(
+    digest, head, _ = start_from(
         architecture("timm:test_resnet", channels=1, classes=3, size=None).network, weights, model="timm:test_resnet"
     )
     assert digest == found.sha256 and head == "fc"

@@ -40,6 +40,8 @@ class Source:
     `build(name, channels=, classes=, size=)` makes a fresh one, drawn from torch's global generator; `classes` and
     `size` are None where the source's own number is wanted. `published(name, file)` gives the state dict that the
     source itself offers under `word`: out of the file where `cached(name)` is one, else it may be downloaded.
+    `as_published(name, network, preprocessing)` is what a network with these weights does to images, where these change
+    it, and `is_published(name, sha256)` says whether a file holds them.
     A source of trained networks alone has `open(name, said=, download=)` instead, and `fresh(network)` for an untrained
     one like it.
 
@@ -55,6 +57,8 @@ class Source:
     cached: Callable[[str], Path | None] = lambda name: None
     open: Callable[..., LibraryModel] | None = None
     fresh: Callable[[Any], nn.Module] | None = None
+    as_published: Callable[[str, nn.Module, Preprocessing], Preprocessing] = lambda name, network, eyes: eyes
+    is_published: Callable[[str, str], bool] = lambda name, sha256: False
     prefixed: bool = True
     foreign: bool = True
     runs: bool = False

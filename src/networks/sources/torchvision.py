@@ -1,8 +1,11 @@
 """Classifiers of torchvision."""
 
 import warnings
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from torch import nn
 
 from src.core.errors import UserError, first_line
 from src.core.files import parse_tensors
@@ -35,7 +38,7 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
 
 def eyes(name: str, size: int | None) -> tuple[Preprocessing, OwnProcessor]:
     """What the transforms of a network's weights say that they do, and they themselves."""
-    record = _models().get_model_weights(name).DEFAULT.transforms()
+    record = _weights(name).transforms()
     own = record.crop_size[0]
     numbers = tuple(record.mean), tuple(record.std), record.interpolation.value
     preprocessing = Preprocessing(size or own, *numbers, shorter=record.resize_size[0] / own)
@@ -45,7 +48,7 @@ def eyes(name: str, size: int | None) -> tuple[Preprocessing, OwnProcessor]:
 def cached(name: str) -> Path | None:
     """The file of the weights that torchvision offers for a network, where it has been downloaded."""
     models = _models()
-    return in_hub_folder(models.get_model_weights(name).DEFAULT.url) if name in models.list_models(models) else None
+    return in_hub_folder(_weights(name).url) if name in models.list_models(models) else None
 
 
 def published(name: str, file: Path | None = None) -> State:
@@ -53,7 +56,7 @@ def published(name: str, file: Path | None = None) -> State:
     if file:
         return dict(parse_tensors(file.read_bytes()))
     try:
-        return dict(_models().get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True))
+        return dict(_weights(name).get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"the weights of torchvision:{name} cannot be downloaded ({first_line(error)}); name a file with "
@@ -67,4 +70,20 @@ def _models() -> Any:
     return torchvision.models
 
 
-SOURCE = Source(build, "DEFAULT", published, cached)
+def as_published(name: str, network: nn.Module, preprocessing: Preprocessing) -> Preprocessing:
+    """What published weights of Inception see: torchvision turns images, in the network, into those of -1 to 1."""
+    if not hasattr(network, "transform_input"):
+        return preprocessing
+    return replace(preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def is_published(name: str, sha256: str) -> bool:
+    """Whether a file is the published one, whose name ends with the beginning of its digest."""
+    return sha256.startswith(PurePosixPath(_weights(name).url).stem.rpartition("-")[2])
+
+
+def _weights(name: str) -> Any:
+    return vars(_models().get_model_weights(name))["DEFAULT"]
+
+
+SOURCE = Source(build, "DEFAULT", published, cached, as_published=as_published, is_published=is_published)
