@@ -17,6 +17,7 @@ from src import results
 from src.core.config import choose_device, multiplies_bfloat16
 from src.core.errors import REPORT, UserError
 from src.core.files import sole_maker
+from src.core.text import visible
 from src.evaluation.certainty import Certainty
 from src.metrics import MEASURES, Cell
 from src.networks.opening import open_pair as open_networks
@@ -192,13 +193,13 @@ def _describe(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {visible(message, keep='')}", file=sys.stderr)
     raise SystemExit(code) from None
 
 
 def notice(message: str) -> None:
     """Tell the user something that is not a result."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)
 
 
 def tell_once(told: set[str]) -> Callable[[str], None]:
@@ -364,7 +365,7 @@ def publish(
 def say(text: str) -> None:
     """Print on stdout; whoever reads it may have had enough (`| head -1`), which is no error."""
     try:
-        print(text, flush=True)
+        print(visible(text), flush=True)
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # also for what Python itself still flushes at the end

@@ -2,24 +2,13 @@
 
 import fcntl
 import glob
-import importlib
-import io
-import json
 import os
-import re
 import secrets
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
-import torch
-
-from src.core.errors import UserError
-
-SKIPPED = 100  # classes in one file
 ATTEMPTS = 100  # at what another process may undo in the moment that it is done
 T = TypeVar("T")
 
@@ -144,98 +133,3 @@ def remove_leftovers(path: Path) -> None:
         with suppress(OSError), leftover.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
             leftover.unlink(missing_ok=True)
-
-
-def write_tensors(path: Path, record: dict[str, Any]) -> None:
-    """Write tensors and built-in values with torch.save, atomically; raises OSError where that fails."""
-    content = io.BytesIO()
-    torch.save(record, content)  # not straight into the file: a full disk would come out as a RuntimeError of torch
-    with atomic_write(path) as file:
-        file.write(content.getbuffer())
-
-
-class Skipped:
-    """What stands for an object of a class that is not to be run; its text is the name of that class."""
-
-    def __new__(cls, *_: Any, **__: Any) -> "Skipped":
-        return object.__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-    def __str__(self) -> str:
-        return f"{type(self).__module__}.{type(self).__qualname__}"
-
-    @classmethod
-    def named(cls, name: str) -> type["Skipped"]:
-        module, _, last = name.rpartition(".")
-        return type(last, (cls,), {"__module__": module, "__qualname__": last})
-
-
-def _load_tensors(content: bytes, skip: bool) -> Any:
-    """torch.load, with `skip` again and again until each class that it may not run has one that stands for it."""
-    skipped: list[Any] = []
-    while True:
-        try:
-            with torch.serialization.safe_globals(skipped):
-                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:
-            asked = re.search(r"GLOBAL ((?:\w+\.)+\w+) was not an allowed global", str(error))
-            if not skip or not asked or len(skipped) >= SKIPPED:
-                raise
-            skipped.append(Skipped.named(asked[1]))
-
-
-def parse_tensors(content: bytes, *, skip: bool = False) -> Any:
-    """What a file of torch.save holds, on the CPU, without running anything in it; UserError if it is damaged.
-
-    With `skip`, objects of other classes are `Skipped`; else they are refused.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of other protocols, which the error below refuses anyway
-            found = _load_tensors(content, skip)
-            if damaged := zipfile.is_zipfile(io.BytesIO(content)) and zipfile.ZipFile(io.BytesIO(content)).testzip():
-                raise RuntimeError(f"its part {damaged} is not what was written")  # which torch does not look at
-            return found
-    except Exception as error:  # a hostile or cut file can make torch raise anything at all
-        raise UserError(_reason(error)) from None
-
-
-def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, which holds nothing that could run; UserError if it is damaged."""
-    try:
-        load = importlib.import_module("safetensors.torch").load  # by name, for type checkers without the extra
-    except ImportError:
-        raise UserError("safetensors is not installed: pip install -r requirements-nets.txt") from None
-    try:
-        tensors = load(content)
-        size = int.from_bytes(content[:8], "little")
-        aliases = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
-        # weights that a network has twice are written once, with a word on where the others are
-        return tensors | {
-            name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors
-        }
-    except Exception as error:  # of kinds of its own
-        raise UserError(str(error).splitlines()[0]) from None
-
-
-def _reason(error: Exception) -> str:
-    """Torch's reason in a line, without its advice to load the file unsafely."""
-    if asked := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it asks for {asked[1]}, which no such file needs"
-    if isinstance(error, RuntimeError) and str(error):
-        return str(error).splitlines()[0].split(". ")[0]
-    return "it is cut, or torch did not write it"

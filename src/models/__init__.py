@@ -27,7 +27,7 @@ class Architecture:
 
 
 WIDTH = "<width>"
-# A name with <width> stands for a family: users write a positive integer in its place.
+# A name with <width> stands for a family: users write a positive integer, below a million, in its place.
 MODELS = {
     "lenet": Architecture("LeNet", LeNet),
     "dense": Architecture("Dense", Dense),
@@ -49,7 +49,7 @@ def _find(name: str) -> tuple[str, str]:
     """The key of MODELS and the width ("" where the architecture has none) that a name in any spelling means."""
     for key, architecture in MODELS.items():
         for spelling in (key, architecture.folder):
-            pattern = re.escape(spelling).replace(re.escape(WIDTH), "([1-9][0-9]*)")
+            pattern = re.escape(spelling).replace(re.escape(WIDTH), "([1-9][0-9]{0,5})")
             match = re.fullmatch(pattern, name, re.IGNORECASE | re.ASCII)
             if match:
                 return key, match[1] if match.re.groups else ""

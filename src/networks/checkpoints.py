@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError
-from src.core.files import write_tensors
+from src.core.records import PREPROCESSING, check
 from src.core.task import SINGLE_LABEL
+from src.core.tensor_files import write_tensors
 from src.dataset import DatasetSpec, canonical_dataset, dataset_folder, dataset_of, measured
 from src.dataset.preprocessing import Preprocessing
 from src.models import build_model, canonical_name, folder_name
-from src.networks.state_dicts import fill, silent
-from src.networks.weight_files import FORMAT, WeightFile, read_weights
+from src.networks.state_dicts import fill, require_shape, silent
+from src.networks.weight_facts import FORMAT
+from src.networks.weight_files import WeightFile, read_weights
+
+SPARE = 10**6  # numbers that a network may lack beside what is stored: which it lacks is said later
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,9 @@ def load(
     preprocessing = preprocessing_of(record, f"{path} says what it does to images, but not in a way known here")
     preprocessing = preprocessing or measured(spec).preprocessing
     preprocessing = replace(preprocessing, size=size) if size else preprocessing
-    network = build(model, channels=preprocessing.channels, classes=spec.classes, size=preprocessing.size)
+    sizes = {"channels": preprocessing.channels, "classes": spec.classes, "size": preprocessing.size}
+    _require_shapes(model, sizes, file.state, f"{path} does not fit {model} on {dataset}")
+    network = build(model, **sizes)
     for line in file.notes:
         on_message(f"note: {line}")
     fill(network, file.state, f"{path} does not fit {model} on {dataset}", on_message=on_message, averaged=averaged)
@@ -231,9 +237,29 @@ def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
     if record is None:
         return None
     try:
+        check(record, PREPROCESSING, required=PREPROCESSING)
         return Preprocessing.from_facts(record)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(complaint) from None
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(f"{complaint}: {error}") from None
+
+
+def _require_shapes(model: str, sizes: dict[str, int], state: dict[str, Tensor], complaint: str) -> None:
+    """Refuse a network of ours that stored tensors are too small for, before it is made: its name may say any width."""
+    try:
+        canonical_name(model)
+    except UserError:
+        return
+    try:
+        with torch.device("meta"):
+            wanted = build_model(model, **sizes).state_dict()
+    except (RuntimeError, OverflowError):  # numbers that torch cannot multiply
+        raise UserError(f"{complaint}: no network is as large as that") from None
+    for name, value in wanted.items():
+        if name in state:
+            require_shape(name, state[name], value, complaint)
+    stored = sum(value.numel() for value in state.values())
+    if sum(value.numel() for value in wanted.values()) > 10 * stored + SPARE:
+        raise UserError(f"{complaint}: it holds too few numbers")
 
 
 def agree(path: Path, what: str, found: Any, given: str | None, canonical: Callable[[str], str]) -> str:

@@ -34,11 +34,12 @@ def fill(
         if name not in state:
             continue  # the network itself says below whether it can do without
         value = state[name]
-        if value.shape != wanted.shape:
-            raise UserError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
+        require_shape(name, value, wanted, complaint)
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.is_complex() or value.is_floating_point() != wanted.is_floating_point():
             raise UserError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
+        if value.is_floating_point() and value.dtype.itemsize == 1:  # torch has few functions of these
+            value = value.float()
         if not value.isfinite().all():
             raise UserError(f"{complaint}: {name} holds values that are not finite")
     if absent := [head for head in optional_heads(network) if not any(name.startswith(f"{head}.") for name in state)]:
@@ -51,6 +52,14 @@ def fill(
     more = f", and {len(names) - 1} more" if len(names) > 1 else ""
     both = f"; it has {_some(unexpected)} where {_some(missing)} are wanted" if missing and unexpected else ""
     raise UserError(f"{complaint}: {names[0]} is {what}{more}{both}")
+
+
+def require_shape(name: str, value: Tensor, wanted: Tensor, complaint: str) -> None:
+    """Refuse a tensor of another shape than that of a network."""
+    if value.is_nested:
+        raise UserError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
+    if value.shape != wanted.shape:
+        raise UserError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
 
 
 def optional_heads(network: nn.Module) -> tuple[str, ...]:

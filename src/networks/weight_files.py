@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.files import Skipped, parse_safetensors, parse_tensors
+from src.core.tensor_files import Skipped, parse_safetensors, parse_tensors
+from src.core.text import in_line
 from src.dataset import canonical_dataset
 from src.models import canonical_name
+from src.networks.weight_facts import WeightFacts, check_state
 
-FORMAT = 1
 TRAINING = ("init_seed", "gradient_seed", "iteration", "recipe", "train_fraction", "shuffle_labels")  # of a Checkpoint
 _METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe", "preprocessing", "labels")
 _NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
@@ -55,8 +56,8 @@ def read_weights(path: Path, *, averaged: bool = False) -> WeightFile:
     content = path.read_bytes()
     try:
         record = parse_safetensors(content) if path.suffix == ".safetensors" else parse_tensors(content, skip=True)
-    except ValueError as error:
-        raise UserError(f"{path} is no weight file, or a damaged one: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path} is no weight file, or a damaged one: {in_line(str(error))}") from None
     digest = hashlib.sha256(content).hexdigest()
     if isinstance(record, dict) and "format" in record and "state_dict" in record:
         return _of_ours(path, digest, record)
@@ -65,16 +66,10 @@ def read_weights(path: Path, *, averaged: bool = False) -> WeightFile:
 
 
 def _of_ours(path: Path, digest: str, record: dict[str, Any]) -> WeightFile:
-    state = _state_in(record["state_dict"])
-    if not state or len(state) < len(record["state_dict"]):
-        raise UserError(f"{path} holds no state dict of tensors")
-    if record["format"] != FORMAT:
-        raise UserError(f"{path} has the format {record['format']}, and this version reads {FORMAT}")
+    state = check_state(path, record["state_dict"])
     if odd := next((value for key in _METADATA if isinstance(value := record.get(key), Skipped)), None):
         raise UserError(f"{path} is no weight file, or a damaged one: it asks for {odd}, which no such file needs")
-    facts = {key: record.get(key) for key in _METADATA}
-    recipe = facts["recipe"] if isinstance(facts["recipe"], dict) else {}
-    facts |= {key: recipe[key] for key in ("train_fraction", "shuffle_labels") if key in recipe}
+    facts = WeightFacts.from_file(path, record).facts()
     return WeightFile(path, digest, state, facts, True, record.get("source_sha256"))
 
 

@@ -132,7 +132,7 @@ def _row_of(result: Any, path: Path) -> dict[str, Any] | None:
         return None
     try:
         return {name: _plain(value) for name, value in _row(result, path).items()}
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, KeyError):
         raise UserError(f"{path} is no result of stitch_nets.py, though it has its keys") from None
 
 

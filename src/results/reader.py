@@ -9,7 +9,7 @@ import io
 import pickle
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partialmethod
 from typing import Any
 
@@ -18,18 +18,10 @@ import pandas as pd
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.pickles import MAX_DEPTH, MAX_VALUES, OPCODES, Program
 from src.results.objects import CALLS, NAMES, NEW, SCALARS, STATES, Name, hashable, size_of
 
-MAX_DEPTH = 100  # of containers within containers
-MAX_VALUES = 1_000_000  # or the number of bytes of the file, where that is more
-MAX_BITS = 1024  # of whole numbers
 PRICE, PRICE_OF_FRAME = 100, 5000  # bytes that an object takes beside its values
-_WORDS = """
-    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
-    BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST
-    EMPTY_TUPLE EMPTY_DICT EMPTY_SET LIST TUPLE TUPLE1 TUPLE2 TUPLE3 DICT FROZENSET APPEND APPENDS SETITEM SETITEMS
-    ADDITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD"""
-OPCODES = frozenset(_WORDS.split())
 _PANDAS = (pd.DataFrame, pd.Series, pd.Index)
 _LEAVES = (*SCALARS, bytearray, set, frozenset, np.ndarray, Tensor, *_PANDAS)
 
@@ -39,23 +31,11 @@ def parse(content: bytes) -> Any:
 
     Raises UserError, or another error of a malformed program, for anything else.
     """
-    for opcode, argument in _instructions(content):  # before any of them makes anything
-        if opcode not in OPCODES:
-            raise UserError(f"it uses {opcode}, which no result needs")
-        if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
-            raise UserError(f"it holds a number of {argument.bit_length()} bits")
+    Program(OPCODES, len(content)).check(content)  # before any of it makes anything
     limit = max(MAX_VALUES, len(content))
     value = _Unpickler(content, credit=10 * limit).load()
     _check(value, limit, [limit])
     return value
-
-
-def _instructions(content: bytes) -> Iterator[tuple[str, Any]]:
-    try:
-        for opcode, argument, _ in pickletools.genops(content):
-            yield opcode.name, argument
-    except Exception:  # what it says is about pickles, and means nothing to those who have a result
-        raise UserError("it is cut, or no pickle") from None
 
 
 class _Unpickler(pickle._Unpickler):

@@ -8,7 +8,9 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import atomic_write
+from src.core.text import in_line
 from src.results.reader import parse
+from src.results.schema import check_result
 
 FORMAT = 1
 
@@ -23,12 +25,11 @@ def read(path: Path | str) -> Any:
         raise FileNotFoundError(f"no result file {path}")
     try:
         result = parse(path.read_bytes())
+        check_result(result)
     except OSError:
         raise
     except Exception as error:  # a hostile or cut file can raise anything at all
-        reason = str(error).partition("\n")[0] if isinstance(error, ValueError) else "it is damaged"
-        # words of the file may be in it: no more of them than a line, and nothing that a terminal would obey
-        reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:200])
+        reason = in_line(str(error)) if isinstance(error, ValueError) else "it is damaged"
         raise UserError(f"cannot read {path} as a result: {reason}") from None
     written_as = result.get("format", FORMAT) if isinstance(result, dict) else FORMAT
     if not isinstance(written_as, int) or written_as != FORMAT:

@@ -11,12 +11,13 @@ TRAINED = ("train_fraction", "shuffle_labels")  # results of older versions lack
 
 def network_name(network: dict[str, Any]) -> str:
     """Architecture and seeds of a network that a result describes: "tiny10 in0-gn0", "tiny10#0" of an untrained one."""
+    model = network.get("model") or "unknown"
     if network.get("init_seed") is None:
-        return network["model"]
-    if network["gradient_seed"] is None:
-        return f"{network['model']}#{network['init_seed']}"
+        return model
+    if network.get("gradient_seed") is None:
+        return f"{model}#{network['init_seed']}"
     how = {key: network[key] for key in TRAINED if network.get(key) is not None}
-    return f"{network['model']} {seeds_name(network['init_seed'], network['gradient_seed'], **how)}"
+    return f"{model} {seeds_name(network['init_seed'], network['gradient_seed'], **how)}"
 
 
 def network_names(networks: Sequence[dict[str, Any]]) -> list[str]:
@@ -33,9 +34,9 @@ def stitch_title(result: dict[str, Any], arrow: str = "->") -> str:
 
     Published results do not say their networks; these are called front and end.
     """
-    params, weights = result["params"], result.get("weights", {})
-    names = network_names([weights.get(role, {"model": role}) for role in ROLES])
+    params, weights = result["params"], result.get("weights") or {}
+    names = network_names([weights.get(role) or {"model": role} for role in ROLES])
     ends = [f"{name}, {params[f'{role}_layer'] or 'output'}" for name, role in zip(names, ROLES, strict=True)]
-    dataset = params.get("dataset") or weights.get("front", {}).get("dataset", "")
+    dataset = params.get("dataset") or (weights.get("front") or {}).get("dataset") or ""
     scored = f", scored on {params['evaluate_on']}" if params.get("evaluate_on") else ""
     return f"{ends[0]} {arrow} {ends[1]} ({dataset}{scored})"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from src.core.errors import UserError
+from src.core.records import FINITE, FLAG, NATURAL, POSITIVE, TEXT, Maybe
 from src.stitching.exclusions import check_options
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS, SPELLINGS
@@ -14,6 +15,7 @@ from src.stitching.targets import TARGETS
 from src.training.recipe import ELEMENTWISE, Recipe
 
 RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
+_OF_TYPE = {"str": TEXT, "bool": FLAG, "int": NATURAL, "float": FINITE, "int | None": Maybe(POSITIVE)}
 FORMAT, WHITENED_FORMAT = 1, 3  # of keys: a change of what a spec means makes other keys
 
 
@@ -158,3 +160,8 @@ def _exact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_exact(item) for item in value]
     return value
+
+
+def spec_table() -> dict[str, Any]:
+    """What a file says of a spec, a kind a field, as `records.check` takes it."""
+    return {field.name: _OF_TYPE[getattr(field.type, "__name__", str(field.type))] for field in fields(StitchSpec)}

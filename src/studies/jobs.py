@@ -1,12 +1,15 @@
 """The unit of work of a study: all that is to be done between two networks on one data set, or a part of it."""
 
+import re
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from src.core.errors import UserError
+from src.core.records import ANY, FINITE, FLAG, POSITIVE, SIZE, TEXT, Each, Kind, Maybe, Several, check
 from src.networks.source_spec import Named
 from src.stitching import StitchSpec
-from src.stitching.stitch_spec import digest
+from src.stitching.stitch_spec import digest, spec_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,27 @@ class Bundle:
         return [replace(one, named=self.named) for one in made]
 
 
+_KEY = Kind("a digest", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
+_BUNDLE = {"pair": Several(TEXT, 2), "settings": Each(ANY), "seconds": FINITE, "items": Several(ANY, 10_000_000)}
+_SETTINGS = {
+    "study": TEXT,
+    "dataset": Maybe(TEXT),
+    "evaluate_on": Maybe(TEXT),
+    "image_size": Maybe(SIZE),
+    "controls": Several(TEXT),
+    "ood": FLAG,
+    "similarity": FLAG,
+}
+_COMPARE = {
+    "front_layers": Several(TEXT),
+    "end_layers": Several(TEXT),
+    "metrics": Several(TEXT),
+    "view": Maybe(TEXT),
+    "group_at": Maybe(POSITIVE),
+    "split": TEXT,
+}
+
+
 def to_record(bundle: Bundle) -> dict[str, Any]:
     """Built-in values that `from_record` makes the bundle of."""
     items = [[item.name, item.key, asdict(item.spec)] for item in bundle.items]
@@ -107,12 +131,28 @@ def to_record(bundle: Bundle) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> Bundle:
-    settings = Settings(**{**record["settings"], "controls": tuple(record["settings"]["controls"])})
+    """The bundle of a record; raises UserError for what is none, and for names that are no digests."""
+    check(record, _BUNDLE, required=_BUNDLE)
+    check(record["settings"], _SETTINGS, required=_SETTINGS)
+    settings = Settings(**{field.name: record["settings"][field.name] for field in fields(Settings)})
+    settings = replace(settings, controls=tuple(settings.controls))
     items = []
-    for name, key, spec in record["items"]:
-        made: Any = StitchSpec
-        if "metrics" in spec:
-            made = CompareSpec
-            spec = {field: tuple(value) if isinstance(value, list) else value for field, value in spec.items()}
-        items.append(Item(name, key, made(**spec)))
-    return Bundle.of((record["pair"][0], record["pair"][1]), settings, items, record["seconds"])
+    for item in record["items"]:
+        if not isinstance(item, list) or len(item) != 3:
+            raise UserError("an item is no name, key and spec")
+        name, key, spec = item
+        for text in (name, key):
+            check(text, _KEY, place="an item's name")  # the name of a file is made of it
+        check(spec, Each(ANY))
+        items.append(Item(name, key, _spec_of(spec)))
+    if not items or len(record["pair"]) != 2:
+        raise UserError("a bundle holds no work")
+    return Bundle.of((record["pair"][0], record["pair"][1]), settings, items, float(record["seconds"]))
+
+
+def _spec_of(record: dict[str, Any]) -> StitchSpec | CompareSpec:
+    made, table = (CompareSpec, _COMPARE) if "metrics" in record else (StitchSpec, spec_table())
+    check(record, table, required=table)
+    if made is CompareSpec:
+        record = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return made(**{key: record[key] for key in table})

@@ -13,13 +13,55 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
 from src.core.files import make_folder
+from src.core.records import NATURAL, POSITIVE, TEXT, Kind, check, read_json
 
 PATIENCE = 60.0  # seconds
 BEATS = 5  # of the counter, within that time
+MAX_LEASE = 100_000  # bytes
+_PID = Kind("the number of a process", lambda value: POSITIVE.accepts(value) and value < 2**31)
+_TABLE = {"runner": TEXT, "host": TEXT, "pid": _PID, "id": TEXT, "count": NATURAL}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What the file of a lease says; nothing of it where it is damaged, or was just made."""
+
+    runner: str = ""
+    host: str = ""
+    pid: int | None = None
+    id: str = ""
+    count: int | None = None
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Lease | None":
+        """None where there is no such file."""
+        try:
+            record = read_json(path, MAX_LEASE)
+            check(record, _TABLE)
+        except FileNotFoundError:
+            return None
+        except (OSError, UserError):
+            return cls()
+        return cls(**{field.name: record[field.name] for field in fields(cls) if field.name in record})
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its holder was a process of this machine that is there no more."""
+        if self.pid is None or self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
 
 
 class Leases:
@@ -36,7 +78,7 @@ class Leases:
     def is_free(self, name: str) -> bool:
         """Whether nobody holds a bundle; a lease that has expired is removed."""
         path = self.path(name)
-        state = _read(path)
+        state = Lease.from_file(path)
         if state is None:
             self._seen.pop(name, None)
             return True
@@ -45,17 +87,17 @@ class Leases:
         if before != state:
             self._seen[name] = state, now
             since = now
-        if now - since < self.patience and not _is_dead(state):
+        if now - since < self.patience and not state.is_dead:
             return False
         self._remove(path, state)
-        return _read(path) is None
+        return Lease.from_file(path) is None
 
     def _remove(self, path: Path, state: Any) -> None:
         """Take away an expired lease; of several that try, one succeeds, and a fresh one that came between stays."""
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with suppress(OSError):
             path.rename(aside)
-            if _read(aside) != state:
+            if Lease.from_file(aside) != state:
                 with suppress(OSError):
                     os.link(aside, path)
             aside.unlink()
@@ -105,34 +147,11 @@ class Leases:
         """Remove what ended processes of this run held."""
         with suppress(OSError):
             for path in self.folder.glob("*.lease"):
-                state = _read(path)
-                if isinstance(state, dict) and state.get("runner") == self.runner:
+                state = Lease.from_file(path)
+                if state and state.runner == self.runner:
                     path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> Any:
-    """What a lease says; None where there is none. One that was just made may say nothing yet."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-
-
 def _is_of(path: Path, owner: dict[str, Any]) -> bool:
-    state = _read(path)
-    return isinstance(state, dict) and state.get("id") == owner["id"]
-
-
-def _is_dead(state: Any) -> bool:
-    """Whether the holder was a process of this machine that is there no more."""
-    if not isinstance(state, dict) or state.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(int(state["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return False
+    state = Lease.from_file(path)
+    return state is not None and state.id == owner["id"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.core.errors import UserError
+from src.core.records import ANY, NATURAL, Each, Several, check, read_json
 from src.metrics import METRICS
 from src.networks.presentation import NetworksOnDataset
 from src.networks.source_spec import Named
@@ -19,13 +20,15 @@ from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
 from src.stitching.targets import teachers_of
 from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
-from src.studies.jobs import Bundle, CompareSpec, Item, Settings
+from src.studies.jobs import Bundle, CompareSpec, Item, Settings, from_record
 from src.studies.network_cache import CachedNetwork, NetworkCache
 from src.studies.schema import AXES, Study
 
 MIN_BUNDLES = (
     8  # bundles at least, where the work is not too short for it: so that several processes have something to do
 )
+MAX_PLAN = 2_000_000_000  # bytes
+_TABLE = {"bundles": Several(Each(ANY), 10_000_000), "left_out": Each(NATURAL), "size": NATURAL}
 SHORT = 60.0  # seconds below which a bundle is not cut
 
 
@@ -48,6 +51,13 @@ class _Priced(NamedTuple):
     item: Item
     seconds: float
     size: int
+
+
+def plan_from_file(path: Path) -> StudyPlan:
+    """A plan that is kept in a study's folder; raises OSError, or UserError for what is none."""
+    record = read_json(path, MAX_PLAN)
+    check(record, _TABLE, required=_TABLE)
+    return StudyPlan([from_record(one) for one in record["bundles"]], record["left_out"], record["size"])
 
 
 def make_plan(study: Study, on_message: Callable[[str], None] = lambda line: None) -> StudyPlan:

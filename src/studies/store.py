@@ -11,12 +11,14 @@ from typing import Any
 from src import results
 from src.core.errors import UserError
 from src.core.files import atomic_write, make_folder, remove_leftovers
+from src.core.records import LINES, NATURAL, TEXT, check, read_json
 from src.networks.architectures import files_of
 from src.stitching.stitch_spec import digest
-from src.studies.jobs import from_record, to_record
-from src.studies.plan import StudyPlan, make_plan, texts_of
+from src.studies.jobs import to_record
+from src.studies.plan import StudyPlan, make_plan, plan_from_file, texts_of
 from src.studies.schema import Study
 
+MAX_NOTE = 10_000_000  # bytes
 RESULT, FAILED, STATES, LEASES = ".pkl", ".failed.json", ".resume", ".leases"
 
 
@@ -27,6 +29,13 @@ class Failure:
     count: int
     trace: str
     about: str
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Failure":
+        """Raises OSError, or UserError for what is no such note."""
+        record = read_json(path, MAX_NOTE)
+        check(record, {"count": NATURAL, "trace": LINES, "about": TEXT}, required=cls.__slots__)
+        return cls(record["count"], record["trace"], record["about"])
 
     @property
     def line(self) -> str:
@@ -50,9 +59,8 @@ class Store:
         """What failed and did not come through later."""
         found = {}
         for name in self._stems(FAILED) - self.done():
-            with suppress(OSError, ValueError, TypeError, KeyError):  # just removed, or torn by somebody's editor
-                record = json.loads((self.folder / f"{name}{FAILED}").read_text(encoding="utf-8"))
-                found[name] = Failure(int(record["count"]), str(record["trace"]), str(record["about"]))
+            with suppress(OSError, UserError):  # just removed, or torn by somebody's editor
+                found[name] = Failure.from_file(self.folder / f"{name}{FAILED}")
         return found
 
     def _stems(self, ending: str) -> set[str]:
@@ -131,9 +139,8 @@ def _named_by(study: Study, plan: StudyPlan, path: Path) -> StudyPlan:
 
 def _read_plan(path: Path) -> StudyPlan | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return StudyPlan([from_record(one) for one in record["bundles"]], record["left_out"], record["size"])
-    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        return plan_from_file(path)
+    except (OSError, UserError):
         return None  # none, or of another version
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
-from src.core.files import atomic_write, parse_tensors, sole_maker
+from src.core.files import atomic_write, sole_maker
+from src.core.tensor_files import parse_tensors
 
 RESUME, LOG = "resume.pt", "training_log.csv"
 LOG_COLUMNS: tuple[str, ...] = ("epoch", "train_accuracy", "train_loss", "val_accuracy", "val_loss")

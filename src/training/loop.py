@@ -13,11 +13,26 @@ import torch
 from torch import Generator, Tensor
 
 from src.core.errors import UserError
-from src.core.files import parse_tensors, write_tensors
 from src.core.progress import bar
+from src.core.records import ANY, ARRAY, LINES, NATURAL, NUMBER, Each, Maybe, Several, check
+from src.core.tensor_files import parse_tensors, write_tensors
+from src.core.text import in_line
 from src.dataset import Split
 from src.training.train_state import History, Losses, TrainState, steps_ahead
 
+_LEARNER = {
+    "trained": Each(ARRAY),
+    "optimizer": Each(ANY),
+    "history": {"epochs": Several(Each(NUMBER)), "snapshots": Each(Each(ARRAY), int)},
+    "failure": Maybe(LINES),
+}
+KEPT = {
+    "order": ARRAY,
+    "augment": ARRAY,
+    "dropout": Several(ARRAY, 2),
+    "epochs": NATURAL,
+    "learners": Several(_LEARNER),
+}  # what a state of a training holds beside what run it is of
 DEBUG_STEPS = 4  # batches an epoch with --debug
 DEAR = 50  # times as long as a state takes to be written, training goes on before the next one, where states are rare
 Validate = Callable[[Sequence[TrainState]], Sequence[dict[str, float] | None]]
@@ -215,7 +230,7 @@ def _short(value: Any) -> str:
     """A value for a message, of digests the beginning."""
     if isinstance(value, list | tuple) and len(value) > 1:
         return f"{len(value)} ({_short(value[0])} ...)"
-    text = str(value)
+    text = in_line(str(value))
     return re.sub(r"[0-9a-f]{64}", lambda found: found[0][:8], text)
 
 
@@ -269,12 +284,13 @@ class _Run:
             raise UserError(broken.format(error)) from None
         if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
             raise UserError(broken.format("it is no state of a training"))
-        for key in sorted(record["identity"].keys() | resume.identity.keys()):
+        for key in sorted(map(str, record["identity"].keys() | resume.identity.keys())):
             before, now = record["identity"].get(key), resume.identity.get(key)
             if before != now:
-                differ = f"{key} {_short(before)}, not {_short(now)}"
+                differ = f"{in_line(key, 60)} {_short(before)}, not {_short(now)}"
                 raise UserError(f"cannot resume from {resume.file}: it was started with {differ}")
         try:
+            check(record, KEPT, required=KEPT)
             for train_state, state in zip(self.train_states, record["learners"], strict=True):
                 train_state.load(state)
             self.order.set_state(record["order"])
@@ -282,5 +298,7 @@ class _Run:
             for set_state, state in zip((torch.set_rng_state, self._set_drawn), record["dropout"], strict=False):
                 set_state(state)
             self.epochs = int(record["epochs"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except UserError as error:
+            raise UserError(broken.format(f"it does not fit this training: {in_line(str(error))}")) from None
+        except Exception as error:  # torch raises anything at all for what it did not write
             raise UserError(broken.format(f"it does not fit this training ({type(error).__name__})")) from None

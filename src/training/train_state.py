@@ -1,5 +1,6 @@
 """What learns: its parameters, its optimizer, its history, and the losses that stop it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.core.errors import UserError
+from src.core.records import ANY, ARRAY, FINITE, Each, Maybe, Several, check
 from src.training.muon import MARK, hidden_matrices
 from src.training.recipe import OPTIMIZERS, Recipe
 
+_OPTIMIZER = {"state": Each(Each(ANY), int), "param_groups": Several(Each(ANY))}
 State = dict[str, Tensor]
 # (what all learners share of a batch, images, labels) -> (the loss to minimise, which decisions were right)
 Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -77,9 +81,33 @@ class TrainState:
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave; raises UserError, or whatever torch does, for what fits another training."""
         self.trained.load_state_dict(state["trained"])
+        _check_optimizer(self.optimizer, state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.failure = History(**state["history"]), state["failure"]
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Refuse a state of another optimizer: torch takes what it is given, and fails, or trains otherwise, later on."""
+    if parts := getattr(optimizer, "parts", None):
+        for part, known in zip(parts, state["parts"], strict=True):
+            _check_optimizer(part, known)
+        return
+    check(state, _OPTIMIZER, required=_OPTIMIZER)
+    own = optimizer.state_dict()["param_groups"]
+    for mine, theirs in zip(own, state["param_groups"], strict=True):
+        for name, value in mine.items():
+            other = theirs.get(name)
+            same = other == value if name == "params" else type(other) is type(value)
+            if mine.keys() != theirs.keys() or not same or (type(other) is float and not math.isfinite(other)):
+                raise UserError(f"the option {name} of its optimizer is none of this one")
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for number, known in state["state"].items():
+        for name, value in known.items():
+            check(value, Maybe(ARRAY if isinstance(value, Tensor) else FINITE), place=f"{name} of its optimizer")
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[number].shape:
+                raise UserError(f"{name} of its optimizer has another shape than its parameter")
 
 
 def _groups(trained: nn.Module, *, apart: bool) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import pytest
 import stitch_nets
 import train_model
 from src import results
-from src.core.files import parse_tensors
+from src.core.tensor_files import parse_tensors
 from tests.paths import ROOT
 from tests.same import assert_same
 

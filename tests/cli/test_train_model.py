@@ -12,7 +12,8 @@ import src.training.network
 import train_model
 from src import results
 from src.cli import output as cli
-from src.core.files import parse_tensors, sole_maker
+from src.core.files import sole_maker
+from src.core.tensor_files import parse_tensors
 from src.dataset import Split
 from src.networks import checkpoints
 from src.training.loop import DEBUG_STEPS

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from src.core.files import atomic_write, make_folder, parse_tensors, remove_leftovers, sole_maker, write_tensors
+from src.core.files import atomic_write, make_folder, remove_leftovers, sole_maker
+from src.core.tensor_files import parse_tensors, write_tensors
 from tests.paths import ROOT
 
 
@@ -238,7 +239,8 @@ import resource, sys
 from pathlib import Path
 from typing import Any
 import torch
-from src.core.files import atomic_write, write_tensors
+from src.core.files import atomic_write
+from src.core.tensor_files import write_tensors
 path, what = Path(sys.argv[1]), sys.argv[2]
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:

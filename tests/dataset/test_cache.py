@@ -14,7 +14,7 @@ from torch import Generator
 
 import src.training.network
 import train_model
-from src.core.files import parse_tensors
+from src.core.tensor_files import parse_tensors
 from src.dataset import CacheOptions, dataset_of, decode, load_split
 from src.dataset import cache as kept
 from src.dataset.cache import InFile, InMemory, Kept, cache_key

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from src.core.errors import UserError, first_line
-from src.core.files import parse_tensors
+from src.core.tensor_files import parse_tensors
 from src.dataset.labels import IMAGENET
 from src.dataset.preprocessing import Preprocessing
 from src.networks.followed import OwnProcessor, as_picture

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from src.core.errors import UserError
 from src.core.files import atomic_write
+from src.core.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +51,7 @@ def write(figure: Figure, file: IO[bytes], kind: str) -> None:
     """Write one of FORMATS into an open file; equal figures make equal bytes."""
     from matplotlib import rc_context
 
+    _show_plainly(figure)
     # dates out, and names of parts from what they are; texts stay texts, which readers and editors can search
     options: dict[str, Any] = {
         "png": {"pil_kwargs": {"optimize": True}},
@@ -58,6 +60,21 @@ def write(figure: Figure, file: IO[bytes], kind: str) -> None:
     }[kind]
     with rc_context({"svg.hashsalt": "0", "svg.fonttype": "none", "pdf.fonttype": 42}):
         figure.savefig(file, format=kind, dpi=DPI, **options)
+
+
+def _show_plainly(figure: Figure) -> None:
+    """Texts of files as they are, whatever they hold: no control character, and no formula."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    for panel in figure.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            if isinstance(formatter := axis.get_major_formatter(), FixedFormatter):
+                formatter.seq = [visible(label) for label in formatter.seq]
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(visible(text.get_text()))
+        text.set_parse_math(False)
 
 
 def finish(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "") -> None:
