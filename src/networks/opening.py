@@ -60,6 +60,8 @@ def _open(
     bare: bool,
 ) -> Checkpoint:
     spec, is_named = parse_spec(str(text)), isinstance(text, Named)
+    if "weights" in spec.view and spec.record and not (spec.weights and spec.weights != spec.record.word):
+        raise UserError(f"{spec.text} names no file with weights of two kinds; leave out ?weights=")
     if bare:
         spec, dataset = _untrained(spec), dataset or ("cifar10" if not spec.is_trained else None)
     for_images = dataset_of(dataset, size) if dataset and spec.record and spec.record.build else None

@@ -60,6 +60,8 @@ def read_weights(path: Path, *, averaged: bool = False) -> WeightFile:
         raise UserError(f"{path} is no weight file, or a damaged one: {in_line(str(error))}") from None
     digest = hashlib.sha256(content).hexdigest()
     if isinstance(record, dict) and "format" in record and "state_dict" in record:
+        if averaged:
+            raise _no_averaged(path)
         return _of_ours(path, digest, record)
     state, notes = _unwrapped(path, record, averaged)
     return WeightFile(path, digest, state, _facts_from_path(path), notes=notes)
@@ -95,9 +97,16 @@ def _unwrapped(path: Path, record: Any, averaged: bool) -> tuple[dict[str, Tenso
     state = _state_in(value)
     if not state:
         raise UserError(f"{path} holds no state dict of tensors")
+    behind = {part for name in state for part in name.split(".")[:_DEPTH]}  # a prefix may say it as well
+    if averaged and not (set(taken) | behind) & set(AVERAGED):
+        raise _no_averaged(path)
     if not taken:
         return state, ()
     return state, (f"{path}: the weights under {'.'.join(taken)!r} are taken{note}",)
+
+
+def _no_averaged(path: Path) -> UserError:
+    return UserError(f"{path} holds no averaged weights; leave out ?weights=ema")
 
 
 def _get(value: Any, key: str) -> Any:

@@ -132,6 +132,15 @@ def test_ordinary_checkpoints_load_with_a_note(here: Path, what: str) -> None:
         assert lines and "?weights" not in " ".join(lines)
 
 
+def test_averaged_weights_are_asked_for_where_there_are_some(here: Path) -> None:
+    torch.save({"model": raw()}, "w.pt")
+    for text in ("nets.py:make@w.pt", f"{ROOT}/model_weights/Tiny10/Digits/in0-gn0/440.pt"):
+        with pytest.raises(ValueError, match=r"\.pt holds no averaged weights; leave out \?weights=ema"):
+            opened(f"{text}?weights=ema", "folder:pictures")
+    with pytest.raises(ValueError, match="names no file with weights of two kinds; leave out"):
+        opened("nets.py:make#0?weights=ema", "folder:pictures")
+
+
 @torch.no_grad()
 def test_tied_weights_are_written_once(here: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
