@@ -16,7 +16,8 @@ from src.evaluation.layer_grid import compare_outputs
 from src.metrics import FUNCTIONAL, Cell
 from src.metrics.algebra.products import described
 from src.results import text as report
-from src.results.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
+from src.results.saved_stitch import load_stitch, stitch_files
+from src.stitching.stages import MAPS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "Compare a stitched activation with the end network's own, at the stitched layer or a later one.",
         "results/run1/bn3-bn3.pkl after cka\nresults/run1/bn3-bn3.pkl ps_inv cka l2 -l bn7",
     )
-    arguments.add_stitch_arguments(parser, STITCH_TYPES)
+    arguments.add_stitch_arguments(parser, MAPS)
     arguments.add_method_argument(parser)
     group = arguments.add_comparison_options(parser)
     group.add_argument("-l", "--layer", help="layer of the end network to compare at (default: the stitched one)")
@@ -88,7 +89,7 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str
         ]
     cell = Cell.joined(cells, args.methods)
     if not cell.values:
-        raise UserError("; ".join(dict.fromkeys(cell.refused.values())))
+        raise UserError("; ".join(dict.fromkeys(cell.unavailable.values())))
     title = f"{saved.title}: {args.stitch_type} at {layer or 'output'}, {args.dataset_type}"
     return saved.called(file), title, cell
 
@@ -106,7 +107,7 @@ def folder_report(
     for file, (name, title, cell) in zip(files, found, strict=True):
         numbers = {key: f"{cell.number(key):.4f}" if key in cell.values else "-" for key in args.methods}
         table.append({"stitch": name, **numbers})
-        notes += [f"{name}: {key}: no value: {reason}" for key, reason in cell.refused.items()]
+        notes += [f"{name}: {key}: no value: {reason}" for key, reason in cell.unavailable.items()]
         notes += [f"{name}: warning: {text}" for health in cell.health.values() for text in health.warnings]
         rows.append({"stitch": str(file), "title": title, **cli.comparison_record(cell)})
     where = args.layer or ("the stitched layer" if args.layer is None else "output")

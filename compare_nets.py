@@ -1,24 +1,29 @@
 """Compare the activations of two trained networks on the same images: two layers, or every pair of many."""
 
 import argparse
+import itertools
+import re
 import sys
+from dataclasses import asdict
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.core.errors import UserError
 from src.cutting.selection import ALL, choose_layers
-from src.dataset import canonical_dataset, known_datasets
-from src.evaluation.certainty import Certainty, certainty_of, require_room
+from src.dataset import Split, canonical_dataset, known_datasets
+from src.evaluation.calibration import DRAWS, calibrate
+from src.evaluation.certainty import Certainty, certainty_of, require_room, sample_of
 from src.evaluation.layer_grid import Comparison, compare_layers, layer_label
-from src.metrics import MEASURES
+from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
+from src.metrics.certainty.uncertainty import Difference, difference
+from src.networks.opening import Named, open_network
+from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.results import plots
 from src.results import text as report
+from src.results.comparison_text import calibration_lines, calibration_record, doubts_text, grid_text, versus_lines
 from src.results.titles import network_name
 
 
@@ -60,6 +65,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="what N random pairings of the images give, for one pair of layers; CKA's is in closed form",
     )
+    group.add_argument(
+        "--calibrate",
+        nargs="?",
+        type=arguments.positive,
+        const=DRAWS,
+        metavar="K",
+        help=f"thresholds, p values and scores against K random pairings of the images, for any layers (K: {DRAWS})",
+    )
+    group.add_argument(
+        "--versus",
+        nargs=2,
+        metavar=("SPEC", "LAYER"),
+        help="is the first network's layer more like the second's than like this layer of a third network",
+    )
     arguments.add_pair_options(parser)
     arguments.add_split_options(parser)
     arguments.add_run_options(parser, plot="each method's layer x layer heatmap, or bars for one pair")
@@ -69,10 +88,19 @@ def options_first(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options among the words, and the other words, with the layers that options name in their usual place."""
     parser = arguments.Parser(prog="compare_nets.py", add_help=False)
     add_options(parser)
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(with_draws(words))
     if None not in (options.layers1, options.layers2) and rest[2:] and is_dataset(rest[2]):
         rest[2:2] = options.layers1, options.layers2
     return options, rest
+
+
+def with_draws(words: list[str]) -> list[str]:
+    """The words with a number behind a bare --calibrate, which takes no other word that follows."""
+    found = []
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        bare = word == "--calibrate" and not re.fullmatch(r"[+-]?\d+", following)
+        found.append(f"{word}={DRAWS}" if bare else word)
+    return found
 
 
 def is_dataset(word: str) -> bool:
@@ -102,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         networks = front.network, end.network
         options = {"view": args.view, "batch_size": args.batch_size, "memory": 1e9 * args.memory}
         options["layouts"] = front.layout, end.layout
-        known = {"group": args.group_at, "labelled": on_data.labelled}
+        known = {"group": args.group_at, **on_data.classes_known}
         pair, is_sure = (layers[0][0], layers[1][0]), bool(args.intervals or args.permutations)
         if is_sure:
             room = {"memory": options["memory"], "layouts": options["layouts"]}
@@ -111,14 +139,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             networks, layers, on_data.sample, split, args.methods, on_message=cli.notice, **known, **options
         )
         certainty = None
+        differences = versus(args, on_data, split, pair, options, device) if args.versus else {}
         if is_sure:
             options |= {"with_intervals": args.intervals, "permutations": args.permutations}
             valued = [name for name in args.methods if name in comparison.cells[0, 0].values]
             certainty = certainty_of(networks, pair, on_data.sample, split, valued, **options)
+        calibration = None
+        if args.calibrate:
+            how = {name: options[name] for name in ("view", "batch_size", "memory", "layouts")}
+            draws = None if args.calibrate == DRAWS else args.calibrate
+            calibration = calibrate(
+                networks, layers, sample, split, args.methods, draws=draws, on_message=cli.notice, **how
+            )
         facts = [checkpoint.facts() for checkpoint in (front, end)]
         titles = list(map(network_name, facts))
         text, result = pair_report(comparison, titles, certainty) if single else grid_report(comparison, titles)
         lines = [report.fill(f"{text[0]} ({args.dataset}, {args.dataset_type})"), *text[1:]]
+        if calibration:
+            lines += calibration_lines(calibration, single=single)
+            result["calibrated"] = calibration_record(calibration, single=single)
+        if args.versus:
+            spec, layer = args.versus
+            lines += versus_lines(spec, layer, differences)
+            result["versus"] = {
+                name: found if isinstance(found, str) else asdict(found) for name, found in differences.items()
+            }
         result = {"networks": facts, "frame": comparison.frame(), **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
@@ -133,7 +178,7 @@ def short_name(text: str, layers: list[str]) -> str:
 
 def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
     """Raise UserError where intervals or permutations are asked of more than one pair, or of groups of images."""
-    for option in ("intervals", "permutations"):
+    for option in ("intervals", "permutations", "versus"):
         if getattr(args, option) and not single:
             raise UserError(f"--{option} is of one pair of layers; name one layer of each network")
         if getattr(args, option) and args.group_at is not None:
@@ -161,36 +206,46 @@ def grid_report(comparison: Comparison, networks: list[str]) -> tuple[list[str],
     return lines, result
 
 
-def grid_text(comparison: Comparison, name: str) -> str:
-    """A metric's matrix, and how often a layer is most similar to the layer of its own name."""
-    table, layers = comparison.table(name), (comparison.layers1, comparison.layers2)
-    metric = MEASURES[name]
-    heading = report.fill(f"{name}: {metric.meaning}; {metric.more_alike} means more alike")
-    lines = [f"\n{heading}", report.matrix_text(table, *layers)]
-    if layers[0] == layers[1] and not np.isnan(table).any():
-        best = table.argmax(1) if metric.higher_is_better else table.argmin(1)
-        hits = int((best == np.arange(len(table))).sum())
-        lines.append(f"{hits} of {len(table)} layers are most similar to their namesake")
-    return "\n".join(lines)
-
-
-def doubts_text(comparison: Comparison, refused: pd.DataFrame, warnings: pd.DataFrame) -> list[str]:
-    """One line for each method about pairs without a value, and one for each kind of warning."""
-    lines = []
-    for name, rows in refused.groupby("method", sort=False):
-        first = rows.iloc[0]
-        lines.append(
-            f"{name}: no value for {len(rows)} of {len(comparison.cells)} pairs; "
-            f"{first['layer1']} and {first['layer2']}: {first['reason']}"
+def versus(
+    args: argparse.Namespace,
+    on_data: NetworksOnDataset,
+    split: Split,
+    pair: tuple[str, str],
+    options: dict[str, Any],
+    device: Any,
+) -> dict[str, Difference | str]:
+    """By method, s(A, B) - s(A, C) for the third network and its layer, or why there is none."""
+    spec, layer = args.versus
+    front = on_data.networks[0]
+    how = {"dataset": args.dataset, "size": args.image_size, "on_message": cli.notice}
+    # as it was opened: what preprocesses images for one pair may not for the other
+    opened = open_network(Named(args.front_model), model=args.model1 and Named(args.model1), **how)
+    other = cli.show(put_on_dataset([opened, open_network(Named(spec), **how)], args.dataset, size=args.image_size))
+    if other.spec.size != on_data.spec.size:
+        raise UserError(f"--versus: {spec} sees images of {other.spec.size} pixels; say --image-size for all")
+    (chosen,) = choose_layers(other.networks[1].network, layer, other.sample)
+    room = {name: options[name] for name in ("batch_size", "memory")}
+    images = other.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    samples = [
+        sample_of(
+            (one.networks[0].network, one.networks[1].network),
+            (pair[0], last),
+            one.sample,
+            some,
+            layouts=(front.layout, one.networks[1].layout),
+            **room,
         )
-    if len(warnings):
-        first = warnings.iloc[0]
-        pairs = len(warnings[["layer1", "layer2"]].drop_duplicates())
-        lines.append(
-            f"warnings for {pairs} pairs (all in the result); {first['layer1']} and {first['layer2']}: "
-            f"{first['warning']}"
-        )
-    return [report.fill(line) for line in lines]
+        for one, some, last in ((on_data, split, pair[1]), (other, images, chosen))
+    ]
+    found: dict[str, Difference | str] = {}
+    for name in args.methods:
+        try:
+            if name in FUNCTIONAL:
+                raise UserError("it is of decisions, whatever the layers")
+            found[name] = difference(name, args.view, *samples)
+        except UserError as error:
+            found[name] = str(error)
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,8 +9,10 @@ from src.core.config import choose_device
 from src.core.errors import UserError
 from src.dataset import file_part
 from src.evaluation.evaluate import evaluate
-from src.networks.opening import HELP, Named, model_folder, open_network
+from src.networks.checkpoints import model_folder
+from src.networks.opening import HELP, open_network
 from src.networks.presentation import put_on_dataset
+from src.networks.source_spec import Named
 from src.results.titles import network_name
 
 
@@ -42,13 +44,17 @@ def run(args: argparse.Namespace) -> dict:
     with cli.result_path(args, name, answers_anyway=True) as path:
         split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
         network = on_data.networks[0].network.to(device)
-        scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating")
+        scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating", part=on_data.part)
         if not math.isfinite(scores["loss"]):
             raise UserError(f"{args.model_path}: the logits of some images are NaN or infinite, so none is a decision")
         text = (
             f"{network_name(checkpoint.facts())} ({on_data.dataset}): {args.dataset_type}, {len(split)} images\n"
             f"accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"
         )
+        if part := scores.get("part"):
+            few, many = len(on_data.spec.labels), len(on_data.answers)
+            text = text.replace("accuracy ", f"among {many} classes: accuracy ")
+            text += f"\namong the {few} of {on_data.dataset}: accuracy {part['acc']:.2%}, loss {part['loss']:.4f}"
         text += "".join(f"\nnote: {line}" for line in on_data.notes)
         facts = {"model": checkpoint.model, "dataset": on_data.dataset, "network": checkpoint.facts()}
         result = {**facts, "images": len(split), **scores}

@@ -10,7 +10,8 @@ from src.cli import output as cli
 from src.core.config import choose_device
 from src.evaluation.evaluate import evaluate
 from src.results import text as report
-from src.results.saved_stitch import STITCH_TYPES, load_stitch, stitch_files
+from src.results.saved_stitch import load_stitch, stitch_files
+from src.stitching.stages import MAPS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -19,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "Measure the loss and the accuracy of a stitched network of a result file, or of each in a folder.",
         "results/run1/bn3-bn3.pkl ps_inv -t train\nresults/run1 after",
     )
-    arguments.add_stitch_arguments(parser, STITCH_TYPES)
+    arguments.add_stitch_arguments(parser, MAPS)
     arguments.add_split_options(parser)
     arguments.add_run_options(parser)
     return parser.parse_args(argv)

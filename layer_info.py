@@ -12,7 +12,9 @@ from src.cutting.channel_axis import Output, find_outputs, layout_warnings, requ
 from src.cutting.parts import layer_names
 from src.cutting.structure import split_layer
 from src.dataset import file_part
-from src.networks.opening import HELP, Named, model_folder, open_network
+from src.networks.checkpoints import model_folder
+from src.networks.opening import HELP, open_network
+from src.networks.source_spec import Named
 from src.results import text as report
 
 DEFAULT = "cifar10"  # the images of a network that was trained on none of our data sets

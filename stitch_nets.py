@@ -10,7 +10,7 @@ from src.cli import output as cli
 from src.cli.stitch_output import epochs_of, publish, refuse_diverged
 from src.core.errors import UserError
 from src.cutting.selection import choose_layers, pairs_of_layers
-from src.networks.opening import untrained
+from src.networks.architectures import untrained
 from src.networks.presentation import NetworksOnDataset
 from src.results import plots
 from src.stitching import CutNetworks, StitchSpec, combinations, spec_names
@@ -57,6 +57,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=arguments.checked(choose_controls),
         metavar="LIST",
         help=f"hold each stitch against controls: all, or some of {', '.join(CONTROLS)} (default: none)",
+    )
+    group.add_argument(
+        "--batch-dependent",
+        action="store_true",
+        help="stitch networks whose answers depend on the rest of a batch",
     )
     group.add_argument("--ood", action="store_true", help="ask whether stitched activations look like the end's own")
     group.add_argument("--no-similarity", action="store_true", help="leave out CKA, the dearest part of many stitches")

@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # python /path/to/studies, from any folder: Python looks in that folder, not in the one above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.studies import messages as say
 from src.studies.engines import ENGINES, choose_workers
 from src.studies.engines.local import Here
-from src.studies.frames import OVER, collect, command_of, grouped, remember
+from src.studies.frames import collect, command_of, remember
+from src.studies.means import OVER, grouped
 from src.studies.page import write_page
 from src.studies.plan import StudyPlan
 from src.studies.runner import Driver, Options, shard
@@ -20,6 +24,7 @@ from src.studies.schema import Study
 from src.studies.store import Store
 from src.studies.table import text_lines, write_tables
 
+CALLED = "-m studies" if __package__ else sys.argv[0]
 COMMANDS = ("status", "table", "report", "worker")
 PURPOSE = {
     "run": "Run what a study file declares and is not there yet.",
@@ -40,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    script = "-m studies" + ("" if command == "run" else f" {command}")
+    script = CALLED + ("" if command == "run" else f" {command}")
     parser = arguments.parser(script, PURPOSE[command], "studies/tour.toml" + " --shard 1/2" * (command == "worker"))
     parser.prog = f"python {script}"
     parser.epilog = (parser.epilog or "").replace(".py", "")

@@ -34,6 +34,6 @@ def cell_of(names: Sequence[str], x: Tensor, y: Tensor, *args, **options) -> Cel
 def number_of(name: str, x: Tensor, y: Tensor, *args, **options) -> float:
     """The one number of a metric; ValueError, with its name, where it was refused."""
     cell = cell_of([name], x, y, *args, **options)
-    if name in cell.refused:
-        raise ValueError(f"{name}: {cell.refused[name]}")
+    if name in cell.unavailable:
+        raise ValueError(f"{name}: {cell.unavailable[name]}")
     return METRICS[name].number(cell.values[name])

@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import scipy.linalg  # noqa: F401 its OpenBLAS, too, reads KERNELS when it is loaded
 import torch
 
 from tests.toy import toy as toy
+
+# which kernels OpenBLAS takes: benchmarks leave the choice to it, programs that tests start take those of the tests
+KERNELS = {name: os.environ[name] for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, variable in needs.items():
             if item.get_closest_marker(marker) and not os.environ.get(variable):
                 item.add_marker(pytest.mark.skip(reason=f"{variable} is not set"))
+
+
+def pytest_collection_finish() -> None:
+    os.environ.update(KERNELS)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
 from src.evaluation.passes import BATCH_SIZE
 from src.metrics import MEASURES
 from src.models import model_names
+from src.networks.architectures import split_model
 from src.networks.opening import HELP as NETWORK_HELP
-from src.networks.opening import split_model
 from src.results.plots import FORMATS
 
 WIDTH = 80

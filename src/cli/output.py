@@ -20,8 +20,9 @@ from src.core.files import sole_maker
 from src.core.text import visible
 from src.evaluation.certainty import Certainty
 from src.metrics import MEASURES, Cell
-from src.networks import opening as sources
+from src.networks.opening import open_pair as open_networks
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
+from src.networks.source_spec import Named
 from src.results import text as report
 from src.results.plots import FORMATS
 from src.results.saved_stitch import SavedStitch
@@ -30,6 +31,7 @@ from src.training.train_state import History
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
+UNPAIRED = "unpaired (mean, and what 5% of pairings pass by chance)"
 USER_ERRORS = (UserError, OSError, FloatingPointError)
 
 
@@ -38,12 +40,12 @@ def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Net
 
     Refused where they do not decide what stitches to these targets ask.
     """
-    specs = sources.Named(args.front_model), sources.Named(args.end_model)
-    models = args.model1 and sources.Named(args.model1), args.model2 and sources.Named(args.model2)
-    pair = sources.open_pair(specs, models=models, dataset=args.dataset, size=args.image_size, on_message=notice)
+    specs = Named(args.front_model), Named(args.end_model)
+    models = args.model1 and Named(args.model1), args.model2 and Named(args.model2)
+    pair = open_networks(specs, models=models, dataset=args.dataset, size=args.image_size, on_message=notice)
     on_data = put_on_dataset(pair, args.dataset, size=args.image_size)
     if targets:
-        on_data.require_for(teachers_of(targets))
+        on_data.require_for(teachers_of(targets), batch_dependent=getattr(args, "batch_dependent", False))
     return show(on_data)
 
 
@@ -60,11 +62,11 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
     Raises UserError where there is no value at all.
     """
     if not cell.values:
-        raise UserError("; ".join(f"{name}: {reason}" for name, reason in cell.refused.items()))
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in cell.unavailable.items()))
     wide = 12 if certainty else 14
     heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
     heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
-    heading += f"{'unpaired, 95%':>16}" * bool(certainty and certainty.null)
+    heading += f"{'unpaired':>16}" * bool(certainty and certainty.null)
     lines = [heading]
     for name, view in cell.views.items():
         value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
@@ -73,10 +75,10 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
             line += _pair_text(certainty.intervals, name, 17, "[{:.4f}, {:.4f}]")
             line += _pair_text(certainty.null, name, 16, "{:.4f} {:.4f}")  # both may be negative
         lines.append(line.rstrip())
-    lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.refused.items()]
+    lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.unavailable.items()]
     record = comparison_record(cell)
     if certainty:
-        lines += [report.fill(f"{name}: none: {reason}") for name, reason in certainty.refused.items()]
+        lines += [report.fill(f"{name}: none: {reason}") for name, reason in certainty.unavailable.items()]
         lines += _how_lines(certainty)
         record |= {"intervals": certainty.intervals, "null": certainty.null, "certainty": certainty.how}
     for health in cell.health.values():
@@ -93,14 +95,14 @@ def _how_lines(certainty: Certainty) -> list[str]:
     ways: dict[str, list[str]] = {}
     for what, how in certainty.how.items():
         kind, _, name = what.partition(" of ")
-        ways.setdefault(f"{'unpaired (mean, 95% quantile)' if kind == 'null' else kind}, {how}", []).append(name)
+        ways.setdefault(f"{UNPAIRED if kind == 'null' else kind}, {how}", []).append(name)
     return [report.fill(f"{way}: {', '.join(names)}") for way, names in ways.items()]
 
 
 def comparison_record(cell: Cell) -> dict[str, Any]:
     """What a result file says of a comparison."""
     records = {view: asdict(record) for view, record in cell.health.items()}
-    return {"values": cell.values, "refused": cell.refused, "views": cell.views, "health": records}
+    return {"values": cell.values, "refused": cell.unavailable, "views": cell.views, "health": records}
 
 
 def run_script(

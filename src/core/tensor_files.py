@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import math
 import re
 import warnings
@@ -16,6 +17,7 @@ from src.core.files import atomic_write
 from src.core.pickles import KEPT, TENSOR_OPCODES, Program, Sham
 
 ZIP = b"PK\x03\x04"
+SKIPPED = 100  # classes in one file
 LEGACY_PICKLES = 5  # that stand before the numbers of a file that is no archive
 FREE = 2**20  # values that a tensor may have whatever the size of its file, as one number repeated does
 _STRIDED = re.compile(r"torch\._utils\._rebuild_tensor(_v2|_v3)?")
@@ -29,17 +31,64 @@ def write_tensors(path: Path, record: dict[str, Any]) -> None:
         file.write(content.getbuffer())
 
 
-def parse_tensors(content: bytes) -> Any:
-    """What a file of torch.save holds, on the CPU, without running anything in it; UserError if it is damaged."""
+class Skipped:
+    """What stands for an object of a class that is not to be run; its text is the name of that class."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "Skipped":
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @classmethod
+    def named(cls, name: str) -> type["Skipped"]:
+        module, _, last = name.rpartition(".")
+        return type(last, (cls,), {"__module__": module, "__qualname__": last})
+
+
+def parse_tensors(content: bytes, *, skip: bool = False) -> Any:
+    """What a file of torch.save holds, on the CPU, without running anything in it; UserError if it is damaged.
+
+    With `skip`, objects of other classes are `Skipped`; else they are refused.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other protocols, which the error below refuses anyway
             _check_archive(content) if content.startswith(ZIP) else _check_legacy(content)
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return _load(content, skip)
     except UserError:
         raise
     except Exception as error:  # a hostile or cut file can make torch raise anything at all
         raise UserError(_reason(error)) from None
+
+
+def _load(content: bytes, skip: bool) -> Any:
+    """torch.load, with `skip` again and again until each class that it may not run has one that stands for it."""
+    skipped: list[Any] = []
+    while True:
+        try:
+            with torch.serialization.safe_globals(skipped):
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:
+            asked = re.search(r"GLOBAL ((?:\w+\.)+\w+) was not an allowed global", str(error))
+            if not skip or not asked or len(skipped) >= SKIPPED:
+                raise
+            skipped.append(Skipped.named(asked[1]))
 
 
 def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
@@ -49,7 +98,13 @@ def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
     except ImportError:
         raise UserError("safetensors is not installed: pip install -r requirements-nets.txt") from None
     try:
-        return load(content)
+        tensors = load(content)
+        size = int.from_bytes(content[:8], "little")
+        aliases = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
+        # weights that a network has twice are written once, with a word on where the others are
+        return tensors | {
+            name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors
+        }
     except Exception as error:  # of kinds of its own
         raise UserError(first_line(error)) from None
 

@@ -36,7 +36,8 @@ def _fold_batchnorms(part: fx.GraphModule) -> None:
         convolution, norm = _module(part, before), _module(part, node)
         if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
             continue
-        if _is_plain(convolution, nn.Conv2d) and _is_plain(norm, nn.BatchNorm2d) and norm.track_running_stats:
+        has_statistics = norm.running_mean is not None and norm.running_var is not None
+        if _is_plain(convolution, nn.Conv2d) and _is_plain(norm, nn.BatchNorm2d) and has_statistics:
             with part.graph.inserting_before(node):
                 folded = part.graph.call_module(_added(part, "folded", _folded(convolution, norm)), before.args)
             node.replace_all_uses_with(folded)

@@ -1,14 +1,14 @@
 """What is known about a data set."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.task import Task
 from src.dataset.decode import Target
-from src.dataset.preprocessing import Preprocessing
+from src.dataset.preprocessing import SHORTER, Preprocessing
 
 SPLITS = ("train", "val")  # what every data set has
 
@@ -24,6 +24,7 @@ class DatasetSpec:
 
     Of images that are files (not `in_memory`), `augment` also gets the `size`; `exact` says that those of size x size
     are taken as they are, and any `size` can be asked for; `own_size` is that of all of them, where they are alike.
+    `resize`, `shorter` and `interpolation` say how they are decoded, as in a Preprocessing.
     """
 
     name: str
@@ -41,6 +42,9 @@ class DatasetSpec:
     splits: tuple[str, ...] = SPLITS
     exact: bool = False
     own_size: int | None = None
+    resize: str = "crop"
+    shorter: float = SHORTER
+    interpolation: str = "bilinear"
 
     @property
     def classes(self) -> int:
@@ -55,7 +59,16 @@ class DatasetSpec:
 
     @property
     def target(self) -> Target:
-        """What image files are decoded to: 8/7 of the size, of which a crop is taken, where they are not alike."""
-        shorter = round(self.size * 8 / 7)
+        """What image files are decoded to: where not alike, to more than the size, of which a crop is taken."""
+        shorter = round(self.size * self.shorter)
         side = self.size if self.own_size == self.size else shorter
-        return Target(self.channels, shorter, side, self.size if self.exact else None)
+        kept = self.size if self.exact else None
+        return Target(self.channels, shorter, side, kept, self.resize == "squash", self.interpolation)
+
+    def decoded_for(self, networks: Iterable[Preprocessing]) -> "DatasetSpec":
+        """The same files decoded as networks ask for it, where they agree; else, and of other data sets, as usual."""
+        rules = {one.rule for one in networks}
+        if not self.exact or len(rules) != 1:
+            return self
+        resize, shorter, interpolation = rules.pop()
+        return replace(self, resize=resize, shorter=shorter, interpolation=interpolation)

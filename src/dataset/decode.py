@@ -30,14 +30,22 @@ _LONGEST = 4  # sides; of longer images only the middle is looked at
 class Target:
     """What files are decoded to, (channels, side, side) uint8; grey for 1 channel, RGB for 3.
 
-    The shorter side is brought to `shorter` pixels, and the middle taken; an image of `kept` x `kept` stays as it is,
-    and where `side` is larger its edges are repeated around it.
+    The shorter side is brought to `shorter` pixels, with `squash` both sides whatever the shape, and the middle taken;
+    an image of `kept` x `kept` stays as it is, and where `side` is larger its edges are repeated around it. The text of
+    a target is part of keys: what is usual is not said there.
     """
 
     channels: int
     shorter: int
     side: int
     kept: int | None = None
+    squash: bool = False
+    interpolation: str = "bilinear"
+
+    def __repr__(self) -> str:
+        text = f"Target(channels={self.channels}, shorter={self.shorter}, side={self.side}, kept={self.kept}"
+        text += ", squash=True" * self.squash
+        return text + (f", interpolation={self.interpolation!r})" if self.interpolation != "bilinear" else ")")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -75,7 +83,7 @@ def look_at(file: Path) -> tuple[tuple[int, int], int]:
 def decode(file: Path, target: Target) -> Tensor:
     """The bytes of one image, target.shape; raises UserError, with the file and the reason."""
     with _named(file):
-        return _fitted(_pixels(file, target.channels), target)
+        return fit_pixels(_pixels(file, target.channels), target)
 
 
 def decode_batches(
@@ -173,9 +181,12 @@ def _pixels(file: Path, channels: int) -> Tensor:
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
-def _fitted(pixels: Tensor, target: Target) -> Tensor:
+def fit_pixels(pixels: Tensor, target: Target) -> Tensor:
+    """An image (channels, height, width) uint8 as `target` asks for it."""
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
+    mode = InterpolationMode("nearest-exact" if target.interpolation == "nearest" else target.interpolation)
     height, width = pixels.shape[1:]
     if height == width == target.kept:
         before = (target.side - height) // 2
@@ -184,8 +195,8 @@ def _fitted(pixels: Tensor, target: Target) -> Tensor:
             return pixels.contiguous()
         padded = F.pad(pixels[None].float(), (before, after, before, after), mode="replicate")
         return padded[0].to(torch.uint8)
-    if max(height, width) > _LONGEST * min(height, width):
+    if not target.squash and max(height, width) > _LONGEST * min(height, width):
         limit = _LONGEST * min(height, width)
         pixels = functional.center_crop(pixels, [min(height, limit), min(width, limit)])
-    pixels = functional.resize(pixels, [target.shorter], antialias=True)
+    pixels = functional.resize(pixels, [target.shorter] * (2 if target.squash else 1), mode, antialias=True)
     return functional.center_crop(pixels, [target.side, target.side]).contiguous()

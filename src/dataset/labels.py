@@ -1,5 +1,7 @@
 """The names of the classes of each data set, in the order of their numbers."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -29,3 +31,17 @@ CELEBA = _words(
     Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace
     Wearing_Necktie Young"""
 )
+
+
+def is_numbered(labels: Sequence[str]) -> bool:
+    """Whether classes are called 0, 1, 2 ... (or 00, 01 ...), in whatever order: counted, and not named."""
+    return all(label.isascii() and label.isdecimal() for label in labels) and sorted(map(int, labels)) == list(
+        range(len(labels))
+    )
+
+
+def said_names(labels: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Labels of a library that are names; None for LABEL_0, LABEL_1 ..., which only count."""
+    if labels is None or all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
+        return None
+    return tuple(labels)

@@ -1,7 +1,7 @@
 """What a network does to images before its first layer: size, mean and standard deviation are its own."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, fx, nn
 from src.core.errors import UserError
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+RESIZES = ("crop", "squash")
+SHORTER = 8 / 7  # sides: 256 for 224
+ORDERS = ("rgb", "bgr")
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue: ITU-R BT.601
 
 
@@ -20,6 +23,8 @@ class Preprocessing:
 
     `mean` and `std` are of pixels scaled to 0..1, a value a channel. Images of another size are interpolated first,
     grey ones shown three times to a network of three channels, and of colour ones the brightness to one of one channel.
+    `order` is that of its colours, and of `mean` and `std`. `resize` and `shorter` are asked where image files are
+    decoded: the shorter side is brought to `shorter` sizes, or both sides are, and the middle is taken.
     Raises UserError for numbers that cannot normalise anything.
     """
 
@@ -27,6 +32,9 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
+    resize: str = "crop"
+    shorter: float = SHORTER
+    order: str = "rgb"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -37,12 +45,41 @@ class Preprocessing:
             raise UserError(f"std {self.std} is not positive")
         if not all(abs(value) < float("inf") for value in self.mean):
             raise UserError(f"mean {self.mean} is not finite")
-        if self.interpolation not in INTERPOLATIONS:
-            raise UserError(f"interpolation {self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+        choices = {"interpolation": INTERPOLATIONS, "resize": RESIZES, "order": ORDERS}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"{name} {value!r} is none of {', '.join(known)}")
+        if not 1 <= self.shorter < float("inf"):
+            raise UserError(f"shorter side {self.shorter} is not at least the size, 1")
+        if self.order != "rgb" and self.channels != 3:
+            raise UserError(f"images of {self.channels} channels have no order of colours")
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        return self.size, self.mean, self.std, self.interpolation
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def rule(self) -> tuple[str, float, str]:
+        """How image files are to be decoded."""
+        return self.resize, self.shorter, self.interpolation
+
+    def facts(self) -> dict[str, Any]:
+        """All of it by name; what came later than files and results that are still read only where it is not usual."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        always = ("size", "mean", "std", "interpolation")
+        return {name: value for name, (value, usual) in values.items() if name in always or value != usual}
+
+    def of_pixels(self) -> dict[str, Any]:
+        """What is done to images of one size: `facts` without what decodes files."""
+        return {name: value for name, value in self.facts().items() if name not in ("resize", "shorter")}
+
+    @classmethod
+    def from_facts(cls, record: Any) -> "Preprocessing":
+        """The inverse of `facts`, also where these come out of a file; KeyError, TypeError or ValueError for others."""
+        numbers = {"mean": tuple(map(float, record["mean"])), "std": tuple(map(float, record["std"]))}
+        needed = {"size": int(record["size"]), "interpolation": record["interpolation"]}
+        later = [field.name for field in fields(cls) if field.default is not MISSING and field.name not in needed]
+        return cls(**numbers, **needed, **{name: record[name] for name in later if name in record})
 
     @property
     def channels(self) -> int:
@@ -55,7 +92,8 @@ class Preprocessing:
         mean, std = (values.view(1, -1, 1, 1) * 255 for values in numbers)
         # a channel after the other while each has its own numbers, which takes long runs of them; then channels last,
         # the layout in which convolutions are fastest, on processors and on GPUs
-        images = self._coloured(self._resized(images.to(dtype=torch.float32, copy=True))).sub_(mean).div_(std)
+        images = self._coloured(self._resized(images.to(dtype=torch.float32, copy=True)))
+        images = (images if self.order == "rgb" else images.flip(1)).sub_(mean).div_(std)
         return images.to(memory_format=torch.channels_last, copy=True)
 
     def _coloured(self, images: Tensor) -> Tensor:
@@ -72,9 +110,18 @@ class Preprocessing:
     def _resized(self, images: Tensor) -> Tensor:
         if images.shape[2:] == (self.size, self.size):
             return images
-        options = {} if self.interpolation == "nearest" else {"antialias": True, "align_corners": False}
+        if self.interpolation == "nearest":  # as libraries of images understand it, not as torch's `nearest` does
+            return F.interpolate(images, size=(self.size, self.size), mode="nearest-exact")
+        options = {"antialias": True, "align_corners": False}
         images = F.interpolate(images, size=(self.size, self.size), mode=self.interpolation, **options)
         return images.clamp_(0, 255)  # bicubic overshoots
+
+
+def resize_text(resize: str, shorter: float, interpolation: str, size: int) -> str:
+    """How image files are decoded, in words."""
+    longer = round(size * shorter)
+    sides = f"both sides to {longer}" if resize == "squash" else f"the shorter side to {longer}"
+    return f"{resize}, {sides}" + f", the middle {size}" * (longer != size or resize == "crop") + f", {interpolation}"
 
 
 def wrap_preprocessing(

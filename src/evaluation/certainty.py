@@ -15,27 +15,27 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import heads
 from src.dataset import Split
 from src.evaluation.passes import feed
-from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls
+from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls, threshold
 from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.registry import METRICS
 
 
 @dataclass(frozen=True, slots=True)
 class Certainty:
-    """By metric: 95% `intervals` over images, and `null`, mean and 95% quantile where images do not correspond.
+    """By metric: 95% `intervals` over images, and `null`, mean and threshold where images do not correspond.
 
-    `how` says of each, as `intervals of cka` or `null of cka`, how it came about; `refused` why there is none.
+    `how` says of each, as `intervals of cka` or `null of cka`, how it came about; `unavailable` why there is none.
     """
 
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     null: dict[str, tuple[float, float]] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, found: Uncertainty) -> None:
         getattr(self, kind).update(found.values)
         self.how.update({f"{kind} of {name}": text for name, text in found.how.items()})
-        self.refused.update({f"{kind} of {name}": text for name, text in found.refused.items()})
+        self.unavailable.update({f"{kind} of {name}": text for name, text in found.unavailable.items()})
 
 
 def require_room(
@@ -56,8 +56,8 @@ def require_room(
     needed = 4 * images * sum(map(math.prod, shapes))
     if needed > memory:
         raise UserError(
-            f"--intervals and --permutations keep all activations, {needed / 1e9:.1f} GB here; choose smaller layers, "
-            f"or allow it with --memory {math.ceil(needed / 1e9)}"
+            f"--intervals, --permutations and --versus keep all activations, {needed / 1e9:.1f} GB here; choose "
+            f"smaller layers, or allow it with --memory {math.ceil(needed / 1e9)}"
         )
     return found
 
@@ -94,6 +94,21 @@ def certainty_of(
     for measure in (FUNCTIONAL[name] for name in names if name in FUNCTIONAL):
         _add_functional(certainty, measure, outputs, with_intervals=with_intervals, permutations=permutations)
     return certainty
+
+
+def sample_of(
+    networks: tuple[nn.Module, nn.Module],
+    layers: tuple[str, str],
+    sample: Tensor,
+    split: Split,
+    *,
+    batch_size: int = 64,
+    memory: float = MEMORY,
+    layouts: tuple[str | None, str | None] = (None, None),
+) -> Sample:
+    """The activations of one layer of each network on all images of a split; arguments as of `certainty_of`."""
+    found = require_room(networks, layers, sample, len(split), memory=memory, layouts=layouts)
+    return _gathered(networks, layers, found, split, batch_size)[0]
 
 
 def _gathered(
@@ -139,6 +154,8 @@ def _add_functional(
     if permutations and measure.paired:
         generator = torch.Generator().manual_seed(0)
         orders = [torch.randperm(len(one), generator=generator) for _ in range(permutations)]
-        drawn = torch.tensor([measure.of(one, other[order], labels, task) for order in orders])
-        certainty.null[measure.name] = float(drawn.mean()), float(drawn.quantile(0.95))
+        drawn = [float(measure.of(one, other[order], labels, task)) for order in orders]
+        observed = float(measure.of(one, other, labels, task))
+        passed = threshold(observed, drawn, higher_is_better=measure.higher_is_better)
+        certainty.null[measure.name] = sum(drawn) / len(drawn), passed
         certainty.how[f"null of {measure.name}"] = f"{permutations} permutations of {len(one)} images"

@@ -1,8 +1,10 @@
 """How well a network does its task, and how similar what two heads give is."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from src.dataset import Split
 from src.evaluation.passes import BATCH_SIZE, Head, feed
@@ -11,16 +13,34 @@ from src.metrics import Cell, Grid
 from src.metrics.engine.plan import plan_grid, require_possible
 
 
-def evaluate(network: nn.Module, split: Split, *, batch_size: int = BATCH_SIZE, title: str = "") -> dict[str, float]:
-    """Loss (nats) and accuracy (0 to 1) of a network, in eval mode; its own mode is left as it was."""
+def evaluate(
+    network: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = BATCH_SIZE,
+    title: str = "",
+    part: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Loss (nats) and accuracy (0 to 1) of a network, in eval mode; its own mode is left as it was.
+
+    With `part`, some of its classes by their numbers, also `part`: the same of decisions among these alone.
+    """
+
+    def outputs(images: Tensor) -> dict[str, Tensor]:
+        logits = network(images)
+        if part is None:
+            return {"": logits}
+        others = torch.ones(logits.shape[1], dtype=torch.bool).index_fill(0, torch.tensor(part), False)
+        return {"": logits, "part": logits.masked_fill(others.to(logits.device), -torch.inf)}
+
     was_training = network.training
     network.eval()
     try:
         counts = AgreementCounter(split.spec.task)
-        tally(lambda images: {"": network(images)}, split, counts, batch_size=batch_size, title=title)
+        tally(outputs, split, counts, batch_size=batch_size, title=title)
     finally:
         network.train(was_training)
-    return counts.scores("")
+    return counts.scores("") | ({} if part is None else {"part": counts.scores("part")})
 
 
 def compare(

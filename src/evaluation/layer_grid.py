@@ -52,15 +52,15 @@ class Comparison:
     def record(self) -> dict[str, Any]:
         """What a result file says of it: labels of the layers, all values, what is missing or doubtful."""
         layers = {"layers1": self.layers1, "layers2": self.layers2}
-        return {"frame": self.frame(), **layers, "refused": self.refused(), "warnings": self.warnings()}
+        return {"frame": self.frame(), **layers, "refused": self.unavailable(), "warnings": self.warnings()}
 
-    def refused(self) -> pd.DataFrame:
+    def unavailable(self) -> pd.DataFrame:
         """A row for each value that is missing: method, layer1, layer2, reason."""
         rows = [
-            (name, *pair, cell.refused[name])
+            (name, *pair, cell.unavailable[name])
             for name in self.names
             for pair, cell in self._named()
-            if name in cell.refused
+            if name in cell.unavailable
         ]
         return pd.DataFrame(rows, columns=["method", "layer1", "layer2", "reason"])
 
@@ -94,6 +94,7 @@ def compare_layers(
     memory: float = MEMORY,
     layouts: tuple[str | None, str | None] = (None, None),
     labelled: bool = True,
+    comparable: bool = True,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare each of the first network's layers with each of the second's by the named metrics.
@@ -101,7 +102,8 @@ def compare_layers(
     `sample` is a batch of blank images. At most about `memory` bytes are held at once: layers are taken by blocks,
     with a pass over the images for each pair of blocks, and `on_message` hears of it. A block of one pair may hold
     more. `layouts` are those asked for, of each network; `on_message` also hears what had to be guessed. `labelled`
-    says whether both networks are known to have the classes of the images, as measures of their outputs need.
+    says whether both networks are known to have the classes of the images, `comparable` whether they have each other's,
+    as measures of their outputs need.
     Raises UserError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
     needs more.
     """
@@ -116,10 +118,12 @@ def compare_layers(
     functional = [name for name in names if name in FUNCTIONAL]
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
     work = _GridWork(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
-    refused = refusal_of_outputs(networks, split, sample, labelled=labelled) if functional else None
+    known: dict[str, bool] = {"labelled": labelled, "comparable": comparable}
+    refused = refusals_of_outputs(networks, split, sample, functional, **known) if functional else {}
     if names:
-        require_possible(work.plan(names, work.whole), memory, alone=not functional or bool(refused))
-    outputs = _decisions(networks, split, sample, functional, refused if names else None, batch_size, labelled)
+        require_possible(work.plan(names, work.whole), memory, alone=len(refused) == len(functional))
+    known_already = refused if names and len(refused) == len(functional) else None
+    outputs = _decisions(networks, split, sample, functional, known_already, batch_size, known)
     passes = work.passes(names) if names else []
     if work.pairs > 1 and passes:
         on_message(work.plan_in_words(passes))
@@ -137,37 +141,48 @@ def _decisions(
     split: Split,
     sample: Tensor,
     names: Sequence[str],
-    refused: str | None,
+    refused: dict[str, str] | None,
     batch_size: int,
-    labelled: bool,
+    known: dict[str, bool],
 ) -> Cell:
     """What the measures of decisions give; where these are refused already there is no reason to freeze anything."""
     if not names or refused:
-        return _refused(names, refused or "")
+        return _without_values(refused or {})
     frozen = freeze(networks[0]).to(split.device), freeze(networks[1]).to(split.device)
-    how = {"batch_size": batch_size, "sample": sample.to(split.device), "labelled": labelled}
-    return compare_outputs(frozen, split, names, **how)
+    return compare_outputs(frozen, split, names, batch_size=batch_size, sample=sample.to(split.device), **known)
 
 
-def refusal_of_outputs(
-    networks: tuple[Head, Head], split: Split, sample: Tensor, *, labelled: bool = True
-) -> str | None:
-    """Why the decisions of two networks, images -> logits, cannot be compared: other classes; None where they can.
+def refusals_of_outputs(
+    networks: tuple[Head, Head],
+    split: Split,
+    sample: Tensor,
+    names: Sequence[str],
+    *,
+    labelled: bool = True,
+    comparable: bool = True,
+) -> dict[str, str]:
+    """Which measures of the decisions of two networks, images -> logits, have no value, and why.
 
-    `labelled`: whether the networks are known to have the classes of the images.
+    `labelled`: whether the networks are known to have the classes of the images, `comparable`: or those of each other.
     """
     with torch.no_grad():
         outputs = [network(sample) for network in networks]
     if texts := [text for output in outputs if (text := no_logits(output))]:
-        return f"a network returns {texts[0]}, not logits (images, classes)"
-    classes = [output.shape[1] for output in outputs]
-    if set(classes) != {split.spec.classes}:
-        return f"{' and '.join(map(str, classes))} outputs, where {split.spec.name} has {split.spec.classes} classes"
-    return None if labelled else f"the networks are not both known to have the classes of {split.spec.name}"
+        return dict.fromkeys(names, f"a network returns {texts[0]}, not logits (images, classes)")
+    classes, known = [output.shape[1] for output in outputs], split.spec.classes
+    if len(set(classes)) > 1:
+        reason = f"{' and '.join(map(str, classes))} outputs, where {split.spec.name} has {known} classes"
+        return dict.fromkeys(names, reason)
+    if labelled and set(classes) == {known}:
+        return {}
+    if not comparable:
+        return dict.fromkeys(names, "the networks do not decide between the same classes")
+    reason = f"the networks are not both known to have the classes of {split.spec.name}"
+    return {name: reason for name in names if FUNCTIONAL[name].needs_labels}
 
 
-def _refused(names: Sequence[str], reason: str) -> Cell:
-    return Cell({}, dict.fromkeys(names, reason), dict.fromkeys(names, "logits"), {})
+def _without_values(reasons: dict[str, str]) -> Cell:
+    return Cell({}, reasons, dict.fromkeys(reasons, "logits"), {})
 
 
 def compare_outputs(
@@ -179,17 +194,20 @@ def compare_outputs(
     batch_size: int = BATCH_SIZE,
     alone: bool = True,
     labelled: bool = True,
+    comparable: bool = True,
 ) -> Cell:
     """Compare what two networks, images -> logits, decide.
 
-    `sample` is a batch of blank images, `labelled` as in `refusal_of_outputs`. Where they have other classes than the
-    data set or each other the measures are refused; with `alone`, if they are all that is asked for, by a UserError
-    before any work.
+    `sample` is a batch of blank images, `labelled` and `comparable` are as in `refusals_of_outputs`. Measures that
+    these leave without a value are refused; with `alone`, if that is all that is asked for, by a UserError before any
+    work.
     """
-    if refused := refusal_of_outputs(networks, split, sample, labelled=labelled):
+    refused = refusals_of_outputs(networks, split, sample, names, labelled=labelled, comparable=comparable)
+    if len(refused) == len(names):
         if alone:
-            raise UserError(f"{', '.join(names)}: {refused}")
-        return _refused(names, refused)
+            raise UserError(f"{', '.join(names)}: {next(iter(refused.values()))}")
+        return _without_values(refused)
+    valued = [name for name in names if name not in refused]
     logits: list[list[Tensor]] = [[], []]
 
     def keep(*outputs: Tensor) -> None:
@@ -198,8 +216,8 @@ def compare_outputs(
 
     feed(networks, split, keep, batch_size=batch_size, title="comparing outputs")
     one, other = map(torch.cat, logits)
-    values = {name: FUNCTIONAL[name].of(one, other, split.labels.to(one.device), split.spec.task) for name in names}
-    return Cell(values, {}, dict.fromkeys(names, "logits"), {})
+    values = {name: FUNCTIONAL[name].of(one, other, split.labels.to(one.device), split.spec.task) for name in valued}
+    return Cell(values, refused, dict.fromkeys(names, "logits"), {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,18 @@
 """Linear centred kernel alignment (CKA): biased, debiased, and differentiable."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from src.core.errors import UserError
 from src.metrics.algebra.gram import GramSums
+from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.matrix_rows import paired, unit
+from src.metrics.algebra.products import times
+
+ROWS = 256  # of permuted Gram matrices that are made at once; their products are float32, the sums of these float64
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
@@ -53,12 +58,67 @@ def debiased_cka_of_groups(groups: Sequence[GramSums]) -> float:
     return _ratio(hsic)
 
 
+def chance_of(groups: Sequence[GramSums]) -> float | None:
+    """The mean of biased linear CKA over all n! pairings of the images; over groups of images that of their means.
+
+    It is tr(K) tr(L) / ((n - 1) sqrt(<K, K> <L, L>)): a centred L whose images are dealt out at random is on average
+    tr(L) / (n - 1) times the centring matrix. With few images and many features it is far from 0. None where CKA is
+    undefined.
+    """
+    values = []
+    for group in groups:
+        (k, other), (_, kk, ll) = group.traces, group.whole
+        if group.n < 2 or not (kk > 0 and ll > 0):
+            return None
+        values.append(k * other / ((group.n - 1) * math.sqrt(kk) * math.sqrt(ll)))
+    if not values:
+        return None
+    return sum(group.n * value for group, value in zip(groups, values, strict=True)) / sum(g.n for g in groups)
+
+
 def bias_of(groups: Sequence[GramSums]) -> float | None:
     """Return biased minus debiased CKA; None where one of them is undefined."""
     try:
         return cka_of_groups(groups) - debiased_cka_of_groups(groups) if groups else None
     except UserError:
         return None
+
+
+@torch.no_grad()
+def permuted_cka(xs: Sequence[Layer], ys: Sequence[Layer], *, debiased: bool = False) -> Callable[[Tensor], Tensor]:
+    """An order of the images -> CKA of each of xs with each of ys, whose images are in that order, (xs, ys) float64.
+
+    Norms are the same in any order, so of each draw only the inner products of centred Gram matrices are taken anew.
+    Raises UserError where a side is constant or images are too few.
+    """
+    firsts, seconds = (torch.stack([_unit_gram(layer, debiased) for layer in layers]) for layers in (xs, ys))
+    n = firsts.shape[1]
+
+    def draw(order: Tensor) -> Tensor:
+        total = torch.zeros(len(firsts), len(seconds), dtype=torch.float64, device=firsts.device)
+        for rows in torch.arange(n, device=firsts.device).split(ROWS):
+            others = seconds[:, order[rows]][:, :, order]
+            total += times(firsts[:, rows].flatten(1), others.flatten(1)).double()
+        return total
+
+    return draw
+
+
+def _unit_gram(layer: Layer, debiased: bool) -> Tensor:
+    """The Gram matrix (n, n) of centred rows at Frobenius norm 1, U-centred (no diagonal) for debiased CKA; float32."""
+    rows = layer.centre()
+    gram = times(rows, rows).double()
+    if debiased:
+        n = len(gram)
+        if n < 4:
+            raise UserError(f"{n} images are too few for debiased CKA; at least 4 are needed")
+        sums = gram.fill_diagonal_(0).sum(0)
+        gram = gram - (sums[:, None] + sums) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+        gram.fill_diagonal_(0)
+    size = gram.norm()
+    if not size > 0:
+        raise UserError("CKA is undefined: a representation is constant")
+    return (gram / size).float()
 
 
 def _ratio(sums: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from src.metrics.registry import METRICS
 Shape = tuple[int, ...]
 # Features whose rank is looked at; that of more is bounded from below by that of a part.
 RANK_FEATURES = 2048
+ONE_IMAGE = 0.25  # share of a side's variance from which on one image carries its comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class Diagnostics:
     """What stands behind the numbers of one view; pairs are (front, end).
 
     rank is None where only differences were gathered; with rank_is_bound the true rank may be larger.
-    cka_bias is biased minus debiased CKA, None where neither was asked for.
+    cka_bias is biased minus debiased CKA, None where neither was asked for; cka_chance what biased CKA is on average
+    where images do not correspond, None where it was not asked for.
     """
 
     view: str
@@ -32,6 +34,7 @@ class Diagnostics:
     rank_is_bound: bool
     dead_channels: tuple[int, int]
     cka_bias: float | None
+    cka_chance: float | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -54,8 +57,15 @@ def diagnose(
     names: Sequence[str],
     group: int | None,
     bias: float | None,
+    *,
+    chance: float | None = None,
+    largest: tuple[float, float] | None = None,
 ) -> Diagnostics:
-    """Say what stands behind the named metrics of a view, given what is known of both sides and the bias of CKA."""
+    """Say what stands behind the named metrics of a view, given what is known of both sides and of CKA.
+
+    bias, chance: the fields of the record. largest: of each side the share of its variance that one image has, where
+    images are known one by one.
+    """
     nonconstant, ranks = [side.nonconstant for side in facts], [side.rank for side in facts]
     constant = [dead_channels(alive, shape[0]) for alive, shape in zip(nonconstant, shapes, strict=True)]
     positions = math.prod(shapes[0][1:]) if view == "channels" else 1
@@ -68,8 +78,26 @@ def diagnose(
         any(rank is not None and rank[1] for rank in ranks),
         (constant[0], constant[1]),
         bias,
+        chance,
     )
-    return replace(health, warnings=_warnings(health, facts, sorted(names), group))
+    far = _one_image_warnings(names, largest)
+    return replace(health, warnings=(*_warnings(health, facts, sorted(names), group, many=not far), *far))
+
+
+def _one_image_warnings(names: Sequence[str], largest: tuple[float, float] | None) -> list[str]:
+    """What is to be said where one image has much of the variance of a side, of which `largest` is the largest share.
+
+    A far image pairs with itself: where it is far on both sides similarities approach 1, where on one side 0, whatever
+    the other images do (Davari et al. 2023).
+    """
+    touched = sorted(name for name in names if METRICS[name].needs in ("gram", "moments"))
+    if not touched or not largest or max(largest) < ONE_IMAGE:
+        return []
+    side = "front" if largest[0] >= largest[1] else "end"
+    return [
+        f"{', '.join(touched)}: one image has {max(largest):.0%} of the {side}'s variance, so this is mostly about it; "
+        "look at that image, or leave it out"
+    ]
 
 
 def dead_channels(nonconstant: Tensor, channels: int) -> int:
@@ -77,12 +105,14 @@ def dead_channels(nonconstant: Tensor, channels: int) -> int:
     return int((~nonconstant.reshape(channels, -1).any(1)).sum())
 
 
-def _warnings(health: Diagnostics, facts: tuple[Facts, Facts], names: list[str], group: int | None) -> tuple[str, ...]:
-    """Say in words what makes the named metrics of this view doubtful."""
+def _warnings(
+    health: Diagnostics, facts: tuple[Facts, Facts], names: list[str], group: int | None, *, many: bool
+) -> tuple[str, ...]:
+    """Say in words what makes the named metrics of this view doubtful; `many`: not one image alone makes them so."""
     alive = [int(side.nonconstant.sum()) for side in facts]
     return tuple(
         [*_side_warnings(health, facts, alive), *_count_warnings(names, health.rows, *health.features)]
-        + _cka_warnings(health, names, group)
+        + _cka_warnings(health, names, group, many=many)
         + _map_warnings(names, health, alive)
     )
 
@@ -116,9 +146,9 @@ def _count_warnings(names: list[str], rows: int, front: int, end: int) -> list[s
     return found
 
 
-def _cka_warnings(health: Diagnostics, names: list[str], group: int | None) -> list[str]:
+def _cka_warnings(health: Diagnostics, names: list[str], group: int | None, *, many: bool) -> list[str]:
     found = []
-    if "cka" in names and health.cka_bias is not None and health.cka_bias > 0.02:
+    if many and "cka" in names and health.cka_bias is not None and health.cka_bias > 0.02:
         found.append(f"cka: {health.cka_bias:.3f} above its debiased estimate, from too few images; use cka_debiased")
     averaged = [name for name in names if group and METRICS[name].needs in ("gram", "features")]
     if averaged and health.view == "images":

@@ -20,7 +20,8 @@ class Functional:
 
     It is the mean over images of `each`, (images,), or its absolute value where that is signed. paired: whether it
     depends on which image of the one goes with which of the other. counted: the 95% interval of its mean where each
-    image has one decision, which are counted: near 0 and 1 their standard deviation says little.
+    image has one decision, which are counted: near 0 and 1 their standard deviation says little. needs_labels: whether
+    labels of the networks' classes decide its value.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Functional:
     more_alike: Literal["higher", "lower"] = "lower"
     paired: bool = True
     counted: Callable[[Tensor, Tensor, Tensor, Task], Interval] | None = None
+    needs_labels: bool = False
 
     def number(self, value: float) -> float:
         """The value, which is one number."""
@@ -100,6 +102,7 @@ FUNCTIONAL = {
             accuracy_difference,
             paired=False,
             counted=_difference,
+            needs_labels=True,
         ),
     )
 }

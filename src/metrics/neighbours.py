@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.products import times
 from src.metrics.cosines import CHEAP, Cosines
 
+# layers of both sides -> (an order of the images -> the value of each pair with the second's images in that order)
+Permuted = Callable[[Sequence[Layer], Sequence[Layer]], Callable[[Tensor], Tensor]]
 # Neighbours of an image.
 K = 10
 # Numbers of rows that are held beside each other to be multiplied pair by pair.
@@ -168,8 +170,11 @@ def mutual_knn(x: Layer, y: Layer, k: int = K) -> float:
 @torch.no_grad()
 def shares_of_neighbours(x: Layer, y: Layer, k: int = K) -> Tensor:
     """`mutual_knn` of each image, (n,)."""
-    near_x, near_y = _both_near(x, y, k, "distance")
-    return _shared(near_x, near_y).sum((1, 2)).double() / k
+    return _shares(*_both_near(x, y, k, "distance"))
+
+
+def _shares(near_x: Tensor, near_y: Tensor) -> Tensor:
+    return _shared(near_x, near_y).sum((1, 2)).double() / near_x.shape[1]
 
 
 @torch.no_grad()
@@ -186,9 +191,12 @@ def jaccard(x: Layer, y: Layer, k: int = K) -> float:
 @torch.no_grad()
 def overlaps_of_neighbours(x: Layer, y: Layer, k: int = K) -> Tensor:
     """`jaccard` of each image, (n,)."""
-    near_x, near_y = _both_near(x, y, k, "cosine")
+    return _overlaps(*_both_near(x, y, k, "cosine"))
+
+
+def _overlaps(near_x: Tensor, near_y: Tensor) -> Tensor:
     shared = _shared(near_x, near_y).sum((1, 2)).double()
-    return shared / (2 * k - shared)
+    return shared / (2 * near_x.shape[1] - shared)
 
 
 @torch.no_grad()
@@ -206,8 +214,11 @@ def rank_similarity(x: Layer, y: Layer, k: int = K) -> float:
 @torch.no_grad()
 def ranks_of_neighbours(x: Layer, y: Layer, k: int = K) -> Tensor:
     """`rank_similarity` of each image, (n,)."""
-    near_x, near_y = _both_near(x, y, k, "cosine")
-    same = _shared(near_x, near_y)
+    return _ranks(*_both_near(x, y, k, "cosine"))
+
+
+def _ranks(near_x: Tensor, near_y: Tensor) -> Tensor:
+    same, k = _shared(near_x, near_y), near_x.shape[1]
     ranks = torch.arange(1, k + 1, dtype=torch.float64, device=same.device)
     weights = 2 / ((1 + (ranks[:, None] - ranks).abs()) * (ranks[:, None] + ranks))
     most = torch.cat([ranks.new_ones(1), (1 / ranks).cumsum(0)])
@@ -240,6 +251,34 @@ def cosines_of_similarities(x: Layer, y: Layer, k: int = K) -> Tensor:
         norms = one.norm(dim=1) * other.norm(dim=1)
         found.append((one * other).sum(1) / norms.clamp(min=1e-300))
     return torch.cat(found)
+
+
+def _permuted(kind: str, each: Callable[[Tensor, Tensor], Tensor]) -> Permuted:
+    """What a mean over images' lists of neighbours is where the second side's images are in another order.
+
+    An image's neighbours are the same images wherever these stand, so the lists are renumbered and nothing else.
+    """
+
+    def prepare(xs: Sequence[Layer], ys: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
+        lists = [[_both_near(x, y, K, kind) for y in ys] for x in xs]
+        near_x, near_y = [row[0][0] for row in lists], [pair[1] for pair in lists[0]]
+
+        def draw(order: Tensor) -> Tensor:
+            place = order.argsort()  # of each image of the second side, among the reordered
+            others = [place[near[order]] for near in near_y]
+            means = [[float(each(one, other).mean()) for other in others] for one in near_x]
+            return torch.tensor(means, dtype=torch.float64)
+
+        return draw
+
+    return prepare
+
+
+permuted_knn, permuted_jaccard, permuted_ranks = (
+    _permuted("distance", lambda x, y: _shares(x, y)),
+    _permuted("cosine", lambda x, y: _overlaps(x, y)),
+    _permuted("cosine", lambda x, y: _ranks(x, y)),
+)
 
 
 def _shared(near_x: Tensor, near_y: Tensor) -> Tensor:

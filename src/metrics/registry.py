@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.matrix_rows import paired
 from src.metrics.alignment import aligned_bytes, aligned_cosine, rsa, rsa_bytes, soft_match
 from src.metrics.canonical import mean_cca, pwcca, pwcca_ties, r2_cca, svcca
-from src.metrics.cka import cka_of_groups, debiased_cka_of_groups
+from src.metrics.cka import cka_of_groups, debiased_cka_of_groups, permuted_cka
 from src.metrics.difference import differences_of, l2, l2_relative
 from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.linear_maps import (
@@ -25,11 +26,15 @@ from src.metrics.linear_maps import (
     procrustes_distance,
 )
 from src.metrics.neighbours import (
+    Permuted,
     cosines_of_similarities,
     distance_correlation,
     jaccard,
     mutual_knn,
     overlaps_of_neighbours,
+    permuted_jaccard,
+    permuted_knn,
+    permuted_ranks,
     rank_similarity,
     ranks_of_neighbours,
     rbf_cka,
@@ -58,6 +63,8 @@ class Metric:
     cost: images, features of either side -> bytes that it takes beside the rows, where these are many.
     each: where the value is a mean over images' neighbours, that of each, (n,), given both layers and how many
         neighbours, if not the usual number.
+    permuted: a shorter way to the values of many pairs of layers where the second's images are in another order:
+        layers of both sides -> (an order -> values (first, second)).
     identical: the value for two equal representations; where it depends on these, a function of the rows (n, d).
     higher_is_better: whether larger values mean more alike. row_space: whether the sums of products may be those of
         coordinates in the space that the rows span; then no rotation may change the value, nor may it be a map.
@@ -81,6 +88,7 @@ class Metric:
     note: Callable[[Any], str] | None = None
     cost: Callable[[int, int, int], float] | None = None
     each: Callable[..., Tensor] | None = None
+    permuted: Permuted | None = None
 
     @property
     def invariances(self) -> frozenset[str]:
@@ -144,8 +152,15 @@ def _difference(name: str, meaning: str, of_differences: Callable, **more: Any) 
 
 
 _ALL = (
-    Metric("cka", "linear CKA, biased", "gram", cka_of_groups),
-    Metric("cka_debiased", "linear CKA, debiased", "gram", debiased_cka_of_groups, range=(-1, 1)),
+    Metric("cka", "linear CKA, biased", "gram", cka_of_groups, permuted=permuted_cka),
+    Metric(
+        "cka_debiased",
+        "linear CKA, debiased",
+        "gram",
+        debiased_cka_of_groups,
+        range=(-1, 1),
+        permuted=partial(permuted_cka, debiased=True),
+    ),
     _of_layers("cka_rbf", "CKA with Gaussian kernels, bandwidth half the median distance", rbf_cka),
     _of_layers("dist_corr", "distance correlation", distance_correlation),
     _cca("cca", "mean squared canonical correlation (R2_CCA)", r2_cca),
@@ -238,7 +253,11 @@ _ALL = (
         cost=rsa_bytes,
     ),
     _of_layers(
-        "mutual_knn", "shared share of each image's 10 nearest neighbours", mutual_knn, each=shares_of_neighbours
+        "mutual_knn",
+        "shared share of each image's 10 nearest neighbours",
+        mutual_knn,
+        each=shares_of_neighbours,
+        permuted=permuted_knn,
     ),
     _of_layers(
         "jaccard",
@@ -246,6 +265,7 @@ _ALL = (
         jaccard,
         kept=TURN_AND_SCALE,
         each=overlaps_of_neighbours,
+        permuted=permuted_jaccard,
     ),
     _of_layers(
         "rank_sim",
@@ -253,6 +273,7 @@ _ALL = (
         rank_similarity,
         kept=TURN_AND_SCALE,
         each=ranks_of_neighbours,
+        permuted=permuted_ranks,
     ),
     _of_layers(
         "second_cos",

@@ -1,10 +1,9 @@
 """A weight file <-> a network, its architecture, its data set and its seeds."""
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ from torch import Tensor, nn
 from src.core.errors import UserError
 from src.core.records import PREPROCESSING, check
 from src.core.task import SINGLE_LABEL
-from src.core.tensor_files import parse_safetensors, parse_tensors, write_tensors
-from src.core.text import in_line
+from src.core.tensor_files import write_tensors
 from src.dataset import DatasetSpec, canonical_dataset, dataset_folder, dataset_of, measured
 from src.dataset.preprocessing import Preprocessing
 from src.models import build_model, canonical_name, folder_name
-from src.networks.weight_facts import FORMAT, WeightFacts, check_state
+from src.networks.state_dicts import fill, require_shape, silent
+from src.networks.weight_facts import FORMAT
+from src.networks.weight_files import WeightFile, read_weights
 
-TRAINING = ("init_seed", "gradient_seed", "iteration", "recipe", "train_fraction", "shuffle_labels")  # of a Checkpoint
 SPARE = 10**6  # numbers that a network may lack beside what is stored: which it lacks is said later
-_NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
-_SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +32,7 @@ class Checkpoint:
     (folder:PATH and arrays:PATH are where that was), None where that is none of ours. `preprocessing` is what it does
     to images, `labels` names its classes, if known; `path` is its file, or the spec where there is none. `layout` is
     how the outputs of its layers are to be read, where the user says so.
+    `by_chance` and `by_batch` name the module that makes its answers depend on chance, and on the rest of the batch.
     `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them.
     """
 
@@ -52,6 +50,8 @@ class Checkpoint:
     train_fraction: float = 1.0
     shuffle_labels: float = 0.0
     sha256: str = ""
+    by_chance: str | None = None
+    by_batch: str | None = None
 
     @property
     def seeds(self) -> str:
@@ -78,7 +78,7 @@ class Checkpoint:
             "model": self.model,
             "dataset": self.dataset,
             "path": str(self.path),
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.facts(),
             "init_seed": self.init_seed,
             "gradient_seed": self.gradient_seed,
             "train_fraction": self.train_fraction,
@@ -137,7 +137,7 @@ def save(
         "gradient_seed": gradient_seed,
         "iteration": iteration,
         "recipe": recipe,
-        **({"preprocessing": asdict(preprocessing)} if preprocessing else {}),
+        **({"preprocessing": preprocessing.facts()} if preprocessing else {}),
         **({"labels": list(labels)} if labels else {}),
         **({"source_sha256": source_sha256} if source_sha256 else {}),
         "state_dict": {name: _plain(value) for name, value in network.state_dict().items()},
@@ -161,38 +161,43 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def load(
-    path: Path | str,
+    file: WeightFile | Path | str,
     *,
     model: str | None = None,
     dataset: str | None = None,
     size: int | None = None,
     build: Callable[..., nn.Module] = build_model,
     canonical: Callable[[str], str] = canonical_name,
+    on_message: Callable[[str], None] = silent,
+    averaged: bool = False,
 ) -> Checkpoint:
     """Rebuild the network of a weight file, on the CPU, in eval mode.
 
     The metadata in the file say which architecture and data set it is for; for a plain state dict its path does
     (<Model>/<Dataset>/in<i>-gn<j>/<iteration>.pt), and `model` and `dataset` fill in what the path lacks. `size` is of
-    the images, where not of the data set's. `build` and `canonical` make a network of a model's name.
-    Raises FileNotFoundError, or UserError with one line on what is wrong or missing.
+    the images, where not of the data set's. `build` and `canonical` make a network of a model's name; `on_message` and
+    `averaged` as in `fill`. Raises FileNotFoundError, or UserError with one line on what is wrong or missing.
     """
-    path = Path(path)
-    content, known, state = _open(path)
+    if not isinstance(file, WeightFile):
+        file = read_weights(Path(file), averaged=averaged)
+    path, known = file.path, dict(file.facts)
     record, labels = known.pop("preprocessing"), known.pop("labels", None)
-    model = _agree(path, "model", known.pop("model"), model, canonical)
+    model = agree(path, "model", known.pop("model"), model, canonical)
     # another data set may be looked at by a network, which its file says better than an option
     found = known.pop("dataset")
-    dataset = _agree(path, "dataset", found, None if found is not None else dataset, canonical_dataset)
+    dataset = agree(path, "dataset", found, None if found is not None else dataset, canonical_dataset)
     spec = remembered(path, {"dataset": dataset, "labels": labels, "preprocessing": record})
     preprocessing = preprocessing_of(record, f"{path} says what it does to images, but not in a way known here")
     preprocessing = preprocessing or measured(spec).preprocessing
     preprocessing = replace(preprocessing, size=size) if size else preprocessing
     sizes = {"channels": preprocessing.channels, "classes": spec.classes, "size": preprocessing.size}
-    _require_shapes(model, sizes, state, f"{path} does not fit {model} on {dataset}")
+    _require_shapes(model, sizes, file.state, f"{path} does not fit {model} on {dataset}")
     network = build(model, **sizes)
-    fill(network, state, f"{path} does not fit {model} on {dataset}")
-    digest = hashlib.sha256(content).hexdigest()
-    return Checkpoint(network.eval(), model, dataset, path, preprocessing, spec.labels, sha256=digest, **known)
+    for line in file.notes:
+        on_message(f"note: {line}")
+    fill(network, file.state, f"{path} does not fit {model} on {dataset}", on_message=on_message, averaged=averaged)
+    said: dict[str, Any] = {key: value for key, value in known.items() if value is not None}
+    return Checkpoint(network.eval(), model, dataset, path, preprocessing, spec.labels, sha256=file.sha256, **said)
 
 
 def remembered(path: Path | str, facts: dict[str, Any]) -> DatasetSpec:
@@ -233,9 +238,8 @@ def preprocessing_of(record: Any, complaint: str) -> Preprocessing | None:
         return None
     try:
         check(record, PREPROCESSING, required=PREPROCESSING)
-        size, mean, std, interpolation = (record[key] for key in PREPROCESSING)
-        return Preprocessing(int(size), tuple(map(float, mean)), tuple(map(float, std)), interpolation)
-    except UserError as error:
+        return Preprocessing.from_facts(record)
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{complaint}: {error}") from None
 
 
@@ -252,109 +256,13 @@ def _require_shapes(model: str, sizes: dict[str, int], state: dict[str, Tensor],
         raise UserError(f"{complaint}: no network is as large as that") from None
     for name, value in wanted.items():
         if name in state:
-            _require_shape(name, state[name], value, complaint)
+            require_shape(name, state[name], value, complaint)
     stored = sum(value.numel() for value in state.values())
     if sum(value.numel() for value in wanted.values()) > 10 * stored + SPARE:
         raise UserError(f"{complaint}: it holds too few numbers")
 
 
-def _require_shape(name: str, value: Tensor, wanted: Tensor, complaint: str) -> None:
-    if value.is_nested:
-        raise UserError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
-    if value.shape != wanted.shape:
-        raise UserError(f"{complaint}: {name} has the shape {tuple(value.shape)}, expected {tuple(wanted.shape)}")
-
-
-def fill_from(
-    network: nn.Module, path: Path, *, model: str, canonical: Callable[[str], str] = canonical_name
-) -> tuple[str, str | None]:
-    """Start a network from a weight file of its architecture, whatever data set that is for, as `fill_body` does.
-
-    Returns the file's SHA-256 and the name of the head where it stayed. Raises as `load` does.
-    """
-    digest, known, state = read(path)
-    _agree(path, "model", known["model"], model, canonical)
-    return digest, fill_body(network, state, f"{path} does not fit {model}")
-
-
-def head_of(network: nn.Module) -> str:
-    """The name of the last linear layer, which decides between classes; UserError where there is none."""
-    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not heads:
-        raise UserError(f"{type(network).__name__} has no linear layer, so no head")
-    return heads[-1]
-
-
-def fill_body(network: nn.Module, state: dict[str, Tensor], complaint: str) -> str | None:
-    """Load a state dict whose head may differ in size, and nothing else: the head then stays as it is.
-
-    Returns its name where it stayed, None where it came from the state dict.
-    """
-    own = network.state_dict()
-    head = head_of(network)
-    parts = [name for name in own if name.startswith(f"{head}.")]
-    stays = any(name in state and state[name].shape != own[name].shape for name in parts)
-    if stays:
-        state = state | {name: own[name] for name in parts}
-    fill(network, state, complaint)
-    return head if stays else None
-
-
-def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """The SHA-256 of a weight file, what it says of itself, and its state dict; raises as `load` does."""
-    content, known, state = _open(path)
-    return hashlib.sha256(content).hexdigest(), known, state
-
-
-def source_digest(path: Path | str) -> str | None:
-    """The SHA-256 of the Python file that built the network of a weight file, as the file has it."""
-    record = _record(Path(path), Path(path).read_bytes())
-    found = record.get("source_sha256") if isinstance(record, dict) else None
-    return found if isinstance(found, str) else None
-
-
-def _open(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no weight file {path}")
-    content = path.read_bytes()
-    return content, *_parse(path, content)
-
-
-def _parse(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a weight file says of itself (or its path for it), None for what is unsaid; and its state dict."""
-    record = _record(path, content)
-    state = check_state(path, record.get("state_dict", record) if isinstance(record, dict) else None)
-    if "state_dict" not in record or "format" not in record:
-        return _facts_from_path(path), state
-    return WeightFacts.from_file(path, record).facts(), state
-
-
-def _record(path: Path, content: bytes) -> Any:
-    try:
-        return parse_safetensors(content) if path.suffix == ".safetensors" else parse_tensors(content)
-    except ValueError as error:
-        raise UserError(f"{path} is no weight file, or a damaged one: {in_line(str(error))}") from None
-
-
-def _facts_from_path(path: Path) -> dict[str, Any]:
-    """What <Model>/<Dataset>/in<i>-gn<j>.../<iteration>.pt tells; None for each part that tells nothing."""
-    facts: dict[str, Any] = dict.fromkeys(("model", "dataset", "init_seed", "gradient_seed", "preprocessing"))
-    facts["iteration"] = int(path.stem) if path.stem.isdecimal() else None
-    # the seeds' folder may be missing, so every folder of the path is asked, the nearest first; links are not followed,
-    # since where they lead need not be named after a network
-    for folder in Path(os.path.abspath(path)).parts[-2::-1][:3]:
-        if seeds := _SEEDS.fullmatch(folder):
-            facts["init_seed"], facts["gradient_seed"] = int(seeds[1]), int(seeds[2])
-            facts["train_fraction"], facts["shuffle_labels"] = float(seeds[3] or 1), float(seeds[4] or 0)
-        for key, canonical in (("model", canonical_name), ("dataset", canonical_dataset)):
-            try:
-                facts[key] = facts[key] or canonical(folder)
-            except ValueError:
-                continue
-    return facts
-
-
-def _agree(path: Path, what: str, found: Any, given: str | None, canonical: Callable[[str], str]) -> str:
+def agree(path: Path, what: str, found: Any, given: str | None, canonical: Callable[[str], str]) -> str:
     """The canonical name of the model or data set that a weight file and the user, or one of them, name."""
     if found is not None:
         try:
@@ -369,24 +277,3 @@ def _agree(path: Path, what: str, found: Any, given: str | None, canonical: Call
             f"{path} does not say its {what}; keep it below <Model>/<Dataset>/in<i>-gn<j>/ or name the {what}"
         )
     return found or given or ""
-
-
-def fill(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
-    """Load a state dict; refuse another architecture's, other shapes or kinds, and values that are not finite."""
-    for name, wanted in network.state_dict().items():
-        if name not in state:
-            continue  # the network itself says below whether it can do without
-        value = state[name]
-        _require_shape(name, value, wanted, complaint)
-        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-        if not plain or value.is_complex() or value.is_floating_point() != wanted.is_floating_point():
-            raise UserError(f"{complaint}: {name} is {value.type()}, expected {wanted.dtype}")
-        if value.is_floating_point() and value.dtype.itemsize == 1:  # torch has few functions of these
-            value = value.float()
-        if not value.isfinite().all():
-            raise UserError(f"{complaint}: {name} holds values that are not finite")
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    for names, what in ((missing, "missing"), (unexpected, "unexpected")):
-        if names:
-            more = f", and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{complaint}: {names[0]} is {what}{more}")

@@ -1,6 +1,7 @@
 """One or two networks in front of the images of a data set, each with its own preprocessing."""
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError
+from src.core.task import SINGLE_LABEL
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, first_difference, load_split
-from src.dataset.preprocessing import Preprocessing, wrap_preprocessing
+from src.dataset.labels import is_numbered
+from src.dataset.preprocessing import Preprocessing, resize_text, wrap_preprocessing
 from src.networks.checkpoints import Checkpoint
+from src.networks.class_names import is_nameless, order_text, with_names
+from src.networks.source_spec import parse_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +26,15 @@ class NetworksOnDataset:
 
     Where all of them preprocess alike, the images are handed out that way, once for all; else as they are, and each of
     `networks` preprocesses what it gets. `answers` are the classes in the order of their logits, for which the networks
-    have been arranged and the labels are. Raises UserError, which says what differs, where a network cannot take
-    images of this data set.
+    have been arranged and the labels are: those of the data set, or more. `assumed` says what was taken for granted of
+    classes without names. Raises UserError, which says what differs, where a network cannot take images of this data
+    set.
     """
 
     spec: DatasetSpec
     networks: tuple[Checkpoint, ...]
     answers: tuple[str, ...]
+    assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for network in self.networks:
@@ -50,8 +57,13 @@ class NetworksOnDataset:
 
     @property
     def shares_classes(self) -> list[bool]:
-        """Of each network whether its classes are those of the labels."""
-        return [_same_names(network.labels, self.spec.labels) for network in self.networks]
+        """Of each network whether its classes are those of the labels, or these and others."""
+        return [_same_names(network.labels, self.answers) for network in self.networks]
+
+    @property
+    def shares_part(self) -> bool:
+        """Whether the data set has a part of the classes that the networks decide between."""
+        return len(self.answers) > len(self.spec.labels)
 
     @property
     def labelled(self) -> bool:
@@ -74,6 +86,16 @@ class NetworksOnDataset:
         return len(names - {()}) <= 1 and not any(map(no_logits, outputs)) and len({x.shape[1] for x in outputs}) == 1
 
     @property
+    def classes_known(self) -> dict[str, bool]:
+        """What measures of the outputs need: labels of the networks' classes, or at least one set of classes."""
+        return {"labelled": self.labelled, "comparable": self.labelled or self.comparable}
+
+    @property
+    def part(self) -> list[int] | None:
+        """Where the classes of the data set stand among those that the networks decide between; None: all are."""
+        return [self.answers.index(name) for name in self.spec.labels] if self.shares_part else None
+
+    @property
     def reordered(self) -> list[bool]:
         """Of each network whether its classes are these, in another order."""
         return [order_of(network.labels, self.answers) is not None for network in self.networks]
@@ -81,9 +103,12 @@ class NetworksOnDataset:
     @property
     def notes(self) -> list[str]:
         """What a reader of the figures must know of it, a line each."""
-        lines = []
+        lines = list(self.assumed)
         for network in {str(network.path): network for network in self.networks}.values():
-            lines += _notes(network, self.spec)
+            lines += _notes(network, self.spec, self.answers)
+        if self.shares_part and any(self.shares_classes):
+            part = f"{len(self.spec.labels)} of {len(self.answers)} classes"
+            lines.append(f"{self.dataset} has {part}; decisions are among all {len(self.answers)}")
         return lines
 
     @property
@@ -104,32 +129,29 @@ class NetworksOnDataset:
         if text := no_logits(self._said(network)):
             raise UserError(f"{network.path} returns {text}, not logits (images, classes)")
         if labelled and not self.end_labelled:
-            count, differs = "", ""
-            if network.labels:
-                count = f"{len(network.labels)} "
-                differs = f" (in alphabetical order {first_difference(network.labels, self.spec.labels)})"
-            raise UserError(
-                f"{network.path} decides between {count}other classes than those of {self.dataset}{differs}, so it "
-                f"has no accuracy there; train a head for them: train_model.py --freeze-body -d {self.dataset}"
-            )
+            raise UserError(other_classes(network, self.spec))
 
-    def require_for(self, teachers: Mapping[str, Sequence[str]]) -> None:
+    def require_for(self, teachers: Mapping[str, Sequence[str]], *, batch_dependent: bool = False) -> None:
         """Raise UserError where the networks, a front and an end, do not decide what stitches to some targets ask.
 
+        batch_dependent: allow those whose answers depend on the rest of a batch.
         teachers: by the name of a target the networks that teach, "front" or "end"; where none does, the labels do.
         """
         self.require_decisions(labelled=not all(teachers.values()))
+        for network in self.networks:
+            if network.by_batch and not batch_dependent:
+                raise UserError(
+                    f"{network.path} says of an image what the others of its batch make of it, by {network.by_batch}, "
+                    "so a stitch of it depends on -b; stitch_nets.py --batch-dependent stitches it all the same"
+                )
         taught = sorted(name for name, networks in teachers.items() if "front" in networks)
         if taught and not self.comparable:
             front, end = (network.path for network in self.networks)
             raise UserError(f"{front} does not decide between the classes of {end}, so it cannot teach: {taught[0]}")
 
-    @torch.no_grad()
     def _said(self, network: Checkpoint) -> Any:
-        """What a network returns for two blank images, wherever it is."""
-        values = itertools.chain(network.network.parameters(), network.network.buffers())
-        place = next((value.device for value in values), self.sample.device)
-        return network.network(self.sample.to(place))
+        """What a network returns for two blank images."""
+        return _outputs(network, self.sample)
 
     def elsewhere(self, dataset: str, *, size: int | None = None) -> "NetworksOnDataset":
         """The same networks, as they are here, in front of other images of the same classes.
@@ -137,12 +159,13 @@ class NetworksOnDataset:
         Raises UserError, with the first difference, where the classes are others.
         """
         spec = _sized(dataset_of(dataset), self.networks, size)
-        if not _same_names(spec.labels, self.spec.labels) or spec.task is not self.spec.task:
+        spec = with_names(spec, self.networks, [len(network.labels or ()) for network in self.networks])
+        if not set(spec.labels) <= set(self.answers) or spec.task is not self.spec.task:
             differs = first_difference(self.spec.labels, spec.labels) or "one label an image against several"
             raise UserError(
                 f"{self.dataset} and {spec.name} have different classes: {differs} (both in alphabetical order)"
             )
-        return NetworksOnDataset(spec, self.networks, self.answers)
+        return NetworksOnDataset(spec, self.networks, self.answers, self.assumed)
 
     def with_preprocessing(self, network: nn.Module, like: Checkpoint) -> nn.Module:
         """A network that preprocesses and orders its classes as one of these does, for the images of `split`."""
@@ -154,13 +177,14 @@ class NetworksOnDataset:
     def split(self, name: str, **options: Any) -> Split:
         """The images of a split as these networks and their parts take them; `options` are those of `load_split`."""
         split = load_split(self.spec, name, **options).with_preprocessing(self.shared)
-        order = order_of(self.spec.labels, self.answers)
-        if order is None:
+        if self.spec.labels == self.answers:
             return split
         if split.labels.dim() == 2:
-            return split.relabelled(split.labels[:, list(order)])
-        place = torch.tensor(order).argsort()  # of each class of the data set, among the answers
-        return split.relabelled(place.to(split.device)[split.labels])
+            return split.relabelled(split.labels[:, [self.spec.labels.index(name) for name in self.answers]])
+        place = torch.tensor([self.answers.index(name) for name in self.spec.labels])
+        split = split.relabelled(place.to(split.device)[split.labels])
+        split.spec = replace(split.spec, labels=self.answers)
+        return split
 
     @property
     def sample(self) -> Tensor:
@@ -189,11 +213,68 @@ def put_on_dataset(
         dataset = next((name for name in trained_on.values() if name), None)
         if dataset is None:
             raise UserError(f"{networks[0].path} is for no data set of ours; name one with -d")
-    spec = _sized(dataset_of(dataset), networks, size)
-    on_data = NetworksOnDataset(spec, tuple(networks), spec.labels)
-    return replace(
-        on_data, networks=tuple(replace(one, network=on_data.with_preprocessing(one.network, one)) for one in networks)
-    )
+    on_data = with_classes(_sized(dataset_of(dataset), networks, size), networks)
+    seen = (replace(one, network=on_data.with_preprocessing(one.network, one)) for one in on_data.networks)
+    return replace(on_data, networks=tuple(seen))
+
+
+def with_classes(spec: DatasetSpec, networks: Sequence[Checkpoint]) -> NetworksOnDataset:
+    """The networks with the classes of a data set where one side only counts them, and what they decide among.
+
+    That is what the last network decides among where the data set has a part of it.
+    """
+    counts = [_count(network, spec) for network in networks]
+    named = with_names(spec, networks, counts)
+    assumed = []
+    if named.labels != spec.labels:
+        assumed.append(f"{spec.name} names no classes; its {order_text(spec.labels)} are {order_text(named.labels)}")
+    found = []
+    for network, count in zip(networks, counts, strict=True):
+        if count == len(named.labels) and is_nameless(network) and not _same_names(network.labels, named.labels):
+            order = sorted(named.labels, key=int) if is_numbered(named.labels) else named.labels
+            assumed.append(
+                f"{network.path} does not say what its {count} classes are; they are taken for those of {spec.name}, "
+                f"in this order: {order_text(order)}; ?classes= says another"
+            )
+            network = replace(network, labels=tuple(order))
+        found.append(network)
+    answers = named.labels
+    for network in found:
+        larger = network.labels and set(named.labels) < set(network.labels) and named.task is SINGLE_LABEL
+        answers = tuple(network.labels) if larger and network.labels else answers
+    return NetworksOnDataset(named, tuple(found), answers, tuple(dict.fromkeys(assumed)))
+
+
+def _count(network: Checkpoint, spec: DatasetSpec) -> int | None:
+    """Between how many classes a network decides, which is tried where its names do not say it."""
+    if network.labels is not None:
+        return len(network.labels)
+    output = _outputs(network, network.sample)
+    return None if no_logits(output) else output.shape[1]
+
+
+@torch.no_grad()
+def _outputs(network: Checkpoint, images: Tensor) -> Any:
+    """What a network returns for some images, wherever it is."""
+    values = itertools.chain(network.network.parameters(), network.network.buffers())
+    place = next((value.device for value in values), images.device)
+    return network.network(images.to(place))
+
+
+def other_classes(network: Checkpoint, spec: DatasetSpec) -> str:
+    """Why a network has no accuracy on a data set, and what mends that."""
+    count, differs = "", ""
+    if network.labels:
+        count = f"{len(network.labels)} "
+        differs = f" (in alphabetical order {first_difference(network.labels, spec.labels)})"
+    text = f"{network.path} decides between {count}other classes than those of {spec.name}{differs}, so it has no "
+    record = parse_spec(network.model).record
+    if record and not record.build:
+        return f"{text}accuracy there"
+    model, weights = (shlex.quote(str(value)) for value in (network.model, network.path))
+    command = f"train_model.py -m {model} --init-weights {weights} --freeze-body -d {shlex.quote(spec.name)}"
+    same = f"if they are the same, say so: ?classes={spec.name}; else " * (len(network.labels or ()) == spec.classes)
+    return f"{text}accuracy there; {same}train a head for them: {command}"
 
 
 def order_of(labels: Sequence[str] | None, wanted: Sequence[str]) -> tuple[int, ...] | None:
@@ -210,11 +291,11 @@ def _same_names(one: Sequence[str] | None, other: Sequence[str]) -> bool:
 def _sized(spec: DatasetSpec, networks: Sequence[Checkpoint], size: int | None) -> DatasetSpec:
     if size is None and spec.exact:
         size = max(network.preprocessing.size for network in networks)
-    return dataset_of(spec, size)
+    return dataset_of(spec, size).decoded_for(network.preprocessing for network in networks)
 
 
-def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:
-    lines, preprocessing = [], network.preprocessing
+def _notes(network: Checkpoint, spec: DatasetSpec, answers: Sequence[str]) -> list[str]:
+    lines, preprocessing = _shown(network, spec), network.preprocessing
     if network.dataset not in (None, spec.name):
         lines.append(f"{network.path} was trained on {network.dataset}, and is shown {spec.name}")
     if preprocessing.size != spec.size:
@@ -224,9 +305,36 @@ def _notes(network: Checkpoint, spec: DatasetSpec) -> list[str]:
         lines.append(f"{network.path} takes colour, and is shown the grey of {spec.name} as all of its channels")
     if preprocessing.channels < spec.channels:
         lines.append(f"{network.path} takes grey, and is shown the brightness of {spec.name}")
-    if order_of(network.labels, spec.labels):
+    if order_of(network.labels, answers):
         lines.append(f"{network.path} has the classes of {spec.name} in another order; they are matched by name")
     return lines
+
+
+def _shown(network: Checkpoint, spec: DatasetSpec) -> list[str]:
+    """What a network of another origin is shown, which nobody here has trained; and what it is not shown."""
+    eyes, record = network.preprocessing, parse_spec(network.model).record
+    asked, used = eyes.rule, (spec.resize, spec.shorter, spec.interpolation)
+    decoded = spec.exact and spec.own_size != spec.size
+    lines = []
+    if record and record.foreign:
+        how = resize_text(*used, spec.size) if decoded else f"whole images, {eyes.interpolation}"
+        numbers = f"mean {_numbers(eyes.mean)}, deviation {_numbers(eyes.std)}"
+        order = ", blue first" if eyes.order == "bgr" else ""
+        lines.append(f"{network.path} is shown {eyes.size} x {eyes.size}, {numbers}{order}; resize: {how}")
+        if record.runs and network.dataset is None and network.init_seed is None:
+            lines[-1] += "; if it was trained on others, say so: ?size=, ?mean=, ?std=, ?resize="
+    if network.by_chance:
+        lines.append(f"{network.path} says another thing of an image each time: {network.by_chance} draws at random")
+    if network.by_batch:
+        lines.append(f"{network.path} says of an image what the others of its batch make of it, by {network.by_batch}")
+    if decoded and asked != used:
+        own = resize_text(*asked, eyes.size)
+        lines.append(f"{network.path} asks for another resize than its partner: {own}; ?resize= behind both says which")
+    return lines
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in (values[:1] if len(set(values)) == 1 else values))
 
 
 def _check_fit(network: Checkpoint, spec: DatasetSpec) -> None:

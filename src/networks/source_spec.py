@@ -8,14 +8,19 @@ from typing import Any
 
 from src.core.errors import UserError
 from src.cutting.layout import ASKABLE
-from src.dataset.preprocessing import INTERPOLATIONS
+from src.dataset.preprocessing import INTERPOLATIONS, RESIZES
 from src.models import canonical_name
+from src.networks.sources import SOURCES
+from src.networks.sources.library import Source
 
 VIEW = {
     "size": lambda text: _whole(text),
     "mean": lambda text: _numbers(text),
     "std": lambda text: _numbers(text),
     "interpolation": lambda text: _one_of(text, INTERPOLATIONS),
+    "resize": lambda text: _one_of(text, RESIZES),
+    "classes": lambda text: _said(text),
+    "weights": lambda text: _one_of(text, ("raw", "ema")),
     "layout": lambda text: _one_of(text, ASKABLE),
 }
 
@@ -38,8 +43,8 @@ class Named:
 class NetworkSpec:
     """A network spec: a line of SOURCES, the name there, and where its weights are from.
 
-    `weights` is a file or the source's own name for its weights, `seed` is of random ones; `view` is what stands
-    behind the `?`, in values.
+    A weight file's source is "file", and so is that of the bare name of an architecture of ours. `weights` is a file
+    or the source's own name for its weights, `seed` is of random ones; `view` is what stands behind the `?`, in values.
     """
 
     text: str
@@ -48,6 +53,23 @@ class NetworkSpec:
     weights: str | None = None
     seed: int | None = None
     view: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> Source | None:
+        """The line of SOURCES; None for a file."""
+        return SOURCES.get(self.source)
+
+    @property
+    def model(self) -> str:
+        """The architecture, without weights and what is asked of them."""
+        return f"{self.source}:{self.name}" if self.record and self.record.prefixed else self.name
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it names weights, and they are of a trained network."""
+        if self.record is None:
+            return Path(self.name).is_file()
+        return self.weights is not None or self.record.open is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +94,8 @@ class Asker:
         return f"{self.option} {spec if plain else shlex.quote(spec)}".lstrip()
 
 
-def parse_spec(text: str, prefixes: tuple[str, ...]) -> NetworkSpec:
-    """Take a spec apart; `prefixes` are the sources that are named before a colon.
+def parse_spec(text: str) -> NetworkSpec:
+    """Take a spec apart.
 
     An existing file of exactly that name wins over any other reading. Raises UserError, with the spec in it, for one
     that cannot be read.
@@ -84,9 +106,9 @@ def parse_spec(text: str, prefixes: tuple[str, ...]) -> NetworkSpec:
     if Path(body).is_file():
         return NetworkSpec(text, "file", body, view=view)
     prefix, _, rest = body.partition(":")
-    if prefix in prefixes and prefix == "hf":
-        return NetworkSpec(text, prefix, _named(rest, text), view=view)
-    if prefix in prefixes:
+    if (record := SOURCES.get(prefix)) and record.prefixed and body != prefix:
+        if record.open:
+            return NetworkSpec(text, prefix, _named(rest, text), view=view)
         return NetworkSpec(text, prefix, *_name_and_weights(rest, text), view=view)
     if ".py:" in body:
         file, _, rest = body.partition(".py:")
@@ -134,6 +156,12 @@ def _seed(text: str, whole: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
         raise UserError(f"{whole}: the seed behind the # is {text!r}, not a whole number")
     return int(text)
+
+
+def _said(text: str) -> str:
+    if not text:
+        raise UserError("'', not a data set or a file with a name a line")
+    return text
 
 
 def _whole(text: str) -> int:

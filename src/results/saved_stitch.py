@@ -15,13 +15,12 @@ from src.cutting.channel_axis import find_outputs, layouts_of
 from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
 from src.networks.checkpoints import Checkpoint
-from src.networks.opening import Asker, Named, names_file, open_network
+from src.networks.opening import names_file, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
+from src.networks.source_spec import Asker, Named
 from src.results.titles import stitch_title
 from src.stitching import Geometry, Pair, Stitch, StitchedNetwork, cut_pair, from_arrays
 from src.stitching.stages import MAPS
-
-STITCH_TYPES = MAPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ def _map_of_type(content: dict[str, Any], stitch_type: str, path: Path) -> dict[
     maps = content["trans_m"]
     arrays = maps.get(stitch_type)
     if not isinstance(arrays, dict) or not arrays.keys():
-        there = ", ".join(name for name in STITCH_TYPES if name in maps) or "none"
+        there = ", ".join(name for name in MAPS if name in maps) or "none"
         raise UserError(f"{path} holds no stitch of type {stitch_type}; it holds: {there}")
     if stitch_type == "before" and "format" not in content:
         # the published scripts kept a view: on a CPU their `before` is what training made of it

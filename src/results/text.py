@@ -112,6 +112,8 @@ def health_lines(health: Mapping[str, Any]) -> list[str]:
     facts.append("dead channels {} and {}".format(*health["dead_channels"]))
     if health["cka_bias"] is not None:
         facts.append(f"biased - debiased CKA {health['cka_bias']:.4f}")
+    if health.get("cka_chance") is not None:
+        facts.append(f"cka by chance {health['cka_chance']:.4f}")
     return [
         fill(f"{health['view']}: {', '.join(facts)}"),
         *(fill(f"warning: {warning}") for warning in health["warnings"]),

@@ -247,7 +247,8 @@ def recalibrate_batchnorm(networks: Sequence[nn.Module], layers: Sequence[str], 
     parts = []
     for network in networks:
         part = heads(network, layers)  # shares the buffers
-        norms = [module for module in part.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+        norms = [module for module in part.modules() if isinstance(module, _BatchNorm)]
+        norms = [norm for norm in norms if norm.running_mean is not None]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the cumulative average; the part has modules of its own

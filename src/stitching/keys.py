@@ -1,11 +1,10 @@
 """The keys of stitches between two networks on given images."""
 
-from dataclasses import asdict
 from typing import Any
 
 from src.dataset import is_known
+from src.networks.architectures import code_of
 from src.networks.checkpoints import weights_digest
-from src.networks.opening import code_of
 from src.networks.presentation import NetworksOnDataset
 from src.stitching.cut_networks import CutNetworks
 from src.stitching.geometry import Geometry
@@ -25,7 +24,7 @@ def key_inputs(on_data: NetworksOnDataset, images: list[str], weights: list[str]
     networks = on_data.networks
     about: dict[str, Any] = {
         "weights": weights or [weights_digest(network.network) for network in networks],
-        "preprocessing": [asdict(network.preprocessing) for network in networks],
+        "preprocessing": [network.preprocessing.of_pixels() for network in networks],
         "images": images,
     }
     if any(code := [code_of(network) for network in networks]):

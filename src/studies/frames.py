@@ -1,5 +1,6 @@
 """The results of a study as frames: its stitches, and its comparisons, with what tells them apart."""
 
+import math
 import shlex
 import warnings
 from collections import Counter
@@ -8,9 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from src import results
 from src.core.errors import UserError
@@ -25,13 +24,10 @@ from src.studies.plan import StudyPlan
 from src.studies.store import Store
 
 Frame = Any  # a frame of pandas; its stubs leave open what an operation gives
-Values = np.ndarray[Any, Any]
 # what may tell stitches apart beside networks, layers and seeds, in the order of columns
 AXES = tuple(field.name for field in fields(StitchSpec) if field.name not in ("front_layer", "end_layer", "seed"))
-MEASURES = ("accuracy_before", "accuracy_after", "accuracy_ps_inv", "agreement_after", "cka_after", "l2_relative_after")
-FEW = 3  # below it Student's t says nothing: of two values the interval is 13 times as wide as they are apart
-ROLES, ENDS = ("front", "end"), ["front_network", "end_network"]
-OVER = ("pairs", "seeds")
+ROLES, ENDS, NETWORKS = ("front", "end"), ["front_network", "end_network"], ["network1", "network2"]
+LAYERS = ["front_layer", "end_layer"]
 # columns of a comparison: the two networks by what the study calls them, and in words; then what was found
 COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer2", "value"]
 
@@ -51,9 +47,26 @@ class StudyResults:
     axes: list[str]
 
     @property
+    def value(self) -> str:
+        """The column that charts show: accuracy, or agreement where the labels are of other classes."""
+        return "accuracy_after" if self.stitches["accuracy_after"].notna().any() else "agreement_after"
+
+    @property
     def controls(self) -> list[str]:
         named = [name for name in CONTROLS if self.stitches[f"accuracy_{name}"].notna().any()]
         return [f"accuracy_{name}" for name in named]
+
+
+def plain(key: tuple) -> tuple:
+    """What tells rows apart, with None for what is missing."""
+    return tuple(None if isinstance(part, float) and math.isnan(part) else part for part in key)
+
+
+def subsets(frame: Frame, names: Sequence[str]) -> list[tuple[tuple, Frame]]:
+    """The rows of each combination of some columns, in the order in which they come; of none, all rows."""
+    if not names:
+        return [((), frame)]
+    return [(plain(key), group) for key, group in frame.groupby(list(names), sort=False, dropna=False)]
 
 
 def collect(plan: StudyPlan, store: Store) -> StudyResults:
@@ -140,62 +153,6 @@ def _comparison(result: dict[str, Any], pair: tuple[str, str]) -> Frame:
     for i, (spec, network) in enumerate(zip(pair, result["networks"], strict=True), start=1):
         facts |= {f"spec{i}": spec, f"network{i}": network_name(network)}
     return result["frame"].assign(**facts)[COMPARED]
-
-
-def grouped(found: StudyResults, over: str) -> Frame:
-    """Means of what the stitches reach, with 95% intervals, over pairs of networks or over seeds.
-
-    over "seeds": a row for each pair, layers and options. "pairs": one for each layers and options; seeds of one pair
-    are averaged first, so that the interval is that over networks. Columns: what tells rows apart, `n`, and for each
-    measure m: m, m_low, m_high; Student's t, missing below FEW seeds or networks.
-    """
-    frame = found.stitches
-    keys = [*(["networks"] if over == "seeds" else []), "front_layer", "end_layer", *found.axes]
-    measures = [name for name in (*MEASURES, *found.controls) if frame[name].notna().any()]
-    if over == "pairs":
-        frame = _means(frame, [*ENDS, *keys], measures)
-    groups = frame.groupby(keys, sort=False, dropna=False)
-    mean, width = groups[measures].mean(), _over_networks if over == "pairs" else _over_rows
-    half = np.array([width(group, measures) for _, group in groups]).reshape(-1, len(measures))
-    columns = {"n": groups.size()}
-    for name, halves in zip(measures, half.T, strict=True):
-        columns |= {name: mean[name], f"{name}_low": mean[name] - halves, f"{name}_high": mean[name] + halves}
-    return pd.DataFrame(columns).reset_index()
-
-
-def _over_rows(group: Frame, measures: Sequence[str]) -> Values:
-    """Half the width of the intervals of means of independent rows."""
-    count, spread = group[measures].count().to_numpy(), group[measures].std().to_numpy()
-    return _quantile(count) * spread / np.sqrt(count)
-
-
-def _over_networks(group: Frame, measures: Sequence[str]) -> Values:
-    """The same of rows that are pairs of networks, of which those that share a network are not independent.
-
-    By a jackknife that leaves out each network with all its pairs (Tukey 1958). With 3 to 10 networks in all pairs,
-    and values that are the sum of an effect of the front, one of the end and one of both, 1,500 samples each, such
-    intervals hold the true mean 94.5% to 98.6% of the time; those of independent pairs 93% to 47%.
-    """
-    values = group[measures].to_numpy(float)
-    there, values = ~np.isnan(values), np.nan_to_num(values)
-    parts = []
-    for network in dict.fromkeys([*group[ENDS[0]], *group[ENDS[1]]]):
-        own = ((group[ENDS[0]] == network) | (group[ENDS[1]] == network)).to_numpy()
-        left = np.where(there[own].any(0), there[~own].sum(0), 0)
-        parts.append(np.where(left > 0, values[~own].sum(0) / np.maximum(left, 1), np.nan))
-    means = np.array(parts)
-    count = (~np.isnan(means)).sum(0)
-    centre = np.nansum(means, 0) / np.maximum(count, 1)
-    error = np.sqrt(np.maximum(count - 1, 0) / np.maximum(count, 1) * np.nansum((means - centre) ** 2, 0))
-    return _quantile(np.minimum(count, there.sum(0))) * error
-
-
-def _quantile(count: Values) -> Values:
-    return stats.t.ppf(0.975, np.where(count >= FEW, count - 1, np.nan))
-
-
-def _means(frame: Frame, keys: Sequence[str], measures: Sequence[str]) -> Frame:
-    return frame.groupby(list(keys), sort=False, dropna=False)[list(measures)].mean().reset_index()
 
 
 def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str]:

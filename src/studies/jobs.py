@@ -7,7 +7,7 @@ from typing import Any
 
 from src.core.errors import UserError
 from src.core.records import ANY, FINITE, FLAG, POSITIVE, SIZE, TEXT, Each, Kind, Maybe, Several, check
-from src.networks.opening import Named
+from src.networks.source_spec import Named
 from src.stitching import StitchSpec
 from src.stitching.stitch_spec import digest, spec_table
 

@@ -6,7 +6,7 @@ from src.studies.estimate import in_words, size_in_words
 from src.studies.frames import StudyResults
 from src.studies.plan import StudyPlan
 from src.studies.store import Failure, Store
-from src.studies.table import HEADINGS, key_text
+from src.studies.table import heading, key_text
 
 
 def plan_lines(plan: StudyPlan, store: Store, workers: int) -> list[str]:
@@ -74,7 +74,7 @@ def summary(plan: StudyPlan, store: Store, found: StudyResults) -> list[tuple[st
         )
         lines.append(("data", ", ".join(dict.fromkeys(stitches["dataset"].dropna()))))
         lines += [
-            (HEADINGS.get(axis, axis), ", ".join(dict.fromkeys(key_text(axis, value) for value in stitches[axis])))
+            (heading(axis), ", ".join(dict.fromkeys(key_text(axis, value) for value in stitches[axis])))
             for axis in found.axes
         ]
     if len(found.comparisons):

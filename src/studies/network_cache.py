@@ -13,8 +13,8 @@ from src.cutting.selection import choose_layers
 from src.metrics.algebra.products import times
 from src.networks import opening as sources
 from src.networks.checkpoints import Checkpoint, weights_digest
-from src.networks.opening import Named
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
+from src.networks.source_spec import Named
 
 SIDE = 512  # rows of the matrix whose products are timed
 BATCH = 32  # images of the forward pass that is timed

@@ -3,17 +3,19 @@
 import importlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
 from src.core.files import atomic_write
-from src.studies.charts import LAYERS, sections
-from src.studies.frames import StudyResults
-from src.studies.table import HEADINGS, key_text
+from src.studies import curves, maps
+from src.studies.drawing import drawing
+from src.studies.frames import LAYERS, StudyResults
+from src.studies.table import heading, key_text, scale, unit
 
-HEADS = {"accuracy_end": "acc. of end", "agreement_after": "agrees", "cka_after": "CKA"}
+SEVERAL = re.compile(r"#rows=(\d+,[\d,]+)")
 SHOWN = (
     "accuracy_end",
     "accuracy_before",
@@ -34,12 +36,29 @@ def write_page(path: Path, found: StudyResults, **about: Any) -> None:
     source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)
     # "<" would end the script element early
-    data = json.dumps(table_data(found, about.pop("commands"), about.pop("pictures")), separators=(",", ":"))
-    page = template.render(
-        **about, data=data.replace("<", "\\u003c"), sections=sections(found), count=len(found.stitches)
-    )
+    table, parts = table_data(found, about.pop("commands"), about.pop("pictures")), sections(found)
+    data = json.dumps(table | {"points": with_points(parts)}, separators=(",", ":")).replace("<", "\\u003c")
+    page = template.render(**about, data=data, sections=parts, count=len(found.stitches))
     with atomic_write(path) as file:
         file.write(page.encode())
+
+
+def sections(found: StudyResults) -> list[dict[str, Any]]:
+    """The parts of the page that have charts: title, note, and charts with their titles."""
+    parts = []
+    with drawing():
+        if len(found.stitches):
+            parts += [curves.by_layer(found), curves.by_rank(found), maps.by_layers(found)]
+        parts += [maps.by_metrics(found), maps.by_networks(found)]
+    return [part for part in parts if part["charts"]]
+
+
+def with_points(parts: list[dict[str, Any]]) -> list[str]:
+    """Number the lists of rows that marks lead to, in place: each stands once in the page. Returns the lists."""
+    known: dict[str, int] = {}
+    for chart in (chart for part in parts for chart in part["charts"]):
+        chart["svg"] = SEVERAL.sub(lambda rows: f"#point={known.setdefault(rows[1], len(known))}", chart["svg"])
+    return list(known)
 
 
 def table_data(
@@ -49,31 +68,28 @@ def table_data(
     frame = found.stitches
     keys = [name for name in ("networks", *LAYERS, *found.axes, "seed") if name in frame]
     measures = [name for name in (*SHOWN, *found.controls) if name in frame and frame[name].notna().any()]
-    texts: list[list[str] | None] = []
+    texts: list[Any] = []
     columns: list[list[Any]] = []
     for name in keys:
-        values = [key_text(name, value) if name != "networks" else value for value in frame[name]]
-        known = {value: number for number, value in enumerate(dict.fromkeys(values))}
-        texts.append(list(known))
-        columns.append([known[value] for value in values])
-    for name in measures:
-        texts.append(None)
-        columns.append([None if math.isnan(value) else round(float(value), 4) for value in frame[name]])
-    starts, ends = (dict.fromkeys(commands[name][part] for name in frame["name"]) for part in (0, 1))
-    for part, known in enumerate((starts, ends)):
-        known.update({text: number for number, text in enumerate(known)})
-        columns.append([known[commands[name][part]] for name in frame["name"]])
-    heads = [
-        HEADS.get(name) or HEADINGS.get(name) or name.removeprefix("accuracy_").replace("_", " ")
-        for name in (*keys, *measures)
-    ]
-    shown = {number: pictures[name] for number, name in enumerate(frame["name"]) if name in pictures}
-    rows = [list(row) for row in zip(*columns, strict=True)]
+        known, numbers = _numbered([key_text(name, value) for value in frame[name]])
+        texts.append(known)
+        columns.append(numbers)
+    digits = [2 if unit(name) else 4 for name in measures]
+    for name, places in zip(measures, digits, strict=True):
+        columns.append([None if math.isnan(value) else round(scale(name) * value, places) for value in frame[name]])
+    (starts, first), (ends, last) = (_numbered([commands[name][part] for name in frame["name"]]) for part in (0, 1))
     return {
-        "heads": heads,
-        "texts": texts,
-        "rows": rows,
-        "commands": list(starts),
-        "ends": list(ends),
-        "pictures": shown,
+        "heads": [heading(name) for name in (*keys, *measures)],
+        "texts": [*texts, *[None] * len(measures)],
+        "digits": [*[0] * len(keys), *digits],
+        "rows": [list(row) for row in zip(*columns, first, last, strict=True)],
+        "commands": starts,
+        "ends": ends,
+        "pictures": {number: pictures[name] for number, name in enumerate(frame["name"]) if name in pictures},
     }
+
+
+def _numbered(values: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Each text once, and for each value its place among these."""
+    known = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return list(known), [known[value] for value in values]

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from src.core.errors import UserError
 from src.core.records import ANY, NATURAL, Each, Several, check, read_json
 from src.metrics import METRICS
-from src.networks.opening import Named
 from src.networks.presentation import NetworksOnDataset
+from src.networks.source_spec import Named
 from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_rate
 from src.stitching.controls import control_specs
 from src.stitching.keys import key_inputs, stitch_key

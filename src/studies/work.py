@@ -15,7 +15,7 @@ from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
-from src.networks.opening import untrained
+from src.networks.architectures import untrained
 from src.stitching import CutNetworks, StitchSpec
 from src.stitching.keys import key_inputs, stitch_keys
 from src.stitching.run import Callbacks, StitchPlan, stitch
@@ -133,7 +133,7 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
         group=spec.group_at,
         memory=task.memory,
         layouts=(front.layout, end.layout),
-        labelled=on_data.labelled,
+        **on_data.classes_known,
         on_message=lambda line: on_message(line) if line.startswith("note") else None,
     )
     asked = {"methods": list(spec.metrics), "view": spec.view, "group_at": spec.group_at, "dataset_type": spec.split}

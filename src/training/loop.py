@@ -226,6 +226,14 @@ def _stopping(train_state: TrainState) -> Iterator[None]:
         train_state.failure = str(error)
 
 
+def _are_same(before: Any, now: Any) -> bool:
+    """Whether a file's value is ours; one that cannot be compared, such as a tensor, is not."""
+    try:
+        return bool(before == now)
+    except Exception:  # of kinds of their own
+        return False
+
+
 def _short(value: Any) -> str:
     """A value for a message, of digests the beginning."""
     if isinstance(value, list | tuple) and len(value) > 1:
@@ -286,7 +294,7 @@ class _Run:
             raise UserError(broken.format("it is no state of a training"))
         for key in sorted(map(str, record["identity"].keys() | resume.identity.keys())):
             before, now = record["identity"].get(key), resume.identity.get(key)
-            if before != now:
+            if not _are_same(before, now):
                 differ = f"{in_line(key, 60)} {_short(before)}, not {_short(now)}"
                 raise UserError(f"cannot resume from {resume.file}: it was started with {differ}")
         try:

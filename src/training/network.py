@@ -16,7 +16,17 @@ from src.dataset import DatasetSpec, Split, dataset_of, is_known, load_split, me
 from src.dataset.preprocessing import Preprocessing
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
-from src.networks.opening import Named, architecture, own_size, source_sha256, split_model, start_from
+from src.networks.architectures import (
+    architecture,
+    own_preprocessing,
+    own_size,
+    seen_as_asked,
+    source_sha256,
+    split_model,
+)
+from src.networks.opening import start_from
+from src.networks.source_spec import Named
+from src.networks.state_dicts import head_of, leave_out, optional_heads
 from src.training.folder import LOG, weight_file, write_log
 from src.training.loop import DEBUG_STEPS, Resume, fit_one
 from src.training.network_spec import TrainSpec
@@ -47,7 +57,10 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, on_message: Notice) ->
         torch.manual_seed(spec.init_noise)
         size = asked.get("size") or own_size(model, images)
         made = architecture(Named(model), channels=images.channels, classes=images.classes, size=size)
-    preprocessing = replace(made.preprocessing, **asked) if made.preprocessing else None
+    preprocessing = own_preprocessing(made, spec.model, asked)
+    if auxiliary := optional_heads(made.network):
+        leave_out(made.network, auxiliary)
+        on_message(f"note: {spec.model} is trained without its auxiliary heads ({', '.join(auxiliary)})")
     channels, seen = images.channels, preprocessing.size if preprocessing else size or images.size
     with torch.no_grad():
         output = made.network.eval()(torch.zeros(2, preprocessing.channels if preprocessing else channels, seen, seen))
@@ -59,13 +72,16 @@ def initial_network(spec: TrainSpec, images: DatasetSpec, on_message: Notice) ->
             f"{spec.model} decides between {output.shape[1]} classes, and {images.name} has {images.classes}"
         )
     if spec.freeze_body:
-        head = checkpoints.head_of(made.network)  # before anything is downloaded
+        head = head_of(made.network)  # before anything is downloaded
         on_message(f"training {head}, the last linear layer, alone")
     if spec.init_weights is None:
         return Start(made.network, preprocessing, images.labels, {}, source_sha256(model))
-    digest, head = start_from(
+    digest, head, seen = start_from(
         made.network, Named(spec.init_weights), model=model, dataset=images.name, on_message=on_message
     )
+    if seen and preprocessing and seen.channels == preprocessing.channels:  # what the weights are used to
+        numbers = {key: getattr(seen, key) for key in ("mean", "std", "order") if key not in asked}
+        preprocessing = replace(preprocessing, **numbers)
     if head:
         on_message(f"the head {head} starts at random: it has another size in {spec.init_weights}")
     return Start(made.network, preprocessing, images.labels, {"init_weights": digest}, source_sha256(model))
@@ -87,12 +103,15 @@ def open_images(
     preprocessing, (_, asked) = start.preprocessing, split_model(spec.model)
     if preprocessing and images.exact and not spec.image_size:
         images = dataset_of(images, preprocessing.size)
+    if preprocessing or "resize" in asked:
+        plain = Preprocessing(images.size, (0.5,) * images.channels, (0.5,) * images.channels)
+        images = images.decoded_for([preprocessing or seen_as_asked(plain, {"resize": asked["resize"]}, spec.model)])
     train = load_split(images, "train", **how)
     if not preprocessing:
         known = measured(images, train)
         if not images.mean:
             on_message(f"training images of {images.name}: mean {known.mean}, deviation {known.std}")
-        preprocessing = replace(known.preprocessing, **asked)
+        preprocessing = seen_as_asked(known.preprocessing, asked, spec.model)
     val = load_split(images, spec.validate_on, **how)
     return (
         replace(start, preprocessing=preprocessing),
@@ -138,7 +157,7 @@ def train_network(
     trained = network
     if spec.freeze_body:  # the rest is never trained: its parameters stay, and so do the statistics of its norms
         network.eval().requires_grad_(False)
-        trained = network.get_submodule(checkpoints.head_of(network)).requires_grad_()
+        trained = network.get_submodule(head_of(network)).requires_grad_()
 
     def log_epoch(history: History) -> None:
         write_log(folder / LOG, history.epochs)

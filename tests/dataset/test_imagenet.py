@@ -48,5 +48,7 @@ def test_stitched_networks_decide_as_the_end_network_far_more_often_than_a_const
 
 
 def test_what_needs_labels_is_refused(command: list[str]) -> None:
-    with pytest.raises(ValueError, match="has no accuracy there; train a head for them: train_model.py --freeze-body"):
+    with pytest.raises(
+        ValueError, match="has no accuracy there; train a head for them: train_model.py -m .* --freeze-body -d cifar10"
+    ):
         stitch_nets.run(stitch_nets.parse_args([*command, "--target-type", "hard", "-e", "1"]))

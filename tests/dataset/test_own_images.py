@@ -20,6 +20,7 @@ from src.dataset.split import FolderSplit, MemorySplit
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
 from src.networks.presentation import put_on_dataset
+from src.networks.weight_files import read_weights
 from tests.own_images import SPLITS, digits_of, photo, write_arrays, write_folder, write_photos, write_table
 from tests.paths import ROOT
 
@@ -314,7 +315,7 @@ def test_foreign_networks_see_folders_at_their_own_size() -> None:
     code = f"from torch import nn\n\n\ndef make(classes, channels):\n    return nn.Sequential({layers})\n"
     Path("nets.py").write_text(code)
     found = train("nets.py:make?size=24", f"folder:{root}", "-b", "4")
-    facts = checkpoints.read(Path(found["weights"]))[1]
+    facts = read_weights(Path(found["weights"])).facts
     assert facts["labels"] == ["a", "b"] and facts["preprocessing"]["size"] == 24
     named = f"nets.py:make@{found['weights']}"
     assert run("eval_net", named)["loss"] == found["val"]["loss"]

@@ -60,7 +60,7 @@ def close(found: Tensor, expected: Tensor, share: float) -> None:
 def test_a_metric(name: str, view: str, device: torch.device) -> None:
     x, y = activations()
     cells = [cell_of([name], x.to(where), y.to(where), view, device=where) for where in (CPU, device)]
-    assert cells[0].refused == cells[1].refused
+    assert cells[0].unavailable == cells[1].unavailable
     numbers = [METRICS[name].number(cell.values[name]) for cell in cells if name in cell.values]
     if numbers:
         assert_close(numbers[1], numbers[0], rtol=tolerances.METRIC, atol=tolerances.METRIC)

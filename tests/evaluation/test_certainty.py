@@ -78,3 +78,59 @@ def test_that_no_decision_differs_is_not_certain_of_few_images() -> None:
     for name in ("disagreement", "abs_acc_diff"):
         low, high = FUNCTIONAL[name].interval(x, x, labels, SINGLE_LABEL)
         assert low == 0 and 0.05 < high < 0.25, name
+
+
+WORDS = ["a3.pt", "b3.pt", "bn1", "bn1", "toy", "cka"]
+
+
+@pytest.mark.parametrize("place", range(len(WORDS) + 1))
+@pytest.mark.parametrize(
+    ("option", "draws"), [(["--calibrate"], 200), (["--calibrate", "39"], 39), (["--calibrate=7"], 7)]
+)
+def test_a_bare_calibrate_takes_no_word_that_follows(toy: Path, place: int, option: list[str], draws: int) -> None:
+    args = compare_nets.parse_args([*WORDS[:place], *option, *WORDS[place:]])
+    assert args.calibrate == draws
+    assert [args.front_model, args.end_model, args.front_layer, args.end_layer, args.dataset] == WORDS[:5]
+    assert args.methods == ["cka"] and compare_nets.parse_args(WORDS).calibrate is None
+
+
+def test_a_pair_and_a_grid_are_calibrated(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["cka", "procrustes", "disagreement"]
+    compare_nets.main([*WORDS[:5], *methods, "--calibrate", "19", "--run-name", "p"])
+    text = capsys.readouterr().out
+    assert "against 19 random pairings of 48 images" in text and "disagreement: not calibrated" in text
+    (path,) = Path("results/p").glob("*.pkl")
+    found = results.read(path)["calibrated"]
+    assert found.keys() == {"cka", "procrustes", "how"} and found["how"]["draws"] == 19
+    assert {"threshold", "p", "score"} <= found["cka"].keys() and 0.05 <= found["cka"]["p"] <= 1
+    compare_nets.main(
+        ["a3.pt", "b3.pt", "bn1,conv2", "bn1,conv2", "toy", "cka", "--calibrate", "19", "--run-name", "g"]
+    )
+    (path,) = Path("results/g").glob("*.pkl")
+    found = results.read(path)["calibrated"]
+    assert len(found["frame"]) == 4 and found["grid"]["cka"].keys() == {"max", "mean"}
+    assert found["grid"]["cka"]["max"]["value"] == found["frame"]["value"].max()
+    text = capsys.readouterr().out
+    assert "of 4 pairs are more alike than by chance" in text and "the best of all:" in text
+    with pytest.raises(SystemExit):
+        compare_nets.main(["a3.pt", "b3.pt", "bn1", "bn1", "toy", "abs_acc_diff", "--calibrate", "--no-save"])
+    assert "--calibrate: abs_acc_diff: no pairing of the images changes it" in capsys.readouterr().err
+
+
+def test_a_layer_of_a_third_network_is_compared_on_the_same_images(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare_nets.main([*WORDS, "disagreement", "--versus", "b5.pt", "bn1", "--run-name", "v"])
+    text = capsys.readouterr().out
+    assert "minus the same with b5.pt, bn1:" in text and "disagreement: none: it is of decisions" in text
+    (path,) = Path("results/v").glob("*.pkl")
+    found = results.read(path)["versus"]["cka"]
+    values = []
+    for end in ("b3.pt", "b5.pt"):
+        compare_nets.main(["a3.pt", end, *WORDS[2:], "--run-name", end])
+        (path,) = Path("results", end).glob("*.pkl")
+        values.append(results.read(path)["values"]["cka"])
+    assert found["value"] == pytest.approx(values[0] - values[1], abs=1e-6) and found["low"] <= found["high"]
+    with pytest.raises(SystemExit):
+        compare_nets.main(["a3.pt", "b3.pt", "all", "bn1", "toy", "cka", "--versus", "b5.pt", "bn1", "--no-save"])
+    assert "--versus is of one pair of layers" in capsys.readouterr().err

@@ -128,6 +128,7 @@ def fuzz(count: int, seed: int, home: Path) -> tuple[Counter[tuple[str, str]], l
             folder.mkdir()
             if (outcome := outcome_of(kind, content, folder)) != "read":
                 failures.append(f"a whole file, {kind} {number}: {outcome}")
+                print(failures[-1], file=sys.stderr, flush=True)
     while todo:
         batch, found = todo[:BATCH], run_batch(todo[:BATCH], wholes, home)
         todo[: len(found)] = []

@@ -172,8 +172,8 @@ def test_single_positions_make_views_equal():
 def test_constants_are_refused_metric_by_metric():
     x, y = activations()
     cell = cell_of(["cka", "cka_rbf", "l2", "cca", "corr", "l2_relative"], torch.ones_like(x), y)
-    assert list(cell.refused) == ["cka", "cka_rbf", "cca", "corr"] and list(cell.values) == ["l2", "l2_relative"]
-    assert all("constant" in reason or "median" in reason for reason in cell.refused.values())
+    assert list(cell.unavailable) == ["cka", "cka_rbf", "cca", "corr"] and list(cell.values) == ["l2", "l2_relative"]
+    assert all("constant" in reason or "median" in reason for reason in cell.unavailable.values())
 
 
 def layers(images: int = 100) -> tuple[list[Tensor], list[Tensor]]:
@@ -201,9 +201,9 @@ def test_a_pair_has_the_same_value_alone_and_in_a_grid(options):
             try:
                 alone = cell_of([name], xs[i], ys[j], batch=17, **options)
             except ValueError as error:
-                assert cell.refused[name] == str(error)
+                assert cell.unavailable[name] == str(error)
                 continue
-            assert alone.refused == {key: why for key, why in cell.refused.items() if key == name}
+            assert alone.unavailable == {key: why for key, why in cell.unavailable.items() if key == name}
             assert alone.number(name) == pytest.approx(cell.number(name), rel=1e-12, abs=1e-12, nan_ok=True)
 
 
@@ -231,7 +231,7 @@ def test_a_refused_metric_leaves_its_neighbours_alone():
     x, y = (torch.randn(20, 12, generator=generator) for _ in range(2))
     for xs in ([x], [x, x[:, :3]]):
         cells = cells_of(["svcca", "procrustes", "corr"], xs, [y], group=10)
-        assert list(cells[0, 0].refused) == ["svcca"] and list(cells[0, 0].values) == ["procrustes", "corr"]
+        assert list(cells[0, 0].unavailable) == ["svcca"] and list(cells[0, 0].values) == ["procrustes", "corr"]
 
 
 def test_a_grid_of_one_warns_as_a_pair_does():
@@ -292,7 +292,7 @@ def test_few_images_of_wide_layers_need_no_matrix_of_features():
     cells = cells_of(names, xs, ys)
     for i, x in enumerate(xs):
         assert cells[i, 0].number("procrustes") == pytest.approx(ORACLES["procrustes"](x.numpy(), ys[0].numpy()))
-        assert list(cells[i, 0].refused) == ["svcca"]  # too many principal directions
+        assert list(cells[i, 0].unavailable) == ["svcca"]  # too many principal directions
     assert any("procrustes: biased downwards" in text for text in cells[0, 0].health["images"].warnings)
 
 

@@ -107,8 +107,8 @@ def test_layers_share_their_own_sums():
 
 def test_a_metric_that_takes_much_itself_names_the_group_that_fits():
     cell = plan_grid(["rsa", "cka"], n_images=10_000, shapes_x=[(5,)], shapes_y=[(7,)], memory=1e9).cells[0, 0]
-    assert "rsa of 10000 images would take 2.0 GB beside the activations" in cell.refused["rsa"]
-    assert cell.refused["rsa"].endswith("--memory 2") and "cka" not in cell.refused
-    group = int(cell.refused["rsa"].split("--group-at ")[1].split(",")[0])
+    assert "rsa of 10000 images would take 2.0 GB beside the activations" in cell.unavailable["rsa"]
+    assert cell.unavailable["rsa"].endswith("--memory 2") and "cka" not in cell.unavailable
+    group = int(cell.unavailable["rsa"].split("--group-at ")[1].split(",")[0])
     allowed = plan_grid(["rsa"], n_images=10_000, shapes_x=[(5,)], shapes_y=[(7,)], memory=1e9, group=group)
-    assert not allowed.cells[0, 0].refused and 4000 < group < 7500
+    assert not allowed.cells[0, 0].unavailable and 4000 < group < 7500

@@ -119,7 +119,10 @@ def test_the_folder_of_seeds_says_what_was_trained_on(tmp_path: Path, fraction: 
 
 
 def test_a_folder_of_unknown_words_tells_no_seeds(tmp_path: Path) -> None:
-    found = load(write(tmp_path / "LeNet" / "Digits" / "in3-gn4-x1" / "1.pt", network().state_dict()))
+    path = write(tmp_path / "LeNet" / "Digits" / "in3-gn4-x1" / "1.pt", network().state_dict())
+    with pytest.raises(ValueError, match="does not say its model; keep it below <Model>/<Dataset>/in<i>-gn<j>/ or"):
+        load(path)
+    found = load(path, model="lenet", dataset="digits")
     assert (found.init_seed, found.seeds) == (None, "")
 
 
@@ -128,7 +131,7 @@ def test_a_folder_of_unknown_words_tells_no_seeds(tmp_path: Path) -> None:
     [
         ("LeNet/Digits/in3-gn14/500.pt", ("lenet", "digits", 3, 14, 500)),
         ("lenet/MNIST/in0-gn0/last.pt", ("lenet", "mnist", 0, 0, None)),
-        ("LENET/fashionmnist/7.pt", ("lenet", "fashion", None, None, 7)),
+        ("LENET/fashionmnist/in0-gn0-f0.5/7.pt", ("lenet", "fashion", 0, 0, 7)),
         ("Dense/LeNet/Digits/in0-gn0/1.pt", ("lenet", "digits", 0, 0, 1)),
     ],
 )
@@ -163,8 +166,9 @@ def test_arguments_fill_in_what_the_path_lacks(tmp_path: Path) -> None:
         load(path, model="LeNet")
     found = load(path, model="LeNet", dataset="Digits")
     assert (found.model, found.dataset) == ("lenet", "digits")
-    path = write(tmp_path / "Digits" / "x.pt", network().state_dict())
-    assert load(path, model="lenet").dataset == "digits"
+    for folder in ("Digits", "Digits/in0-gn0", "runs/Digits/in0-gn0", "LeNet/Digits", "LeNet/runs/in0-gn0"):
+        path = write(tmp_path / folder / "1.pt", network().state_dict())  # a path says all or nothing
+        assert load(path, model="lenet", dataset="mnist").dataset == "mnist"
 
 
 def test_arguments_that_contradict_are_refused(tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_arguments_that_contradict_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.pt is for the model lenet, not dense"):
         load(path, model="dense")
     assert load(path, dataset="mnist").dataset == "digits"  # whose images it is shown decides nothing about it
-    plain = write(tmp_path / "LeNet" / "Digits" / "1.pt", network().state_dict())
+    plain = write(tmp_path / "LeNet" / "Digits" / "in0-gn0" / "1.pt", network().state_dict())
     with pytest.raises(ValueError, match="is for the model lenet, not tiny10"):
         load(plain, model="tiny10")
     with pytest.raises(ValueError, match="unknown model 'nonsense'"):
@@ -182,7 +186,7 @@ def test_arguments_that_contradict_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_state_dict_wrapped_by_another_program_loads_by_its_path(tmp_path: Path) -> None:
-    path = write(tmp_path / "LeNet" / "Digits" / "1.pt", {"epoch": 3, "state_dict": network().state_dict()})
+    path = write(tmp_path / "LeNet" / "Digits" / "in0-gn0" / "1.pt", {"epoch": 3, "state_dict": network().state_dict()})
     assert load(path).model == "lenet"
 
 
@@ -248,7 +252,14 @@ NAN, INFINITE = torch.full(SIZE, torch.nan), torch.full(SIZE, torch.inf)
         (lambda state: {k: v for k, v in state.items() if k != "fc1.bias"}, r"fc1\.bias is missing$"),
         (lambda state: {k: v for k, v in state.items() if "fc1" not in k}, r"fc1\.\w+ is missing, and 1 more$"),
         (lambda state: state | {"head.bias": torch.zeros(3)}, r"head\.bias is unexpected$"),
-        (lambda state: {f"module.{k}": v for k, v in state.items()}, r" is missing, and \d+ more$"),
+        (
+            lambda state: {f"other.{k}": v for k, v in state.items()},
+            r"more; it has other\.\S+, other\.\S+, other\.\S+, ",
+        ),
+        (
+            lambda state: {f"other.{k}": v for k, v in state.items()},
+            r" \.\.\. where conv1\.weight, conv1\.bias, \S+, \.\.\. are",
+        ),
         (lambda state: state | {"fc1.bias": 3}, "holds no state dict of tensors"),
         (lambda state: {}, "holds no state dict of tensors"),
         (lambda state: [1, 2], "holds no state dict of tensors"),
@@ -265,7 +276,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, change,
 
 
 def test_the_complaint_names_model_and_data_set(tmp_path: Path) -> None:
-    path = write(tmp_path / "LeNet" / "CIFAR10" / "1.pt", network(channels=1).state_dict())
+    path = write(tmp_path / "LeNet" / "CIFAR10" / "in0-gn0" / "1.pt", network(channels=1).state_dict())
     with pytest.raises(ValueError, match=r"1\.pt does not fit lenet on cifar10: conv1\.weight has the shape"):
         load(path)
 
@@ -334,5 +345,5 @@ def test_a_program_in_a_weight_file_does_not_run(tmp_path: Path, how: str) -> No
 def test_a_whole_module_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     torch.save(network(), path)
-    with pytest.raises(ValueError, match=r"it asks for src\.models\.lenet\.LeNet, which no such file needs"):
+    with pytest.raises(ValueError, match=r"x\.pt holds a whole src\.models\.lenet\.LeNet, .* save .*state_dict\(\)"):
         load(path, model="lenet", dataset="digits")

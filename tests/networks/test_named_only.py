@@ -24,7 +24,9 @@ from torch import nn
 import stitch_nets
 import studies.__main__ as studies
 from src import results
-from src.networks.opening import Asker, Named, architecture, open_network, open_pair
+from src.networks.architectures import architecture
+from src.networks.opening import open_network, open_pair
+from src.networks.source_spec import Asker, Named
 from src.networks.sources.offline import offline
 from src.studies.jobs import from_record, to_record
 from tests.toy import save_toy
@@ -416,8 +418,11 @@ AUTO = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Ne
 def test_no_code_of_a_folder_of_transformers_runs(evil: Path, capsys) -> None:
     folder = vit(evil / "net", auto_map=AUTO)
     (folder / "preprocessor_config.json").write_text(json.dumps({"auto_map": AUTO, "image_processor_type": "Evil"}))
+    said = "?size=8?mean=0.5,0.5,0.5?std=0.5,0.5,0.5"
     for text in ("hf:net", Named("hf:net")):
-        assert open_network(text).labels is not None
+        assert open_network(Named(f"{text}{said}") if isinstance(text, Named) else f"{text}{said}").labels is None
+        with pytest.raises(ValueError, match="hf:net: its image processor cannot be had"):
+            open_network(text)
     vit(evil / "net", auto_map=AUTO, model_type="evil")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/network"}))
     for spec in ("net", "net?size=8"):

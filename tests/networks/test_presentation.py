@@ -16,6 +16,7 @@ from src.dataset.preprocessing import Preprocessing, wrap_preprocessing
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
 from src.networks.presentation import put_on_dataset
+from src.networks.state_dicts import head_of
 from tests.paths import ROOT
 
 WEIGHTS = ROOT / "model_weights"
@@ -126,7 +127,7 @@ def test_classes_in_another_order_are_matched_by_name() -> None:
     digits = checkpoints.load(DIGITS)
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
     turned = replace(digits, network=copy.deepcopy(digits.network), labels=tuple("3140592687"), path="turned")
-    last = turned.network.get_submodule(checkpoints.head_of(turned.network))
+    last = turned.network.get_submodule(head_of(turned.network))
     for values in (last.weight, last.bias):  # the same network, which says class 3 first
         values.copy_(values[order].clone())  # pyright: ignore
     on_data = put_on_dataset([turned, digits], "digits")
@@ -236,10 +237,10 @@ def test_classes_of_others_must_stand_in_one_order_and_unknown_ones_may_be_the_s
     )
     assert not put_on_dataset([letters, digits], "digits").comparable
     on_data = put_on_dataset([unknown, digits], "digits")
-    assert on_data.comparable and on_data.shares_classes == [False, True]
-    assert on_data.missing_columns == [
-        "unknown is not known to decide between the classes of digits: it has no accuracy there"
-    ]
+    assert on_data.comparable and on_data.shares_classes == [True, True] and not on_data.missing_columns
+    assert on_data.notes[0].startswith(
+        "unknown does not say what its 10 classes are; they are taken for those of digits"
+    )
     on_data.require_for({"soft_12": ("front", "end")})
     with pytest.raises(ValueError, match="letters does not decide between the classes of .*440.pt, so it cannot teach"):
         put_on_dataset([letters, digits], "digits").require_for({"hard": (), "soft_1": ("front",)})

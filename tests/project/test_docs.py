@@ -17,7 +17,7 @@ from src import results
 from src.dataset import DATASETS
 from src.dataset.lookup import KINDS
 from src.models import MODELS
-from src.networks.opening import PREFIXES, SOURCES
+from src.networks.sources import SOURCES
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
 from src.stitching.options import VARIED
@@ -32,7 +32,7 @@ REGISTRIES: dict[str, Collection[str]] = {
     "INITS": INITS,
     "MASKS": MASKS,
     "MODELS": MODELS,
-    "SOURCES": {*SOURCES, *PREFIXES},
+    "SOURCES": SOURCES,
     "TARGETS": TARGETS,
 }
 
@@ -60,8 +60,8 @@ def test_every_script_has_its_options_on_a_page() -> None:
 def test_tables_of_names_hold_their_registry(what: str) -> None:
     words = {word for first, *_ in names_tables()[what] for word in re.findall(r"`([^`]+)`", first)}
     if what in ("DATASETS", "SOURCES"):
-        words = {word.split(":")[0] for word in words if ":" in word or what == "DATASETS"}
-        words = {"python" if word == "FILE.py" else word for word in words}
+        words = {word.split(":")[0] for word in words if ":" in word or "#" in word or what == "DATASETS"}
+        words = {{"FILE.py": "python", "tiny10#5": "own"}.get(word, word) for word in words}
     assert words == set(REGISTRIES[what])
 
 

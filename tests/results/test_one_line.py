@@ -22,8 +22,9 @@ from src.stitching.controls import CONTROLS, Control, choose_controls
 from src.stitching.run import StitchPlan, stitch
 from src.stitching.stages import COMPARED, STAGES
 from src.stitching.stitch_spec import FIRST, LATER
-from src.studies.frames import AXES, grouped, with_names
+from src.studies.frames import AXES, with_names
 from src.studies.frames import COMPARED as COLUMNS_OF_COMPARISONS
+from src.studies.means import grouped
 from tests.toy import CLASSES, SIZE
 
 SPEC = StitchSpec("bn1", "bn1", epochs=1, batch_size=16, init="ps_inv")

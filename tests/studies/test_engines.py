@@ -113,17 +113,32 @@ def test_the_page_opens_sorts_and_shows_commands(folder) -> None:
     main(["worker", "s.toml", "--shard", "1/1", "--device", "cpu"])
     main(["report", "s.toml"])
     page = Path("results/s/report.html")
-    # what the page itself does when it is opened, and a click on a point and on a heading
+    # what the page itself does when it is opened, and a click on a heading, on a single stitch, and on a mean
     script = """<script>
-document.querySelector("circle[data-rows]").dispatchEvent(new MouseEvent("click"));
-document.querySelectorAll("th")[3].click();
-document.title = "fine";
+const rows = () => document.querySelectorAll("tr[data-row]").length;
+const clicked = async mark => {
+  mark.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true}));
+  await new Promise(done => setTimeout(done, 100));
+  return rows();
+};
+(async () => {
+  document.querySelectorAll("th")[3].click();
+  const found = [rows(), await clicked(document.querySelector('a.mark[href^="#rows"]'))];
+  const mean = document.querySelector('a.mark[href^="#point"]');
+  found.push(await clicked(mean), await clicked(document.getElementById("all")));
+  await clicked(mean);
+  document.title = found.join();
+})();
 </script></body>"""
     clicked = page.with_name("clicked.html")
     clicked.write_text(page.read_text().replace("</body>", script))
     assert BROWSER
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", clicked.resolve().as_uri()]
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=5000"]
+    command.append(clicked.resolve().as_uri())
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "<title>fine</title>" in done.stdout  # no error stopped it
-    assert len(re.findall(r"<tr data-row=", done.stdout)) == 16
-    assert re.search(r'<div id="chosen"><pre>python stitch_nets.py .*--low-rank [14].*</pre>', done.stdout)
+    (counts, *_) = re.findall(r"<title>(.*?)</title>", done.stdout)
+    every, single, mean, again = map(int, counts.split(","))  # no error stopped it
+    assert (every, single, again) == (16, 1, 16) and 1 < mean < 16
+    assert len(re.findall(r"<tr data-row=", done.stdout)) == mean
+    chosen = re.findall(r"<pre>python stitch_nets.py (.*?)</pre>", done.stdout)
+    assert len(chosen) == mean and all("--low-rank" in command for command in chosen)

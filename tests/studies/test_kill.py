@@ -68,12 +68,14 @@ def differing(one: dict[tuple[str, str], bytes], other: dict[tuple[str, str], by
 
 
 def start(*options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "studies", "s.toml", "--workers", "2", "--device", "cpu", *options]
-    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # by its folder, as one calls it from any other
+    command = [sys.executable, str(ROOT / "studies"), "s.toml", "--workers", "2", "--device", "cpu", *options]
     with open("log", "ab") as log:
         # a shell in the background makes its children deaf to Ctrl-C
         hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        return subprocess.Popen(command, env=os.environ | paths, stderr=log, stdout=log, preexec_fn=hear)
+        return subprocess.Popen(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=log, stdout=log, preexec_fn=hear
+        )
 
 
 def workers(driver: int) -> list[int]:

@@ -5,19 +5,25 @@ import itertools
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import stitch_nets
 from src import results
 from src.results.frame import _row
-from src.studies.charts import by_network
-from src.studies.frames import COMPARED, grouped, with_names
+from src.results.plots.curves import control_style
+from src.stitching.controls import CONTROLS
+from src.studies.curves import by_layer
+from src.studies.drawing import MOST_MARKS, drawing
+from src.studies.frames import COMPARED, with_names
+from src.studies.maps import by_networks
+from src.studies.means import grouped, interval
 from src.studies.page import table_data, write_page
 from src.studies.table import escaped, to_latex, write_tables
 from studies.__main__ import main
@@ -46,6 +52,14 @@ def data_of(page: str) -> dict:
     return json.loads(text)
 
 
+def linked(page: str) -> list[int]:
+    """The rows of the table that marks of a page's charts lead to."""
+    points = data_of(page)["points"]
+    rows = re.findall(r'<a class="mark" href="#rows=(\d+)"', page)
+    rows += [row for point in re.findall(r'href="#point=(\d+)"', page) for row in points[int(point)].split(",")]
+    return [int(row) for row in rows]
+
+
 def test_a_study_becomes_tables_and_a_page(toy, capsys) -> None:
     Path("s.toml").write_text(STUDY)
     main(["worker", "s.toml", "--shard", "1/1", "--device", "cpu"])
@@ -54,7 +68,8 @@ def test_a_study_becomes_tables_and_a_page(toy, capsys) -> None:
     out = capsys.readouterr().out
     rows = list(csv.DictReader(Path("results/s/table.csv").read_text().splitlines()))
     assert len(rows) == 4 * 2 and {row["n"] for row in rows} == {"6"}  # over 6 pairs of networks, seeds in one
-    assert "bn1    conv2  full" in out and "accuracy_untrained_low" in rows[0]
+    assert re.search(r"^bn1 +conv2 +full +6 +\d+\.\d \[\d+\.\d, \d+\.\d\]$", out, re.MULTILINE)
+    assert "accuracy_untrained_low" in rows[0]
     every = pd.read_csv("results/s/stitches.csv")
     assert len(every) == 6 * 4 * 2 * 2
     some = every[(every.front_layer == "bn1") & (every.end_layer == "conv2") & (every.low_rank == 1)]
@@ -62,25 +77,35 @@ def test_a_study_becomes_tables_and_a_page(toy, capsys) -> None:
     (row,) = [row for row in rows if (row["front_layer"], row["end_layer"], row["low_rank"]) == ("bn1", "conv2", "1.0")]
     without = [means[[network not in pair for pair in means.index]].mean() for network in ("in0", "in1", "in2")]
     half = stats.t.ppf(0.975, 2) * np.sqrt(2 / 3 * np.square(np.array(without) - np.mean(without)).sum())
+    mean = means.mean()
+    reach = half / (mean * (1 - mean))  # the slope of the logit
     assert np.allclose(
         [float(row[f"accuracy_after{end}"]) for end in ("", "_low", "_high")],
-        [means.mean(), means.mean() - half, means.mean() + half],
+        [mean, *special.expit(special.logit(mean) + np.array([-reach, reach]))],
     )
     main(["table", "s.toml", "--over", "seeds"])
     assert {row["n"] for row in csv.DictReader(Path("results/s/table-seeds.csv").read_text().splitlines())} == {"2"}
     assert len(list(csv.DictReader(Path("results/s/table.csv").read_text().splitlines()))) == 8  # as it was
     assert len(pd.read_csv("results/s/comparisons.csv")) == 6 * 2 * 4
+    latex = Path("results/s/table.tex").read_text()
+    assert latex.count("Means over 6 pairs of the networks ") == 2 and all(f"in{number}" in latex for number in "012")
+    assert re.search(r"^cka & bn1 & fc1 & 6 & 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", latex, re.MULTILINE)
 
     main(["report", "s.toml"])
     page = Path("results/s/report.html").read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == ["By layer", "By rank", "Layer by layer", "Comparisons", "Network by network", "Every stitch"]
-    assert all(f">{label}</text>" in page for label in ("untrained", "self", "constant", "chance", "end network"))
+    assert all(f">{label}</text>" in page for label in ("untrained", "self", "constant", "chance", "end"))
+    assert all(f">{number}</text>" in page for number in (0, 100)) and ">accuracy (%)</text>" in page
     data = data_of(page)
-    assert len(data["rows"]) == len(every) and data["heads"][:3] == ["networks", "front", "end"]
-    circles = re.findall(r'<circle [^>]*data-rows="([\d ]+)"', page)
-    assert circles and {int(row) for text in circles for row in text.split()} <= set(range(len(every)))
+    assert len(data["rows"]) == len(every) and data["heads"][:3] == ["networks", "front layer", "end layer"]
+    assert {"ps_inv (%)", "end (%)", "self (%)", "agrees (%)"} <= set(data["heads"])
+    assert set(linked(page)) == set(range(len(every)))  # each stitch can be reached from a chart
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(set(ids)) == len(ids) and set(re.findall(r'(?:xlink:href="|url\()#([^")]+)', page)) <= set(ids)
+    main(["report", "s.toml"])
+    assert Path("results/s/report.html").read_text() == page
 
 
 def test_the_command_of_a_row_makes_its_stitch(toy) -> None:
@@ -129,7 +154,7 @@ def test_ten_thousand_results_stay_small(tmp_path) -> None:
     found = with_names(fake(10_000), NONE)
     assert found.axes == ["low_rank"] and found.stitches["networks"].nunique() == 20
     places = write_tables(found, "pairs", tmp_path)
-    assert len(places["the same in LaTeX"].read_text().splitlines()) == 50 + 8
+    assert places["the same in LaTeX"].read_text().count("bn9 & bn9 & ") == 5
     commands = {
         name: (f"python stitch_nets.py a{number % 20}.pt b{number % 20}.pt", f"bn1 bn1 --low-rank {number % 5}")
         for number, name in enumerate(found.stitches["name"])
@@ -137,7 +162,19 @@ def test_ten_thousand_results_stay_small(tmp_path) -> None:
     page = tmp_path / "p.html"
     write_page(page, found, name="p", text="", summary=[], failures=[], commands=commands, pictures={})
     assert page.stat().st_size < 5e6
-    assert len(data_of(page.read_text())["rows"]) == 10_000
+    text = page.read_text()
+    assert len(data_of(text)["rows"]) == 10_000 and text.count("2,000 of 10,000 dots are shown, drawn by lot") == 2
+    assert 2 * MOST_MARKS / 2 < text.count(", seed ") <= 2 * MOST_MARKS
+
+
+def test_a_map_of_many_networks_is_a_picture_and_says_so(tmp_path) -> None:
+    frame = fake(2500).assign(front_layer="bn3", end_layer="bn3", low_rank=None, seed=0)
+    for role, numbers in (("front", np.arange(2500) % 50), ("end", np.arange(2500) // 50)):
+        frame[f"{role}_model"], frame[f"{role}_gradient_seed"] = [f"n{number}.pt" for number in numbers], numbers
+    with drawing():
+        section = by_networks(with_names(frame, NONE))
+    assert "maps of more than 2,000 cells are pictures, without links" in section["note"]
+    assert "<image" in section["charts"][0]["svg"] and "mark" not in section["charts"][0]["svg"]
 
 
 def test_intervals_need_three_values_and_gaps_are_gaps() -> None:
@@ -146,9 +183,36 @@ def test_intervals_need_three_values_and_gaps_are_gaps() -> None:
     two = grouped(with_names(frame[frame["front_model"].isin(["a0.pt", "a1.pt"])], NONE), "pairs")
     assert two["accuracy_after_low"].isna().all() and two["accuracy_before"].notna().all()
     assert two.loc[0, "accuracy_after"] == frame.loc[1, "accuracy_after"]
-    text = to_latex(two, "pairs")
-    assert r"\pm" not in text and r"\toprule" in text and text.count(r" \\") == 11
-    assert r"\pm" in to_latex(grouped(with_names(frame, NONE), "pairs"), "pairs")
+    text = to_latex(two, "<&>")
+    assert not re.search(r"\d \[", text) and r"\toprule" in text and text.count(r" \\") == 11
+    assert r"\caption{<\&>}" in text
+    assert re.search(r"\d \[\d", to_latex(grouped(with_names(frame, NONE), "pairs"), ""))
+
+
+def test_intervals_of_shares_stay_between_none_and_all() -> None:
+    mean, half = np.array([0.99, 0.5, 1.0, 0.0, np.nan, 0.9]), np.array([0.05, 0.01, 0.0, 0.0, 0.1, np.nan])
+    low, high = interval(mean, half, bounded=True)
+    assert 0 < low[0] < 0.99 < high[0] < 1
+    assert low[0] == pytest.approx(1 / (1 + np.exp(-(np.log(99) - 0.05 / 0.0099))))
+    assert np.allclose([low[1], high[1]], [0.49, 0.51], atol=1e-5)  # far from the ends as ever
+    assert [*low[2:4], *high[2:4]] == [1, 0, 1, 0] and np.isnan([*low[4:], *high[4:]]).all()
+    low, high = interval(mean, half, bounded=False)
+    assert np.allclose([low[0], high[0]], [0.94, 1.04])
+
+
+def test_a_control_stands_beside_the_stitches_that_it_is_of() -> None:
+    """Two inits with other controls each: a panel each, whose lines grey does not mix up."""
+    frame = fake(80).assign(low_rank=None, init=["eye", "perm"] * 40)
+    frame["front_layer"] = frame["end_layer"] = [f"bn{number // 2 % 2}" for number in range(80)]
+    found = with_names(frame, NONE)
+    means = frame.groupby(["init", "front_layer"])["accuracy_untrained"].mean()
+    with drawing():
+        (chart,) = by_layer(found)["charts"]
+    texts = re.findall(r"<title>untrained, (bn\d): ([\d.]+)%</title>", chart["svg"])
+    assert texts == [(layer, f"{100 * means[init, layer]:.2f}") for init in ("eye", "perm") for layer in ("bn0", "bn1")]
+    assert ">init eye</text>" in chart["svg"] and ">init perm</text>" in chart["svg"]
+    looks = [(series["line"], series["marker"]) for series in map(control_style, CONTROLS)]
+    assert len(set(looks)) == len(CONTROLS)
 
 
 def test_networks_are_told_apart_by_how_they_were_trained_and_by_number() -> None:
@@ -172,18 +236,24 @@ def test_networks_are_told_apart_by_how_they_were_trained_and_by_number() -> Non
         compared.append({"spec1": one, "spec2": other, "network1": names[one], "network2": names[other]} | found)
     found = with_names(pd.DataFrame(rows), pd.DataFrame(compared))
     assert list(found.stitches["front_network"].unique()) == list(names.values())
-    stitched, cka = by_network(found)["charts"]
-    values = found.stitches.set_index(["front_network", "end_network"])["accuracy_after"]
-    assert stitched["title"] == f"bn5: median {values.median():.3f}"
+    with drawing():
+        stitched, cka = by_networks(found)["charts"]
+    values = 100 * found.stitches.set_index(["front_network", "end_network"])["accuracy_after"]
+    assert stitched["title"] == f"bn5: median {values.median():.2f}%"
     labels = [names[network].removeprefix("t ") for network in "abdc"]
     heads = re.findall(r">(in[^<]*)</text>", stitched["svg"])
     assert heads == 2 * labels
-    for row, tip in re.findall(r'data-rows="(\d+)"><title>(.*?)</title>', stitched["svg"]):
-        one, other = (f"t {name}" for name in tip.partition(":")[0].split(", "))
-        assert tip.endswith(f": {values[one, other]:.4g}") and tuple(values.index[int(row)]) == (one, other)
-    assert cka["title"].startswith("cka, bn5: median") and "data-rows" not in cka["svg"]
-    two = with_names(pd.DataFrame(rows[:2]), NONE)  # two pairs are no map
-    assert by_network(two)["charts"] == []
+    marks = re.findall(r'href="#rows=(\d+)"><title>(.*?)</title>', stitched["svg"])
+    assert len(marks) == len(rows)
+    for row, tip in marks:
+        one, other = tip.partition(":")[0].split(", ")
+        assert tip.endswith(f": {values[one, other]:.2f}%") and tuple(values.index[int(row)]) == (one, other)
+    assert cka["title"].startswith("cka, bn5: median") and "#rows" not in cka["svg"]
+    with drawing():
+        assert by_networks(with_names(pd.DataFrame(rows[:2]), NONE))["charts"] == []  # two pairs are no map
+        for some, names_shown in ((rows[:3], 1 + 3), (rows[2:6], 2 * 4)):  # one order for both, where they meet
+            (chart,) = by_networks(with_names(pd.DataFrame(some), NONE))["charts"]
+            assert len(re.findall(r">(in[^<]*)</text>", chart["svg"])) == names_shown
 
 
 def test_comparisons_of_networks_that_are_called_alike_are_two() -> None:
@@ -196,9 +266,23 @@ def test_comparisons_of_networks_that_are_called_alike_are_two() -> None:
     assert list(compared["networks"]) == ["t in0-gn0 and t in1-gn0", "t in0-gn0 (2) and t in1-gn0"]
 
 
+@pytest.mark.parametrize("library", ["jinja2", "matplotlib"])
+def test_an_absent_library_is_named_and_nothing_is_written(library, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    found = with_names(fake(3), NONE)
+    about: dict[str, Any] = {"name": "p", "text": "", "summary": [], "failures": [], "pictures": {}}
+    about["commands"] = dict.fromkeys(found.stitches["name"], ("python", ""))
+    with pytest.raises(ValueError, match=f"{library} is not installed: pip install -r requirements-studies.txt"):
+        write_page(tmp_path / "p.html", found, **about)
+    if library == "jinja2":
+        with pytest.raises(ValueError, match="jinja2 is not installed"):
+            write_tables(found, "pairs", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_texts_of_strangers_stay_texts(tmp_path) -> None:
     assert escaped("a_b%{\\}") == r"a\_b\%\{\textbackslash{}\}"
-    frame = fake(3).assign(front_layer="</script><b>", end_layer="x & y_")
+    frame = fake(40).assign(front_layer=20 * ["</script><b>", "$y$ z"], end_layer="x & y_")
     found = with_names(frame, NONE)
     commands = {name: ("python stitch_nets.py", "</script>") for name in found.stitches["name"]}
     assert table_data(found, commands, {})["ends"] == ["</script>"]
@@ -206,4 +290,5 @@ def test_texts_of_strangers_stay_texts(tmp_path) -> None:
     write_page(tmp_path / "p.html", found, **about, commands=commands, pictures={})
     page = (tmp_path / "p.html").read_text()
     assert page.count("</script>") == 2 and not re.search("<[biusq]>", page)
-    assert r"x \& y\_" in to_latex(grouped(found, "pairs"), "pairs")
+    assert ">$y$ z \N{RIGHTWARDS ARROW} x &amp; y_</text>" in page
+    assert r"x \& y\_" in to_latex(grouped(found, "pairs"), "")

@@ -21,12 +21,15 @@ class GramSums(NamedTuple):
 
     whole: over all entries. unbiased: over the entries off the diagonal of the U-centred matrices, whose rows without
     their diagonal sum to 0 (Székely and Rizzo 2014): n (n - 3) times the unbiased HSIC of Song et al. 2012, eq. 5.
-    None where fewer than 4 images have none.
+    None where fewer than 4 images have none. traces: of K and L. largest: of K and of L the share of their trace that
+    the image with the most has; None where the images are not known one by one.
     """
 
     n: int
     whole: tuple[float, ...]
     unbiased: tuple[float, ...] | None
+    traces: tuple[float, float]
+    largest: tuple[float, float] | None = None
 
     def times(self, front: float, end: float) -> "GramSums":
         """The sums of front * K and end * L."""
@@ -35,7 +38,8 @@ class GramSums(NamedTuple):
             sums and tuple(factor * part for factor, part in zip(factors, sums, strict=True))
             for sums in (self.whole, self.unbiased)
         )
-        return GramSums(self.n, whole or (), unbiased)
+        traces = front * self.traces[0], end * self.traces[1]
+        return GramSums(self.n, whole or (), unbiased, traces, self.largest)
 
 
 def upper_blocks(n: int, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
@@ -124,10 +128,13 @@ def gram_sums(
         found[tuple(torch.tensor(cells, device=values.device).T)] = values
         return found
 
-    return _pairwise(matrix(total), matrix(dots(energies, cells)), traces, n, len(xs))
+    largest = energies.max(1).values / traces
+    return _pairwise(matrix(total), matrix(dots(energies, cells)), traces, largest, n, len(xs))
 
 
-def _pairwise(total: Tensor, diagonal: Tensor, traces: Tensor, n: int, firsts: int) -> dict[tuple[int, int], GramSums]:
+def _pairwise(
+    total: Tensor, diagonal: Tensor, traces: Tensor, largest: Tensor, n: int, firsts: int
+) -> dict[tuple[int, int], GramSums]:
     whole = total + diagonal
     if n >= 4:
         whole = whole + 2 / (n - 2) * diagonal - torch.outer(traces, traces) / ((n - 1) * (n - 2))
@@ -135,7 +142,8 @@ def _pairwise(total: Tensor, diagonal: Tensor, traces: Tensor, n: int, firsts: i
     def of(i: int, j: int) -> GramSums:
         cells = ((i, j), (i, i), (j, j))
         sums, unbiased = (tuple(float(matrix[cell]) for cell in cells) for matrix in (whole, total))
-        return GramSums(n, sums, unbiased if n >= 4 else None)
+        own, shares = ((float(values[i]), float(values[j])) for values in (traces, largest))
+        return GramSums(n, sums, unbiased if n >= 4 else None, own, shares)
 
     return {(i, j): of(i, firsts + j) for i in range(firsts) for j in range(len(total) - firsts)}
 
@@ -145,9 +153,10 @@ def gram_sums_of_moments(moments: PairedMoments) -> GramSums:
     require_varying(*moments.nonconstant())
     n, x, y = moments.n, moments.x, moments.y
     whole = tuple(float(product.square().sum()) for product in (moments.xy, moments.xx, moments.yy))
+    k, other = float(moments.xx.trace()), float(moments.yy.trace())
     if n < 4:
-        return GramSums(n, whole, None)
-    k, other, u, v = float(moments.xx.trace()), float(moments.yy.trace()), x.energy(), y.energy()
+        return GramSums(n, whole, None, (k, other))
+    u, v = x.energy(), y.energy()
     traces = k * other, k * k, other * other
     centred = u @ moments.all_xy @ v, u @ x.all_products @ u, v @ y.all_products @ v
     diagonals = [float(part) + trace / n for part, trace in zip(centred, traces, strict=True)]
@@ -156,4 +165,5 @@ def gram_sums_of_moments(moments: PairedMoments) -> GramSums:
         total - diagonal * n / (n - 2) + trace / ((n - 1) * (n - 2))
         for total, diagonal, trace in zip(whole, diagonals, traces, strict=True)
     )
-    return GramSums(n, whole, unbiased)
+    largest = min(1.0, float(x.most) / k), min(1.0, float(y.most) / other)  # about a point near the mean
+    return GramSums(n, whole, unbiased, (k, other), largest)

@@ -43,14 +43,15 @@ class Sums:
 
     n: rows seen. mean: (d,). products: (d, d), centred, not divided by n. Batches are centred about their own mean and
     then merged (Chan, Golub and LeVeque 1983), so nothing cancels, however large the means. With `energies` the
-    squared distance of a row from the first rows' mean is one more feature, which only `energy` sees.
+    squared distance of a row from the first rows' mean is one more feature, which only `energy` sees; `most` is the
+    largest of them.
     """
 
     def __init__(self, d: int, device: torch.device | str = "cpu", *, energies: bool = False) -> None:
         self.n, self.d, device = 0, d, float64_device(device)
         self.all_means, self.all_products = _zeros(device, d + energies), _zeros(device, d + energies, d + energies)
         self.shift: Tensor | None = None
-        self.buffer = _zeros(device, 0)
+        self.buffer, self.most = _zeros(device, 0), _zeros(device, 1)
 
     mean = property(lambda self: self.all_means[: self.d])
     products = property(lambda self: self.all_products[: self.d, : self.d])
@@ -71,6 +72,7 @@ class Sums:
             self.shift = mean if self.shift is None else self.shift
             step = mean - self.shift
             energy.copy_(values.square().sum(0) + 2 * step @ values + step @ step)
+            self.most = torch.maximum(self.most, energy.max())
             mean = torch.cat([mean, energy.mean(1)])
             energy.sub_(mean[self.d :])
         self.delta = mean - self.all_means

@@ -60,11 +60,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """Of each metric an interval, or a null (mean, 95% quantile), how it came about, and why there is none."""
+    """Of each metric an interval, or a null (mean, threshold), how it came about, and why there is none."""
 
     values: dict[str, tuple[float, float]]
     how: dict[str, str]
-    refused: dict[str, str]
+    unavailable: dict[str, str]
 
 
 def intervals(names: Sequence[str], view: str | None, sample: Sample) -> Uncertainty:
@@ -78,25 +78,44 @@ def intervals(names: Sequence[str], view: str | None, sample: Sample) -> Uncerta
 
 
 def nulls(names: Sequence[str], view: str | None, sample: Sample, *, permutations: int, seed: int = 0) -> Uncertainty:
-    """Mean and 95% quantile of metrics where the second layer's images are dealt out at random.
+    """Mean of metrics where the second layer's images are dealt out at random, and what 5% of these pass by chance.
 
-    CKA by images in closed form, its quantile that of a normal distribution; every other by `permutations` draws, on
-    at most FEW images.
+    That is the 95% quantile, and the 5% quantile where lower is more alike, each as `threshold` has it. CKA's mean is
+    in closed form, from all images; all else is from `permutations` draws, on at most FEW images.
     """
     generator = Generator().manual_seed(seed)
     few = torch.arange(len(sample))
     if len(sample) > FEW:
         few = torch.randperm(len(sample), generator=generator)[:FEW].sort()[0]
-    orders = [few[torch.randperm(len(few), generator=generator)] for _ in range(permutations)]
+    orders = [torch.randperm(len(few), generator=generator) for _ in range(permutations)]
 
     def null(metric: Metric, taken: str, one: Sample) -> tuple[tuple[float, float], str]:
+        how, some = f"{permutations} permutations of {len(few)} images", one.take(few)
+        observed = value_of(metric, taken, some)
+        if metric.permuted and taken == "images":
+            draw = metric.permuted([Layer.of(some.x)], [Layer.of(some.y)])
+            drawn = [float(draw(order)) for order in orders]
+        else:
+            every = torch.arange(len(few))
+            drawn = [value_of(metric, taken, some.take(every, order)) for order in orders]
+        passed = threshold(observed, drawn, higher_is_better=metric.higher_is_better)
         if metric.needs == "gram" and taken == "images":
-            mean, deviation = gram_vectors(one.x, one.y).null(debiased=metric.name == "cka_debiased")
-            return (mean, mean + 1.6448536269514722 * deviation), f"closed form, {len(one)} images"
-        drawn = torch.tensor([_value(metric, taken, one.take(few, order)) for order in orders])
-        return (float(drawn.mean()), float(drawn.quantile(0.95))), f"{permutations} permutations of {len(few)} images"
+            mean, _ = gram_vectors(one.x, one.y).null(debiased=metric.name == "cka_debiased")
+            return (mean, passed), f"mean in closed form, quantile of {how}"
+        return (sum(drawn) / len(drawn), passed), how
 
     return _each(names, view, sample, null)
+
+
+def threshold(observed: float, drawn: Sequence[float], *, higher_is_better: bool = True, level: float = 0.05) -> float:
+    """What an observed value must pass, to be called more than chance at a level, given those of random pairings.
+
+    With the observed value among them all K + 1 are exchangeable where images do not correspond, so that at most a
+    share `level` of them lies beyond the order statistic number ceil((1 - level) (K + 1)). A quantile interpolated from
+    the K draws alone is passed more often than that. Where lower is more alike it is counted from the other end.
+    """
+    values = sorted([observed, *drawn], reverse=not higher_is_better)
+    return values[min(len(values), math.ceil((1 - level) * len(values))) - 1]
 
 
 def _each(
@@ -105,7 +124,7 @@ def _each(
     found, in_space = Uncertainty({}, {}, {}), None
     plan = plan_cell(names, view, len(sample), sample.shape_x, sample.shape_y, None)
     for name, taken in plan.views.items():
-        if name in plan.refused:
+        if name in plan.unavailable:
             continue  # it has no value either
         try:
             if plan.source[name] == "row_space":
@@ -113,32 +132,82 @@ def _each(
             one = in_space if in_space and plan.source[name] == "row_space" else sample
             found.values[name], found.how[name] = find(METRICS[name], taken, one)
         except UserError as error:
-            found.refused[name] = str(error)
+            found.unavailable[name] = str(error)
     return found
 
 
 def _interval(metric: Metric, view: str, sample: Sample) -> tuple[Interval, str]:
-    if metric.needs == "gram" and view == "images":
-        vectors = gram_vectors(sample.x, sample.y)
-        left_out = vectors.left_out(debiased=metric.name == "cka_debiased")
-        for image in vectors.dominant():  # of a difference that leaves so little, rounding leaves nothing
-            left_out[image] = _value(metric, view, sample.take(torch.arange(len(sample)) != image))
-        return _jackknife(metric, _value(metric, view, sample), left_out), "delete-one jackknife"
     if metric.each:
         value = float(metric.each(Layer.of(sample.x), Layer.of(sample.y)).mean())
         error = _error_by_halves(metric.each, sample)
         return _clipped(metric, value, Z95 * error), f"{HALVINGS} halvings of the images"
+    left_out, how = _left_out(metric, view, sample)
+    return _jackknife(metric, value_of(metric, view, sample), left_out), how
+
+
+def _left_out(metric: Metric, view: str, sample: Sample) -> tuple[Tensor, str]:
+    """The metric's number without each image, or without each of some blocks of images, and which of the two."""
+    if metric.needs == "gram" and view == "images":
+        vectors = gram_vectors(sample.x, sample.y)
+        left_out = vectors.left_out(debiased=metric.name == "cka_debiased")
+        for image in vectors.dominant():  # of a difference that leaves so little, rounding leaves nothing
+            left_out[image] = value_of(metric, view, sample.take(torch.arange(len(sample)) != image))
+        return left_out, "delete-one jackknife"
     if len(sample) < 4:
         raise UserError(f"{len(sample)} images are too few for an interval; at least 4 are needed")
     # at random, since files of a folder come class by class
     order = torch.randperm(len(sample), generator=Generator().manual_seed(0))
     blocks = order.tensor_split(min(BLOCKS, len(sample) // 2))
     left_out = torch.tensor(_without_each(metric, view, sample, blocks), dtype=torch.float64)
-    return _jackknife(metric, _value(metric, view, sample), left_out), f"jackknife of {len(blocks)} blocks of images"
+    return left_out, f"jackknife of {len(blocks)} blocks of images"
 
 
-def _error_by_halves(each: Callable[..., Tensor], sample: Sample) -> float:
-    """The standard error of a mean over images' neighbours, which are images of the sample, too.
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """s(A, B) - s(A, C) of a metric on the same images: value, 95% interval, two-sided p, and how they came about."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    how: str
+
+
+def difference(name: str, view: str | None, one: Sample, other: Sample) -> Difference:
+    """Whether a layer is more like one than like another, on the same images in the same order.
+
+    Each image is left out of both at once (CKA by images), or each of BLOCKS blocks, so that what makes both values
+    large or small at once cancels; means over images' neighbours are compared on the same halves. Raises UserError
+    where the metric has no value, or images are too few.
+    """
+    metric, views = METRICS[name], set()
+    for sample in (one, other):
+        plan = plan_cell([name], view, len(sample), sample.shape_x, sample.shape_y, None)
+        if name in plan.unavailable:
+            raise UserError(plan.unavailable[name])
+        views.add(plan.views[name])
+    if len(views) > 1 or len(one) != len(other):
+        raise UserError(f"{name}: both are to be compared by the same view and images; choose one with --view")
+    (taken,) = views
+    value = value_of(metric, taken, one) - value_of(metric, taken, other)
+    if metric.each:
+        error = _error_by_halves(metric.each, one, other)
+        low, high, freedom, how = value - Z95 * error, value + Z95 * error, math.inf, f"{HALVINGS} halvings"
+    else:
+        (left, how), (without, _) = (_left_out(metric, taken, sample) for sample in (one, other))
+        change, parts = left - without, len(left)
+        error = math.sqrt((parts - 1) / parts * float((change - change.mean()).square().sum()))
+        freedom = parts - 1
+        half = float(scipy.stats.t.ppf(0.975, freedom)) * error
+        low, high = value - half, value + half
+    ratio = abs(value) / error if error else math.inf if value else 0.0
+    p = 2 * float(scipy.stats.norm.sf(ratio) if freedom == math.inf else scipy.stats.t.sf(ratio, freedom))
+    return Difference(value, low, high, p, f"paired, {how}")
+
+
+def _error_by_halves(each: Callable[..., Tensor], sample: Sample, other: Sample | None = None) -> float:
+    """The standard error of a mean over images' neighbours, which are images of the sample, too; or, with another
+    sample of the same images, that of the difference of both means.
 
     Two halves are independent samples, and each image looks at half as many neighbours in them, so at the same share of
     the images: the mean squared difference of the two is twice the variance at half the size, four times that of all.
@@ -147,8 +216,11 @@ def _error_by_halves(each: Callable[..., Tensor], sample: Sample) -> float:
     generator, squares = Generator().manual_seed(0), []
     for _ in range(HALVINGS):
         halves = torch.randperm(len(sample), generator=generator).chunk(2)
-        some = [sample.take(half) for half in halves]
-        means = [float(each(Layer.of(half.x), Layer.of(half.y), K // 2).mean()) for half in some]
+        means = []
+        for half in halves:
+            some = [one.take(half) for one in (sample, other) if one]
+            values = [float(each(Layer.of(one.x), Layer.of(one.y), K // 2).mean()) for one in some]
+            means.append(values[0] - sum(values[1:]))
         squares.append((means[0] - means[1]) ** 2)
     return math.sqrt(sum(squares) / len(squares)) / 2
 
@@ -164,7 +236,7 @@ def _clipped(metric: Metric, value: float, half: float) -> Interval:
     return max(metric.range[0], value - half), min(metric.range[1], value + half)
 
 
-def _value(metric: Metric, view: str, sample: Sample) -> float:
+def value_of(metric: Metric, view: str, sample: Sample) -> float:
     """The metric's number of a sample, as a pass over the images would give it."""
     if _by_moments(metric, view):
         return _of_moments(metric, *_moments_of_blocks([sample.rows(view)], energies=metric.needs == "gram"))
@@ -182,7 +254,7 @@ def _without_each(metric: Metric, view: str, sample: Sample, blocks: Sequence[Te
         values = []
         for block in blocks:
             kept[block] = False
-            values.append(_value(metric, view, sample.take(kept.nonzero().flatten())))
+            values.append(value_of(metric, view, sample.take(kept.nonzero().flatten())))
             kept[block] = True
         return values
     d = [math.prod(shape) if view == "images" else shape[0] for shape in (sample.shape_x, sample.shape_y)]
@@ -220,6 +292,7 @@ def combined(parts: Sequence[PairedMoments]) -> PairedMoments:
         whole.n, whole.shift = n, first.shift
         for part in parts:
             whole.all_means += of_part(part).all_means * (part.n / n)
+            whole.most = torch.maximum(whole.most, of_part(part).most)
         sides.append(whole)
     both = PairedMoments.of(*sides)
     x, y = sides

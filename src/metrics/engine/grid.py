@@ -13,7 +13,7 @@ from src.core.errors import UserError
 from src.metrics.algebra.gram import GramSums, blocks, gram_sums, gram_sums_of_moments
 from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, row_space_bytes
 from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
-from src.metrics.cka import bias_of
+from src.metrics.cka import bias_of, chance_of
 from src.metrics.diagnostics import Diagnostics, diagnose, facts_of_sums
 from src.metrics.difference import Differences
 from src.metrics.engine.plan import GridPlan, Pair, features, group_sizes
@@ -29,31 +29,31 @@ KEPT_BYTES = 1e9
 class Cell:
     """What comparing two layers gives, metric by metric.
 
-    values: name -> a float, or a dict of numpy arrays and floats for ps_inv and corr. refused: name -> why there is no
-    value. views: name -> view. health: view -> what stands behind its numbers, with warnings in words.
+    values: name -> a float, or a dict of numpy arrays and floats for ps_inv and corr. unavailable: name -> why there is
+    no value. views: name -> view. health: view -> what stands behind its numbers, with warnings in words.
     """
 
     values: dict[str, Any]
-    refused: dict[str, str]
+    unavailable: dict[str, str]
     views: dict[str, str]
     health: dict[str, Diagnostics]
 
     def number(self, name: str) -> float:
-        """The one number of a metric; NaN where it was refused."""
+        """The one number of a metric; NaN where it has none."""
         return MEASURES[name].number(self.values[name]) if name in self.values else math.nan
 
     @classmethod
     def joined(cls, cells: Sequence["Cell"], names: Sequence[str]) -> "Cell":
         """One cell of several, which are of the same layers and hold some of the named metrics each."""
-        values, refused, views = (
+        values, unavailable, views = (
             {name: found[name] for name in names for found in (getattr(cell, part) for cell in cells) if name in found}
-            for part in ("values", "refused", "views")
+            for part in ("values", "unavailable", "views")
         )
         health: dict[str, Diagnostics] = {}
         for view, one in (item for cell in cells for item in cell.health.items()):
             known = health.get(view, one)
             health[view] = replace(one, warnings=tuple(dict.fromkeys((*known.warnings, *one.warnings))))
-        return cls(values, refused, views, health)
+        return cls(values, unavailable, views, health)
 
 
 class Grid:
@@ -84,7 +84,9 @@ class Grid:
         }
         self.grams: dict[tuple[str, Pair], list[GramSums]] = {}  # of each group
         self.parts: dict[tuple[str, Pair], list[float]] = {}  # a metric's value for each group
-        self.refused = {(name, pair): why for pair, cell in plan.cells.items() for name, why in cell.refused.items()}
+        self.unavailable = {
+            (name, pair): why for pair, cell in plan.cells.items() for name, why in cell.unavailable.items()
+        }
         self._cells: dict[Pair, Cell] = {}
         self._expect(self.sizes[0])
 
@@ -170,7 +172,7 @@ class Grid:
         try:
             self.parts.setdefault((name, pair), []).append(METRICS[name].of_gathered(gathered))
         except UserError as error:
-            self.refused.setdefault((name, pair), str(error))
+            self.unavailable.setdefault((name, pair), str(error))
 
     def _take_row_spaces(self) -> None:
         """Compute the metrics of coordinates, those of a layer of the first network once."""
@@ -200,22 +202,22 @@ class Grid:
         return len(self.plan.cells) == 1
 
     def _cell(self, pair: Pair) -> Cell:
-        plan, values, refused = self.plan.cells[pair], {}, {}
+        plan, values, unavailable = self.plan.cells[pair], {}, {}
         for name in plan.views:
             try:
                 values[name] = self._value(name, pair)
             except UserError as error:
-                refused[name] = str(error)
+                unavailable[name] = str(error)
         views = [view for view in VIEWS if view in {plan.views[name] for name in values}]
         health = {
             view: self._health(view, pair, [name for name in values if plan.views[name] == view]) for view in views
         }
-        return Cell(values, refused, dict(plan.views), health)
+        return Cell(values, unavailable, dict(plan.views), health)
 
     def _value(self, name: str, pair: Pair) -> Any:
         metric, plan = METRICS[name], self.plan.cells[pair]
-        if (name, pair) in self.refused:
-            raise UserError(self.refused[name, pair])
+        if (name, pair) in self.unavailable:
+            raise UserError(self.unavailable[name, pair])
         if metric.needs == "gram":
             return metric.of_gathered(self._gram_sums(plan.views[name], pair))
         if plan.source[name] == "moments":
@@ -239,9 +241,19 @@ class Grid:
     def _health(self, view: str, pair: Pair, names: list[str]) -> Diagnostics:
         facts = [self._facts(view, side, k, pair, "ps_inv" in names) for side, k in enumerate(pair)]
         shapes = self.plan.shapes[0][pair[0]], self.plan.shapes[1][pair[1]]
-        bias = bias_of(self.grams.get((view, pair), []))
+        grams = self.grams.get((view, pair), [])
         notes = [text for name in names if (text := self._note(name, pair))]
-        health = diagnose(view, self.n_images, shapes, (facts[0], facts[1]), names, self.plan.group, bias)
+        health = diagnose(
+            view,
+            self.n_images,
+            shapes,
+            (facts[0], facts[1]),
+            names,
+            self.plan.group,
+            bias_of(grams),
+            chance=chance_of(grams) if "cka" in names and view == "images" else None,
+            largest=grams[0].largest if len(grams) == 1 else None,
+        )
         return replace(health, warnings=(*health.warnings, *notes))
 
     def _note(self, name: str, pair: Pair) -> str:

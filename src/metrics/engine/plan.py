@@ -22,12 +22,13 @@ class CellPlan:
     a metric has the same value in whatever company.
 
     views: name -> "images" or "channels". source: name -> "rows" (all activations), "row_space" (sums of products of
-    their coordinates), "moments" (sums of products gathered batch by batch) or "difference". refused: name -> reason.
+    their coordinates), "moments" (sums of products gathered batch by batch) or "difference".
+    unavailable: name -> reason.
     """
 
     views: dict[str, str] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
 
     def of(self, *sources: str) -> list[str]:
         """The metrics that these sources serve."""
@@ -58,7 +59,7 @@ def plan_cell(
             if metric.cost and memory is not None:
                 _check_cost(metric, n, flat, group, memory)
         except UserError as error:
-            plan.refused[name] = str(error)
+            plan.unavailable[name] = str(error)
             continue
         if metric.needs == "gram":
             stored = taken == "images" and (group is not None or by_images(n, *flat))
@@ -260,8 +261,8 @@ def require_possible(plan: GridPlan, memory: float | None = None, *, alone: bool
     """Raise UserError, before any work, where no metric can compare any pair, if they are all that is asked for
     (`alone`), or for a pair, if it is the only one, whose rows take more bytes than `memory`."""
     cells = list(plan.cells.values())
-    if alone and all(cell.refused.keys() == cell.views.keys() for cell in cells):
-        raise UserError("; ".join(dict.fromkeys(cells[0].refused.values())))
+    if alone and all(cell.unavailable.keys() == cell.views.keys() for cell in cells):
+        raise UserError("; ".join(dict.fromkeys(cells[0].unavailable.values())))
     if memory is not None and len(cells) == 1:
         _require_room(plan, memory)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -14,31 +15,57 @@ from torch import Tensor, nn
 from src.core.errors import UserError, first_line
 from src.cutting.structure import in_plain_memory
 from src.dataset.preprocessing import Preprocessing
+from src.networks.followed import OwnProcessor
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryModel:
-    """A fresh network with what its source says of it; `preprocessing` is None where that is nothing."""
+    """A network with what its source says of it: `preprocessing` and the names of its classes, None where nothing.
+
+    `processor` is what the source itself does to images, which `preprocessing` is held against.
+    """
 
     network: nn.Module
     preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    processor: OwnProcessor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where architectures come from.
+    """Where architectures, or trained networks, come from.
 
     `build(name, channels=, classes=, size=)` makes a fresh one, drawn from torch's global generator; `classes` and
     `size` are None where the source's own number is wanted. `published(name, file)` gives the state dict that the
     source itself offers under `word`: out of the file where `cached(name)` is one, else it may be downloaded.
+    `as_published(name, network, preprocessing)` is what a network with these weights does to images, where these change
+    it, and `is_published(name, sha256)` says whether a file holds them.
+    A source of trained networks alone has `open(name, said=, download=)` instead, and `fresh(network)` for an untrained
+    one like it.
+
+    `prefixed`: a spec begins with the source's name and a colon. `foreign`: what it makes is not this project's.
+    `runs`: it runs a file of the user's, of which `digest(name)` is the SHA-256. `for_images`: a network is made for
+    the size of the images of a data set, as its source knows none. `code(name, network)` is what decides a network
+    beside its weights; by default that is its name. `files(name)` are those that a name is about.
     """
 
-    build: Callable[..., LibraryModel]
+    build: Callable[..., LibraryModel] | None = None
     word: str = ""
     published: Callable[[str, Path | None], State] | None = None
     cached: Callable[[str], Path | None] = lambda name: None
+    open: Callable[..., LibraryModel] | None = None
+    fresh: Callable[[Any], nn.Module] | None = None
+    as_published: Callable[[str, nn.Module, Preprocessing], Preprocessing] = lambda name, network, eyes: eyes
+    is_published: Callable[[str, str], bool] = lambda name, sha256: False
+    prefixed: bool = True
+    foreign: bool = True
+    runs: bool = False
+    for_images: bool = False
+    digest: Callable[[str], str] | None = None
+    code: Callable[[str, nn.Module], str | None] | None = None
+    files: Callable[[str], list[Path]] = lambda name: []
 
 
 class NotHere(UserError):

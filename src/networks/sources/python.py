@@ -27,13 +27,21 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     try:
         taken = inspect.signature(found).parameters
         given = {key: value for key, value in offered.items() if key in taken and value is not None}
+        if "classes" in taken and classes is None and taken["classes"].default is inspect.Parameter.empty:
+            raise _Unsaid
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             network = found(**given)
+    except _Unsaid:
+        raise UserError(f"{name} takes classes; name the data set for whose classes it is with -d") from None
     except (Exception, SystemExit) as error:  # the user's own code
         raise UserError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
     return LibraryModel(network)
+
+
+class _Unsaid(Exception):
+    """That nobody said how many classes there are."""
 
 
 def split_name(name: str) -> tuple[Path, str]:
@@ -69,4 +77,12 @@ def _load(file: Path, name: str) -> dict[str, Any]:
     return vars(loaded)
 
 
-SOURCE = Source(build)
+SOURCE = Source(
+    build,
+    prefixed=False,
+    runs=True,
+    for_images=True,
+    digest=digest_of,
+    code=lambda name, network: f"{split_name(name)[1]} {digest_of(name)}",
+    files=lambda name: [split_name(name)[0]],
+)

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError, first_line
-from src.dataset.preprocessing import Preprocessing
+from src.dataset.labels import IMAGENET
+from src.dataset.preprocessing import INTERPOLATIONS, Preprocessing
+from src.networks.followed import OwnProcessor, as_picture
 from src.networks.sources.library import LibraryModel, Source, State, in_hub_folder, require, unknown
 
 
@@ -27,9 +29,26 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     except (TypeError, RuntimeError, AssertionError) as error:
         raise UserError(f"timm:{name} cannot be made ({first_line(error)})") from None
     config = network.pretrained_cfg
-    mean, std = (_of_channels(config[key], channels) for key in ("mean", "std"))
-    kind = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
-    return LibraryModel(network, Preprocessing(size or config["input_size"][-1], mean, std, kind))
+    preprocessing, processor = eyes(timm, config, channels, size)
+    labels = IMAGENET if network.num_classes == len(IMAGENET) else None
+    return LibraryModel(network, preprocessing, labels, processor)
+
+
+def eyes(
+    timm: Any, config: dict[str, Any], channels: int, size: int | None
+) -> tuple[Preprocessing, OwnProcessor | None]:
+    """What timm's record of a network says that it does to images, and timm's own transform; that is for colour."""
+    settings = timm.data.resolve_data_config(config)
+    own, share = settings["input_size"][-1], settings["crop_pct"]
+    mean, std = (_of_channels(settings[key], channels) for key in ("mean", "std"))
+    kind = settings["interpolation"] if settings["interpolation"] in INTERPOLATIONS else "bicubic"
+    resize, shorter = "squash" if settings["crop_mode"] == "squash" else "crop", max(1.0, int(own / share) / own)
+    preprocessing = Preprocessing(size or own, mean, std, kind, resize, shorter)
+    if channels != 3:
+        return preprocessing, None
+    transform = timm.data.create_transform(**settings, is_training=False)
+    keys = {"colour": "mean, std", "size": "input_size", "shape": "crop_mode, crop_pct", "kernel": "interpolation"}
+    return preprocessing, OwnProcessor(lambda image: transform(as_picture(image)), (shorter,), keys)
 
 
 def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -1,18 +1,24 @@
 """Image classifiers of transformers, from a folder or by name; never with code that comes with the weights."""
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from src.core.errors import UserError, first_line
 from src.core.records import POSITIVE, PREPROCESSING, TEXT, Several, check
-from src.dataset.preprocessing import Preprocessing
-from src.networks.sources.library import LibraryModel, NotHere, require
+from src.dataset.labels import said_names
+from src.dataset.preprocessing import SHORTER, Preprocessing
+from src.networks.followed import OwnProcessor, as_picture
+from src.networks.sources.library import LibraryModel, NotHere, Source, require
 from src.networks.sources.offline import offline
 
+RECORD = "preprocessor_config.json"
 # Pillow's numbers of interpolations, in which transformers records them
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
@@ -36,9 +42,10 @@ class Logits(nn.Module):
             return Logits(type(classifier)(classifier.config))
 
 
-def open_classifier(name: str, *, size: int | None, download: bool = False) -> tuple[LibraryModel, tuple[str, ...]]:
-    """A trained classifier and the names of its classes: a folder's, one in the library's cache, or, with `download`,
-    of its hub. No code of either runs. Raises UserError where there is none of that name.
+def open_classifier(name: str, *, said: Collection[str] = (), download: bool = False) -> LibraryModel:
+    """A trained classifier with the names of its classes: a folder's, one in the library's cache, or, with `download`,
+    of its hub. No code of either runs. `said` is what the user says of images, so that nothing else need say it.
+    Raises UserError where there is none of that name.
     """
     transformers = require("transformers")
     require("safetensors")
@@ -52,17 +59,27 @@ def open_classifier(name: str, *, size: int | None, download: bool = False) -> t
             _require_own_attention(config)
             load = transformers.AutoModelForImageClassification.from_pretrained
             model = load(name, config=config, use_safetensors=True, **options)
-            record = _record(transformers, name, options)
+            found = _processor(transformers, name, options)
     except Exception as error:  # of many kinds, by format, network and version
         remedy = "" if here else "; a folder that holds it needs no network: hf:FOLDER"
         kind = NotHere if here and not is_folder else UserError
         raise kind(f"hf:{name} is no image classifier that can be opened ({first_line(error)}){remedy}") from None
+    if isinstance(found, Exception):
+        if not {"mean", "std", "size"} <= set(said):
+            raise UserError(
+                f"hf:{name}: its image processor cannot be had ({first_line(found)}); say what it is to be shown: "
+                "?size=...?mean=...?std=..."
+            )
+        found = None
     try:
-        labels = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
         check(labels, Several(TEXT), place="id2label")
-        return LibraryModel(Logits(model), _preprocessing(record, model.config, size)), labels
-    except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+        record = found.to_dict() if found else {}
+        proposed = _proposed(record, model.config)
+        processor = _own_processor(found, record, proposed) if found else None
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"hf:{name} says of itself what no classifier can be ({first_line(error)})") from None
+    return LibraryModel(Logits(model), proposed, said_names(labels), processor)
 
 
 def _require_own_attention(config: Any) -> None:
@@ -72,22 +89,51 @@ def _require_own_attention(config: Any) -> None:
         raise UserError(f"its attention {asked!r} is code from elsewhere")
 
 
-def _record(transformers: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _processor(transformers: Any, name: str, options: dict[str, Any]) -> Any:
+    """The image processor; None where there is no record of one, the error where the record makes none."""
     try:
-        return transformers.AutoImageProcessor.from_pretrained(name, use_fast=False, **options).to_dict()
-    except Exception:  # a folder without that file, or a processor that asks for other libraries
-        return {}
+        return transformers.AutoImageProcessor.from_pretrained(name, **options)
+    except Exception as error:  # of many kinds; that of an absent record has no kind of its own
+        there = (Path(name) / RECORD).exists() if Path(name).is_dir() else RECORD not in str(error)
+        return error if there else None
 
 
-def _preprocessing(record: dict[str, Any], config: Any, size: int | None) -> Preprocessing:
-    given = record.get("crop_size") or record.get("size") or getattr(config, "image_size", 224)
-    own = given if isinstance(given, int) else next(iter(given.values()))
+def _proposed(record: dict[str, Any], config: Any) -> Preprocessing:
+    """What a processor's record seems to say; what it leaves open is what running the processor shows."""
+    crop = record.get("crop_size") if record.get("do_center_crop", True) else None
+    own = _side(crop or record.get("size") or getattr(config, "image_size", 224))
     channels = getattr(config, "num_channels", 3)
     check(channels, POSITIVE, place="num_channels")
     mean, std = (tuple(record.get(key) or (0.5,) * channels) for key in ("image_mean", "image_std"))
-    known = {"size": size or own, "mean": mean, "std": std}
+    known = {"size": own, "mean": mean, "std": std}
     check(known, {key: PREPROCESSING[key] for key in known})
-    return Preprocessing(size or int(own), mean, std, _INTERPOLATIONS.get(record.get("resample", 2), "bilinear"))
+    kind = _INTERPOLATIONS.get(record.get("resample", 2), "bilinear")
+    whole = isinstance(record.get("size"), dict) and "height" in record["size"]
+    return Preprocessing(own, mean, std, kind, "squash" if whole else "crop", 1.0 if whole else SHORTER)
+
+
+def _side(given: Any) -> int:
+    return int(given if isinstance(given, int) else next(iter(given.values()), None) or 224)
+
+
+def _own_processor(found: Any, record: dict[str, Any], proposed: Preprocessing) -> OwnProcessor:
+    def prepare(image: np.ndarray, **switches: bool) -> Tensor:
+        one = {"images": as_picture(image)} if image.shape[2] == 3 else {"images": image[..., 0]}
+        return found(**one, return_tensors="pt", **switches)["pixel_values"][0]
+
+    own = proposed.size
+    shares = (_side(record.get("size") or own) / own, int(own / (record.get("crop_pct") or 1)) / own, SHORTER)
+    parts = {
+        "colour": ("image_mean", "image_std", "rescale_factor"),
+        "size": ("size", "crop_size", "pad_size"),
+        "shape": ("size", "crop_size", "crop_pct", "size_divisor"),
+        "kernel": ("resample",),
+    }
+    if record.get("do_resize") is False:
+        parts["shape"] = ("do_resize",)
+    keys = {part: ", ".join(key for key in names if record.get(key) is not None) for part, names in parts.items()}
+    on = [key for key, value in record.items() if key.startswith("do_") and value is True]
+    return OwnProcessor(prepare, shares, keys, {key: partial(prepare, **{key: False}) for key in on})
 
 
 @contextlib.contextmanager
@@ -98,3 +144,15 @@ def _quiet(transformers: Any) -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def _files(name: str) -> list[Path]:
+    return sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
+
+
+SOURCE = Source(
+    open=open_classifier,
+    fresh=Logits.fresh,
+    code=lambda name, network: hashlib.sha256(repr(network).encode()).hexdigest(),  # its folder may lie anywhere
+    files=_files,
+)

@@ -12,15 +12,14 @@ import pandas as pd
 
 from src.metrics import MEASURES, Metric
 from src.metrics.functional import Functional
-from src.results.plots.style import BLUE, GREY, INK, LIGHT, NORMAL, ORANGE, SMALL, finish, new_figure, save
+from src.results.plots.heatmap import ANNOTATED, draw_map, draw_scale, map_size
+from src.results.plots.style import BLUE, GREY, INK, NORMAL, ORANGE, SMALL, finish, new_figure, save
 from src.results.titles import network_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 
-ANNOTATED = 12  # cells a side; values in more of them could not be read
 SIDE_BY_SIDE = 2
 WIDE_FROM = 30  # layers; heatmaps of more are wide enough alone
 # The scale of a metric without bounds ends at so many times this quantile of its values.
@@ -47,18 +46,15 @@ def grid_figure(result: dict[str, Any]) -> Figure:
     }
     across = 1 if len(layers2) > WIDE_FROM else min(SIDE_BY_SIDE, len(tables))
     down = math.ceil(len(tables) / across)
-    # Annotated cells must hold five characters; others still have to keep their labels apart.
-    cell = 0.5 if max(len(layers1), len(layers2)) <= ANNOTATED else 0.17
-    label = 0.075 * max(map(len, (*layers1, *layers2)))
-    width = max(LEAST_WIDTH, cell * len(layers2) + label + 1.5)
-    height = max(LEAST_HEIGHT, cell * len(layers1) + label + 0.7)
+    width, height = map_size(layers1, layers2)
+    width, height = max(LEAST_WIDTH, width + 1.5), max(LEAST_HEIGHT, height + 0.7)
     figure = new_figure(across * width, down * height + 0.6, _title(result))
     panels = figure.subplots(down, across, squeeze=False).ravel()
     names = network_names(result["networks"])
     for axes, (name, table) in zip(panels, tables.items(), strict=False):
-        _draw_heatmap(figure, axes, MEASURES[str(name)], table, layers1, layers2, letters=int(13 * height))
+        draw_metric(figure, axes, MEASURES[str(name)], table, layers1, layers2, letters=int(13 * height))
         finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
-        axes.tick_params(labelsize=SMALL if cell > 0.3 else 7)
+        axes.tick_params(labelsize=SMALL if max(len(layers1), len(layers2)) <= ANNOTATED else 7)
     for axes in panels[len(tables) :]:
         axes.remove()
     notes = ["framed: most similar in its row"] * any(axes.patches for axes in panels[: len(tables)])
@@ -73,7 +69,7 @@ def _title(result: dict[str, Any]) -> str:
     return f"{names[0]} and {names[1]}   ({params['dataset']}, {params['dataset_type']})"
 
 
-def _draw_heatmap(
+def draw_metric(
     figure: Figure,
     axes: Axes,
     metric: Metric | Functional,
@@ -84,49 +80,12 @@ def _draw_heatmap(
     letters: int,
 ) -> None:
     """Draw one metric; what it means stands beside the scale of colours, in lines of so many letters."""
-    from matplotlib import colormaps
-
     low, high = _range(metric, table)
     beyond = "max" if np.nanmax(table, initial=low) > high else "neither"
-    higher = metric.higher_is_better
-    colours = colormaps["cividis" if higher else "cividis_r"].with_extremes(bad=LIGHT)
-    image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-    axes.set_xticks(range(len(layers2)), layers2, rotation=90 if max(map(len, layers2)) > 4 else 0)
-    axes.set_yticks(range(len(layers1)), layers1)
-    axes.tick_params(length=0)
-    _frame_most_similar(axes, table, higher)
-    if max(table.shape) <= ANNOTATED:
-        _write_values(axes, image, table)
+    image = draw_map(axes, table, layers1, layers2, low=low, high=high, higher_is_better=metric.higher_is_better)
     finish(axes, title=metric.name)
-    bar = figure.colorbar(image, ax=axes, shrink=0.9, aspect=24, pad=0.02, extend=beyond)
     meaning = textwrap.fill(f"{metric.meaning} ({metric.more_alike}: more alike)", letters)
-    bar.set_label(meaning, fontsize=SMALL, color=INK)
-    bar.ax.tick_params(labelsize=SMALL)
-
-
-def _frame_most_similar(axes: Axes, table: np.ndarray, higher: bool) -> None:
-    """Put a frame around the most similar of each row that has anything to choose from."""
-    from matplotlib.patches import Rectangle
-
-    thin = 1 if max(table.shape) <= ANNOTATED else 0.5
-    for i, row in enumerate(table):
-        if np.isfinite(row).sum() < 2:
-            continue
-        best = int(np.nanargmax(row) if higher else np.nanargmin(row))
-        for colour, width in (("white", 4 * thin), (INK, 2 * thin)):  # a dark frame alone would be lost on dark cells
-            corner = (best - 0.46, i - 0.46)
-            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width))
-
-
-def _write_values(axes: Axes, image: AxesImage, table: np.ndarray) -> None:
-    """Write each value into its cell."""
-    for i, row in enumerate(table):
-        for j in np.flatnonzero(~np.isnan(row)):
-            red, green, blue, _ = image.cmap(image.norm(row[j]))
-            dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.48
-            axes.text(
-                int(j), i, _short(row[j]), ha="center", va="center", fontsize=SMALL, color="white" if dark else INK
-            )
+    draw_scale(figure, image, axes, meaning, extend=beyond)
 
 
 def _range(metric: Metric | Functional, table: np.ndarray) -> tuple[float, float]:
@@ -144,10 +103,6 @@ def _range(metric: Metric | Functional, table: np.ndarray) -> tuple[float, float
     else:
         high = min(high, OUTLYING * float(np.quantile(known, TYPICAL, method="lower")))
     return (low, high) if high > low else (low, low + 1)
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0e}".replace("e+0", "e")
 
 
 def pair_figure(result: dict[str, Any]) -> Figure:

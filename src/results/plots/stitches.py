@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from src.results.plots.curves import LINES, Series, control_style, draw_panels, panels_size
+from src.results.plots.heatmap import draw_map, draw_scale, map_size
 from src.results.plots.style import (
     GREY,
     INK,
-    NORMAL,
     SMALL,
     finish,
     new_figure,
     save,
 )
 from src.results.titles import network_names
-from src.stitching.controls import CONTROLS
 from src.stitching.naming import setting_text
 from src.stitching.stages import STAGES
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ANNOTATED = 12  # cells a side; values in more of them could not be read
+STAGES_SHOWN = ("before", "after", "ps_inv")
 NUMBERS = ("low_rank", "lr")  # what an axis can show in its order
 
 
@@ -82,21 +82,19 @@ def grid_figure(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[s
     variants = ordered(variant(result, names) for result in found)
     untrained = all(not result["params"]["epochs"] for result in found)
     stages = ["before", "ps_inv"] if untrained else ["before", "after"]
-    cell = 0.5 if max(len(fronts), len(ends)) <= ANNOTATED else 0.17
-    label = 0.075 * max(map(len, (*fronts, *ends, "output")))
-    width, height = max(2.4, cell * len(ends) + label + 0.8), max(3.0, cell * len(fronts) + label + 0.7)
+    rows, columns = ([name or "output" for name in names] for names in (fronts, ends))
+    width, height = map_size(rows, columns)
+    width, height = max(2.4, width + 0.8), max(3.0, height + 0.7)
     figure = new_figure(len(stages) * width + 0.8, len(variants) * height + 0.6, figure_title(found))
     panels = figure.subplots(len(variants), len(stages), squeeze=False)
     low, high = 0.0, max(1.0, max(value_of(result, stage) for result in found for stage in stages))
-    for row, which in zip(panels, variants, strict=True):
+    for line, which in zip(panels, variants, strict=True):
         same = [result for result in found if variant(result, names) == which]
-        for axes, stage in zip(row, stages, strict=True):
+        for axes, stage in zip(line, stages, strict=True):
             table = _table(same, fronts, ends, stage)
-            image = _draw_map(axes, table, fronts, ends, low, high)
+            image = draw_map(axes, table, rows, columns, low=low, high=high)
             finish(axes, title=f"{stage}{', ' * bool(which)}{which}", x="end layer", y="front layer")
-    bar = figure.colorbar(image, ax=panels, shrink=0.9, aspect=24, pad=0.02)
-    bar.set_label(measure(found), fontsize=SMALL, color=INK)
-    bar.ax.tick_params(labelsize=SMALL)
+    draw_scale(figure, image, panels, measure(found))
     seeds = len({result["params"]["seed"] for result in found})
     notes = ["framed: the best of its row"] + [f"means over {seeds} seeds"] * (seeds > 1)
     figure.supxlabel("; ".join(notes), fontsize=SMALL, color=INK)
@@ -111,27 +109,6 @@ def _table(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[str], 
     return np.array([[np.mean(values.get((one, other), [np.nan])) for other in ends] for one in fronts])
 
 
-def _draw_map(axes: Axes, table: np.ndarray, fronts: list[str], ends: list[str], low: float, high: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    image = axes.imshow(table, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
-    for ticks, names in ((axes.set_xticks, ends), (axes.set_yticks, fronts)):
-        ticks(range(len(names)), [name or "output" for name in names])
-    axes.tick_params(axis="x", rotation=90 if max(map(len, ends)) > 4 else 0, length=0)
-    for i, row in enumerate(table):
-        if not np.isfinite(row).any():
-            continue
-        corner = (int(np.nanargmax(row)) - 0.46, i - 0.46)
-        for colour, width in (("white", 4), (INK, 2)):  # a dark frame alone would be lost on dark cells
-            axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width))
-        for j, value in enumerate(row):
-            if max(table.shape) <= ANNOTATED and np.isfinite(value):
-                dark = (value - low) / (high - low) < 0.5
-                text = f"{value:.2f}"
-                axes.text(j, i, text, ha="center", va="center", fontsize=SMALL, color="white" if dark else INK)
-    return image
-
-
 def curves_figure(found: Sequence[dict[str, Any]]) -> Figure:
     """Relative accuracy over a number that varies, or over pairs of layers: every seed a dot, their mean the line."""
     names = differing(found, NUMBERS)
@@ -141,52 +118,56 @@ def curves_figure(found: Sequence[dict[str, Any]]) -> Figure:
     ]
     if across == "layers":
         others = [name for name in others if not name.endswith("layer")]
-    figure = new_figure(7.5, 4.4, figure_title(found))
-    axes = figure.subplots()
-    groups = ordered(variant(result, others) for result in found)
     places = ordered(_place(result, across) for result in found)
     if across != "layers":
         places = sorted(places, key=lambda value: float("inf") if value is None else value)
-    untrained = all(not result["params"]["epochs"] for result in found)
-    stages = ["before", "ps_inv"] if untrained else ["before", "after", "ps_inv"]
-    styles = ["-", "--", ":", "-."]
-    for number, group in enumerate(groups):
-        same = [result for result in found if variant(result, others) == group]
-        for stage in stages:
-            if stage == "ps_inv" and across != "layers" and number:
-                continue  # one line a pair of layers would do: no setting changes it
-            _draw_curve(axes, same, across, places, stage, styles[number % len(styles)], group)
-    _draw_controls(axes, found, across, places)
-    axes.axhline(1, color=GREY, linewidth=1, zorder=0)
-    axes.set_xticks(range(len(places)), [_label(place) for place in places])
-    crowded = sum(len(_label(place)) for place in places) > 60
-    axes.tick_params(axis="x", rotation=90 if crowded else 0)
-    finish(
-        axes,
-        x={"low_rank": "rank", "lr": "learning rate"}.get(across, "front - end layer"),
-        y=measure(found),
-        grid="both",
-    )
-    axes.set_title("dots: seeds; lines: their means", fontsize=NORMAL, color=INK)
-    axes.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels = _panels(found, across, places, others)
+    figure = new_figure(*panels_size(len(panels), len(places)), figure_title(found))
+    x = {"low_rank": "rank", "lr": "learning rate"}.get(across, "front - end layer")
+    for axes, _ in draw_panels(figure, panels, [_label(place) for place in places], x=x, y=measure(found)):
+        axes.axhline(1, color=GREY, linewidth=1, zorder=0)
+    figure.supxlabel("dots: seeds; lines: their means", fontsize=SMALL, color=INK)
     return figure
 
 
-def _draw_controls(axes: Axes, found: Sequence[dict[str, Any]], across: str, places: list[Any]) -> None:
-    """What the trained stitches are to be held against, means over all that stand at one place."""
-    names = ordered(name for result in found for name, figures in result.get("controls", {}).items() if figures)
-    for number, name in enumerate(names):
-        values = [
-            [
-                result["controls"][name]["rel_acc"]
-                for result in found
-                if _place(result, across) == place and result.get("controls", {}).get(name, {}).get("rel_acc")
-            ]
-            for place in places
-        ]
-        means = np.array([np.mean(some) if some else np.nan for some in values])
-        style = {"color": CONTROLS[name].colour, "marker": "v^<>xP"[number % 6], "markersize": 4}
-        axes.plot(range(len(places)), means, label=name, zorder=1, linestyle=":", linewidth=1, **style)
+def _panels(
+    found: Sequence[dict[str, Any]], across: str, places: list[Any], others: Sequence[str]
+) -> dict[str, list[Series]]:
+    """The lines of all that differ in `others`: in one panel, or in one each where each has controls of its own."""
+    groups = ordered(variant(result, others) for result in found)
+    stages = ["before", "ps_inv"] if all(not result["params"]["epochs"] for result in found) else list(STAGES_SHOWN)
+    controls = ordered(name for result in found for name, figures in result.get("controls", {}).items() if figures)
+    apart = bool(controls) and len(groups) > 1
+    panels: dict[str, list[Series]] = {}
+    for number, group in enumerate(groups):
+        same = [result for result in found if variant(result, others) == group]
+        at = [[result for result in same if _place(result, across) == place] for place in places]
+        # one line a pair of layers would do: no setting changes it
+        shown = [stage for stage in stages if stage != "ps_inv" or apart or across == "layers" or not number]
+        lines = [_stage_line(at, stage, 0 if apart else number) for stage in shown]
+        lines += [line for name in controls if (line := _control_line(at, name))]
+        if not apart and group:
+            lines = [replace(line, label=f"{line.label}, {group}") for line in lines]
+        panels.setdefault(group if apart else "", []).extend(lines)
+    return panels
+
+
+def _stage_line(at: Sequence[Sequence[dict[str, Any]]], stage: str, number: int) -> Series:
+    """The line of a stage, from the results at each place; those of a further `number` look otherwise."""
+    values = [[value_of(result, stage) for result in some] for some in at]
+    dots = [(x, value) for x, some in enumerate(values) if len(some) > 1 for value in some]
+    means, line, looks = _means(values), LINES[number % len(LINES)], STAGES[stage]
+    return Series(stage, range(len(at)), means, looks.colour, looks.marker, line, dots=dots)
+
+
+def _control_line(at: Sequence[Sequence[dict[str, Any]]], name: str) -> Series | None:
+    shares = [[result.get("controls", {}).get(name, {}).get("rel_acc") for result in some] for some in at]
+    values = [[share for share in some if share] for some in shares]
+    return Series(name, range(len(at)), _means(values), **control_style(name)) if any(values) else None
+
+
+def _means(values: Sequence[Sequence[float]]) -> list[float]:
+    return [float(np.mean(some)) if some else float("nan") for some in values]
 
 
 def _place(result: dict[str, Any], across: str) -> Any:
@@ -199,16 +180,3 @@ def _label(place: Any) -> str:
         names = [name or "output" for name in place]
         return names[0] if names[0] == names[1] else "-".join(names)
     return setting_text(place)
-
-
-def _draw_curve(
-    axes: Axes, found: Sequence[dict[str, Any]], across: str, places: list[Any], stage: str, line: str, group: str
-) -> None:
-    values = [[value_of(result, stage) for result in found if _place(result, across) == place] for place in places]
-    means = np.array([np.mean(some) if some else np.nan for some in values])
-    label = f"{stage}{', ' * bool(group)}{group}"
-    style = {"color": STAGES[stage].colour, "linestyle": line, "linewidth": 1.4, "label": label}
-    axes.plot(range(len(places)), means, marker=STAGES[stage].marker, markersize=4, **style)
-    for x, some in enumerate(values):
-        if len(some) > 1:
-            axes.plot([x] * len(some), some, color=STAGES[stage].colour, marker=".", linestyle="", alpha=0.5)

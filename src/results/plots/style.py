@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from src.core.errors import UserError
 from src.core.files import atomic_write
@@ -31,28 +31,34 @@ def require_matplotlib() -> None:
         raise UserError("--plot needs matplotlib: pip install -r requirements-plots.txt") from None
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
+def new_figure(width: float, height: float, title: str = "") -> Figure:
     """A white figure, in inches, that belongs to no window and to no global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    figure.suptitle(textwrap.fill(title, int(11 * width)), fontsize=LARGE, color=INK)
+    if title:
+        figure.suptitle(textwrap.fill(title, int(11 * width)), fontsize=LARGE, color=INK)
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, PDF or SVG file, as its ending says, atomically; equal figures make equal files."""
+    with atomic_write(path) as file:
+        write(figure, file, path.suffix.removeprefix("."))
+
+
+def write(figure: Figure, file: IO[bytes], kind: str) -> None:
+    """Write one of FORMATS into an open file; equal figures make equal bytes."""
     from matplotlib import rc_context
 
     _show_plainly(figure)
-    kind = path.suffix.removeprefix(".")
     # dates out, and names of parts from what they are; texts stay texts, which readers and editors can search
     options: dict[str, Any] = {
         "png": {"pil_kwargs": {"optimize": True}},
         "pdf": {"metadata": {"CreationDate": None}},
         "svg": {"metadata": {"Date": None}},
     }[kind]
-    with rc_context({"svg.hashsalt": "0", "svg.fonttype": "none", "pdf.fonttype": 42}), atomic_write(path) as file:
+    with rc_context({"svg.hashsalt": "0", "svg.fonttype": "none", "pdf.fonttype": 42}):
         figure.savefig(file, format=kind, dpi=DPI, **options)
 
 
