@@ -28,6 +28,13 @@ class Option:
     default: str = ""
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of a whole number of more than 300 digits
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """A kind of finite number: whole or not, what it is in words, and which ones it takes."""
@@ -39,7 +46,7 @@ class Number:
     def check(self, value: Any) -> Any:
         """The value of a document, as this kind; raises UserError for any other."""
         kinds = (int,) if self.kind is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, kinds) or not _is_finite(value):
             raise UserError(f"{value!r} is not {self.words}")
         return self._accepted(self.kind(value), value)
 
@@ -52,7 +59,7 @@ class Number:
         return self._accepted(value, text)
 
     def _accepted(self, value: Any, said: Any) -> Any:
-        if not math.isfinite(value) or not self.accepts(value):
+        if not _is_finite(value) or not self.accepts(value):
             raise UserError(f"{said!r} is not {self.words}")
         return value
 

@@ -15,6 +15,7 @@ import torch
 from src.core.errors import UserError, first_line
 from src.core.files import atomic_write
 from src.core.pickles import KEPT, TENSOR_OPCODES, Program, Sham
+from src.core.text import in_line
 
 ZIP = b"PK\x03\x04"
 SKIPPED = 100  # classes in one file
@@ -71,10 +72,10 @@ def parse_tensors(content: bytes, *, skip: bool = False) -> Any:
             warnings.simplefilter("ignore")  # about pickles of other protocols, which the error below refuses anyway
             _check_archive(content) if content.startswith(ZIP) else _check_legacy(content)
             return _load(content, skip)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(in_line(str(error))) from None  # words of the file may be in it
     except Exception as error:  # a hostile or cut file can make torch raise anything at all
-        raise UserError(_reason(error)) from None
+        raise UserError(in_line(_reason(error))) from None
 
 
 def _load(content: bytes, skip: bool) -> Any:
@@ -106,7 +107,7 @@ def parse_safetensors(content: bytes) -> dict[str, torch.Tensor]:
             name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors
         }
     except Exception as error:  # of kinds of its own
-        raise UserError(first_line(error)) from None
+        raise UserError(in_line(first_line(error))) from None
 
 
 def _check_archive(content: bytes) -> None:

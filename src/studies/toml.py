@@ -51,7 +51,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     reader = _reader()
     try:
         return reader.loads(text)
-    except reader.TOMLDecodeError as error:
+    except ValueError as error:  # of the reader, or of a number of thousands of digits
         reason = str(error)
         where = re.search(r" \(at line (\d+), column \d+\)", reason)
         line = int(where[1]) if where else len(text.splitlines()) or 1

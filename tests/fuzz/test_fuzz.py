@@ -10,6 +10,7 @@ import pytest
 from src import results
 from src.core.errors import UserError
 from src.core.tensor_files import parse_tensors
+from src.studies.schema import Study
 from tests.fuzz.cases import RESULTS, WEIGHTS, archive, held, tensor
 from tests.paths import ROOT
 
@@ -20,6 +21,15 @@ def test_a_thousand_spoilt_files_are_read_or_refused() -> None:
     )
     assert done.returncode == 0, done.stderr[-10_000:]
     assert done.stdout.strip().endswith(": 0 failures")
+
+
+@pytest.mark.parametrize("line", ["minutes = 1" + "0" * 400, "minutes = 1" + "0" * 5000, "x = " + "[" * 5000])
+def test_what_was_found_in_studies_is_refused(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(line)
+    with pytest.raises(UserError, match=r"s\.toml:1: ") as caught:
+        Study(path)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_sound_neighbour_of_a_case_is_read() -> None:
