@@ -2,6 +2,8 @@
 # make test   the tests; those that need real data sets are skipped where these are absent. DEVICE=cuda runs the
 #             numerical ones on a GPU, too
 # make test-engines  studies on submitit and ray, which it installs, and their page in chromium, if that is there
+# make fuzz N=100000  spoils so many files of every kind and reads them (SEED=1 chooses others): anything but "read" or
+#             one line is a failure
 # make bench  times the suite against the plain way, an hour or more on a quiet machine
 # make docs   the tables of README and docs from the parsers, and the pages as a site that opens from site/index.html
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
@@ -13,10 +15,12 @@ PYTHON ?= python3
 DEVICE ?= cpu
 # tests run side by side, a process a core, which need no threads of their own
 WORKERS ?= auto
+N ?= 20000
+SEED ?= 1
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
 
-.PHONY: demo test test-engines bench docs check lint format
+.PHONY: demo test test-engines fuzz bench docs check lint format
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --plot --run-name demo --overwrite
@@ -28,6 +32,9 @@ test: $(VENV)/.dev-ready
 test-engines: $(VENV)/.dev-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check submitit ray
 	$(BIN)/python -m pytest -m "submitit or ray or browser"
+
+fuzz: $(VENV)/.dev-ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(N) $(SEED)
 
 bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.run

@@ -117,8 +117,10 @@ def check(value: Any, wanted: Any, *, required: Iterable[str] = (), place: str =
         if not wanted.accepts(value):
             raise UserError(f"{place} is {short(value)}, not {wanted.words}")
     elif isinstance(wanted, Several):
-        if not isinstance(value, list | tuple) or len(value) > wanted.most:
+        if not isinstance(value, list | tuple):
             raise UserError(f"{place} is {short(value)}, not a list")
+        if len(value) > wanted.most:
+            raise UserError(f"{place} is a {type(value).__name__} of {len(value)}, and {wanted.most} are the most")
         for number, part in enumerate(value):
             check(part, wanted.of, place=f"{place}[{number}]")
     elif not isinstance(value, dict):

@@ -121,10 +121,11 @@ def _check_archive(content: bytes) -> None:
         if damaged := archive.testzip():
             raise UserError(f"its part {damaged} is not what was written")  # which torch does not look at
     reader = torch._C.PyTorchFileReader(io.BytesIO(content))  # torch's own: there must not be two views of one file
+    size_of = getattr(reader, "get_record_size", lambda name: len(reader.get_record(name)))  # which older torch lacks
     sizes: dict[str, int] = {}
     for name in reader.get_all_records():
         if name.startswith("data/"):
-            sizes[name.removeprefix("data/")] = len(reader.get_record(name))
+            sizes[name.removeprefix("data/")] = size_of(name)
 
     def stored(parts: Sham) -> None:
         key, numbers, width = _storage_of(parts, len(content))

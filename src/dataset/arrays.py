@@ -1,6 +1,7 @@
 """Images and labels in one .npz file of numpy arrays."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.task import SINGLE_LABEL
+from src.core.text import in_line
 from src.dataset import augment
 from src.dataset.dataset_spec import SPLITS, DatasetSpec
 
 MOST = 100_000  # classes
+# what numpy and zipfile raise for what is no archive of arrays, or is packed or locked in ways unknown to them
+DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError)
 
 
 def arrays_spec(name: str, path: Path) -> DatasetSpec:
@@ -64,17 +68,19 @@ class _opened:
                 raise UserError(f"{self.path} is no .npz file")
             self.bytes.seek(0)
             return np.load(self.bytes, allow_pickle=False)
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
+        except (*DAMAGED, ValueError) as error:  # of numpy: it is taken for a pickle
             self.bytes.close()
-            raise UserError(f"{self.path} is a damaged .npz file: {error}") from None
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.path} is a damaged .npz file: {in_line(str(error))}") from None
         except BaseException:
             self.bytes.close()
             raise
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.bytes.close()
-        if isinstance(error, zipfile.BadZipFile | EOFError | OSError | KeyError):
-            raise UserError(f"{self.path} is a damaged .npz file: {error}") from None
+        if isinstance(error, DAMAGED):
+            raise UserError(f"{self.path} is a damaged .npz file: {in_line(str(error))}") from None
 
 
 def _array(file: Any, name: str, path: Path) -> np.ndarray:
@@ -84,7 +90,9 @@ def _array(file: Any, name: str, path: Path) -> np.ndarray:
         return file[name]
     except ValueError as error:
         text = "it holds Python objects" if "allow_pickle" in str(error) else str(error)
-        raise UserError(f"{path}: {name} cannot be read: {text}") from None
+        raise UserError(f"{path}: {name} cannot be read: {in_line(text)}") from None
+    except (MemoryError, OverflowError):
+        raise UserError(f"{path}: {name} cannot be read: it says that it is larger than memory") from None
 
 
 def _shape(file: Any, split: str, path: Path) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ import glob
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ MIN_BUNDLES = (
 )
 MAX_PLAN = 2_000_000_000  # bytes
 _TABLE = {"bundles": Several(Each(ANY), 10_000_000), "left_out": Each(NATURAL), "size": NATURAL}
+MOST = 200_000  # stitches of a table and a pair of networks
 SHORT = 60.0  # seconds below which a bundle is not cut
 
 
@@ -150,6 +151,8 @@ def draft_of(study: Study, table: Any, number: int) -> tuple[list[StitchSpec], C
     """Every combination of the axes of a table, before layers are known; and why others were left out."""
     axes = {name: values for name in AXES if (values := getattr(table, name)) is not None}
     axes.setdefault("seed", study.says.seeds)
+    if (count := math.prod(map(len, axes.values()))) > MOST:
+        raise study.document.complaint(("stitch", number), too_many(count, axes))
     specs, left_out = [], Counter()
     for chosen in itertools.product(*axes.values()):
         options = dict(zip(axes, chosen, strict=True))
@@ -161,6 +164,12 @@ def draft_of(study: Study, table: Any, number: int) -> tuple[list[StitchSpec], C
     if not specs:
         raise study.document.complaint(("stitch", number), f"no stitch can be like that: {next(iter(left_out))}")
     return specs, left_out
+
+
+def too_many(count: int, axes: Mapping[str, Sized]) -> str:
+    """The line about a table of too many stitches: how many, and what multiplies."""
+    factors = " x ".join(f"{len(values)} {name}" for name, values in axes.items() if len(values) > 1)
+    return f"{count} stitches ({factors}), and {MOST} are the most; split the study, or leave values out"
 
 
 class _StitchWork:
@@ -205,6 +214,9 @@ class _StitchWork:
             list(zip(fronts, ends, strict=True)) if table.layer_pairs == "zip" else itertools.product(fronts, ends)
         )
         specs, left_out = draft
+        pairs = {"couples of layers": range(len(fronts) if table.layer_pairs == "zip" else len(fronts) * len(ends))}
+        if (count := len(pairs["couples of layers"]) * len(specs)) > MOST:
+            raise UserError(too_many(count, pairs | {"combinations of options": specs}))
         self.on_data.require_for(teachers_of(spec.target_type for spec in specs))
         for couple in couples:
             for reason, count in left_out.items():

@@ -57,6 +57,8 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         line = int(where[1]) if where else len(text.splitlines()) or 1
         reason = reason.split(" (at ")[0]
         raise UserError(f"{path}:{line}: {reason[:1].lower()}{reason[1:]}") from None
+    except RecursionError:
+        raise UserError(f"{path}:1: nests too deep") from None
 
 
 def _reader() -> Any:

@@ -142,3 +142,13 @@ def test_the_estimate_knows_what_similarity_multiplies() -> None:
     groups = 4_000_000_000 // (4 * 2 * 14_400)  # images of both sides that fit into memory
     flat = stitch_operations(spec, Geometry(wide, wide, flatten=True), 100_000)
     assert flat == pytest.approx(100_000 * groups * 5 * 14_400)
+
+
+def test_a_table_of_too_many_stitches_is_counted_before_they_are_made(toy, capsys) -> None:
+    text = GOOD.replace('init = ["ps_inv", "random"]', f"lr = {[1 / number for number in range(1, 2001)]}")
+    (toy / "s.toml").write_text(text.replace("seeds = [0, 1]", f"seeds = {list(range(1000))}"))
+    with pytest.raises(SystemExit) as caught:
+        main(["s.toml", "--dry-run"])
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "s.toml:5: stitch: 4000000 stitches (" in line and "2000 lr" in line and "1000 seed" in line

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from src.core.errors import UserError, first_line
+from src.core.records import POSITIVE, PREPROCESSING, TEXT, Several, check
 from src.dataset.labels import said_names
 from src.dataset.preprocessing import SHORTER, Preprocessing
 from src.networks.followed import OwnProcessor, as_picture
@@ -70,11 +71,15 @@ def open_classifier(name: str, *, said: Collection[str] = (), download: bool = F
                 "?size=...?mean=...?std=..."
             )
         found = None
-    labels = said_names([model.config.id2label[number] for number in range(model.config.num_labels)])
-    record = found.to_dict() if found else {}
-    proposed = _proposed(record, model.config)
-    processor = _own_processor(found, record, proposed) if found else None
-    return LibraryModel(Logits(model), proposed, labels, processor)
+    try:
+        names = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+        check(names, Several(TEXT), place="id2label")
+        record = found.to_dict() if found else {}
+        proposed = _proposed(record, model.config)
+        processor = _own_processor(found, record, proposed) if found else None
+    except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"hf:{name} says of itself what no classifier can be ({first_line(error)})") from None
+    return LibraryModel(Logits(model), proposed, said_names(list(names)), processor)
 
 
 def _require_own_attention(config: Any) -> None:
@@ -98,7 +103,10 @@ def _proposed(record: dict[str, Any], config: Any) -> Preprocessing:
     crop = record.get("crop_size") if record.get("do_center_crop", True) else None
     own = _side(crop or record.get("size") or getattr(config, "image_size", 224))
     channels = getattr(config, "num_channels", 3)
+    check(channels, POSITIVE, place="num_channels")
     mean, std = (tuple(record.get(key) or (0.5,) * channels) for key in ("image_mean", "image_std"))
+    known = {"size": own, "mean": mean, "std": std}
+    check(known, {key: PREPROCESSING[key] for key in known})
     kind = _INTERPOLATIONS.get(record.get("resample", 2), "bilinear")
     whole = isinstance(record.get("size"), dict) and "height" in record["size"]
     return Preprocessing(own, mean, std, kind, "squash" if whole else "crop", 1.0 if whole else SHORTER)

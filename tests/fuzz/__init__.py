@@ -1,0 +1,1 @@
+"""Files of every kind, changed at random: each is read, or refused in one line."""

@@ -1,0 +1,137 @@
+"""What the suite does with a file of each kind, from reading it to the last use of what it says."""
+
+import contextlib
+import io
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import compare_frank_m2
+import eval_stitch
+from src import results
+from src.core.errors import UserError
+from src.dataset import dataset_of, load_split
+from src.models import build_model
+from src.networks.opening import Named, open_network
+from src.results.titles import network_names, stitch_title
+from src.studies.leases import Leases
+from src.studies.plan import draft_of
+from src.studies.schema import Study
+from src.studies.store import Store, plan_from_file
+from src.training.loop import Resume, fit_one
+from src.training.recipe import Recipe
+from src.training.train_state import TrainState
+
+
+def read_result(path: Path) -> None:
+    found = results.read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results.table(path.parent)
+    path.with_name(".stitches.jsonl").unlink(missing_ok=True)
+    if isinstance(found, dict) and {"params", "trans_m"} <= found.keys():
+        with contextlib.suppress(KeyError):  # of layers, which scripts ask for
+            stitch_title(found)
+    elif isinstance(found, dict) and "networks" in found and "frame" in found:
+        network_names(found["networks"])
+    script = (eval_stitch, compare_frank_m2)[path.stat().st_size % 2]
+    methods = ["l2"] if script is compare_frank_m2 else []
+    quiet = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            script.main([str(path), "after", *methods, "--no-save", "-b", "16"])
+    except SystemExit as error:
+        lines = [line for line in quiet.getvalue().splitlines() if line.startswith("error: ")]
+        assert error.code == 2 and len(lines) == 1, quiet.getvalue()
+        raise UserError(lines[0]) from None
+    assert "\x1b" not in quiet.getvalue()
+
+
+def read_published(path: Path) -> None:
+    """Its networks are not there."""
+    results.read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results.table(path.parent)
+    path.with_name(".stitches.jsonl").unlink(missing_ok=True)
+
+
+def open_weights(path: Path, spec: str = "{}") -> None:
+    network = open_network(Named(spec.format(path)))
+    network.facts()
+    assert len(network.seeds) < 500
+    if network.sample.numel() < 100_000:
+        with torch.no_grad():
+            network.network(network.sample)
+
+
+def train(path: Path) -> None:
+    network = build_model("toy_w3", channels=1, classes=4, size=8)
+
+    def objective(images: torch.Tensor, _: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = network(images.float())
+        return torch.nn.functional.cross_entropy(logits, labels), logits.argmax(1) == labels
+
+    state = TrainState(network, objective, Recipe(2, 16, "adam", 1e-3, 1e-4), snapshot_every=2)
+    resume = Resume(path, {"seed": 0, "model": "toy_w3"})
+    how = {"seed": 0, "validate": lambda: {"loss": 1.0, "acc": 0.5}, "title": ""}
+    fit_one(state, load_split("toy", "train"), share=lambda images: images, resume=resume, **how)
+
+
+def read_study(path: Path) -> None:
+    study = Study(path)
+    for number, table in enumerate(study.says.stitch):
+        draft_of(study, table, number)
+
+
+def read_lease(path: Path) -> None:
+    leases = Leases(path.parent)
+    leases.is_free(path.stem)
+    leases.release_all()
+
+
+def read_failure(path: Path) -> None:
+    for failure in Store(path.parent).failures().values():
+        assert failure.line and failure.count >= 0
+
+
+def read_plan(path: Path) -> None:
+    for bundle in plan_from_file(path).bundles:
+        for item in bundle.items:
+            assert set(item.name) <= set("0123456789abcdef")
+
+
+def read_arrays(path: Path) -> None:
+    spec = dataset_of(f"arrays:{path}")
+    for split in spec.splits:
+        spec.read(None, split)
+
+
+def open_folder(path: Path) -> None:
+    folder = path.parent / "hf"
+    folder.mkdir(exist_ok=True)
+    for name, content in pickle.loads(path.read_bytes()).items():
+        (folder / os.path.basename(name)).write_bytes(content)
+    open_weights(folder, "hf:{}")
+
+
+# what a file of each kind is called, and what is done with it
+READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "result": ("case.pkl", read_result),
+    "published": ("case.pkl", read_published),
+    "weights": ("Toy_w3/Toy/in0-gn0/1.pt", open_weights),
+    "resume": ("case.pt", train),
+    "safetensors": ("Toy_w3/Toy/in0-gn0/1.safetensors", open_weights),
+    "npz": ("case.npz", read_arrays),
+    "study": ("case.toml", read_study),
+    "lease": ("case.lease", read_lease),
+    "failure": ("case.failed.json", read_failure),
+    "plan": ("case.json", read_plan),
+    "timm": ("case.pt", lambda path: open_weights(path, "timm:test_vit@{}")),
+    "torchvision": ("case.pt", lambda path: open_weights(path, "torchvision:squeezenet1_1@{}")),
+    "transformers": ("case.folder", open_folder),
+}
