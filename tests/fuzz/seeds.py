@@ -150,11 +150,16 @@ def _transformers() -> list[bytes]:
         return []
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     config = ViTConfig(**sizes, image_size=8, patch_size=4, num_channels=1)
     config.num_labels = 4
     ViTForImageClassification(config).save_pretrained("hf")
-    looks = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.5]}
+    looks: dict[str, Any] = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.5]}
     ViTImageProcessor(size={"height": 8, "width": 8}, **looks).save_pretrained("hf")
     files = {path.name: path.read_bytes() for path in sorted(Path("hf").iterdir())}
     return [pickle.dumps(files)]

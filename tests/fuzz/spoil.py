@@ -90,6 +90,13 @@ def odd_objects() -> list[Any]:
     return [*BUILT_IN, *tensors, *arrays, *more, np.float32("nan"), np.int64(-1), np.float64(0)]
 
 
+def fresh(value: Any) -> Any:
+    """A value whose lists and dicts are its own, for they are changed in their place."""
+    if isinstance(value, dict):
+        return {key: fresh(part) for key, part in value.items()}
+    return [fresh(part) for part in value] if isinstance(value, list) else value
+
+
 def places(value: Any, found: list[tuple[Any, Any]] | None = None, depth: int = 0) -> list[tuple[Any, Any]]:
     """Every (container, key) within dicts and lists."""
     found = [] if found is None else found
@@ -105,13 +112,13 @@ def change(value: Any, draw: random.Random, choices: list[Any]) -> Any:
     for _ in range(1 if draw.random() < 0.7 else draw.randint(2, 6)):
         held = places(value)
         if not held or draw.random() < 0.01:
-            return draw.choice(choices)
+            return fresh(draw.choice(choices))
         if draw.random() < 0.4:  # fields near the top matter most, and are few
             held = [place for place in held if place[0] is value] or held
         container, key = draw.choice(held)
         what = draw.random()
         if what < 0.7:
-            container[key] = draw.choice(choices if draw.random() < 0.4 else BUILT_IN)
+            container[key] = fresh(draw.choice(choices if draw.random() < 0.4 else BUILT_IN))
         elif what < 0.8:
             del container[key]
         elif isinstance(container, dict) and what < 0.9:
@@ -120,7 +127,7 @@ def change(value: Any, draw: random.Random, choices: list[Any]) -> Any:
         else:
             other, place = draw.choice(held)
             with contextlib.suppress(LookupError):  # it may have gone
-                container[key] = other[place]
+                container[key] = fresh(other[place])  # nothing holds itself
     return value
 
 
