@@ -118,7 +118,7 @@ def _side(given: Any) -> int:
 
 def _own_processor(found: Any, record: dict[str, Any], proposed: Preprocessing) -> OwnProcessor:
     def prepare(image: np.ndarray, **switches: bool) -> Tensor:
-        one = {"images": as_picture(image)} if image.shape[2] == 3 else {"images": image[..., 0]}
+        one = {"images": as_picture(image) if image.shape[2] == 3 else image.transpose(2, 0, 1)}
         return found(**one, return_tensors="pt", **switches)["pixel_values"][0]
 
     own = proposed.size
