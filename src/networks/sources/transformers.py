@@ -72,14 +72,14 @@ def open_classifier(name: str, *, said: Collection[str] = (), download: bool = F
             )
         found = None
     try:
-        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
-        check(labels, Several(TEXT), place="id2label")
+        names = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+        check(names, Several(TEXT), place="id2label")
         record = found.to_dict() if found else {}
         proposed = _proposed(record, model.config)
         processor = _own_processor(found, record, proposed) if found else None
     except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"hf:{name} says of itself what no classifier can be ({first_line(error)})") from None
-    return LibraryModel(Logits(model), proposed, said_names(labels), processor)
+    return LibraryModel(Logits(model), proposed, said_names(list(names)), processor)
 
 
 def _require_own_attention(config: Any) -> None:
@@ -118,7 +118,7 @@ def _side(given: Any) -> int:
 
 def _own_processor(found: Any, record: dict[str, Any], proposed: Preprocessing) -> OwnProcessor:
     def prepare(image: np.ndarray, **switches: bool) -> Tensor:
-        one = {"images": as_picture(image)} if image.shape[2] == 3 else {"images": image[..., 0]}
+        one = {"images": as_picture(image) if image.shape[2] == 3 else image.transpose(2, 0, 1)}
         return found(**one, return_tensors="pt", **switches)["pixel_values"][0]
 
     own = proposed.size
