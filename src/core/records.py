@@ -80,6 +80,7 @@ def _array(value: Any) -> bool:
 TEXT = Kind("text without control characters", _text)
 LINES = Kind("text", lambda value: isinstance(value, str) and len(value) < 1_000_000)
 DIGEST = Kind("a SHA-256", lambda value: _text(value) and len(value) in (0, 64) and "/" not in value)
+SCALAR = Kind("text, a number, true or false", lambda value: isinstance(value, bool) or _text(value) or _number(value))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool | np.bool_))
 NUMBER = Kind("a number", _number)
 FINITE = Kind("a finite number", _within(math.isfinite))

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from src.core.errors import UserError
+from src.core.records import NUMBER, SCALAR, Maybe, check
 from src.results.storage import read
 from src.stitching.controls import CONTROLS
 from src.stitching.stages import COMPARED, MAPS, STAGES
@@ -78,11 +79,11 @@ class _Cache:
         self.path = folder / CACHE
         self.known: dict[Which, Row] = {}
         self.fresh: dict[Which, Row] = {}
-        columns = _row({}, Path()).keys()
+        columns = _columns()
         for path in folder.rglob(CACHE):
             place = path.parent.relative_to(folder)
             for name, (size, changed), row in _lines(path):
-                if row is None or row.keys() == columns:
+                if row is None or _is_row(row, columns):
                     self.known[(place / name).as_posix(), size, changed] = row
 
     def row(self, path: Path, name: str) -> dict[str, Any] | None:
@@ -109,10 +110,26 @@ def _lines(path: Path) -> Iterator[tuple[str, tuple[int, int], Row]]:
         for line in file:
             try:
                 name, (size, changed), row = json.loads(line)
-            except (ValueError, TypeError):  # json's, too
+            except (ValueError, TypeError, RecursionError):  # json's, too
                 continue
-            if isinstance(name, str) and isinstance(row, dict | None):
+            known = isinstance(name, str) and isinstance(size, int) and isinstance(changed, int)
+            if known and isinstance(row, dict | None):
                 yield name, (size, changed), row
+
+
+def _columns() -> dict[str, Any]:
+    """What may stand in each column."""
+    return {
+        name: NUMBER if isinstance(value, float) and math.isnan(value) else Maybe(SCALAR)
+        for name, value in _row({}, Path()).items()
+    }
+
+
+def _is_row(row: dict[str, Any], columns: dict[str, Any]) -> bool:
+    with suppress(UserError):
+        check(row, columns)
+        return row.keys() == columns.keys()
+    return False
 
 
 def _append(path: Path, rows: Mapping[Which, Row]) -> None:

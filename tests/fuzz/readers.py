@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import warnings
@@ -49,6 +50,18 @@ def read_result(path: Path) -> None:
         assert error.code == 2 and len(lines) == 1, quiet.getvalue()
         raise UserError(lines[0]) from None
     assert "\x1b" not in quiet.getvalue()
+
+
+def read_rows(path: Path) -> None:
+    """As rows of a result that is there, and of one that was not read yet."""
+    result = path.with_name("case.pkl")
+    results.write(result, {"params": {}}, overwrite=False)
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        _, _, row = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        size = result.stat()
+        more = json.dumps([result.name, [size.st_size, size.st_mtime_ns], row])
+        path.write_bytes(path.read_bytes() + b"\n" + more.encode() + b"\n")
+    results.table(path.parent).to_string()
 
 
 def read_published(path: Path) -> None:
@@ -123,6 +136,7 @@ def open_folder(path: Path) -> None:
 READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "result": ("case.pkl", read_result),
     "published": ("case.pkl", read_published),
+    "rows": (".stitches.jsonl", read_rows),
     "weights": ("Toy_w3/Toy/in0-gn0/1.pt", open_weights),
     "resume": ("case.pt", train),
     "safetensors": ("Toy_w3/Toy/in0-gn0/1.safetensors", open_weights),

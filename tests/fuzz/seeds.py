@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 import stitch_nets
+from src import results
 from src.core.tensor_files import parse_tensors
 from src.dataset import DATASETS
 from src.models import MODELS, Architecture
+from src.results.frame import CACHE
 from src.studies.store import Store
 from tests.paths import ROOT
 from tests.toy import SIZE, Toy, read_toy, save_toy
@@ -59,6 +61,7 @@ def make(folder: Path) -> dict[str, list[bytes]]:
         stitch_nets.main(["a3.pt", "b3.pt", "bn1", "bn1", *options.split()])
     seeds = {
         "result": [Path("run/bn1-bn1.pkl").read_bytes()],
+        "rows": _rows(folder),
         "weights": _weights(),
         "resume": [_state_of_training()],
         "safetensors": _safetensors(),
@@ -80,6 +83,12 @@ def make(folder: Path) -> dict[str, list[bytes]]:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode()
+
+
+def _rows(folder: Path) -> list[bytes]:
+    """The rows that a table of results keeps beside them."""
+    results.table(folder / "run")
+    return [(folder / "run" / CACHE).read_bytes().splitlines()[0]]
 
 
 def saved(value: Any, *, zipped: bool = True) -> bytes:
