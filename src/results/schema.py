@@ -59,11 +59,23 @@ STITCH: dict[str, Any] = {
 COMPARISON: dict[str, Any] = {"networks": Several(NETWORK, 2), "frame": _FRAME}
 
 
+def _arrays_alone(maps: Any) -> Any:
+    """The maps of a result without the name of their family, which is text among their arrays."""
+    if not isinstance(maps, dict):
+        return maps
+    return {
+        stage: {name: part for name, part in arrays.items() if name != "family" or not TEXT.accepts(part)}
+        if isinstance(arrays, dict)
+        else arrays
+        for stage, arrays in maps.items()
+    }
+
+
 def check_result(result: Any) -> None:
     """Raise UserError where the result of a stitch or of a comparison says what none does."""
     if not isinstance(result, dict):
         return
     if {"params", "trans_m"} <= result.keys():
-        check(result, STITCH)
+        check(result | {"trans_m": _arrays_alone(result["trans_m"])}, STITCH)
     elif {"networks", "frame"} <= result.keys():
         check(result, COMPARISON)
