@@ -6,13 +6,14 @@ What a program may call is for its reader to say.
 """
 
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from src.core.errors import UserError
 
 MAX_DEPTH = 100  # of containers within containers
-MAX_STEPS, BYTES_A_STEP = 400_000, 100  # instructions of any file; and of a long one, one for so many bytes
+# What instructions may cost, of any file, and more of a long one: a microsecond each, or as many as DEAR has.
+MAX_COST, BYTES_A_COST = 4_000_000, 20
 MAX_VALUES = 1_000_000  # where shared ones count each time, or the number of bytes, where that is more
 MAX_BITS = 1024  # of whole numbers
 MAX_KEY = 2**53  # that is a whole number: some larger ones hash alike
@@ -29,6 +30,34 @@ _WORDS = """
     EMPTY_TUPLE EMPTY_DICT EMPTY_SET LIST TUPLE TUPLE1 TUPLE2 TUPLE3 DICT FROZENSET APPEND APPENDS SETITEM SETITEMS
     ADDITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD"""
 OPCODES = frozenset(_WORDS.split())
+DEAR = 5
+_MAKERS = frozenset(  # instructions that make containers, fill them, or call
+    [
+        "MARK",
+        "EMPTY_LIST",
+        "EMPTY_TUPLE",
+        "EMPTY_DICT",
+        "EMPTY_SET",
+        "LIST",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "DICT",
+        "FROZENSET",
+        "APPEND",
+        "APPENDS",
+        "SETITEM",
+        "SETITEMS",
+        "ADDITEMS",
+        "GLOBAL",
+        "STACK_GLOBAL",
+        "REDUCE",
+        "NEWOBJ",
+        "BUILD",
+        "BINPERSID",
+    ]
+)
 TENSOR_OPCODES = OPCODES | {"BINPERSID", "BINSTRING", "SHORT_BINSTRING"}  # and those of torch
 
 
@@ -37,20 +66,20 @@ class Sham:
 
     __slots__ = ("depth", "keys_only", "kind", "parts", "sealed", "size")
 
-    def __init__(self, kind: str, parts: Any = ()) -> None:
+    def __init__(self, kind: str, parts: Sequence[Any] = ()) -> None:
         self.kind, self.depth, self.size = kind, 0, 1
         self.keys_only = True  # whether all parts may be keys
         self.sealed = False  # whether another one holds it, and knows its depth and size
-        self.parts: list[Any] = []
+        self.parts: tuple[Any, ...] = ()
         self.take(parts)
 
-    def take(self, parts: Any) -> None:
+    def take(self, parts: Sequence[Any]) -> None:
         """Hold more parts; raises UserError where it would nest too deep."""
         if self.sealed:
             raise UserError("it fills what is part of something else already")
+        if len(self.parts) < KEPT:
+            self.parts += tuple(parts[: KEPT - len(self.parts)])
         for part in parts:
-            if len(self.parts) < KEPT:
-                self.parts.append(part)
             if isinstance(part, Sham):
                 self.keys_only, part.sealed = False, True
                 self.depth, self.size = max(self.depth, part.depth + 1), self.size + part.size
@@ -82,7 +111,7 @@ class Program:
         stored: Callable[[Sham], Any] = lambda parts: None,
     ) -> None:
         self.words, self.called, self.stored = words, called, stored
-        self.steps = MAX_STEPS + length // BYTES_A_STEP
+        self.credit = MAX_COST + length // BYTES_A_COST
         self.limit = max(MAX_VALUES, length)
         self.numbers = self.odd = 0
 
@@ -92,10 +121,10 @@ class Program:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         for word, argument in _instructions(content):
-            self.steps -= 1
+            self.credit -= DEAR if word in _MAKERS else 1
             if word not in self.words:
                 raise UserError(f"it uses {word}, which no such file needs")
-            if self.steps < 0:
+            if self.credit < 0:
                 raise UserError("it has more instructions than its size allows")
             try:
                 _STEPS[word](self, argument)
@@ -169,7 +198,7 @@ class Program:
             raise UserError("it holds bytes in an encoding other than latin-1, ascii and utf-8")
         self.called(text, arguments)
         made = Sham("object", [arguments])
-        made.parts = [text, arguments]
+        made.parts = (text, arguments)
         self.value(made)
 
     def build(self, _: Any) -> None:
@@ -180,7 +209,7 @@ class Program:
 
     def name(self, text: str) -> None:
         made = Sham("name")
-        made.parts = [text]
+        made.parts = (text,)
         self.stack.append(made)
 
     def stack_global(self, _: Any) -> None:

@@ -173,17 +173,20 @@ def _check_call(name: str, arguments: Sham) -> None:
     """Refuse a tensor that reaches beyond its numbers, or is far larger than they are."""
     if not _STRIDED.fullmatch(name):
         return
-    storage, offset, size, stride = (arguments.parts + [None] * 4)[:4]
+    storage, offset, size, stride = (*arguments.parts, None, None, None, None)[:4]
     numbers = storage.parts[4] if isinstance(storage, Sham) and storage.kind == "storage" else None
-    tuples = all(isinstance(one, Sham) and one.kind == "tuple" and one.size <= KEPT for one in (size, stride))
-    if numbers is None or not tuples or not isinstance(offset, int):
+    sizes, steps = _tuple(size), _tuple(stride)
+    if numbers is None or sizes is None or steps is None or not isinstance(offset, int):
         raise UserError("a tensor has no numbers, or no shape")
-    sizes, steps = size.parts, stride.parts
     if len(sizes) != len(steps) or not all(isinstance(one, int) and one >= 0 for one in (offset, *sizes, *steps)):
         raise UserError("a tensor has no shape")
     last = offset + sum((many - 1) * step for many, step in zip(sizes, steps, strict=True))
     if 0 not in sizes and (last >= numbers or math.prod(sizes) > max(numbers, FREE)):
         raise UserError(f"a tensor of the size {tuple(sizes)} is given {numbers} values")
+
+
+def _tuple(value: Any) -> tuple[Any, ...] | None:
+    return value.parts if isinstance(value, Sham) and value.kind == "tuple" and value.size <= KEPT else None
 
 
 def _reason(error: Exception) -> str:
