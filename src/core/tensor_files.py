@@ -21,7 +21,7 @@ ZIP = b"PK\x03\x04"
 SKIPPED = 100  # classes in one file
 LEGACY_PICKLES = 5  # that stand before the numbers of a file that is no archive
 FREE = 2**20  # values that a tensor may have whatever the size of its file, as one number repeated does
-_STRIDED = re.compile(r"torch\._utils\._rebuild_tensor(_v2|_v3)?")
+_STRIDED = re.compile(r"torch\._utils\._rebuild_(tensor(_v2|_v3)?|qtensor)")
 
 
 def write_tensors(path: Path, record: dict[str, Any]) -> None:
@@ -175,6 +175,8 @@ def _check_call(name: str, arguments: Sham) -> None:
         return
     storage, offset, size, stride = (*arguments.parts, None, None, None, None)[:4]
     numbers = storage.parts[4] if isinstance(storage, Sham) and storage.kind == "storage" else None
+    if numbers and (dtype := _dtype_of(arguments)):  # its numbers are counted in bytes
+        numbers //= dtype.itemsize
     sizes, steps = _tuple(size), _tuple(stride)
     if numbers is None or sizes is None or steps is None or not isinstance(offset, int):
         raise UserError("a tensor has no numbers, or no shape")
@@ -183,6 +185,16 @@ def _check_call(name: str, arguments: Sham) -> None:
     last = offset + sum((many - 1) * step for many, step in zip(sizes, steps, strict=True))
     if 0 not in sizes and (last >= numbers or math.prod(sizes) > max(numbers, FREE)):
         raise UserError(f"a tensor of the size {tuple(sizes)} is given {numbers} values")
+
+
+def _dtype_of(arguments: Sham) -> torch.dtype | None:
+    """The kind of numbers of a tensor that says it itself, as those do for whose kind there is no storage."""
+    for part in arguments.parts[4:]:
+        if isinstance(part, Sham) and part.kind == "name":
+            found = getattr(torch, part.parts[0].removeprefix("torch."), None)
+            if isinstance(found, torch.dtype):
+                return found
+    return None
 
 
 def _tuple(value: Any) -> tuple[Any, ...] | None:

@@ -33,6 +33,13 @@ def tensor(numbers: int, size: int, stride: int) -> bytes:
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
 
 
+def tensor_of_bytes(numbers: int, size: int) -> bytes:
+    """One whose numbers are counted in bytes, as those of kinds that have no storage of their own."""
+    storage = b"(" + text("storage") + b"ctorch.storage\nUntypedStorage\n" + text("0") + text("cpu") + number(numbers)
+    rest = number(0) + number(size) + b"\x85" + number(1) + b"\x85\x89ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v3\n(" + storage + b"tQ" + rest + b"ctorch\nuint64\ntR"
+
+
 def held(value: bytes) -> bytes:
     return b"}" + text("w") + value + b"s."
 
@@ -57,6 +64,7 @@ PROGRAMS = {
 WEIGHTS = {name: archive(program) for name, program in PROGRAMS.items()} | {
     "numbers behind the end": archive(held(tensor(10**6, 10**6, 1))),
     "a few numbers behind the end": archive(held(tensor(5, 5, 1))),
+    "bytes taken for numbers": archive(held(tensor_of_bytes(16, 16))),
     "a tensor larger than its numbers": archive(held(tensor(4, 10**9, 1))),
     "one number repeated": archive(held(tensor(4, 10**12, 0))),
     "a packed archive": archive(held(tensor(4, 4, 1)), packing=zipfile.ZIP_DEFLATED),
