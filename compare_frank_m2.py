@@ -95,16 +95,16 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str
 
 
 def folder_report(
-    args: argparse.Namespace, files: Sequence[Path], found: Sequence[tuple[str, str, Cell]]
+    args: argparse.Namespace, files: Sequence[Path], cells: Sequence[tuple[str, str, Cell]]
 ) -> tuple[str, dict[str, Any]]:
     """Text, a row a stitch and a column a method, and the same for the result file.
 
     Raises UserError where no stitch has a value at all.
     """
-    if not any(cell.values for *_, cell in found):
-        cli.comparison_report(found[0][2])
+    if not any(cell.values for *_, cell in cells):
+        cli.comparison_report(cells[0][2])
     table, notes, rows = [], [], []
-    for file, (name, title, cell) in zip(files, found, strict=True):
+    for file, (name, title, cell) in zip(files, cells, strict=True):
         numbers = {key: f"{cell.number(key):.4f}" if key in cell.values else "-" for key in args.methods}
         table.append({"stitch": name, **numbers})
         notes += [f"{name}: {key}: no value: {reason}" for key, reason in cell.unavailable.items()]

@@ -218,34 +218,36 @@ def versus(
     spec, layer = args.versus
     front = on_data.networks[0]
     how = {"dataset": args.dataset, "size": args.image_size, "on_message": cli.notice}
-    # as it was opened: what preprocesses images for one pair may not for the other
+    # as it was opened: what preprocesses images for the one pair may not for the other
     opened = open_network(Named(args.front_model), model=args.model1 and Named(args.model1), **how)
-    other = cli.show(put_on_dataset([opened, open_network(Named(spec), **how)], args.dataset, size=args.image_size))
-    if other.spec.size != on_data.spec.size:
-        raise UserError(f"--versus: {spec} sees images of {other.spec.size} pixels; say --image-size for all")
-    (chosen,) = choose_layers(other.networks[1].network, layer, other.sample)
+    versus_pair = cli.show(
+        put_on_dataset([opened, open_network(Named(spec), **how)], args.dataset, size=args.image_size)
+    )
+    if versus_pair.spec.size != on_data.spec.size:
+        raise UserError(f"--versus: {spec} sees images of {versus_pair.spec.size} pixels; say --image-size for all")
+    (chosen,) = choose_layers(versus_pair.networks[1].network, layer, versus_pair.sample)
     room = {name: options[name] for name in ("batch_size", "memory")}
-    images = other.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    images = versus_pair.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
     samples = [
         sample_of(
-            (one.networks[0].network, one.networks[1].network),
+            (each.networks[0].network, each.networks[1].network),
             (pair[0], last),
-            one.sample,
-            some,
-            layouts=(front.layout, one.networks[1].layout),
+            each.sample,
+            data,
+            layouts=(front.layout, each.networks[1].layout),
             **room,
         )
-        for one, some, last in ((on_data, split, pair[1]), (other, images, chosen))
+        for each, data, last in ((on_data, split, pair[1]), (versus_pair, images, chosen))
     ]
-    found: dict[str, Difference | str] = {}
+    differences: dict[str, Difference | str] = {}
     for name in args.methods:
         try:
             if name in FUNCTIONAL:
                 raise UserError("it is of decisions, whatever the layers")
-            found[name] = difference(name, args.view, *samples)
+            differences[name] = difference(name, args.view, *samples)
         except UserError as error:
-            found[name] = str(error)
-    return found
+            differences[name] = str(error)
+    return differences
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.plot:
         plots.require_matplotlib()
     device = cli.device_for_training(args)
-    on_data = cli.open_pair(args, targets={one.target_type for one in settings})
+    on_data = cli.open_pair(args, targets={setting.target_type for setting in settings})
     scored = on_data
     if args.evaluate_on:
         scored = cli.show(on_data.elsewhere(args.evaluate_on, size=args.image_size))
@@ -112,20 +112,20 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             callbacks=Callbacks(cli.notice, epochs_of(cuts.specs[0], always=args.debug)),
         )
         outcomes = stitch(cuts, train, val, plan)
-        about = {"weights": dict(zip(("front", "end"), (one.facts() for one in on_data.networks), strict=True))}
+        about = {"weights": dict(zip(("front", "end"), (network.facts() for network in on_data.networks), strict=True))}
         params = cli.parameters(args) | on_data.dataset_param
-        found = [
+        results = [
             {"params": params | asdict(spec), "key": key, **about, **outcome}
             for spec, key, outcome in zip(cuts.specs, keys, outcomes, strict=True)
             if isinstance(outcome, dict)
         ]
         kept = [path for path, outcome in zip(paths, outcomes, strict=True) if isinstance(outcome, dict)]
-        publish(args, kept, found, single=single)
+        publish(args, kept, results, single=single)
         refuse_diverged(dict(zip(names, outcomes, strict=True)))
         if folder:
             for file in state_files(folder, names):
                 file.unlink(missing_ok=True)
-    return found
+    return results
 
 
 def cut(args: argparse.Namespace, on_data: NetworksOnDataset, settings: list[StitchSpec], device: Any) -> CutNetworks:

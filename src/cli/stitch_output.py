@@ -26,27 +26,27 @@ def epochs_of(first: StitchSpec, *, always: bool) -> Callable[[StitchSpec, Histo
 
 
 def publish(
-    args: argparse.Namespace, paths: Sequence[Path | None], found: list[dict[str, Any]], *, single: bool
+    args: argparse.Namespace, paths: Sequence[Path | None], outcomes: list[dict[str, Any]], *, single: bool
 ) -> None:
     """Print and write what came of the stitches that came through."""
-    if not found:
+    if not outcomes:
         return
     if single:
-        cli.publish(args, cli.Place(paths[0]), found[0], stitch_table(found[0]), draw=plots.draw_stitch)
+        cli.publish(args, cli.Place(paths[0]), outcomes[0], stitch_table(outcomes[0]), draw=plots.draw_stitch)
         return
     if not args.json:
-        cli.say(stitches_table(found))
-    for path, result in zip(paths, found, strict=True):
+        cli.say(stitches_table(outcomes))
+    for path, result in zip(paths, outcomes, strict=True):
         if path:
             results.write(path, result | results.provenance(), overwrite=args.overwrite or args.resume)
             results.keep_row(path, result)
     pictures = cli.picture_paths(args, paths[0].with_name(f"{SET}.pkl")) if paths[0] and args.plot else []
     for picture in pictures:
-        plots.draw_stitches(found, picture)
+        plots.draw_stitches(outcomes, picture)
     places = {"results": str(paths[0].parent) if paths[0] else None}
     places |= {"picture": ", ".join(map(str, pictures))} if pictures else {}
     if args.json:
-        cli.say(report.to_json({"stitches": found, **places}))
+        cli.say(report.to_json({"stitches": outcomes, **places}))
     elif paths[0]:
         cli.say("\n".join(f"{what}: {where}" for what, where in places.items()))
 

@@ -98,18 +98,18 @@ def layouts_of(outputs: dict[str, Output]) -> dict[str, Layout]:
 def layout_warnings(model: nn.Module, outputs: dict[str, Output]) -> list[str]:
     """What a reader must know of how these layers are cut and read, a line each."""
     kind, lines = type(model).__name__, []
-    guessed = [(layer, one.layout) for layer, one in outputs.items() if one.layout and one.layout.guessed]
+    guessed = [(layer, output.layout) for layer, output in outputs.items() if output.layout and output.layout.guessed]
     if guessed:
         layer, layout = guessed[0]
         more = f", and of {len(guessed) - 1} more layers likewise" if len(guessed) > 1 else ""
         taken = f"{layer or 'output'} of {kind} are taken to be {layout.kind}{more}"
         lines.append(f"a guess: outputs of {taken}; ?layout= behind the network says it")
-    if not all(one.is_traced for one in outputs.values()):
+    if not all(output.is_traced for output in outputs.values()):
         lines.append(f"{kind} cannot be traced at these layers, so hooks cut it: each part runs the whole network")
     return lines
 
 
-def _output(layer: str, output: Any, images: int, asked: str | None, said: str | None) -> Output:
+def _output(layer: str, output: Any, images: int, asked: str | None, promised: str | None) -> Output:
     if not isinstance(output, Tensor):
         text = f"the layer {layer!r} returns a {type(output).__name__}, not a tensor"
         count = len(several(output))
@@ -122,7 +122,7 @@ def _output(layer: str, output: Any, images: int, asked: str | None, said: str |
         text = f"the layer {layer!r} gives {shape}: neither maps nor tokens nor features"
         return Output(shape, None, text)
     mark = getattr(output, _MARK, None)
-    kind = _as_asked(asked, output.dim()) or _as_asked(said, output.dim())
+    kind = _as_asked(asked, output.dim()) or _as_asked(promised, output.dim())
     layout = Layout(kind) if kind else _found(output.dim(), mark)
     return Output(shape, with_grid(layout, shape[0], mark.grid if mark else None))
 
@@ -161,13 +161,13 @@ class _Following(TorchFunctionMode):
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    found = []
+    tensors = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, tuple | list):
-            found += _tensors(value)
-    return found
+            tensors += _tensors(value)
+    return tensors
 
 
 def _passed_on(

@@ -112,17 +112,17 @@ def running_layers(model: nn.Module, sample: Tensor) -> list[str]:
 
     A layer that returns several values stands there by each tensor among them, `name:0` ...
     """
-    found: dict[str, list[str]] = {}
+    outputs_of: dict[str, list[str]] = {}
 
     def note(layer: str, output: Any) -> None:
-        found.pop(layer, None)  # to stand in the order of last calls
+        outputs_of.pop(layer, None)  # to stand in the order of last calls
         parts = several(output)
         of_several = [f"{layer}:{number}" for number, part in enumerate(parts) if isinstance(part, Tensor)]
-        found[layer] = of_several if parts else [layer] * isinstance(output, Tensor)
+        outputs_of[layer] = of_several if parts else [layer] * isinstance(output, Tensor)
 
     with _hooks(model, [name for name, _ in model.named_modules()], note):
         model(sample)
-    return [layer for layers in found.values() for layer in layers]
+    return [layer for layers in outputs_of.values() for layer in layers]
 
 
 def tensor_of(layer: str, output: Any) -> Tensor:

@@ -61,7 +61,7 @@ def tail(model: nn.Module, layer: str, until: str = "", layouts: Layouts | None 
     model, trace = _traced_copy(model, [layer, until])
     if trace is None:
         return HookedTail(model, layer, until, layouts or {})
-    return _continue(model, trace, layer, [until], layouts or {}, one=True)
+    return _continue(model, trace, layer, [until], layouts or {}, single=True)
 
 
 def tails(model: nn.Module, layer: str, untils: Sequence[str], layouts: Layouts | None = None) -> nn.Module:
@@ -70,11 +70,11 @@ def tails(model: nn.Module, layer: str, untils: Sequence[str], layouts: Layouts 
     copied, trace = _traced_copy(model, [layer, *untils])
     if trace is None:
         return _Several([tail(model, layer, until, layouts) for until in untils])
-    return _continue(copied, trace, layer, untils, layouts or {}, one=False)
+    return _continue(copied, trace, layer, untils, layouts or {}, single=False)
 
 
 def _continue(
-    model: nn.Module, trace: Trace, layer: str, untils: Sequence[str], layouts: Layouts, *, one: bool
+    model: nn.Module, trace: Trace, layer: str, untils: Sequence[str], layouts: Layouts, *, single: bool
 ) -> nn.Module:
     """The graph from a layer on until others; their outputs in a tuple, or that of the only one."""
     graph = trace.graph
@@ -91,7 +91,7 @@ def _continue(
     with graph.inserting_before(output_node(graph)):
         named = zip(lasts, untils, strict=True)
         outputs = tuple(_turned(graph, last, to_canonical, layouts.get(until)) for last, until in named)
-        output_node(graph).args = outputs if one else (outputs,)
+        output_node(graph).args = outputs if single else (outputs,)
     for same in trace.all_of(layer, node):
         same.replace_all_uses_with(own)
     if overwrites(model, graph):
@@ -99,7 +99,7 @@ def _continue(
             _copy_of(graph, kept)
     module = _assemble(model, graph)
     reached = _reached(next(iter(module.graph.nodes)))
-    if one and output_node(module.graph) not in reached:
+    if single and output_node(module.graph) not in reached:
         raise UserError(f"the layer {untils[0]!r} does not depend on {layer!r}; name one that comes after it")
     return module
 

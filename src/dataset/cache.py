@@ -216,14 +216,14 @@ def _made_room(folder: Path, needed: int, limit: int) -> bool:
     """Whether `needed` bytes fit in the folder beside its other caches, of which the longest unused are removed."""
     if needed > limit:
         return False
-    found = []
+    entries = []
     for entry in os.scandir(folder):
         if _NAME.fullmatch(entry.name):
             with contextlib.suppress(FileNotFoundError):
                 state = entry.stat()
-                found.append((not entry.name.endswith(".npy"), state.st_mtime, state.st_size, entry.path))
-    used = sum(size for _, _, size, _ in found)
-    for temporary, _, size, path in sorted(found):
+                entries.append((not entry.name.endswith(".npy"), state.st_mtime, state.st_size, entry.path))
+    used = sum(size for _, _, size, _ in entries)
+    for temporary, _, size, path in sorted(entries):
         if used + needed <= limit:
             break
         if not temporary:  # that of another process at work

@@ -50,12 +50,12 @@ def folder_spec(name: str, root: Path) -> DatasetSpec:
     homes = {split: home for split in SPLITS if (home := _home(root, split))}
     if not homes:
         raise FileNotFoundError(f"{root} has neither train/ nor val/ or test/, with a folder for each class in it")
-    found = {split: _listed(home) for split, home in homes.items()}
-    first, *others = found.values()
+    listings = {split: _listed(home) for split, home in homes.items()}
+    first, *others = listings.values()
     for home, other in zip(list(homes.values())[1:], others, strict=True):
         _check_classes(first, next(iter(homes.values())), other, home)
     if first.labels.dim() == 2:
-        found = {split: one.in_order(first.classes) for split, one in found.items()}
+        listings = {split: one.in_order(first.classes) for split, one in listings.items()}
     own_size, channels = _sampled(first.files)
     return DatasetSpec(
         name=name,
@@ -67,10 +67,10 @@ def folder_spec(name: str, root: Path) -> DatasetSpec:
         std=(),
         task=SINGLE_LABEL if first.labels.dim() == 1 else MULTI_LABEL,
         root=None,
-        read=lambda _, split: (found[split].files, found[split].labels),
+        read=lambda _, split: (listings[split].files, listings[split].labels),
         augment=augment.of_files,
         in_memory=False,
-        splits=tuple(found),
+        splits=tuple(listings),
         exact=True,
         own_size=own_size,
     )

@@ -108,8 +108,8 @@ def _activations(
     layouts: tuple[str | None, str | None],
 ) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
     """Of each layer of both networks its rows (images, features), on the processor, and the shape of one image's."""
-    found = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
-    shapes = [[outputs[layer].canonical for layer in names] for outputs, names in zip(found, layers, strict=True)]
+    outputs_of = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
+    shapes = [[outputs[layer].canonical for layer in names] for outputs, names in zip(outputs_of, layers, strict=True)]
     needed = 4 * len(split) * sum(math.prod(shape) for side in shapes for shape in side)
     if needed > memory:
         raise UserError(
@@ -118,7 +118,7 @@ def _activations(
         )
     parts = [
         freeze(heads(network, list(names), layouts_of(outputs))).to(split.device)
-        for network, names, outputs in zip(networks, layers, found, strict=True)
+        for network, names, outputs in zip(networks, layers, outputs_of, strict=True)
     ]
     kept: list[list[list[Tensor]]] = [[[] for _ in names] for names in layers]
 
@@ -148,15 +148,15 @@ def _samples(
             if name in plan.unavailable:
                 reason = plan.unavailable[name]
                 continue
-            one = Sample(x, y, shape_x, shape_y)
+            sample = Sample(x, y, shape_x, shape_y)
             if plan.source[name] == "row_space":
                 for place, rows in (((0, i), x), ((1, j), y)):
                     if place not in coordinates:
                         coordinates[place] = Layer.of(rows).coordinates()
                 inner = coordinates[0, i], coordinates[1, j]
-                one = Sample(*inner, inner[0].shape[1:], inner[1].shape[1:])
+                sample = Sample(*inner, inner[0].shape[1:], inner[1].shape[1:])
             cells.append((i, j))
-            samples.append(one)
+            samples.append(sample)
             views.add(plan.views[name])
     if not cells:
         raise UserError(reason)

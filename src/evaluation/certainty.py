@@ -48,18 +48,18 @@ def require_room(
     layouts: tuple[str | None, str | None] = (None, None),
 ) -> list[dict[str, Output]]:
     """What the two layers give; UserError where the activations of so many images take more than `memory` bytes."""
-    found = [
+    outputs_of = [
         find_outputs(network, [layer], sample, asked)
         for network, layer, asked in zip(networks, layers, layouts, strict=True)
     ]
-    shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]
+    shapes = [outputs[layer].canonical for outputs, layer in zip(outputs_of, layers, strict=True)]
     needed = 4 * images * sum(map(math.prod, shapes))
     if needed > memory:
         raise UserError(
             f"--intervals, --permutations and --versus keep all activations, {needed / 1e9:.1f} GB here; choose "
             f"smaller layers, or allow it with --memory {math.ceil(needed / 1e9)}"
         )
-    return found
+    return outputs_of
 
 
 def certainty_of(
@@ -114,15 +114,15 @@ def sample_of(
 def _gathered(
     networks: tuple[nn.Module, nn.Module],
     layers: tuple[str, str],
-    found: list[dict[str, Output]],
+    outputs_of: list[dict[str, Output]],
     split: Split,
     batch_size: int,
 ) -> tuple[Sample, list[Tensor]]:
     """The activations of both layers, and what both networks answer, of all images of a split."""
-    shapes = [outputs[layer].canonical for outputs, layer in zip(found, layers, strict=True)]
+    shapes = [outputs[layer].canonical for outputs, layer in zip(outputs_of, layers, strict=True)]
     parts = [
         freeze(heads(network, [layer, ""], layouts_of(outputs))).to(split.device)
-        for network, layer, outputs in zip(networks, layers, found, strict=True)
+        for network, layer, outputs in zip(networks, layers, outputs_of, strict=True)
     ]
     kept: list[list[Tensor]] = [[], []]
     logits: list[list[Tensor]] = [[], []]
@@ -146,16 +146,16 @@ def _add_functional(
     with_intervals: bool,
     permutations: int,
 ) -> None:
-    one, other, labels, task = outputs
+    first, second, labels, task = outputs
     if with_intervals:
         certainty.intervals[measure.name] = measure.interval(*outputs)
         is_counted = measure.counted and task is not MULTI_LABEL
         certainty.how[f"intervals of {measure.name}"] = "counted images" if is_counted else "spread over images"
     if permutations and measure.paired:
         generator = torch.Generator().manual_seed(0)
-        orders = [torch.randperm(len(one), generator=generator) for _ in range(permutations)]
-        drawn = [float(measure.of(one, other[order], labels, task)) for order in orders]
-        observed = float(measure.of(one, other, labels, task))
+        orders = [torch.randperm(len(first), generator=generator) for _ in range(permutations)]
+        drawn = [float(measure.of(first, second[order], labels, task)) for order in orders]
+        observed = float(measure.of(first, second, labels, task))
         passed = threshold(observed, drawn, higher_is_better=measure.higher_is_better)
         certainty.null[measure.name] = sum(drawn) / len(drawn), passed
-        certainty.how[f"null of {measure.name}"] = f"{permutations} permutations of {len(one)} images"
+        certainty.how[f"null of {measure.name}"] = f"{permutations} permutations of {len(first)} images"

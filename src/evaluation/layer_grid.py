@@ -107,17 +107,19 @@ def compare_layers(
     Raises UserError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
     needs more.
     """
-    found = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
-    for asked, outputs in zip(layouts, found, strict=True):
+    outputs_of = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
+    for asked, outputs in zip(layouts, outputs_of, strict=True):
         require_fit(asked, outputs)
     told = [
-        line for network, outputs in zip(networks, found, strict=True) for line in layout_warnings(network, outputs)
+        line
+        for network, outputs in zip(networks, outputs_of, strict=True)
+        for line in layout_warnings(network, outputs)
     ]
     for line in dict.fromkeys(told):
         on_message(f"note: {line}")
     functional = [name for name in names if name in FUNCTIONAL]
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
-    work = _GridWork(networks, layers, (found[0], found[1]), split, view, group, batch_size, memory)
+    work = _GridWork(networks, layers, (outputs_of[0], outputs_of[1]), split, view, group, batch_size, memory)
     known: dict[str, bool] = {"labelled": labelled, "comparable": comparable}
     refused = refusals_of_outputs(networks, split, sample, functional, **known) if functional else {}
     if names:

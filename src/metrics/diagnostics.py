@@ -118,42 +118,48 @@ def _warnings(
 
 
 def _side_warnings(health: Diagnostics, facts: tuple[Facts, Facts], alive: list[int]) -> list[str]:
-    found = []
+    warnings = []
     for side, constant, nonconstant, features in zip(
         ("front", "end"), health.dead_channels, alive, health.features, strict=True
     ):
         if nonconstant == 0:
-            found.append(f"the {side}'s activations are constant")
+            warnings.append(f"the {side}'s activations are constant")
         elif 2 * nonconstant <= features:
-            found.append(f"only {nonconstant} of the {side}'s {features} features vary ({constant} channels are dead)")
+            warnings.append(
+                f"only {nonconstant} of the {side}'s {features} features vary ({constant} channels are dead)"
+            )
     offset = max(side.offset for side in facts)
     if offset > 1e3:
-        found.append(f"means are {offset:.0e} times the variation: float32 has lost that many digits")
-    return found
+        warnings.append(f"means are {offset:.0e} times the variation: float32 has lost that many digits")
+    return warnings
 
 
 def _count_warnings(names: list[str], rows: int, front: int, end: int) -> list[str]:
-    found = []
+    warnings = []
     for name in names:
         who = METRICS[name].outnumbered
         features = {"both": front + end, "front": front}.get(who, 0)
         if who == "both" and rows < features + 1:
-            found.append(f"{name}: {features + 1 - rows} or more correlations are 1 only because images are so few")
+            warnings.append(f"{name}: {features + 1 - rows} or more correlations are 1 only because images are so few")
         elif rows < 10 * features:
-            found.append(f"{name}: biased upwards, with only {rows / features:.1f} rows for each feature")
+            warnings.append(f"{name}: biased upwards, with only {rows / features:.1f} rows for each feature")
         elif name == "procrustes" and rows < front + end:
-            found.append("procrustes: biased downwards, with fewer rows than features")
-    return found
+            warnings.append("procrustes: biased downwards, with fewer rows than features")
+    return warnings
 
 
 def _cka_warnings(health: Diagnostics, names: list[str], group: int | None, *, many: bool) -> list[str]:
-    found = []
+    warnings = []
     if many and "cka" in names and health.cka_bias is not None and health.cka_bias > 0.02:
-        found.append(f"cka: {health.cka_bias:.3f} above its debiased estimate, from too few images; use cka_debiased")
+        warnings.append(
+            f"cka: {health.cka_bias:.3f} above its debiased estimate, from too few images; use cka_debiased"
+        )
     averaged = [name for name in names if group and METRICS[name].needs in ("gram", "features")]
     if averaged and health.view == "images":
-        found.append(f"{', '.join(averaged)}: mean over groups of about {group} images, not the value of all together")
-    return found
+        warnings.append(
+            f"{', '.join(averaged)}: mean over groups of about {group} images, not the value of all together"
+        )
+    return warnings
 
 
 def _map_warnings(names: list[str], health: Diagnostics, alive: list[int]) -> list[str]:

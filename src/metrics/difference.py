@@ -49,13 +49,13 @@ class Differences:
 
     def by_channel(self, channels: int) -> "Differences":
         """The same of rows that are positions: of features (channels x positions), flattened, those of the channels."""
-        found = Differences(channels, self.device)
-        found.n, found.total = self.n * (self.mean.shape[1] // channels), self.total
+        pooled = Differences(channels, self.device)
+        pooled.n, pooled.total = self.n * (self.mean.shape[1] // channels), self.total
         means = self.mean.view(2, channels, -1)
-        found.mean = means.mean(2)
-        between = (means - found.mean[:, :, None]).square().sum(2)
-        found.squares = self.squares.view(2, channels, -1).sum(2) + self.n * between
-        return found
+        pooled.mean = means.mean(2)
+        between = (means - pooled.mean[:, :, None]).square().sum(2)
+        pooled.squares = self.squares.view(2, channels, -1).sum(2) + self.n * between
+        return pooled
 
 
 def differences_of(x: Tensor, y: Tensor) -> Differences:

@@ -52,13 +52,13 @@ def distance_correlation(x: Layer, y: Layer) -> float:
     return _alignment(_Far(x.centre()), _Far(y.centre()), x.n) ** 0.5
 
 
-def _alignment(one: Kernel, other: Kernel, n: int) -> float:
+def _alignment(kernel_x: Kernel, kernel_y: Kernel, n: int) -> float:
     """Align two matrices, centred in rows and columns, block by block; no n x n matrix is held."""
-    row_sums = torch.zeros(2, n, dtype=torch.float64, device=one.device)
-    spare = torch.empty_like(one.buffer)
+    row_sums = torch.zeros(2, n, dtype=torch.float64, device=kernel_x.device)
+    spare = torch.empty_like(kernel_x.buffer)
     totals = [0.0, 0.0, 0.0]
     for rows, columns in upper_blocks(n):
-        k, other_k = one(rows, columns), other(rows, columns)
+        k, other_k = kernel_x(rows, columns), kernel_y(rows, columns)
         for sums, block in zip(row_sums, (k, other_k), strict=True):
             sums[rows] += block.sum(1)
             if rows != columns:
@@ -240,7 +240,7 @@ def second_order_cosine(x: Layer, y: Layer, k: int = K) -> float:
 def cosines_of_similarities(x: Layer, y: Layer, k: int = K) -> Tensor:
     """`second_order_cosine` of each image, (n,)."""
     near_x, near_y = _both_near(x, y, k, "cosine")
-    cosines, found = (Cosines(x), Cosines(y)), []
+    cosines, parts = (Cosines(x), Cosines(y)), []
     step = max(1, PAIRED // (2 * k * max(x.rows.shape[1], y.rows.shape[1])))
     for start in range(0, x.n, step):
         rows = slice(start, min(start + step, x.n))
@@ -249,8 +249,8 @@ def cosines_of_similarities(x: Layer, y: Layer, k: int = K) -> Tensor:
         weights = torch.cat([torch.ones_like(repeated), ~repeated], 1).double()
         one, other = (side.to(rows, union) * weights for side in cosines)
         norms = one.norm(dim=1) * other.norm(dim=1)
-        found.append((one * other).sum(1) / norms.clamp(min=1e-300))
-    return torch.cat(found)
+        parts.append((one * other).sum(1) / norms.clamp(min=1e-300))
+    return torch.cat(parts)
 
 
 def _permuted(kind: str, each: Callable[[Tensor, Tensor], Tensor]) -> Permuted:
@@ -310,8 +310,8 @@ def _nearest(layer: Layer, k: int, kind: str) -> Tensor:
 def _by_cosine(layer: Layer) -> Callable[[Tensor], Tensor]:
     cosines = Cosines(layer)
 
-    def far(some: Tensor) -> Tensor:
-        return _but_itself(-cosines(slice(int(some[0]), int(some[-1]) + 1)), some)
+    def far(images: Tensor) -> Tensor:
+        return _but_itself(-cosines(slice(int(images[0]), int(images[-1]) + 1)), images)
 
     return far
 
@@ -328,22 +328,22 @@ def _by_distance(layer: Layer, k: int) -> Callable[[Tensor], Tensor]:
         rows = rows.double()
     energy = exact.to(rows.dtype)
 
-    def far(some: Tensor) -> Tensor:
-        found = _but_itself(times(rows[some], rows).mul_(-2).add_(energy), some)
+    def far(images: Tensor) -> Tensor:
+        distances = _but_itself(times(rows[images], rows).mul_(-2).add_(energy), images)
         if rows.dtype == torch.float64:
-            return found
-        distance, near = found.topk(k, largest=False)
-        rounding = torch.finfo(rows.dtype).eps * (energy[some] + energy[near[:, -1]])
-        rough = (rounding > ROUGH * (distance[:, -1] + energy[some])).nonzero().flatten()
+            return distances
+        distance, near = distances.topk(k, largest=False)
+        rounding = torch.finfo(rows.dtype).eps * (energy[images] + energy[near[:, -1]])
+        rough = (rounding > ROUGH * (distance[:, -1] + energy[images])).nonzero().flatten()
         if len(rough) == 0:
-            return found
-        found = found.double()
+            return distances
+        distances = distances.double()
         for part in rough.split(64):
             products = torch.zeros(len(part), layer.n, dtype=torch.float64, device=rows.device)
             for columns in rows.split(BLOCK, dim=1):
-                products += columns[some[part]].double() @ columns.double().T
-            found[part] = _but_itself(products.mul_(-2).add_(exact), some[part])
-        return found
+                products += columns[images[part]].double() @ columns.double().T
+            distances[part] = _but_itself(products.mul_(-2).add_(exact), images[part])
+        return distances
 
     return far
 

@@ -98,8 +98,8 @@ class InceptionV1(nn.Module):
         self.add_module(f"{name}_pre_relu_bn", self._norm(outputs))
 
     def _add_block(self, name: str, inputs: int) -> int:
-        one, three_in, three, five_in, five, pooled = BLOCKS[name]
-        self._add_conv(f"{name}_1x1", inputs, one, 1)
+        ones, three_in, three, five_in, five, pooled = BLOCKS[name]
+        self._add_conv(f"{name}_1x1", inputs, ones, 1)
         self._add_conv(f"{name}_3x3_bottleneck", inputs, three_in, 1)
         self.add_module(f"{name}_3x3_bottleneck", nn.ReLU())
         self._add_conv(f"{name}_3x3", three_in, three, 3)
@@ -110,7 +110,7 @@ class InceptionV1(nn.Module):
         self._add_conv(f"{name}_pool_reduce", inputs, pooled, 1)
         self.add_module(f"{name}_pre_relu", Concat())
         self.add_module(name, nn.ReLU())
-        return one + three + five + pooled
+        return ones + three + five + pooled
 
     def _run(self, x: Tensor, *names: str) -> Tensor:
         for name in names:

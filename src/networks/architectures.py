@@ -98,7 +98,7 @@ def own_preprocessing(made: LibraryModel, name: str, view: Mapping[str, Any]) ->
     """
     found = made.preprocessing
     if found and made.processor:
-        found = follow(made.processor, found, name=name, said=view)
+        found = follow(made.processor, found, name=name, asked=view)
     return seen_as_asked(found, view, name) if found else None
 
 

@@ -262,18 +262,18 @@ def _require_shapes(model: str, sizes: dict[str, int], state: dict[str, Tensor],
         raise UserError(f"{complaint}: it holds too few numbers")
 
 
-def agree(path: Path, what: str, found: Any, given: str | None, canonical: Callable[[str], str]) -> str:
+def agree(path: Path, what: str, stored: Any, given: str | None, canonical: Callable[[str], str]) -> str:
     """The canonical name of the model or data set that a weight file and the user, or one of them, name."""
-    if found is not None:
+    if stored is not None:
         try:
-            found = canonical(found)
+            stored = canonical(stored)
         except (ValueError, TypeError, AttributeError):
-            raise UserError(f"{path} is for the {what} {found!r}, which is unknown here") from None
+            raise UserError(f"{path} is for the {what} {stored!r}, which is unknown here") from None
     given = given and canonical(given)
-    if found and given and found != given:
-        raise UserError(f"{path} is for the {what} {found}, not {given}")
-    if not (found or given):
+    if stored and given and stored != given:
+        raise UserError(f"{path} is for the {what} {stored}, not {given}")
+    if not (stored or given):
         raise UserError(
             f"{path} does not say its {what}; keep it below <Model>/<Dataset>/in<i>-gn<j>/ or name the {what}"
         )
-    return found or given or ""
+    return stored or given or ""

@@ -44,19 +44,19 @@ class _Differs(Exception):
     """That a library's images are not ours; says in which of ASPECTS."""
 
 
-def follow(own: OwnProcessor, proposed: Preprocessing, *, name: str, said: Collection[str] = ()) -> Preprocessing:
+def follow(own: OwnProcessor, proposed: Preprocessing, *, name: str, asked: Collection[str] = ()) -> Preprocessing:
     """The preprocessing that gives what a library gives, found by running it; `proposed` where that is right.
 
-    Numbers are taken from flat images, size, shape and kernel by trying. `said` are what the user says instead, and are
-    not asked for. Raises UserError, with the keys of the library's record, for what no Preprocessing does.
+    Numbers are taken from flat images, size, shape and kernel by trying. `asked` are what the user says instead, and
+    are not looked for. Raises UserError, with the keys of the library's record, for what no Preprocessing does.
     """
-    if set(ASPECTS["anything"]) <= set(said):
+    if set(ASPECTS["anything"]) <= set(asked):
         return proposed
     try:
-        return _followed(own.prepare, own.shorter, proposed, said)
+        return _followed(own.prepare, own.shorter, proposed, asked)
     except _Differs as error:
         aspect = str(error)
-    culprits = [key for key, prepare in own.without.items() if _fits(prepare, own.shorter, proposed, said)]
+    culprits = [key for key, prepare in own.without.items() if _fits(prepare, own.shorter, proposed, asked)]
     keys = ", ".join(culprits[:1]) or own.keys.get(aspect, aspect)
     remedy = "".join(f"?{option}=..." for option in ASPECTS["shape" if culprits and aspect == "kernel" else aspect])
     raise UserError(
@@ -73,24 +73,24 @@ def _fits(*arguments: Any) -> bool:
 
 
 def _followed(
-    prepare: Prepare, shorter: tuple[float, ...], proposed: Preprocessing, said: Collection[str]
+    prepare: Prepare, shorter: tuple[float, ...], proposed: Preprocessing, asked: Collection[str]
 ) -> Preprocessing:
-    found = _sized_and_coloured(prepare, proposed, said)
-    shape = found.size, found.size
+    preprocessing = _sized_and_coloured(prepare, proposed, asked)
+    shape = preprocessing.size, preprocessing.size
     for longer in (2, 1):  # a processor that keeps the shape of what it is given is followed where this is square
-        images = [_pattern(found, height, longer) for height in (1.3, 0.7)]
+        images = [_pattern(preprocessing, height, longer) for height in (1.3, 0.7)]
         pairs = [(image, _run(prepare, image)) for image in images]
         if all(theirs.shape[1:] == shape for _, theirs in pairs):
             break
-    for candidate in _candidates(found, shorter):
+    for candidate in _candidates(preprocessing, shorter):
         if all(_levels(candidate, *pair) <= LEVELS for pair in pairs):
             return candidate
-    if {"resize", "interpolation"} & set(said):
-        return found
-    raise _Differs("kernel" if _same_shape(prepare, found, shorter) else "shape")
+    if {"resize", "interpolation"} & set(asked):
+        return preprocessing
+    raise _Differs("kernel" if _same_shape(prepare, preprocessing, shorter) else "shape")
 
 
-def _sized_and_coloured(prepare: Prepare, proposed: Preprocessing, said: Collection[str]) -> Preprocessing:
+def _sized_and_coloured(prepare: Prepare, proposed: Preprocessing, asked: Collection[str]) -> Preprocessing:
     """The size of what comes out, and the affine map of colours, which flat images show."""
     channels = proposed.channels
     flats = [(0,) * channels, *np.eye(channels, dtype=int) * 255]
@@ -99,9 +99,9 @@ def _sized_and_coloured(prepare: Prepare, proposed: Preprocessing, said: Collect
     shape = outputs[0].shape
     if len(shape) != 3 or shape[0] != channels:
         raise _Differs("anything")
-    if "size" not in said and (shape[1] != shape[2] or any(map(_uneven, outputs))):
+    if "size" not in asked and (shape[1] != shape[2] or any(map(_uneven, outputs))):
         raise _Differs("size")
-    if {"mean", "std"} <= set(said):
+    if {"mean", "std"} <= set(asked):
         return replace(proposed, size=shape[1])
     black, *pure, mix = (one[:, shape[1] // 2, shape[2] // 2].double() for one in outputs)
     gains = torch.stack([one - black for one in pure], 1)  # what comes out of each colour
@@ -133,23 +133,23 @@ def _uneven(flat: Tensor) -> bool:
     return float((flat - flat[:, :1, :1]).abs().max()) > SAME * float(flat.abs().max())
 
 
-def _candidates(found: Preprocessing, shorter: tuple[float, ...]) -> Iterator[Preprocessing]:
+def _candidates(preprocessing: Preprocessing, shorter: tuple[float, ...]) -> Iterator[Preprocessing]:
     """What is proposed, and then all else that can be done."""
-    yield found
+    yield preprocessing
     for resize, kernel in itertools.product(RESIZES, INTERPOLATIONS):
         for share in dict.fromkeys((*shorter, 1.0)):
             if share >= 1:
-                yield replace(found, resize=resize, interpolation=kernel, shorter=share)
+                yield replace(preprocessing, resize=resize, interpolation=kernel, shorter=share)
 
 
-def _same_shape(prepare: Prepare, found: Preprocessing, shorter: tuple[float, ...]) -> bool:
+def _same_shape(prepare: Prepare, preprocessing: Preprocessing, shorter: tuple[float, ...]) -> bool:
     """Whether a smooth image, which hardly depends on the kernel, comes out right in some shape."""
-    height = round(1.3 * found.size)
+    height = round(1.3 * preprocessing.size)
     width = 2 * height
     rows, columns = np.meshgrid(np.linspace(40, 200, height), np.linspace(40, 200, width), indexing="ij")
-    image = np.stack([rows, columns, (rows + columns) / 2], 2)[..., : found.channels].round().astype(np.uint8)
+    image = np.stack([rows, columns, (rows + columns) / 2], 2)[..., : preprocessing.channels].round().astype(np.uint8)
     theirs = _run(prepare, image)
-    return any(_levels(one, image, theirs) <= LEVELS for one in _candidates(found, shorter))
+    return any(_levels(one, image, theirs) <= LEVELS for one in _candidates(preprocessing, shorter))
 
 
 def _levels(candidate: Preprocessing, image: np.ndarray, theirs: Tensor) -> float:

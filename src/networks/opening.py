@@ -68,17 +68,21 @@ def _open(
     if bare and for_images and not for_images.mean:  # of no matter for layers, and all images would have to be read
         for_images = replace(for_images, mean=(0.5,) * for_images.channels, std=(0.5,) * for_images.channels)
     if spec.record is None:
-        found = _open_file(spec, model, dataset, size, on_message, asker)
+        network = _open_file(spec, model, dataset, size, on_message, asker)
     elif spec.record.open:
-        found = _open_trained(spec, spec.record.open, is_named, asker)
+        network = _open_trained(spec, spec.record.open, is_named, asker)
     else:
-        found = open_architecture(spec, spec.record, for_images, is_named=is_named, on_message=on_message, asker=asker)
-    found = _seen_as_asked(found, spec)
-    record = parse_spec(found.model).record
+        network = open_architecture(
+            spec, spec.record, for_images, is_named=is_named, on_message=on_message, asker=asker
+        )
+    network = _seen_as_asked(network, spec)
+    record = parse_spec(network.model).record
     if bare or record is None or not record.foreign:
-        return found
-    by_chance, by_batch = tried(found.network, channels=found.preprocessing.channels, size=found.preprocessing.size)
-    return replace(found, by_chance=by_chance, by_batch=by_batch)
+        return network
+    by_chance, by_batch = tried(
+        network.network, channels=network.preprocessing.channels, size=network.preprocessing.size
+    )
+    return replace(network, by_chance=by_chance, by_batch=by_batch)
 
 
 def _untrained(spec: NetworkSpec) -> NetworkSpec:
@@ -104,13 +108,13 @@ def open_pair(
 
     `opener` stands in for `open_network`, such as one that remembers what it opened.
     """
-    found: dict[int, Checkpoint] = {}
+    networks: dict[int, Checkpoint] = {}
     for number in sorted((0, 1), key=lambda number: not parse_spec(str(texts[number])).is_trained):
-        others = next((one.dataset for one in found.values()), None)
-        found[number] = (opener or open_network)(
+        others = next((one.dataset for one in networks.values()), None)
+        networks[number] = (opener or open_network)(
             texts[number], model=models[number], dataset=dataset or others, size=size, on_message=on_message
         )
-    return found[0], found[1]
+    return networks[0], networks[1]
 
 
 def names_file(text: str) -> bool:
@@ -199,7 +203,7 @@ def _open_file(
 def _open_trained(spec: NetworkSpec, opened: Callable[..., LibraryModel], is_named: bool, asker: Asker) -> Checkpoint:
     """A network of a source that has trained ones alone."""
     try:
-        made = opened(spec.name, said=spec.view, download=is_named)
+        made = opened(spec.name, asked=spec.view, download=is_named)
     except NotHere:
         raise asker.no_download(spec) from None
     preprocessing = own_preprocessing(made, spec.text, spec.view)
@@ -208,16 +212,16 @@ def _open_trained(spec: NetworkSpec, opened: Callable[..., LibraryModel], is_nam
     return found_checkpoint(spec, replace(made, preprocessing=preprocessing), made.labels)
 
 
-def _seen_as_asked(found: Checkpoint, spec: NetworkSpec) -> Checkpoint:
+def _seen_as_asked(network: Checkpoint, spec: NetworkSpec) -> Checkpoint:
     """The network with what stands behind the `?` of its spec, which wins over what its source says."""
     if not spec.view:
-        return found
-    seen = seen_as_asked(found.preprocessing, spec.view, spec.text)
-    found = replace(found, path=spec.text, preprocessing=seen, layout=spec.view.get("layout"))
+        return network
+    seen = seen_as_asked(network.preprocessing, spec.view, spec.text)
+    network = replace(network, path=spec.text, preprocessing=seen, layout=spec.view.get("layout"))
     if "classes" not in spec.view:
-        return found
-    labels, count = classes_of(spec.view["classes"]), outputs_of(found.network, seen.channels, seen.size)
+        return network
+    labels, count = classes_of(spec.view["classes"]), outputs_of(network.network, seen.channels, seen.size)
     if count != len(labels):
         decides = f"decides between {count}" if count else "gives no logits"
         raise UserError(f"{spec.text}: classes has {len(labels)} names, and the network {decides}")
-    return replace(found, labels=labels)
+    return replace(network, labels=labels)

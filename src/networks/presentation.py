@@ -228,7 +228,7 @@ def with_classes(spec: DatasetSpec, networks: Sequence[Checkpoint]) -> NetworksO
     assumed = []
     if named.labels != spec.labels:
         assumed.append(f"{spec.name} names no classes; its {order_text(spec.labels)} are {order_text(named.labels)}")
-    found = []
+    matched = []
     for network, count in zip(networks, counts, strict=True):
         if count == len(named.labels) and is_nameless(network) and not _same_names(network.labels, named.labels):
             order = sorted(named.labels, key=int) if is_numbered(named.labels) else named.labels
@@ -237,12 +237,12 @@ def with_classes(spec: DatasetSpec, networks: Sequence[Checkpoint]) -> NetworksO
                 f"in this order: {order_text(order)}; ?classes= says another"
             )
             network = replace(network, labels=tuple(order))
-        found.append(network)
+        matched.append(network)
     answers = named.labels
-    for network in found:
+    for network in matched:
         larger = network.labels and set(named.labels) < set(network.labels) and named.task is SINGLE_LABEL
         answers = tuple(network.labels) if larger and network.labels else answers
-    return NetworksOnDataset(named, tuple(found), answers, tuple(dict.fromkeys(assumed)))
+    return NetworksOnDataset(named, tuple(matched), answers, tuple(dict.fromkeys(assumed)))
 
 
 def _count(network: Checkpoint, spec: DatasetSpec) -> int | None:

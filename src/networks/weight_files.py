@@ -142,13 +142,13 @@ def _facts_from_path(path: Path) -> dict[str, Any]:
     """
     facts: dict[str, Any] = dict.fromkeys(_METADATA)
     model, dataset, seeds = ("", "", "", *Path(os.path.abspath(path)).parts)[-4:-1]
-    if not (found := _SEEDS.fullmatch(seeds)):
+    if not (match := _SEEDS.fullmatch(seeds)):
         return facts
     try:
         facts["model"], facts["dataset"] = canonical_name(model), canonical_dataset(dataset)
     except UserError:
         return dict.fromkeys(_METADATA)
     facts["iteration"] = int(path.stem) if path.stem.isdecimal() else None
-    facts["init_seed"], facts["gradient_seed"] = int(found[1]), int(found[2])
-    facts["train_fraction"], facts["shuffle_labels"] = float(found[3] or 1), float(found[4] or 0)
+    facts["init_seed"], facts["gradient_seed"] = int(match[1]), int(match[2])
+    facts["train_fraction"], facts["shuffle_labels"] = float(match[3] or 1), float(match[4] or 0)
     return facts

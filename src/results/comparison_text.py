@@ -16,23 +16,23 @@ from src.results.text import columns_text, fill, matrix_text
 CALIBRATED = ["method", "value", "threshold", "p", "score"]
 
 
-def versus_lines(spec: str, layer: str, found: dict[str, Difference | str]) -> list[str]:
+def versus_lines(spec: str, layer: str, differences: dict[str, Difference | str]) -> list[str]:
     """A row a method: the difference to the third network's layer, with its interval and p."""
     lines = ["", fill(f"minus the same with {spec}, {layer}:")]
     rows = [
         {
             "method": name,
-            "difference": f"{one.value:.4f}",
-            "95% interval": f"[{one.low:.4f}, {one.high:.4f}]",
-            "p": f"{one.p:.4f}",
-            "how": one.how,
+            "difference": f"{difference.value:.4f}",
+            "95% interval": f"[{difference.low:.4f}, {difference.high:.4f}]",
+            "p": f"{difference.p:.4f}",
+            "how": difference.how,
         }
-        for name, one in found.items()
-        if not isinstance(one, str)
+        for name, difference in differences.items()
+        if not isinstance(difference, str)
     ]
     if rows:
         lines.append(columns_text(rows, right=("difference", "95% interval", "p")))
-    return lines + [fill(f"{name}: none: {reason}") for name, reason in found.items() if isinstance(reason, str)]
+    return lines + [fill(f"{name}: none: {reason}") for name, reason in differences.items() if isinstance(reason, str)]
 
 
 def calibration_record(calibration: Calibration, *, single: bool) -> dict[str, Any]:
@@ -56,15 +56,15 @@ def calibration_lines(calibration: Calibration, *, single: bool) -> list[str]:
         lines.append(columns_text(cells, right=CALIBRATED[1:]))
     for name, grid in calibration.grids.items() if not single else ():
         table = np.full((len(calibration.layers1), len(calibration.layers2)), np.nan)
-        for cell, found in grid.cells.items():
-            table[cell] = found.score
+        for cell, calibrated in grid.cells.items():
+            table[cell] = calibrated.score
         lines += [f"\n{name}, score", matrix_text(table, calibration.layers1, calibration.layers2)]
-        above = sum(found.p <= LEVEL for found in grid.cells.values())
+        above = sum(calibrated.p <= LEVEL for calibrated in grid.cells.values())
         lines.append(f"{above} of {len(grid.cells)} pairs are more alike than by chance, each for itself")
-        for what, found in (("best", grid.best), ("mean", grid.mean)):
+        for what, calibrated in (("best", grid.best), ("mean", grid.mean)):
             lines.append(
-                f"the {what} of all: {found.value:.4f}, threshold {found.threshold:.4f}, p {found.p:.4f}, "
-                f"score {found.score:.4f}"
+                f"the {what} of all: {calibrated.value:.4f}, threshold {calibrated.threshold:.4f}, "
+                f"p {calibrated.p:.4f}, score {calibrated.score:.4f}"
             )
     lines += [fill(f"{name}: not calibrated: {reason}") for name, reason in calibration.unavailable.items()]
     note = "score: 0 at the threshold and below, 1 for equal representations"

@@ -96,18 +96,18 @@ def interval_text(interval: tuple[float, float] | None) -> str:
 
 def _notes(result: dict[str, Any], marked: dict[str, dict[str, int]]) -> list[str]:
     """What the marks of some rows mean."""
-    controls, found = result.get("controls", {}), []
+    controls, notes = result.get("controls", {}), []
     for row, fit in marked.items():
-        found.append(
+        notes.append(
             f"{row}{EXACT_MARK}: fitted to {fit['rows']} rows with {fit['unknowns']} unknowns an output, so it "
             "fits whatever it is given, and this row says nothing about the networks"
         )
     for row, figures in controls.items():
         if "each" in figures:
-            found.append(f"{row}: mean and range of {len(figures['each'])} networks, not an interval")
+            notes.append(f"{row}: mean and range of {len(figures['each'])} networks, not an interval")
         if figures.get("by_construction"):
-            found.append(f"{row}{MADE_MARK}: end, by construction: this init makes the identity of it")
-    return found
+            notes.append(f"{row}{MADE_MARK}: end, by construction: this init makes the identity of it")
+    return notes
 
 
 def verdict_lines(result: dict[str, Any]) -> list[str]:
@@ -154,32 +154,32 @@ def exact_fits(result: dict[str, Any]) -> dict[str, dict[str, int]]:
 def fit_warnings(result: dict[str, Any]) -> list[str]:
     """What makes a stitch's numbers doubtful."""
     params, chance = result["params"], result.get("constant_accuracy")
-    after, found = result["model_results"]["trans"]["acc"], []
+    after, warnings = result["model_results"]["trans"]["acc"], []
     if params.get("debug"):
-        found.append("--debug: a few batches an epoch, so these are no results")
+        warnings.append("--debug: a few batches an epoch, so these are no results")
     if chance is not None and after is not None and params.get("epochs"):
         error = math.sqrt(chance * (1 - chance) / result["images"]["val"])
         if after <= chance + 3 * error:
-            found.append(
+            warnings.append(
                 f"after training the stitch is right on {after:.1%} of the images, no better than one constant answer "
                 f"({chance:.1%}); try --whiten, a higher -lr or another init, -i ps_inv"
             )
     for name, fit in result.get("fits", {}).items():
         if name != "ps_inv" and fit["rows"] <= fit["unknowns"]:
-            found.append(
+            warnings.append(
                 f"{name} is fitted to {fit['rows']} rows of training images with {fit['unknowns']} unknowns an output: "
                 "it fits these whatever they are"
             )
-    return found
+    return warnings
 
 
 def _number(value: float | None, width: int, form: str) -> str:
     return " " * width if value is None else f"{value:{width}{form}}"
 
 
-def stitches_table(found: Sequence[dict[str, Any]]) -> str:
+def stitches_table(results: Sequence[dict[str, Any]]) -> str:
     """A row for each of several stitches: where it is, in what it differs, and what still works; then its controls."""
-    first = found[0]
+    first = results[0]
     weights = network_names([first["weights"][role] for role in ("front", "end")])
     end = first["model_results"]["end"]["acc"]
     title = f"{weights[0]} -> {weights[1]} ({first['params'].get('dataset') or first['weights']['front']['dataset']})"
@@ -187,20 +187,20 @@ def stitches_table(found: Sequence[dict[str, Any]]) -> str:
         form = f".{_decimals(first)}%"
         front = first["model_results"]["front"]["acc"]
         title += f", accuracy of end {end:{form}}" if front is None else f", accuracy {front:{form}} and {end:{form}}"
-    similar = "agrees, CKA, l2" if any(result["cka_frank"] is not None for result in found) else "agrees, l2"
+    similar = "agrees, CKA, l2" if any(result["cka_frank"] is not None for result in results) else "agrees, l2"
     notes = [f"before, after, ps_inv: accuracy; {similar}: of after, with end"]
-    if any(exact_fits(result) for result in found):
+    if any(exact_fits(result) for result in results):
         notes.append(f"{EXACT_MARK}: fitted to fewer rows than unknowns, so it says nothing about the networks")
-    doubtful = [(result, text) for result in found for text in fit_warnings(result)]
+    doubtful = [(result, text) for result in results for text in fit_warnings(result)]
     if doubtful:
-        notes.append(f"warning for {len(doubtful)} of {len(found)} stitches, the first: {doubtful[0][1]}")
-    settings = varied_settings(found)
-    tables = [_aligned([_place(result, settings) | _figures(result) for result in found], settings)]
+        notes.append(f"warning for {len(doubtful)} of {len(results)} stitches, the first: {doubtful[0][1]}")
+    settings = varied_settings(results)
+    tables = [_aligned([_place(result, settings) | _figures(result) for result in results], settings)]
     lines = [fill(title), *tables, *map(fill, notes)]
-    if any(result.get("controls") for result in found) and end is not None:
+    if any(result.get("controls") for result in results) and end is not None:
         for cells in (_between, _beside):
-            lines += ["", _aligned([_place(result, settings) | cells(result) for result in found], settings)]
-        lines += map(fill, _notes_of_controls(found))
+            lines += ["", _aligned([_place(result, settings) | cells(result) for result in results], settings)]
+        lines += map(fill, _notes_of_controls(results))
     return "\n".join(lines)
 
 
@@ -246,15 +246,15 @@ def _with_interval(result: dict[str, Any], row: str, figures: dict[str, Any]) ->
     return f"{100 * figures['acc']:.1f} {interval_text(interval_of(result, row))}"
 
 
-def _notes_of_controls(found: Sequence[dict[str, Any]]) -> list[str]:
+def _notes_of_controls(results: Sequence[dict[str, Any]]) -> list[str]:
     notes = ["accuracies in % with 95% intervals; penalty: accuracy of end - after, points"]
-    if any("score" in result for result in found):
+    if any("score" in result for result in results):
         notes.append("score: (after - untrained) / (self - untrained); -: these are too close to tell")
-    controls = {name: figures for result in found for name, figures in result.get("controls", {}).items()}
+    controls = {name: figures for result in results for name, figures in result.get("controls", {}).items()}
     for row, figures in controls.items():
         if "each" in figures:
             notes.append(f"{row}: mean and range of {len(figures['each'])} networks")
-    if any(one.get("by_construction") for result in found for one in result.get("controls", {}).values()):
+    if any(one.get("by_construction") for result in results for one in result.get("controls", {}).values()):
         notes.append(f"{MADE_MARK}: end, by construction: this init makes the identity of it")
     return notes
 

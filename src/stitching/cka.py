@@ -69,15 +69,15 @@ def ckas(cuts: CutNetworks, asked: Asked, split: Split) -> Found:
     What goes into one layer of the end network shares its Gram matrices, and passes over the images, as far as
     `STORE_BYTES` go.
     """
-    found: Found = {}
+    by_stitch: Found = {}
     groups = {cut: cka_group(cuts.geometry(cut), len(split)) for cut in asked}
     for group in dict.fromkeys(groups.values()):
         some = {cut: stitches for cut, stitches in asked.items() if groups[cut] == group}
         for task in _tasks(cuts, some, len(split), group):
             values = _compare(cuts, task, split, group)
             wanted = ((side, key) for side in task.sides for key in side.wanted if key[0].end_layer in task.ends)
-            found |= {key: values[side.key, key[0].end_layer] for side, key in wanted}
-    return found
+            by_stitch |= {key: values[side.key, key[0].end_layer] for side, key in wanted}
+    return by_stitch
 
 
 @dataclass(frozen=True, slots=True)

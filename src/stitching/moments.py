@@ -91,14 +91,14 @@ class _Gathering:
             gather(shared, [self.direct[cut] for cut in cuts if cut in self.direct], rows=layout[-1])
 
     def moments(self) -> Moments:
-        found = dict(self.direct)
+        by_cut = dict(self.direct)
         if self.upsampled:
             ends = {
                 cut.end_layer: self.sums[("end", cut.end_layer, *self._layout(geometry))]
                 for cut, geometry in self.upsampled.geometries.items()
             }
-            found |= dict(self.upsampled.finish(ends))
-        return {cut: found[cut] for cut in self.geometries}
+            by_cut |= dict(self.upsampled.finish(ends))
+        return {cut: by_cut[cut] for cut in self.geometries}
 
 
 def _announce(inputs: int, outputs: int, images: int, on_message: Callable[[str], None]) -> None:

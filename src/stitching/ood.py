@@ -134,7 +134,7 @@ class _Distances:
         return {place: torch.cat(parts).numpy() for place, parts in self._own.items()}
 
     def scores(self, name: str, centres: Mapping[str, float]) -> Scores:
-        found = {}
+        by_place = {}
         for place, own in self.own().items():
             stitched = torch.cat(self._stitched[name][place]).numpy()
             own_score, score = np.abs(own - centres[place]), np.abs(stitched - centres[place])
@@ -142,13 +142,13 @@ class _Distances:
             total, squares, n = self._spread[key]
             variance = float((squares / n - (total / n).square()).clamp(min=0).mean())
             l2 = float(self._squares[name, key]) / len(own)
-            found[place] = {
+            by_place[place] = {
                 "l2_relative": l2 / variance if variance else float("nan"),
                 "auroc": auroc(score, own_score),
                 "auroc_signed": auroc(stitched, own),
                 "fpr95": float((score <= np.quantile(own_score, ACCEPTED)).mean()),
             }
-        return found
+        return by_place
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:

@@ -208,30 +208,30 @@ def _verdicts(work: StitchRun, stages: Mapping[str, str], counts: AgreementCount
     """The controls' figures, how sure the accuracies are, and what they say of the trained stitch."""
     controls = {control: _control(names, counts) for control, names in work.controls.items()}
     single = {control: names[0] for control, names in work.controls.items() if len(names) == 1}
-    found: dict[str, Any] = {
+    verdicts: dict[str, Any] = {
         "intervals": {row: intervals_of(counts, name) for row, name in {**stages, **single}.items()},
         "penalty": penalty_of(counts, work.names["after"]),
     }
     if controls:
-        found["controls"] = controls
+        verdicts["controls"] = controls
     if {FLOOR, CEILING} <= controls.keys():
         (ceiling,) = work.controls[CEILING]
-        found["score"] = score_of(counts, work.names["after"], work.controls[FLOOR], ceiling)
-    return found
+        verdicts["score"] = score_of(counts, work.names["after"], work.controls[FLOOR], ceiling)
+    return verdicts
 
 
 def _rows_of_ood(work: StitchRun, ood: Mapping[str, Scores]) -> dict[str, Scores]:
     """The scores of each map and control of a stitch; of several networks their means."""
     rows = {row: [name] for row, name in work.names.items()} | work.controls
-    found = {}
+    scored = {}
     for row, names in rows.items():
         each = [ood[name] for name in names if name in ood]
         if each:
-            found[row] = {
+            scored[row] = {
                 place: {key: float(np.mean([one[place][key] for one in each])) for key in scores}
                 for place, scores in each[0].items()
             }
-    return found
+    return scored
 
 
 def _control(names: Sequence[str], counts: AgreementCounter) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class _Group:
         self.fits = {name: fit for name in names if (fit := CONTROLS[name].fit)}
 
     def outcomes(self) -> dict[StitchSpec, Outcome]:
-        sewn = dict.fromkeys(spec for some in self.sewn.values() for several in some.values() for spec in several)
+        sewn = dict.fromkeys(spec for names in self.sewn.values() for several in names.values() for spec in several)
         asking = [spec for spec in [*self.specs, *sewn] if spec.needs_train_moments]
         averages = PooledFeatures([spec.front_layer for spec in self.specs]) if self.fits else None
         title = "moments on train" if asking else "averages for probes"
@@ -143,7 +143,7 @@ class _Group:
             if averages
         }
         for work in done:
-            held = {name: [controls[one] for one in some] for name, some in self.sewn[work.spec].items()}
+            held = {name: [controls[one] for one in names] for name, names in self.sewn[work.spec].items()}
             outcomes.attach_controls(work, held, {name: heads[name, work.spec.front_layer] for name in self.fits})
         self._tell_diverged(controls)
         counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
@@ -174,13 +174,13 @@ class _Group:
             self._share(outcomes, of[cut], on_train)
         if not self.plan.similarity:
             return
-        found = ckas(cuts, asked, val)
+        by_stitch = ckas(cuts, asked, val)
         for cut, stitches in asked.items():
             if group := cka_group(cuts.geometry(cut), len(val)):
                 self.callbacks.on_message(
                     f"cka: mean over groups of {group} images, since all activations are too large to keep"
                 )
-            outcomes.add_ckas(of[cut], {name: found[cut, name] for name in (FRONT, *stitches)}, group)
+            outcomes.add_ckas(of[cut], {name: by_stitch[cut, name] for name in (FRONT, *stitches)}, group)
 
     def _share(self, outcomes: Outcomes, works: Sequence[StitchRun], on_train: Moments) -> None:
         """The same for stitches of one pair of layers whose activations are kept meanwhile."""

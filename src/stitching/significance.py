@@ -15,16 +15,16 @@ KINDS = {"acc": "right", "same_class_out": "same"}
 
 def intervals_of(counts: AgreementCounter, name: str) -> dict[str, Interval]:
     """95% intervals of a network's accuracy and agreement with the target, over images."""
-    found = {}
+    intervals = {}
     for measure, kind in KINDS.items():
         share = (counts.agreement(name) | counts.scores(name))[measure]
         if share is None:
             continue
         if counts.decisions == counts.images:
-            found[measure] = wilson(share, counts.images)
+            intervals[measure] = wilson(share, counts.images)
         else:  # decisions about one image go together
-            found[measure] = _resampled(counts, kind, [name], lambda means: means[:, 0])
-    return found
+            intervals[measure] = _resampled(counts, kind, [name], lambda means: means[:, 0])
+    return intervals
 
 
 def penalty_of(counts: AgreementCounter, name: str) -> dict[str, float] | None:

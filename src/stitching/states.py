@@ -25,14 +25,14 @@ def check_states(folder: Path, names: Sequence[str], *, resume: bool, overwrite:
     Raises FileExistsError for states that nobody asked to go on from; they are removed with `overwrite`. Returns a
     notice where there is nothing to go on from.
     """
-    found = state_files(folder, names)
-    if found and not resume and not overwrite:
-        raise FileExistsError(f"{found[0]} is of an interrupted run; --resume goes on, --overwrite starts anew")
-    if resume and not found:
+    files = state_files(folder, names)
+    if files and not resume and not overwrite:
+        raise FileExistsError(f"{files[0]} is of an interrupted run; --resume goes on, --overwrite starts anew")
+    if resume and not files:
         missing = folder / (f"{names[0]}.resume.pt" if len(names) == 1 else f"{SET}-*.resume.pt")
         return f"no {missing} to go on from; training starts at the first epoch"
     if not resume:
-        for file in found:
+        for file in files:
             file.unlink()
     return None
 

@@ -46,35 +46,35 @@ class _Line:
     dots: Sequence[Target] = ()
 
 
-def by_layer(found: StudyResults) -> Section:
+def by_layer(results: StudyResults) -> Section:
     """Curves over layers: those stitched to their namesakes, or all couples where there are none."""
-    same = found.stitches["front_layer"] == found.stitches["end_layer"]
-    stitches = found.stitches[same] if same.any() else found.stitches
+    same = results.stitches["front_layer"] == results.stitches["end_layer"]
+    stitches = results.stitches[same] if same.any() else results.stitches
     couples = list(dict.fromkeys(zip(stitches["front_layer"], stitches["end_layer"], strict=True)))
     if len(couples) < 2:
         return {"title": "By layer", "charts": []}
     names = [layers_text(*couple) for couple in couples]
-    return _section("By layer", "layer", found, _Axis(LAYERS, couples, names, stitches), found.axes)
+    return _section("By layer", "layer", results, _Axis(LAYERS, couples, names, stitches), results.axes)
 
 
-def by_rank(found: StudyResults) -> Section:
+def by_rank(results: StudyResults) -> Section:
     """Curves over ranks, a line a couple of layers."""
-    if RANK not in found.axes:
+    if RANK not in results.axes:
         return {"title": "By rank", "charts": []}
-    ranks = sorted({plain((rank,)) for rank in found.stitches[RANK]}, key=lambda rank: rank[0] or math.inf)
+    ranks = sorted({plain((rank,)) for rank in results.stitches[RANK]}, key=lambda rank: rank[0] or math.inf)
     names = [key_text(RANK, rank[0]) for rank in ranks]
-    others = [*LAYERS, *(axis for axis in found.axes if axis != RANK)]
-    return _section("By rank", heading(RANK), found, _Axis([RANK], ranks, names, found.stitches), others)
+    others = [*LAYERS, *(axis for axis in results.axes if axis != RANK)]
+    return _section("By rank", heading(RANK), results, _Axis([RANK], ranks, names, results.stitches), others)
 
 
-def _section(title: str, x: str, found: StudyResults, axis: _Axis, others: list[str]) -> Section:
+def _section(title: str, x: str, results: StudyResults, axis: _Axis, others: list[str]) -> Section:
     """A section with one chart: a line for each combination of `others`, in a panel each where it has controls."""
-    column, over = found.value, "pairs" if found.stitches["networks"].nunique() > 1 else "seeds"
+    column, over = results.value, "pairs" if results.stitches["networks"].nunique() > 1 else "seeds"
     groups = list(subsets(axis.stitches, others))
-    means = dict(subsets(grouped(StudyResults(axis.stitches, found.comparisons, found.axes), over), others))
-    references = [*found.controls, "accuracy_end", "accuracy_chance"] if column == "accuracy_after" else []
-    apart = bool(found.controls) and bool(references) and len(groups) > 1
-    dotted, notes = axis.stitches.index, [_note(found, over)]
+    means = dict(subsets(grouped(StudyResults(axis.stitches, results.comparisons, results.axes), over), others))
+    references = [*results.controls, "accuracy_end", "accuracy_chance"] if column == "accuracy_after" else []
+    apart = bool(results.controls) and bool(references) and len(groups) > 1
+    dotted, notes = axis.stitches.index, [_note(results, over)]
     if len(dotted) > MOST_MARKS:
         notes.append(f"{MOST_MARKS:,} of {len(dotted):,} dots are shown, drawn by lot")
         dotted = np.random.default_rng(0).choice(dotted, MOST_MARKS, replace=False)

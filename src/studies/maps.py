@@ -84,17 +84,17 @@ def _without_what_is_common(names: list[str]) -> list[str]:
     return [name.partition(" ")[2] or name for name in names] if len(first) == 1 else names
 
 
-def by_layers(found: StudyResults) -> Section:
+def by_layers(results: StudyResults) -> Section:
     """Layer x layer maps of stitches, one for each combination of the other options."""
-    charts, (fronts, ends) = [], (list(dict.fromkeys(found.stitches[layer])) for layer in LAYERS)
-    for key, group in subsets(found.stitches, found.axes):
-        cells = _Map.of(group, LAYERS, found.value, fronts, ends)
+    charts, (fronts, ends) = [], (list(dict.fromkeys(results.stitches[layer])) for layer in LAYERS)
+    for key, group in subsets(results.stitches, results.axes):
+        cells = _Map.of(group, LAYERS, results.value, fronts, ends)
         # of no more cells than layers a curve shows more
         if np.isfinite(cells.table).sum() > max(cells.table.shape) and len(charts) < MAX_MAPS:
             bounds = 0.0, max(100.0, float(np.nanmax(cells.table)))
-            chart = cells.draw(bounds, measure(found.value), ("front layer", "end layer"))
-            charts.append({"title": label(found.axes, key), "svg": chart.svg(f"layers-{len(charts)}")})
-    note = f"means of {measure(found.value)} over networks and seeds; framed: the best of its row"
+            chart = cells.draw(bounds, measure(results.value), ("front layer", "end layer"))
+            charts.append({"title": label(results.axes, key), "svg": chart.svg(f"layers-{len(charts)}")})
+    note = f"means of {measure(results.value)} over networks and seeds; framed: the best of its row"
     return {"title": "Layer by layer", "note": note + _unlinked(len(fronts) * len(ends)), "charts": charts}
 
 
@@ -102,22 +102,22 @@ def _unlinked(cells: int) -> str:
     return f"; maps of more than {MOST_MARKS:,} cells are pictures, without links" * (cells > MOST_MARKS)
 
 
-def by_networks(found: StudyResults) -> Section:
+def by_networks(results: StudyResults) -> Section:
     """Network x network maps of stitches, and of comparisons at one layer of both; of three pairs or more."""
 
     def about(key: tuple) -> tuple[str, str, bool]:
-        return label([*LAYERS, *found.axes], key), measure(found.value), True
+        return label([*LAYERS, *results.axes], key), measure(results.value), True
 
     def about_metric(key: tuple) -> tuple[str, str, bool]:
         metric = MEASURES[key[0]]
         return ", ".join(key), f"{metric.name} ({metric.more_alike}: more alike)", metric.higher_is_better
 
-    stitches, compared, charts = found.stitches, found.comparisons, []
+    stitches, compared, charts = results.stitches, results.comparisons, []
     if len(stitches):
-        charts = _network_maps(stitches, ENDS, [*LAYERS, *found.axes], found.value, about)
+        charts = _network_maps(stitches, ENDS, [*LAYERS, *results.axes], results.value, about)
     compared = compared[compared["layer1"] == compared["layer2"]]
     charts += _network_maps(compared, NETWORKS, ["method", "layer1"], "value", about_metric)
-    note = f"means of {measure(found.value)}, and what compares them" if len(stitches) else "what compares them"
+    note = f"means of {measure(results.value)}, and what compares them" if len(stitches) else "what compares them"
     note += f"; colours span what each map spans, at least {100 * SPAN:g} points or {SPAN}"
     count = max(stitches[ENDS[0]].nunique() * stitches[ENDS[1]].nunique(), compared["networks"].nunique())
     return {"title": "Network by network", "note": note + _unlinked(count), "charts": charts}

@@ -17,16 +17,16 @@ FEW = 3  # below it Student's t says nothing: of two values the interval is 13 t
 OVER = ("pairs", "seeds")
 
 
-def grouped(found: StudyResults, over: str) -> Frame:
+def grouped(results: StudyResults, over: str) -> Frame:
     """Means of what the stitches reach, with 95% intervals, over pairs of networks or over seeds.
 
     over "seeds": a row for each pair, layers and options. "pairs": one for each layers and options; seeds of one pair
     are averaged first, so that the interval is that over networks. Columns: what tells rows apart, `n`, and for each
     measure m: m, m_low, m_high; Student's t, missing below FEW seeds or networks, see `interval`.
     """
-    frame = found.stitches
-    keys = [*(["networks"] if over == "seeds" else []), "front_layer", "end_layer", *found.axes]
-    measures = [name for name in (*MEASURES, *found.controls) if frame[name].notna().any()]
+    frame = results.stitches
+    keys = [*(["networks"] if over == "seeds" else []), "front_layer", "end_layer", *results.axes]
+    measures = [name for name in (*MEASURES, *results.controls) if frame[name].notna().any()]
     if over == "pairs":
         frame = _means(frame, [*ENDS, *keys], measures)
     mean, half = _spread(frame, keys, measures, over)
@@ -37,13 +37,13 @@ def grouped(found: StudyResults, over: str) -> Frame:
     return pd.DataFrame(columns).reset_index()
 
 
-def grouped_comparisons(found: StudyResults, over: str) -> Frame:
+def grouped_comparisons(results: StudyResults, over: str) -> Frame:
     """Means of what compares networks, as `grouped`: over pairs of networks, or, where over is "seeds", of each pair.
 
     Columns: `networks` of each pair, method, layer1, layer2, n, value, value_low, value_high.
     """
     keys = [*(["networks"] if over == "seeds" else []), "method", "layer1", "layer2"]
-    frame = found.comparisons.rename(columns=dict(zip(NETWORKS, ENDS, strict=True)))
+    frame = results.comparisons.rename(columns=dict(zip(NETWORKS, ENDS, strict=True)))
     mean, half = _spread(_means(frame, list(dict.fromkeys([*ENDS, *keys])), ["value"]), keys, ["value"], over)
     bounded = [metrics.MEASURES[name].range == (0, 1) for name in mean.index.get_level_values("method")]
     low, high = interval(mean["value"], half["value"], bounded=np.array(bounded))

@@ -55,11 +55,11 @@ def failure_lines(failures: Sequence[Failure], shown: int = 10) -> list[str]:
     return lines + ([f"and {len(failures) - shown} more"] if len(failures) > shown else [])
 
 
-def summary(plan: StudyPlan, store: Store, found: StudyResults) -> list[tuple[str, str]]:
+def summary(plan: StudyPlan, store: Store, results: StudyResults) -> list[tuple[str, str]]:
     """What stands at the top of the page."""
     names = set(plan.names)
     missing = len(names - store.done())
-    stitches = found.stitches
+    stitches = results.stitches
     lines = [("results", f"{len(names) - missing:,} of {len(names):,}" + f", {missing:,} missing" * bool(missing))]
     if len(stitches):
         count = stitches["networks"].nunique()
@@ -75,8 +75,8 @@ def summary(plan: StudyPlan, store: Store, found: StudyResults) -> list[tuple[st
         lines.append(("data", ", ".join(dict.fromkeys(stitches["dataset"].dropna()))))
         lines += [
             (heading(axis), ", ".join(dict.fromkeys(key_text(axis, value) for value in stitches[axis])))
-            for axis in found.axes
+            for axis in results.axes
         ]
-    if len(found.comparisons):
-        lines.append(("comparisons", ", ".join(found.comparisons["method"].unique())))
+    if len(results.comparisons):
+        lines.append(("comparisons", ", ".join(results.comparisons["method"].unique())))
     return [*lines, *(("left out", f"{count:,}: {reason}") for reason, count in plan.left_out.items())]

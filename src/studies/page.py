@@ -27,7 +27,7 @@ SHOWN = (
 )
 
 
-def write_page(path: Path, found: StudyResults, **about: Any) -> None:
+def write_page(path: Path, results: StudyResults, **about: Any) -> None:
     """Write the page; `about`: name, text of the study file, summary, failures, commands and pictures by name."""
     try:
         jinja2 = importlib.import_module("jinja2")
@@ -36,20 +36,20 @@ def write_page(path: Path, found: StudyResults, **about: Any) -> None:
     source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(source)
     # "<" would end the script element early
-    table, parts = table_data(found, about.pop("commands"), about.pop("pictures")), sections(found)
+    table, parts = table_data(results, about.pop("commands"), about.pop("pictures")), sections(results)
     data = json.dumps(table | {"points": with_points(parts)}, separators=(",", ":")).replace("<", "\\u003c")
-    page = template.render(**about, data=data, sections=parts, count=len(found.stitches))
+    page = template.render(**about, data=data, sections=parts, count=len(results.stitches))
     with atomic_write(path) as file:
         file.write(page.encode())
 
 
-def sections(found: StudyResults) -> list[dict[str, Any]]:
+def sections(results: StudyResults) -> list[dict[str, Any]]:
     """The parts of the page that have charts: title, note, and charts with their titles."""
     parts = []
     with drawing():
-        if len(found.stitches):
-            parts += [curves.by_layer(found), curves.by_rank(found), maps.by_layers(found)]
-        parts += [maps.by_metrics(found), maps.by_networks(found)]
+        if len(results.stitches):
+            parts += [curves.by_layer(results), curves.by_rank(results), maps.by_layers(results)]
+        parts += [maps.by_metrics(results), maps.by_networks(results)]
     return [part for part in parts if part["charts"]]
 
 

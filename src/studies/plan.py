@@ -114,7 +114,7 @@ class _At:
 
 def networks_of(study: Study) -> dict[str, int]:
     """The networks that a study names, patterns resolved, in order; with the position of what named each."""
-    found: dict[str, int] = {}
+    networks: dict[str, int] = {}
     for number, text in enumerate(study.says.networks):
         texts = [text]
         if "*" in text and not Path(text).exists():
@@ -122,8 +122,8 @@ def networks_of(study: Study) -> dict[str, int]:
             if not texts:
                 raise study.document.complaint(("networks", number), f"no file matches {text}")
         for one in texts:
-            found.setdefault(one, number)
-    return found
+            networks.setdefault(one, number)
+    return networks
 
 
 def texts_of(study: Study) -> list[str]:
@@ -274,23 +274,23 @@ class _StitchWork:
     def bundles(self, limit: float) -> Iterator[Bundle]:
         """Cut the work into parts of about so many seconds: comparisons alone, stitches that train together in one."""
         groups: dict[tuple, list[_Priced]] = {}
-        for one in self.items:
-            spec = one.item.spec
+        for timed in self.items:
+            spec = timed.item.spec
             if isinstance(spec, CompareSpec):
-                yield Bundle.of(self.pair, self.settings, [one.item], START + one.seconds)
+                yield Bundle.of(self.pair, self.settings, [timed.item], START + timed.seconds)
             else:
-                groups.setdefault((spec.epochs, spec.batch_size, spec.seed, spec.amp), []).append(one)
+                groups.setdefault((spec.epochs, spec.batch_size, spec.seed, spec.amp), []).append(timed)
         held: list[Item] = []
         spent = START
         for same in groups.values():
             assert isinstance(same[0].item.spec, StitchSpec)
             shared = shared_seconds(same[0].item.spec, self.costs)
             spent += shared
-            for one in same:
-                if held and spent + one.seconds > limit:
+            for timed in same:
+                if held and spent + timed.seconds > limit:
                     yield Bundle.of(self.pair, self.settings, held, spent)
                     held, spent = [], START + shared
-                held.append(one.item)
-                spent += one.seconds
+                held.append(timed.item)
+                spent += timed.seconds
         if held:
             yield Bundle.of(self.pair, self.settings, held, spent)

@@ -75,19 +75,19 @@ def label(names: Sequence[str], values: Sequence[Any]) -> str:
     return ", ".join(parts)
 
 
-def write_tables(found: StudyResults, over: str, folder: Path) -> dict[str, Path]:
+def write_tables(results: StudyResults, over: str, folder: Path) -> dict[str, Path]:
     """Write every stitch and comparison, and means with their intervals; returns the files by what they hold."""
     texts: dict[str, tuple[str, str]] = {}
     name = "table" if over == "pairs" else f"table-{over}"
     parts = []
-    if len(found.stitches):
-        frame = grouped(found, over)
-        texts["every stitch"] = "stitches.csv", found.stitches.to_csv(index=False)
+    if len(results.stitches):
+        frame = grouped(results, over)
+        texts["every stitch"] = "stitches.csv", results.stitches.to_csv(index=False)
         texts[f"means over {over}"] = f"{name}.csv", frame.to_csv(index=False)
-        parts.append(to_latex(frame, caption(found.stitches, ENDS, over)))
-    if len(found.comparisons):
-        texts["every comparison"] = "comparisons.csv", found.comparisons.to_csv(index=False)
-        parts.append(to_latex(grouped_comparisons(found, over), caption(found.comparisons, NETWORKS, over)))
+        parts.append(to_latex(frame, caption(results.stitches, ENDS, over)))
+    if len(results.comparisons):
+        texts["every comparison"] = "comparisons.csv", results.comparisons.to_csv(index=False)
+        parts.append(to_latex(grouped_comparisons(results, over), caption(results.comparisons, NETWORKS, over)))
     texts["the same in LaTeX"] = f"{name}.tex", "\n".join(parts)
     places = {}
     for what, (name, text) in texts.items():

@@ -71,7 +71,7 @@ def _reader() -> Any:
 
 def _lines_of(text: str) -> dict[Place, int]:
     """The line of each table, key and element of an array that begins on a line of its own."""
-    found: dict[Place, int] = {}
+    lines: dict[Place, int] = {}
     counts: dict[Place, int] = {}
     table: Place = ()
     array: Place | None = None  # the key whose value goes on over several lines
@@ -80,7 +80,7 @@ def _lines_of(text: str) -> dict[Place, int]:
         plain = _STRING.sub(lambda match: "" if match[0].startswith("#") else "s" * len(match[0]), line)
         if array is not None:
             if depth == 1 and plain.strip().strip("],"):
-                found.setdefault((*array, element), number)
+                lines.setdefault((*array, element), number)
             element, depth = _after(plain, element, depth)
             array = array if depth > 0 else None
             continue
@@ -90,14 +90,14 @@ def _lines_of(text: str) -> dict[Place, int]:
             if header[1] == "[[":
                 counts[names] = counts.get(names, -1) + 1
                 table = (*names, counts[names])
-                found.setdefault(names, number)
-            found.setdefault(table, number)
+                lines.setdefault(names, number)
+            lines.setdefault(table, number)
         elif key := _KEY.match(line):
             place = (*table, key[1].strip("\"'"))
-            found.setdefault(place, number)
+            lines.setdefault(place, number)
             element, depth = _after(plain.partition("=")[2], 0, 0)
             array = place if depth > 0 else None
-    return found
+    return lines
 
 
 def _after(plain: str, element: int, depth: int) -> tuple[int, int]:

@@ -153,11 +153,11 @@ def gram_sums_of_moments(moments: PairedMoments) -> GramSums:
     require_varying(*moments.nonconstant())
     n, x, y = moments.n, moments.x, moments.y
     whole = tuple(float(product.square().sum()) for product in (moments.xy, moments.xx, moments.yy))
-    k, other = float(moments.xx.trace()), float(moments.yy.trace())
+    k, trace_y = float(moments.xx.trace()), float(moments.yy.trace())
     if n < 4:
-        return GramSums(n, whole, None, (k, other))
+        return GramSums(n, whole, None, (k, trace_y))
     u, v = x.energy(), y.energy()
-    traces = k * other, k * k, other * other
+    traces = k * trace_y, k * k, trace_y * trace_y
     centred = u @ moments.all_xy @ v, u @ x.all_products @ u, v @ y.all_products @ v
     diagonals = [float(part) + trace / n for part, trace in zip(centred, traces, strict=True)]
     # the diagonals, out of the whole and out of the means of the rows
@@ -165,5 +165,5 @@ def gram_sums_of_moments(moments: PairedMoments) -> GramSums:
         total - diagonal * n / (n - 2) + trace / ((n - 1) * (n - 2))
         for total, diagonal, trace in zip(whole, diagonals, traces, strict=True)
     )
-    largest = min(1.0, float(x.most) / k), min(1.0, float(y.most) / other)  # about a point near the mean
-    return GramSums(n, whole, unbiased, (k, other), largest)
+    largest = min(1.0, float(x.most) / k), min(1.0, float(y.most) / trace_y)  # about a point near the mean
+    return GramSums(n, whole, unbiased, (k, trace_y), largest)

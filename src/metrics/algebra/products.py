@@ -63,9 +63,10 @@ def _multiply(x: np.ndarray, y: np.ndarray, out: np.ndarray, threads: int) -> No
         np.matmul(x, y.T, out=out)
     elif 8 * max(out.shape) <= x.shape[1]:  # long sums of few features: each thread takes a part of the sums
         parts = [
-            (one, one if x is y else other) for one, other in zip(_cut(x.T, threads), _cut(y.T, threads), strict=True)
+            (left, left if x is y else right)
+            for left, right in zip(_cut(x.T, threads), _cut(y.T, threads), strict=True)
         ]
-        np.sum(_run([lambda one=one, other=other: one.T @ other for one, other in parts], threads), axis=0, out=out)
+        np.sum(_run([lambda left=left, right=right: left.T @ right for left, right in parts], threads), axis=0, out=out)
     elif x is y:
         cuts = _slices(len(x), math.ceil((math.sqrt(8 * threads + 1) - 1) / 2))
         pairs = [(i, j) for index, i in enumerate(cuts) for j in cuts[index + 1 :]] + [(i, i) for i in cuts]
@@ -74,7 +75,10 @@ def _multiply(x: np.ndarray, y: np.ndarray, out: np.ndarray, threads: int) -> No
         side = int(len(y) > len(x))
         cuts = _slices(out.shape[side], threads)
         jobs = [(x[i], y, out[i]) for i in cuts] if side == 0 else [(x, y[j], out[:, j]) for j in cuts]
-        _run([lambda one=one, other=other, to=to: np.matmul(one, other.T, out=to) for one, other, to in jobs], threads)
+        _run(
+            [lambda left=left, right=right, to=to: np.matmul(left, right.T, out=to) for left, right, to in jobs],
+            threads,
+        )
 
 
 def _block(x: np.ndarray, i: slice, j: slice, out: np.ndarray) -> None:

@@ -89,18 +89,18 @@ def nulls(names: Sequence[str], view: str | None, sample: Sample, *, permutation
         few = torch.randperm(len(sample), generator=generator)[:FEW].sort()[0]
     orders = [torch.randperm(len(few), generator=generator) for _ in range(permutations)]
 
-    def null(metric: Metric, taken: str, one: Sample) -> tuple[tuple[float, float], str]:
-        how, some = f"{permutations} permutations of {len(few)} images", one.take(few)
-        observed = value_of(metric, taken, some)
+    def null(metric: Metric, taken: str, sample: Sample) -> tuple[tuple[float, float], str]:
+        how, paired = f"{permutations} permutations of {len(few)} images", sample.take(few)
+        observed = value_of(metric, taken, paired)
         if metric.permuted and taken == "images":
-            draw = metric.permuted([Layer.of(some.x)], [Layer.of(some.y)])
+            draw = metric.permuted([Layer.of(paired.x)], [Layer.of(paired.y)])
             drawn = [float(draw(order)) for order in orders]
         else:
             every = torch.arange(len(few))
-            drawn = [value_of(metric, taken, some.take(every, order)) for order in orders]
+            drawn = [value_of(metric, taken, paired.take(every, order)) for order in orders]
         passed = threshold(observed, drawn, higher_is_better=metric.higher_is_better)
         if metric.needs == "gram" and taken == "images":
-            mean, _ = gram_vectors(one.x, one.y).null(debiased=metric.name == "cka_debiased")
+            mean, _ = gram_vectors(sample.x, sample.y).null(debiased=metric.name == "cka_debiased")
             return (mean, passed), f"mean in closed form, quantile of {how}"
         return (sum(drawn) / len(drawn), passed), how
 
@@ -121,7 +121,7 @@ def threshold(observed: float, drawn: Sequence[float], *, higher_is_better: bool
 def _each(
     names: Sequence[str], view: str | None, sample: Sample, find: Callable[[Metric, str, Sample], tuple[Interval, str]]
 ) -> Uncertainty:
-    found, in_space = Uncertainty({}, {}, {}), None
+    uncertainty, in_space = Uncertainty({}, {}, {}), None
     plan = plan_cell(names, view, len(sample), sample.shape_x, sample.shape_y, None)
     for name, taken in plan.views.items():
         if name in plan.unavailable:
@@ -130,10 +130,10 @@ def _each(
             if plan.source[name] == "row_space":
                 in_space = in_space or sample.in_row_space()
             one = in_space if in_space and plan.source[name] == "row_space" else sample
-            found.values[name], found.how[name] = find(METRICS[name], taken, one)
+            uncertainty.values[name], uncertainty.how[name] = find(METRICS[name], taken, one)
         except UserError as error:
-            found.unavailable[name] = str(error)
-    return found
+            uncertainty.unavailable[name] = str(error)
+    return uncertainty
 
 
 def _interval(metric: Metric, view: str, sample: Sample) -> tuple[Interval, str]:
@@ -173,28 +173,28 @@ class Difference:
     how: str
 
 
-def difference(name: str, view: str | None, one: Sample, other: Sample) -> Difference:
-    """Whether a layer is more like one than like another, on the same images in the same order.
+def difference(name: str, view: str | None, first: Sample, second: Sample) -> Difference:
+    """Whether a layer is more like a first than like a second, on the same images in the same order.
 
     Each image is left out of both at once (CKA by images), or each of BLOCKS blocks, so that what makes both values
     large or small at once cancels; means over images' neighbours are compared on the same halves. Raises UserError
     where the metric has no value, or images are too few.
     """
     metric, views = METRICS[name], set()
-    for sample in (one, other):
+    for sample in (first, second):
         plan = plan_cell([name], view, len(sample), sample.shape_x, sample.shape_y, None)
         if name in plan.unavailable:
             raise UserError(plan.unavailable[name])
         views.add(plan.views[name])
-    if len(views) > 1 or len(one) != len(other):
+    if len(views) > 1 or len(first) != len(second):
         raise UserError(f"{name}: both are to be compared by the same view and images; choose one with --view")
     (taken,) = views
-    value = value_of(metric, taken, one) - value_of(metric, taken, other)
+    value = value_of(metric, taken, first) - value_of(metric, taken, second)
     if metric.each:
-        error = _error_by_halves(metric.each, one, other)
+        error = _error_by_halves(metric.each, first, second)
         low, high, freedom, how = value - Z95 * error, value + Z95 * error, math.inf, f"{HALVINGS} halvings"
     else:
-        (left, how), (without, _) = (_left_out(metric, taken, sample) for sample in (one, other))
+        (left, how), (without, _) = (_left_out(metric, taken, sample) for sample in (first, second))
         change, parts = left - without, len(left)
         error = math.sqrt((parts - 1) / parts * float((change - change.mean()).square().sum()))
         freedom = parts - 1
@@ -205,7 +205,7 @@ def difference(name: str, view: str | None, one: Sample, other: Sample) -> Diffe
     return Difference(value, low, high, p, f"paired, {how}")
 
 
-def _error_by_halves(each: Callable[..., Tensor], sample: Sample, other: Sample | None = None) -> float:
+def _error_by_halves(each: Callable[..., Tensor], sample: Sample, second: Sample | None = None) -> float:
     """The standard error of a mean over images' neighbours, which are images of the sample, too; or, with another
     sample of the same images, that of the difference of both means.
 
@@ -218,7 +218,7 @@ def _error_by_halves(each: Callable[..., Tensor], sample: Sample, other: Sample 
         halves = torch.randperm(len(sample), generator=generator).chunk(2)
         means = []
         for half in halves:
-            some = [one.take(half) for one in (sample, other) if one]
+            some = [one.take(half) for one in (sample, second) if one]
             values = [float(each(Layer.of(one.x), Layer.of(one.y), K // 2).mean()) for one in some]
             means.append(values[0] - sum(values[1:]))
         squares.append((means[0] - means[1]) ** 2)

@@ -199,14 +199,14 @@ class GridPlan:
 
     def sums(self) -> dict[tuple[str, int, int], bool]:
         """The layers with sums of products, (view, side, index), and whether any pair wants their rows' energies."""
-        found: dict[tuple[str, int, int], bool] = {}
+        wanted: dict[tuple[str, int, int], bool] = {}
         for (view, _), pairs in self.moments().items():
             for pair in pairs:
                 plan = self.cells[pair]
                 gram = any(METRICS[name].needs == "gram" and plan.views[name] == view for name in plan.of("moments"))
                 for side, k in enumerate(pair):
-                    found[view, side, k] = found.get((view, side, k), False) or gram
-        return found
+                    wanted[view, side, k] = wanted.get((view, side, k), False) or gram
+        return wanted
 
     def bytes(self) -> int:
         """What is held at once; the activations of a batch come on top."""

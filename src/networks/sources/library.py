@@ -42,8 +42,8 @@ class Source:
     source itself offers under `word`: out of the file where `cached(name)` is one, else it may be downloaded.
     `as_published(name, network, preprocessing)` is what a network with these weights does to images, where these change
     it, and `is_published(name, sha256)` says whether a file holds them.
-    A source of trained networks alone has `open(name, said=, download=)` instead, and `fresh(network)` for an untrained
-    one like it.
+    A source of trained networks alone has `open(name, asked=, download=)` instead, and `fresh(network)` for an
+    untrained one like it.
 
     `prefixed`: a spec begins with the source's name and a colon. `foreign`: what it makes is not this project's.
     `runs`: it runs a file of the user's, of which `digest(name)` is the SHA-256. `for_images`: a network is made for

@@ -20,17 +20,17 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
     Raises UserError for a file or function that is not there or fails, and for what is no network.
     """
     file, function = split_name(name)
-    found = _load(file, name).get(function)
-    if not callable(found):
+    maker = _load(file, name).get(function)
+    if not callable(maker):
         raise UserError(f"{file} has no function {function!r}")
     offered = {"channels": channels, "classes": classes, "size": size}
     try:
-        taken = inspect.signature(found).parameters
+        taken = inspect.signature(maker).parameters
         given = {key: value for key, value in offered.items() if key in taken and value is not None}
         if "classes" in taken and classes is None and taken["classes"].default is inspect.Parameter.empty:
             raise _Unsaid
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-            network = found(**given)
+            network = maker(**given)
     except _Unsaid:
         raise UserError(f"{name} takes classes; name the data set for whose classes it is with -d") from None
     except (Exception, SystemExit) as error:  # the user's own code

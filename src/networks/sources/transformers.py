@@ -42,9 +42,9 @@ class Logits(nn.Module):
             return Logits(type(classifier)(classifier.config))
 
 
-def open_classifier(name: str, *, said: Collection[str] = (), download: bool = False) -> LibraryModel:
+def open_classifier(name: str, *, asked: Collection[str] = (), download: bool = False) -> LibraryModel:
     """A trained classifier with the names of its classes: a folder's, one in the library's cache, or, with `download`,
-    of its hub. No code of either runs. `said` is what the user says of images, so that nothing else need say it.
+    of its hub. No code of either runs. `asked` is what the user says of images, so that nothing else need say it.
     Raises UserError where there is none of that name.
     """
     transformers = require("transformers")
@@ -59,24 +59,24 @@ def open_classifier(name: str, *, said: Collection[str] = (), download: bool = F
             _require_own_attention(config)
             load = transformers.AutoModelForImageClassification.from_pretrained
             model = load(name, config=config, use_safetensors=True, **options)
-            found = _processor(transformers, name, options)
+            own_processor = _processor(transformers, name, options)
     except Exception as error:  # of many kinds, by format, network and version
         remedy = "" if here else "; a folder that holds it needs no network: hf:FOLDER"
         kind = NotHere if here and not is_folder else UserError
         raise kind(f"hf:{name} is no image classifier that can be opened ({first_line(error)}){remedy}") from None
-    if isinstance(found, Exception):
-        if not {"mean", "std", "size"} <= set(said):
+    if isinstance(own_processor, Exception):
+        if not {"mean", "std", "size"} <= set(asked):
             raise UserError(
-                f"hf:{name}: its image processor cannot be had ({first_line(found)}); say what it is to be shown: "
-                "?size=...?mean=...?std=..."
+                f"hf:{name}: its image processor cannot be had ({first_line(own_processor)}); say what it is to be "
+                "shown: ?size=...?mean=...?std=..."
             )
-        found = None
+        own_processor = None
     try:
         names = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
         check(names, Several(TEXT), place="id2label")
-        record = found.to_dict() if found else {}
+        record = own_processor.to_dict() if own_processor else {}
         proposed = _proposed(record, model.config)
-        processor = _own_processor(found, record, proposed) if found else None
+        processor = _own_processor(own_processor, record, proposed) if own_processor else None
     except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"hf:{name} says of itself what no classifier can be ({first_line(error)})") from None
     return LibraryModel(Logits(model), proposed, said_names(list(names)), processor)

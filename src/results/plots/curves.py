@@ -57,20 +57,26 @@ def control_style(name: str) -> dict[str, Any]:
 
 def draw_series(axes: Axes, lines: Sequence[Series]) -> list[float]:
     """Draw lines, those with markers beside each other; returns how far each was moved along the axis."""
-    marked = [number for number, one in enumerate(lines) if one.marker]
+    marked = [number for number, series in enumerate(lines) if series.marker]
     shifts = [0.0] * len(lines)
     for place, number in enumerate(marked):
         shifts[number] = SPREAD * ((place + 0.5) / len(marked) - 0.5)
-    for one, shift in zip(lines, shifts, strict=True):
-        places = np.asarray(one.places, float) + shift
-        style = {"color": one.colour, "linestyle": one.line, "linewidth": 1.0 if one.line == CONTROL_LINE else 1.4}
-        axes.plot(places, one.values, marker=one.marker, markersize=4.5, label=one.label, clip_on=False, **style)
-        if len(one.low):
-            axes.vlines(places, one.low, one.high, colors=one.colour, linewidth=1.2)
-        if one.dots:
-            at, values = np.array(one.dots).T
+    for series, shift in zip(lines, shifts, strict=True):
+        places = np.asarray(series.places, float) + shift
+        style = {
+            "color": series.colour,
+            "linestyle": series.line,
+            "linewidth": 1.0 if series.line == CONTROL_LINE else 1.4,
+        }
+        axes.plot(
+            places, series.values, marker=series.marker, markersize=4.5, label=series.label, clip_on=False, **style
+        )
+        if len(series.low):
+            axes.vlines(places, series.low, series.high, colors=series.colour, linewidth=1.2)
+        if series.dots:
+            at, values = np.array(series.dots).T
             dots = {"marker": ".", "linestyle": "", "alpha": 0.4, "markersize": 4, "clip_on": False}
-            axes.plot(at + shift + DOTS, values, color=one.colour, **dots)
+            axes.plot(at + shift + DOTS, values, color=series.colour, **dots)
     return shifts
 
 

@@ -76,26 +76,26 @@ def differing(found: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str
     return [name for name in names if len({result["params"][name] for result in found}) > 1]
 
 
-def grid_figure(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[str]) -> Figure:
+def grid_figure(results: Sequence[dict[str, Any]], fronts: list[str], ends: list[str]) -> Figure:
     """A row of maps, before and after, for each combination of what else differs; means over seeds."""
-    names = differing(found, ("init", "mask", "low_rank", "lr"))
-    variants = ordered(variant(result, names) for result in found)
-    untrained = all(not result["params"]["epochs"] for result in found)
+    names = differing(results, ("init", "mask", "low_rank", "lr"))
+    variants = ordered(variant(result, names) for result in results)
+    untrained = all(not result["params"]["epochs"] for result in results)
     stages = ["before", "ps_inv"] if untrained else ["before", "after"]
     rows, columns = ([name or "output" for name in names] for names in (fronts, ends))
     width, height = map_size(rows, columns)
     width, height = max(2.4, width + 0.8), max(3.0, height + 0.7)
-    figure = new_figure(len(stages) * width + 0.8, len(variants) * height + 0.6, figure_title(found))
+    figure = new_figure(len(stages) * width + 0.8, len(variants) * height + 0.6, figure_title(results))
     panels = figure.subplots(len(variants), len(stages), squeeze=False)
-    low, high = 0.0, max(1.0, max(value_of(result, stage) for result in found for stage in stages))
+    low, high = 0.0, max(1.0, max(value_of(result, stage) for result in results for stage in stages))
     for line, which in zip(panels, variants, strict=True):
-        same = [result for result in found if variant(result, names) == which]
+        same = [result for result in results if variant(result, names) == which]
         for axes, stage in zip(line, stages, strict=True):
             table = _table(same, fronts, ends, stage)
             image = draw_map(axes, table, rows, columns, low=low, high=high)
             finish(axes, title=f"{stage}{', ' * bool(which)}{which}", x="end layer", y="front layer")
-    draw_scale(figure, image, panels, measure(found))
-    seeds = len({result["params"]["seed"] for result in found})
+    draw_scale(figure, image, panels, measure(results))
+    seeds = len({result["params"]["seed"] for result in results})
     notes = ["framed: the best of its row"] + [f"means over {seeds} seeds"] * (seeds > 1)
     figure.supxlabel("; ".join(notes), fontsize=SMALL, color=INK)
     return figure
@@ -109,38 +109,38 @@ def _table(found: Sequence[dict[str, Any]], fronts: list[str], ends: list[str], 
     return np.array([[np.mean(values.get((one, other), [np.nan])) for other in ends] for one in fronts])
 
 
-def curves_figure(found: Sequence[dict[str, Any]]) -> Figure:
+def curves_figure(results: Sequence[dict[str, Any]]) -> Figure:
     """Relative accuracy over a number that varies, or over pairs of layers: every seed a dot, their mean the line."""
-    names = differing(found, NUMBERS)
+    names = differing(results, NUMBERS)
     across = names[0] if names else "layers"
     others = [
-        name for name in differing(found, ("front_layer", "end_layer", "init", "mask", *NUMBERS)) if name != across
+        name for name in differing(results, ("front_layer", "end_layer", "init", "mask", *NUMBERS)) if name != across
     ]
     if across == "layers":
         others = [name for name in others if not name.endswith("layer")]
-    places = ordered(_place(result, across) for result in found)
+    places = ordered(_place(result, across) for result in results)
     if across != "layers":
         places = sorted(places, key=lambda value: float("inf") if value is None else value)
-    panels = _panels(found, across, places, others)
-    figure = new_figure(*panels_size(len(panels), len(places)), figure_title(found))
+    panels = _panels(results, across, places, others)
+    figure = new_figure(*panels_size(len(panels), len(places)), figure_title(results))
     x = {"low_rank": "rank", "lr": "learning rate"}.get(across, "front - end layer")
-    for axes, _ in draw_panels(figure, panels, [_label(place) for place in places], x=x, y=measure(found)):
+    for axes, _ in draw_panels(figure, panels, [_label(place) for place in places], x=x, y=measure(results)):
         axes.axhline(1, color=GREY, linewidth=1, zorder=0)
     figure.supxlabel("dots: seeds; lines: their means", fontsize=SMALL, color=INK)
     return figure
 
 
 def _panels(
-    found: Sequence[dict[str, Any]], across: str, places: list[Any], others: Sequence[str]
+    results: Sequence[dict[str, Any]], across: str, places: list[Any], others: Sequence[str]
 ) -> dict[str, list[Series]]:
     """The lines of all that differ in `others`: in one panel, or in one each where each has controls of its own."""
-    groups = ordered(variant(result, others) for result in found)
-    stages = ["before", "ps_inv"] if all(not result["params"]["epochs"] for result in found) else list(STAGES_SHOWN)
-    controls = ordered(name for result in found for name, figures in result.get("controls", {}).items() if figures)
+    groups = ordered(variant(result, others) for result in results)
+    stages = ["before", "ps_inv"] if all(not result["params"]["epochs"] for result in results) else list(STAGES_SHOWN)
+    controls = ordered(name for result in results for name, figures in result.get("controls", {}).items() if figures)
     apart = bool(controls) and len(groups) > 1
     panels: dict[str, list[Series]] = {}
     for number, group in enumerate(groups):
-        same = [result for result in found if variant(result, others) == group]
+        same = [result for result in results if variant(result, others) == group]
         at = [[result for result in same if _place(result, across) == place] for place in places]
         # one line a pair of layers would do: no setting changes it
         shown = [stage for stage in stages if stage != "ps_inv" or apart or across == "layers" or not number]
