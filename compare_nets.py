@@ -178,7 +178,8 @@ def compare(
         lines += calibration_lines(calibration, single=single)
         result["calibrated"] = calibration_record(calibration, single=single)
     if args.versus:
-        lines += versus_lines(*args.versus, differences)
+        spec, layer = args.versus
+        lines += versus_lines(spec, layer, differences)
         result["versus"] = {
             name: difference if isinstance(difference, str) else asdict(difference)
             for name, difference in differences.items()
