@@ -151,6 +151,7 @@ BAD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("text", BAD)
 def test_a_bad_spec_gets_one_line(nets: Path, text: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
