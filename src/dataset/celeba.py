@@ -1,4 +1,4 @@
-"""CelebA's lists: the official text files, or the published scripts' train.csv and test.csv."""
+"""CelebA's lists: the official text files, these as CSV, or the published scripts' train.csv and test.csv."""
 
 import os
 from pathlib import Path
@@ -21,8 +21,9 @@ _IMAGE_FOLDERS = ("img_align_celeba", "Img/img_align_celeba", "img_align_celeba/
 def read_celeba(root: Path, split: str) -> tuple[list[Path], Tensor]:
     """Image files of a split and their attributes (images, 40), 0.0 or 1.0.
 
-    `root` holds the images and either the official lists or `train.csv` and `test.csv` (a column `img` and 40
-    columns of -1 and 1). Raises FileNotFoundError for whatever is missing, UserError for lists that do not fit.
+    `root` holds the images and either the official lists, .txt or .csv with a head, or `train.csv` and `test.csv` (a
+    column `img` and 40 columns of -1 and 1). Raises FileNotFoundError for whatever is missing, UserError for lists that
+    do not fit.
     """
     published = any((root / name).is_file() for name in _CSV.values())
     attributes = _read_published(root, split) if published else _read_official(root, split)
@@ -38,14 +39,9 @@ def read_celeba(root: Path, split: str) -> tuple[list[Path], Tensor]:
 
 
 def _read_official(root: Path, split: str) -> pd.DataFrame:
-    attribute_file, partition_file = (
-        _find_list(root, name) for name in ("list_attr_celeba.txt", "list_eval_partition.txt")
-    )
-    with attribute_file.open(encoding="utf-8") as lines:
-        next(lines, "")  # the number of images
-        names = next(lines, "").split()
-    attributes = _table(attribute_file, sep=r"\s+", skiprows=2, names=["img", *names]).set_index("img")
-    partition = _table(partition_file, sep=r"\s+", names=["img", "part"])
+    attribute_file, partition_file = (_find_list(root, name) for name in ("list_attr_celeba", "list_eval_partition"))
+    attributes, partition = _read_list(attribute_file), _read_list(partition_file, ["part"])
+    attributes = attributes.set_index("img")
     chosen = pd.Index(partition["img"][partition["part"] == _PARTITIONS[split]])
     unknown = chosen[~chosen.isin(attributes.index)]
     if len(unknown):
@@ -53,13 +49,26 @@ def _read_official(root: Path, split: str) -> pd.DataFrame:
     return attributes.loc[chosen]
 
 
+def _read_list(file: Path, names: list[str] | None = None) -> pd.DataFrame:
+    """A column `img` and others: by commas with a head, or as official by spaces, below their names if not given."""
+    if file.suffix == ".csv":
+        table = _table(file)
+        return table.set_axis(["img", *(names or table.columns[1:])], axis=1).astype({"img": str})
+    if names:
+        return _table(file, sep=r"\s+", names=["img", *names])
+    with file.open(encoding="utf-8") as lines:
+        next(lines, "")  # the number of images
+        names = next(lines, "").split()
+    return _table(file, sep=r"\s+", skiprows=2, names=["img", *names])
+
+
 def _find_list(root: Path, name: str) -> Path:
-    for folder in _LIST_FOLDERS:
-        if (root / folder / name).is_file():
-            return root / folder / name
+    places = [root / folder / f"{name}{suffix}" for folder in _LIST_FOLDERS for suffix in (".txt", ".csv")]
+    if found := next(filter(Path.is_file, places), None):
+        return found
     raise FileNotFoundError(
-        f"no {name} in {root}; point celeba in config/default.env or DATASET_ROOT_CELEBA to the folder with CelebA's "
-        "lists and img_align_celeba/, or try the embedded set: -d digits"
+        f"no {name}.txt in {root}; point celeba in config/default.env or DATASET_ROOT_CELEBA to the folder with "
+        "CelebA's lists and img_align_celeba/, or try the embedded set: -d digits"
     )
 
 

@@ -6,6 +6,7 @@ reduced-scale decoding (PIL's draft mode) gives other pixels. benchmarks/decode.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.core.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 _GREY = ("1", "L", "LA")
 _DEEP = ("I", "F")  # and all that end in ;16: more than a byte a value
 _LONGEST = 4  # sides; of longer images only the middle is looked at
@@ -160,10 +161,18 @@ def _opened(file: Path) -> Iterator[Any]:
 
     if os.path.getsize(file) == 0:
         raise UserError("it is no image, but an empty file")
-    with Image.open(file, formats=_FORMATS) as opened:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half as many as are refused
+        try:
+            opened = Image.open(file, formats=_FORMATS)
+        except Image.DecompressionBombError:
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+            raise UserError(f"it has more than {most} million pixels, the most that is decoded") from None
+    with opened:
         image: Any = opened
-        if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-            raise UserError(f"it is an animation of {image.n_frames} frames; keep one of them")
+        if image.format in ("PNG", "WEBP", "TIFF") and getattr(image, "n_frames", 1) > 1:
+            kind = "a file of {} pages" if image.format == "TIFF" else "an animation of {} frames"
+            raise UserError(f"it is {kind.format(image.n_frames)}; keep one of them")
         if image.mode in _DEEP or ";16" in image.mode or any(";16" in str(part) for part in image.tile):
             raise UserError("it has 16 bits a value; convert it to 8")
         yield image

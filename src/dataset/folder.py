@@ -1,9 +1,7 @@
 """Folders of image files: a folder a class, or one folder with a table of labels beside the images."""
 
-import csv
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -14,29 +12,12 @@ from src.core.errors import UserError
 from src.core.task import MULTI_LABEL, SINGLE_LABEL
 from src.dataset import augment
 from src.dataset.dataset_spec import SPLITS, DatasetSpec
-from src.dataset.decode import SUFFIXES, Files, look_at
+from src.dataset.decode import Files, look_at
+from src.dataset.label_tables import TABLE, TABLES, Listing, is_folder, is_image, scan, the_table, with_table
 
-TABLE = "labels.csv"
+INNER = "images"  # the one folder within that of a class, or of a split, in which all images may lie
 SIZE = 224  # of images that are not alike
 _SAMPLE = 64  # images whose size and colour stand for all
-_ELSES = {"thumbs.db", "desktop.ini", TABLE}  # and what begins with a dot
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The files of a split, the names of its classes, and the labels.
-
-    These are numbers (images,), or with a table 0.0 and 1.0 (images, classes).
-    """
-
-    files: Files
-    classes: tuple[str, ...]
-    labels: Tensor
-
-    def in_order(self, classes: tuple[str, ...]) -> "Listing":
-        """The same with the columns of its labels in another order."""
-        columns = [self.classes.index(name) for name in classes]
-        return replace(self, classes=classes, labels=self.labels[:, columns])
 
 
 def folder_spec(name: str, root: Path) -> DatasetSpec:
@@ -104,15 +85,23 @@ def _home(root: Path, split: str) -> Path | None:
 
 
 def _listed(home: Path) -> Listing:
-    return _with_table(home) if (home / TABLE).is_file() else _with_folders(home)
+    entries = [entry for entry in scan(home) if not _is_text(entry)]
+    is_inner = _is_inner(entries)
+    if (home / TABLE).is_file() or is_inner or (entries and not any(map(is_folder, entries))):
+        return with_table(home, the_table(home), home / INNER if is_inner else home)
+    return _with_folders(home)
+
+
+def _is_inner(entries: Sequence[os.DirEntry]) -> bool:
+    return len(entries) == 1 and entries[0].name == INNER and is_folder(entries[0])
 
 
 def _with_folders(home: Path) -> Listing:
     classes, names, numbers = [], [], []
-    for entry in _entries(home):
-        if not _is_folder(entry):
+    for entry in scan(home):
+        if not is_folder(entry):
             raise UserError(f"{entry.path} is no folder; each class has one in {home} (or labels stand in {TABLE})")
-        images = [image.name for image in _entries(entry.path) if _is_image(image)]
+        images = _images_of(entry)
         if not images:
             raise UserError(f"the class {entry.name} has no image in {entry.path}")
         names += [os.path.join(entry.name, image) for image in images]
@@ -123,53 +112,16 @@ def _with_folders(home: Path) -> Listing:
     return Listing(Files(home, names), tuple(classes), torch.tensor(numbers))
 
 
-def _with_table(home: Path) -> Listing:
-    table = home / TABLE
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            head, *rows = [row for row in csv.reader(file) if row] or [[]]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no table of comma-separated UTF-8 text: {error}") from None
-    if len(head) < 2 or len(set(head)) < len(head) or not all(name.strip() for name in head[1:]):
-        raise UserError(f"{table} needs a head: the file's column, and one or more labels, each of a name of its own")
-    images = {entry.name for entry in _entries(home) if _is_image(entry)}
-    labels = torch.zeros(len(rows), len(head) - 1)
-    seen = set()
-    for number, row in enumerate(rows):
-        where = f"{table}, row {number + 1} ({row[0]})"
-        if len(row) != len(head) or not set(row[1:]) <= {"0", "1"}:
-            raise UserError(f"{where} is not a file and a 0 or 1 for each of {len(head) - 1} labels")
-        if row[0] not in images or row[0] in seen:
-            raise UserError(f"{where}: {'is there twice' if row[0] in seen else f'no such image in {home}'}")
-        seen.add(row[0])
-        labels[number] = torch.tensor([float(value) for value in row[1:]])
-    if images - seen:
-        raise UserError(f"{table} has no row for {min(images - seen)}")
-    if not rows:
-        raise UserError(f"{table} names no image")
-    return Listing(Files(home, [row[0] for row in rows]), tuple(head[1:]), labels)
+def _images_of(folder: os.DirEntry) -> list[str]:
+    """The images of a class; those in `images/`, if beside that are texts alone, as in Tiny ImageNet."""
+    entries = [entry for entry in scan(folder.path) if not _is_text(entry)]
+    if _is_inner(entries):
+        return [os.path.join(INNER, image.name) for image in scan(entries[0].path) if is_image(image)]
+    return [image.name for image in scan(folder.path) if is_image(image)]
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry]:
-    """What is in a folder, by name, without what systems leave in folders."""
-    with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in _ELSES]
-    return sorted(kept, key=lambda entry: entry.name)
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    if entry.is_symlink():  # one that leads nowhere, or round in a circle, says so
-        os.stat(entry.path)
-    return entry.is_dir()
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-    """True; UserError for what is no image, since to leave it out in silence would change the data."""
-    if _is_folder(entry):
-        raise UserError(f"{entry.path} is a folder among images; a class has images alone")
-    if not entry.name.lower().endswith(SUFFIXES):
-        raise UserError(f"{entry.path} is no image of a kind known here ({', '.join(SUFFIXES)})")
-    return True
+def _is_text(entry: os.DirEntry) -> bool:
+    return entry.name.lower().endswith(TABLES) and not is_folder(entry)
 
 
 def _check_classes(first: Listing, home: Path, other: Listing, other_home: Path) -> None:

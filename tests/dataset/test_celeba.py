@@ -348,3 +348,20 @@ def test_only_celeba_has_an_official_validation_split() -> None:
     assert [name for name, spec in DATASETS.items() if "valid" in spec.splits] == ["celeba"]
     with pytest.raises(ValueError, match="celeba has no split 'test'; choose from train, val, valid"):
         load_split("celeba", "test")
+
+
+def test_the_lists_of_kaggle_give_the_batches_of_the_official_ones(official: Path) -> None:
+    expected = {split: everything(official, split) for split in ("train", "valid", "val")}
+    attributes, partition = official / "list_attr_celeba.txt", official / "list_eval_partition.txt"
+    _, head, *rows = attributes.read_text().splitlines()
+    lines = [",".join(["image_id", *head.split()]), *(",".join(row.split()) for row in rows)]
+    attributes.with_suffix(".csv").write_text("\n".join(lines))
+    lines = ["image_id,partition", *(",".join(row.split()) for row in partition.read_text().splitlines())]
+    partition.with_suffix(".csv").write_text("\n".join(lines))
+    attributes.unlink()
+    partition.unlink()
+    (official / "img_align_celeba").rename(official / "inner")
+    (official / "img_align_celeba").mkdir()
+    (official / "inner").rename(official / "img_align_celeba/img_align_celeba")
+    for split, batches in expected.items():
+        assert_same(everything(official, split), batches)

@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -337,3 +338,113 @@ def test_controls_are_the_same_on_a_folder_and_in_memory() -> None:
     found = [run("stitch_nets", *command, "-d", name)[0] for name in ("folder:shapes", "arrays:shapes.npz")]
     assert found[0]["controls"] == found[1]["controls"]
     assert found[0]["trans_fit"].equals(found[1]["trans_fit"])
+
+
+def flat(folder: Path, table: Path, lines: list[str], *, split: str = "val") -> None:
+    """The images of a split of `write_folder` in one folder, named in a table by `{file}`, `{stem}` and `{name}`."""
+    images = sorted((folder / split).rglob("*.png"))
+    inner = table.parent / "images"
+    inner.mkdir(exist_ok=True)
+    head, form = (lines[0], lines[1]) if len(lines) == 2 else ("", lines[0])
+    rows = []
+    for number, image in enumerate(images):
+        target = inner / f"{split}_{number}.png"
+        image.rename(target)
+        rows.append(form.format(file=target.name, stem=target.stem, name=image.parent.name))
+        if not any(image.parent.iterdir()):
+            image.parent.rmdir()
+    table.write_text("\n".join([*([head] if head else []), *reversed(rows)]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("val_annotations.txt", ["{file}\t{name}\t0\t0\t62\t62"]),
+        ("classes.csv", ["filename,label", "{file},{name}"]),
+        ("labels.csv", ["{file},class {name}"]),
+        ("truth.tsv", ["image_id\tclass", "{stem}\t{name}"]),
+        ("list.txt", ["images/{file} {name}"]),
+    ],
+)
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_flat_split_is_labelled_by_its_table(name: str, lines: list[str], inner: bool) -> None:
+    write_folder(Path("d"), 6)
+    before = load_split("folder:d", "val")
+    expected = sorted(
+        (int(label), float(image.float().mean())) for image, label in zip(raw(before), before.labels, strict=True)
+    )
+    flat(Path("d"), Path("d/val") / name, lines)
+    if "class {name}" in lines[-1]:
+        for entry in list(Path("d/train").iterdir()):
+            entry.rename(entry.with_name(f"class {entry.name}"))
+    if not inner:
+        for image in Path("d/val/images").iterdir():
+            image.rename(Path("d/val") / image.name)
+        Path("d/val/images").rmdir()
+    split = load_split("folder:d", "val")
+    found = sorted(
+        (int(label), float(image.float().mean())) for image, label in zip(raw(split), split.labels, strict=True)
+    )
+    assert found == expected
+
+
+def test_the_layout_of_tiny_imagenet_is_read() -> None:
+    write_folder(Path("d"), 6)
+    expected = load_split("folder:d", "train")
+    images = raw(expected)
+    for home in list(Path("d/train").iterdir()):
+        (home / "images").mkdir()
+        for image in home.glob("*.png"):
+            image.rename(home / "images" / image.name)
+        (home / f"{home.name}_boxes.txt").write_text("a\t1\t2\t3\t4\n")
+    flat(Path("d"), Path("d/val/val_annotations.txt"), ["{file}\t{name}\t0\t0\t62\t62"])
+    Path("d/test/images").mkdir(parents=True)  # which has no labels
+    split = load_split("folder:d", "train")
+    assert torch.equal(raw(split), images) and torch.equal(split.labels, expected.labels)
+    assert len(load_split("folder:d", "val")) > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "and of tables that name their classes: none; one is needed"),
+        ("val_0.png,1\n", "has no row for val_1"),
+        ("val_0.png,1\nval_0.png,2\n", "row 2 (val_0.png): is there twice"),
+        ("file,class\nval_0.png,1\nx.png,2\n", "row 2 (x.png): no such image in d/val/images"),
+        ("val_0.png\n", "row 1 (val_0.png) has no class"),
+    ],
+)
+def test_a_table_that_does_not_fit_flat_images_is_one_line(content: str | None, message: str) -> None:
+    write_folder(Path("d"), 6)
+    flat(Path("d"), Path("d/val/t.csv"), ["{file},{name}"])
+    if content is None:
+        Path("d/val/t.csv").unlink()
+    else:
+        Path("d/val/t.csv").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_split("folder:d", "val")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".pgm", ".png"])
+def test_formats_of_science_hold_the_same_pixels(suffix: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9), dtype=np.uint8))
+    image.save(f"x{suffix}")
+    assert np.array_equal(decode(Path(f"x{suffix}"), Target(1, 9, 9, kept=9))[0].numpy(), np.asarray(image))
+
+
+def test_what_tiff_holds_beside_bytes_is_refused() -> None:
+    Image.new("L", (9, 9)).save("pages.tif", save_all=True, append_images=[Image.new("L", (9, 9))])
+    Image.fromarray(np.ones((9, 9), dtype=np.float32)).save("float.tif")
+    Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)).save("deep.tif")
+    for name, message in (("pages", "a file of 2 pages"), ("float", "16 bits a value"), ("deep", "16 bits a value")):
+        with pytest.raises(ValueError, match=message):
+            decode(Path(f"{name}.tif"), Target(1, 9, 9))
+
+
+def test_pictures_without_bounds_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_000_000)
+    for name, side in (("large", 1500), ("huge", 2100)):
+        Image.new("L", (side, side)).save(f"{name}.png")
+    assert decode(Path("large.png"), Target(1, 9, 9)).shape == (1, 9, 9)  # without PIL's warning, an error here
+    with pytest.raises(ValueError, match="cannot read the image huge.png: it has more than 4 million pixels, the most"):
+        decode(Path("huge.png"), Target(1, 9, 9))
