@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.core.config import full_precision
 from src.core.progress import bar
-from src.core.task import Task
+from src.core.task import MULTI_LABEL, Task
 from src.dataset import Split
 from src.metrics.algebra.linalg import float64_device
 
@@ -41,7 +41,7 @@ class AgreementCounter:
         self.task, self.target, self.couples, self.labelled = task, target, list(couples), labelled
         self._unlabelled = frozenset(unlabelled)
         self._kept: dict[tuple[str, str], list[Tensor]] = {(kind, name): [] for kind in KEPT for name in keep}
-        self.images = self.decisions = 0
+        self.images = self.decisions = self.classes = 0
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
     def update(self, logits: Mapping[str, Tensor], labels: Tensor) -> None:
@@ -52,6 +52,7 @@ class AgreementCounter:
         decided = {name: self.task.predictions(values) for name, values in exact.items()}
         images = len(labels)
         self.images += images
+        self.classes = next(iter(exact.values())).shape[1]
         self.decisions += next(iter(decided.values())).numel()
         if self.labelled:
             named = {name: values for name, values in exact.items() if name not in self._unlabelled}
@@ -114,6 +115,11 @@ class AgreementCounter:
             "same_class_out": self._sums["same", name].item() / self.decisions,
             "rel_acc": None if own is None else own / best if best else float("nan"),
         }
+
+    def loss_to_target(self, name: str) -> float:
+        """Mean loss an image towards the target's probabilities, in nats, as training with soft targets has it."""
+        crossentropy = self._sums["crossentropy", name].item() / self.images
+        return crossentropy * (1 if self.task is MULTI_LABEL else self.classes)
 
     def hits(self, first: str, second: str) -> dict[str, int] | None:
         """Decisions that both get right (rr), only the first (rw), only the second (wr), or neither (ww)."""

@@ -297,8 +297,7 @@ def _training_groups(works: Sequence[StitchRun]) -> list[list[StitchRun]]:
 
 
 def _validation(counts: AgreementCounter, name: str) -> dict[str, float]:
-    """Loss and accuracy; without labels of these classes cross-entropy to the end network, and agreement with it."""
+    """Loss and accuracy; without labels of these classes the loss to the end network, and agreement with it."""
     if counts.labelled:
         return counts.scores(name)
-    found = counts.agreement(name)
-    return {"loss": found["crossentropy"], "acc": found["same_class_out"]}
+    return {"loss": counts.loss_to_target(name), "acc": counts.agreement(name)["same_class_out"]}

@@ -16,6 +16,8 @@ pytest.importorskip("matplotlib")
 from src.results.plots.layers import grid_figure, pair_figure
 from src.results.plots.stitch import stitch_figure
 from src.results.plots.stitches import stitches_figure
+from src.results.plots.style import logarithmic
+from tests.paths import ROOT
 
 ACCURACIES = "accuracy on val, 95% intervals"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -55,6 +57,29 @@ def test_every_kind_of_stitch_is_drawn(arguments, toy) -> None:
     for axes in figure.get_axes():
         assert axes.get_ylabel() or axes.get_xlabel() or not axes.get_title()
     assert torch.is_grad_enabled()
+
+
+def test_a_stitch_on_images_of_other_classes_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is right there: the picture shows how often it agrees with the end, and losses on one scale."""
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 255, (60, 32, 32), dtype=np.uint8)
+    names = [f"kind {number}" for number in range(10)]
+    labels = np.arange(60) % 10
+    np.savez("other.npz", x_train=images, x_val=images, y_train=labels, y_val=labels, classes=np.array(names))
+    weights = [str(ROOT / f"model_weights/Tiny10/Digits/in{seed}-gn{seed}/440.pt") for seed in (0, 1)]
+    given = [*weights, "bn7", "bn7", "-d", "arrays:other.npz", "-i", "ps_inv", "-e", "2", "--target-type", "soft_2"]
+    result = stitch(*given, "-lr", "1e-9")
+    crossentropy = result["m2_sim"]["after"]["crossentropy"]  # which is published as a mean over classes, too
+    assert result["trans_fit"]["val_loss"].iloc[-1] == pytest.approx(10 * crossentropy)
+    panels = stitch_figure(result).get_axes()
+    agreement = next(axes for axes in panels if axes.get_ylabel() == "agrees with end (%)")
+    lines = {str(line.get_label()): np.asarray(line.get_ydata(), float) for line in agreement.get_lines()}
+    assert lines["before"] == [100 * result["m2_sim"]["before"]["same_class_out"]] and len(lines["val"]) == 3
+    assert not any(label.startswith("train") for label in lines)
+    singular = next(axes for axes in panels if axes.get_title() == "singular values")
+    logarithmic(singular)
+    singular.get_figure(root=True).draw_without_rendering()  # pyright: ignore
+    assert not any("$" in label.get_text() for label in singular.get_yticklabels())
 
 
 def test_the_panels_show_the_numbers(toy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from src.results.plots.style import (
     empty,
     finish,
     legend,
+    logarithmic,
     new_figure,
     save,
     whole_numbers,
@@ -119,7 +121,7 @@ def _draw_singular_values(axes: Axes, matrices: dict[str, np.ndarray]) -> None:
             line.set_markerfacecolor("none")
         lowest, highest = min(lowest, kept.min(initial=np.inf)), max(highest, kept.max(initial=0))
     if highest > 30 * lowest:
-        axes.set_yscale("log")
+        logarithmic(axes)
     else:
         axes.set_ylim(0, 1.12 * highest or 1.0)
     whole_numbers(axes.xaxis)
@@ -131,17 +133,22 @@ def _draw_curves(loss: Axes, accuracy: Axes, result: dict[str, Any]) -> None:
     epochs = np.arange(1, len(fit) + 1)
     target = result["params"].get("target_type", "hard")
     trained_on = "train" if target == "hard" else f"train ({target})"
+    is_labelled = scores["before"]["acc"] is not None
     for axes, key, score, unit in ((loss, "loss", "loss", 1), (accuracy, "accuracy", "acc", 100)):
         marker = "." if len(fit) < 25 else ""
         style = {"marker": marker, "linewidth": 1.3}
-        axes.plot(epochs, unit * fit[f"train_{key}"], color=GREY, linestyle="--", label=trained_on, **style)
+        if is_labelled or key == "loss":  # without labels no decision is right
+            axes.plot(epochs, unit * fit[f"train_{key}"], color=GREY, linestyle="--", label=trained_on, **style)
+        reached = {name: _reached(result, name, score) for name in ("before", "after")}
         # before training there is a score on the validation images, but none on those of training
-        val = [scores["before"][score], *fit[f"val_{key}"]]
-        axes.plot(np.arange(len(fit) + 1), unit * np.array(val), color=INK, label="val", **style)
+        val = np.array([math.nan if reached["before"] is None else reached["before"], *fit[f"val_{key}"]])
+        axes.plot(np.arange(len(fit) + 1), unit * val, color=INK, label="val", **style)
         for place, name in ((0, "before"), (len(fit), "after")):
+            if (value := reached[name]) is None:
+                continue
             axes.plot(
                 place,
-                unit * scores[STAGES[name].scores][score],
+                unit * value,
                 color=STAGES[name].colour,
                 marker=STAGES[name].marker,
                 markersize=7.5 if name == "before" else 5,
@@ -152,12 +159,20 @@ def _draw_curves(loss: Axes, accuracy: Axes, result: dict[str, Any]) -> None:
             )
     finish(loss, y="loss (nats)", grid="both")
     loss.set_title("learning curve", fontsize=NORMAL, color=INK, pad=20)
-    finish(accuracy, x="epoch", y="accuracy (%)", grid="both")
+    finish(accuracy, x="epoch", y="accuracy (%)" if is_labelled else "agrees with end (%)", grid="both")
     loss.tick_params(labelbottom=False)
     last = max(1, len(fit))
     accuracy.set_xlim(-0.03 * last, 1.03 * last)
     whole_numbers(accuracy.xaxis)
     legend(loss, ncols=4, columnspacing=0.8, loc="lower center", bbox_to_anchor=(0.5, 1.0), handletextpad=0.4)
+
+
+def _reached(result: dict[str, Any], name: str, score: str) -> float | None:
+    """Loss or accuracy of a stage; without labels of these classes how often it agrees with the end."""
+    value = result["model_results"][STAGES[name].scores][score]
+    if value is None and score == "acc":
+        return result["m2_sim"][STAGES[name].agreement]["same_class_out"]
+    return value
 
 
 def _draw_accuracies(axes: Axes, result: dict[str, Any]) -> None:
@@ -166,7 +181,7 @@ def _draw_accuracies(axes: Axes, result: dict[str, Any]) -> None:
     shares = {name: result["model_results"].get(stage.scores, {}).get("acc") for name, stage in STAGES.items()}
     shown = {name: share for name, share in shares.items() if share is not None}
     if not shown:
-        empty(axes, "no accuracy: the images are of other classes")
+        empty(axes, "none: no labels\nof these classes")
         return
     images, marked = result.get("images", {}).get("val"), exact_fits(result)
     lowest, highest = 100.0, 0.0

@@ -98,6 +98,15 @@ def whole_numbers(*axes: Axis) -> None:
         axis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic scale upwards, its ticks in plain numbers: no text of a picture is read as formulas."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def legend(axes: Axes, **options: Any) -> None:
     axes.legend(fontsize=SMALL, frameon=False, handlelength=1.6, borderaxespad=0.2, **options)
 
