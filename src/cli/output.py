@@ -324,17 +324,20 @@ def publish(
     *,
     draw: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> None:
-    """Write a result with its arguments and provenance, draw its picture, and print: `text`, or all of it as JSON.
+    """Write a result with its arguments and provenance, print `text`, or all of it as JSON, and draw its picture.
 
-    `draw` gets what was written and the picture's path; it is called for --plot only. Text comes first of all, so
-    that the numbers of a long run are seen even where the disk is full.
+    `draw` gets what was written and the picture's path; it is called for --plot only. What was written is there
+    whatever becomes of the terminal, and the numbers of a long run are seen even where the disk is full.
     """
-    if not args.json:
-        say(text)
     record = {"params": parameters(args), **result, **results.provenance()}
     places: dict[str, str | None] = {"result": None}
+    try:
+        if place.path:
+            results.write(place.path, record, overwrite=args.overwrite or getattr(args, "resume", False))
+    finally:
+        if not args.json:
+            say(text)
     if place.path:
-        results.write(place.path, record, overwrite=args.overwrite or getattr(args, "resume", False))
         places = {"result": str(place.path)}
         pictures = picture_paths(args, place.path) if getattr(args, "plot", False) and draw else []
         if args.overwrite:
@@ -354,9 +357,10 @@ def publish(
 
 
 def say(text: str) -> None:
-    """Print on stdout; whoever reads it may have had enough (`| head -1`), which is no error."""
+    """Print on stdout, what its encoding lacks escaped; whoever reads it may have had enough (`| head -1`)."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(visible(text), flush=True)
+        print(visible(text).encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # also for what Python itself still flushes at the end

@@ -34,12 +34,14 @@ def publish(
     if single:
         cli.publish(args, cli.Place(paths[0]), outcomes[0], stitch_table(outcomes[0]), draw=plots.draw_stitch)
         return
-    if not args.json:
-        cli.say(stitches_table(outcomes))
-    for path, result in zip(paths, outcomes, strict=True):
-        if path:
-            results.write(path, result | results.provenance(), overwrite=args.overwrite or args.resume)
-            results.keep_row(path, result)
+    try:
+        for path, result in zip(paths, outcomes, strict=True):
+            if path:
+                results.write(path, result | results.provenance(), overwrite=args.overwrite or args.resume)
+                results.keep_row(path, result)
+    finally:
+        if not args.json:
+            cli.say(stitches_table(outcomes))
     pictures = cli.picture_paths(args, paths[0].with_name(f"{SET}.pkl")) if paths[0] and args.plot else []
     for picture in pictures:
         plots.draw_stitches(outcomes, picture)

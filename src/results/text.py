@@ -19,10 +19,10 @@ def to_json(record: dict[str, Any]) -> str:
     """A record of built-ins, arrays and frames as one JSON document, numbers in full precision.
 
     Frames become lists of rows; arrays of more than `SMALL` numbers are left out, and with them what held nothing
-    else; NaN and infinity, which JSON does not know, become null.
+    else; NaN and infinity, which JSON does not know, become null. All of it is ASCII, whatever names hold.
     """
     plain = _plain(record)
-    return json.dumps({} if plain is _ABSENT else plain, indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps({} if plain is _ABSENT else plain, indent=2, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

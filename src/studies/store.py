@@ -84,7 +84,7 @@ class Store:
         before = self.failures().get(name)
         record = {"about": about, "count": 1 + (before.count if before else 0), "trace": trace}
         with atomic_write(self.folder / f"{name}{FAILED}") as file:
-            file.write(json.dumps(record, indent=2, ensure_ascii=False).encode())
+            file.write(json.dumps(record, indent=2).encode())
 
     @property
     def leases(self) -> Path:
