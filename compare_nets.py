@@ -34,7 +34,7 @@ from src.results.comparison_text import (
     grid_text,
     versus_lines,
 )
-from src.results.titles import network_name
+from src.results.titles import network_names
 
 Layers = tuple[list[str], list[str]]
 
@@ -168,7 +168,7 @@ def compare(
         asked = {"with_intervals": args.intervals, "permutations": args.permutations}
         valued = {pair: list(cell.values) for pair, cell in comparison.cells.items()}
         certainties = certainty_of(*given, valued, view=args.view, **asked, **room)
-    titles = [network_name(network.facts()) for network in on_data.networks]
+    titles = network_names([network.facts() for network in on_data.networks])
     make_report = pair_report if single else grid_report
     (title, *lines), result = make_report(comparison, titles, certainties)
     lines = [report.fill(f"{title} ({args.dataset}, {args.dataset_type})"), *lines]

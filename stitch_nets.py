@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             fresh=lambda seed: on_data.with_preprocessing(untrained(on_data.networks[0], seed), on_data.networks[0]),
             memory=1e9 * args.memory,
             resume=state,
-            callbacks=Callbacks(cli.notice, epochs_of(cuts.specs[0], always=args.debug)),
+            callbacks=Callbacks(cli.notice, epochs_of(cuts.specs, always=args.debug)),
         )
         outcomes = stitch(cuts, train, val, plan)
         about = {"weights": dict(zip(("front", "end"), (network.facts() for network in on_data.networks), strict=True))}

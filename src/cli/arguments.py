@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import re
 import shlex
 import shutil
 import textwrap
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 from src.core.config import MEMORY
 from src.core.errors import UserError
 from src.core.options import NUMBERS, Option
+from src.core.text import close_to
 from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
 from src.evaluation.passes import BATCH_SIZE
 from src.metrics import MEASURES
@@ -39,6 +41,9 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        if odd := re.fullmatch(r"(.*invalid choice: '(.*?)')( \(choose from (.*)\))", message, re.DOTALL):
+            choices = [choice.strip(" '") for choice in odd[4].split(",")]
+            message = f"{odd[1]}{close_to(odd[2], choices)}{odd[3]}"
         self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ from src.training.train_state import History
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
+_REMEDY = "remedy"  # the attribute of an OSError that says what to do about it
 USER_ERRORS = (UserError, OSError, FloatingPointError)
 
 
@@ -179,7 +181,8 @@ def _is_shortage(error: BaseException) -> bool:
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return text + getattr(error, _REMEDY, "")
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -223,11 +226,11 @@ def tell_resumed(done: int, epochs: int) -> None:
     notice(f"going on after epoch {done} of {epochs}")
 
 
-def tell_epoch(history: History, epochs: int, *, always: bool = False) -> None:
+def tell_epoch(history: History, epochs: int, *, always: bool = False, whose: str = "") -> None:
     """A line on stderr about the last epoch, for logs: it stands in where there is no terminal for a progress bar."""
     if always or not sys.stderr.isatty():
         figures = ", ".join(f"{name} {value:.4f}" for name, value in history.epochs[-1].items())
-        notice(f"epoch {len(history.epochs)} of {epochs}: {figures}")
+        notice(f"epoch {len(history.epochs)} of {epochs}{' of ' * bool(whose)}{whose}: {figures}")
 
 
 @contextlib.contextmanager
@@ -293,7 +296,8 @@ def result_paths(
                 raise UserError(f"--no-save excludes --{option}: that is kept beside the result")
         yield [None for _ in names]
         return
-    folder = results.run_folder(out_dir or args.out_dir, args.run_name)
+    with _naming_ways_out("--no-save" if out_dir else "-o for another folder, or --no-save"):
+        folder = results.run_folder(out_dir or args.out_dir, args.run_name)
     paths = [folder / f"{name}.pkl" for name in names]
     named = [folder / f"{picture}.pkl"] if picture else paths
     drawn = [place for path in named for place in picture_paths(args, path)]
@@ -309,6 +313,17 @@ def result_paths(
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+@contextlib.contextmanager
+def _naming_ways_out(remedy: str) -> Iterator[None]:
+    """Say beside an error of a place where nothing may be written which options choose another."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            setattr(error, _REMEDY, f"; give {remedy}")
+        raise
 
 
 def picture_paths(args: argparse.Namespace, result: Path) -> list[Path]:

@@ -10,17 +10,18 @@ from src.cli import output as cli
 from src.results import plots
 from src.results import text as report
 from src.results.stitch_text import stitch_table, stitches_table
-from src.stitching import StitchSpec
+from src.stitching import StitchSpec, spec_names
 from src.stitching.states import SET
 from src.training.train_state import History
 
 
-def epochs_of(first: StitchSpec, *, always: bool) -> Callable[[StitchSpec, History], None]:
-    """Who writes a line on stderr after each epoch: of several stitches, those of the first alone."""
+def epochs_of(specs: Sequence[StitchSpec], *, always: bool) -> Callable[[StitchSpec, History], None]:
+    """Who writes a line on stderr after each epoch: of several stitches, those of the first alone, with its name."""
+    whose = f"{spec_names(specs)[0]}, the first of {len(specs)}" if len(specs) > 1 else ""
 
     def tell(spec: StitchSpec, history: History) -> None:
-        if spec == first:
-            cli.tell_epoch(history, spec.epochs, always=always)
+        if spec == specs[0]:
+            cli.tell_epoch(history, spec.epochs, always=always, whose=whose)
 
     return tell
 

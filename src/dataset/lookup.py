@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.core import config
 from src.core.errors import UserError
+from src.core.text import close_to
 from src.dataset.arrays import arrays_spec
 from src.dataset.cache import CacheOptions
 from src.dataset.dataset_spec import DatasetSpec
@@ -35,7 +36,7 @@ def canonical_dataset(text: str) -> str:
     lower = text.lower()
     known = {spec.folder.lower(): spec.name for spec in DATASETS.values()} | {n: n for n in DATASETS} | _FOLDER_ALIASES
     if lower not in known:
-        raise UserError(f"unknown data set {text!r}; choose from {', '.join(known_datasets())}")
+        raise UserError(f"unknown data set {text!r}{close_to(text, known)}; choose from {', '.join(known_datasets())}")
     return known[lower]
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from src.core.errors import UserError
+from src.core.text import close_to
 from src.models.dense import Dense
 from src.models.inceptionv1 import InceptionV1
 from src.models.lenet import LeNet
@@ -53,7 +54,7 @@ def _find(name: str) -> tuple[str, str]:
             match = re.fullmatch(pattern, name, re.IGNORECASE | re.ASCII)
             if match:
                 return key, match[1] if match.re.groups else ""
-    raise UserError(f"unknown model {name!r}; known models: {', '.join(model_names())}")
+    raise UserError(f"unknown model {name!r}{close_to(name, model_names())}; known models: {', '.join(model_names())}")
 
 
 def canonical_name(name: str) -> str:

@@ -108,7 +108,8 @@ def health_lines(health: Mapping[str, Any]) -> list[str]:
     """What a comparison's numbers rest on, as `Health` has it, and what makes them doubtful."""
     facts = [f"{health['images']} images", "features {} and {}".format(*health["features"])]
     if health["rank"]:
-        facts.append("rank {}{} and {}".format("at least " * health["rank_is_bound"], *health["rank"]))
+        least, why = ("at least ", " of fewer images, evenly picked") if health["rank_is_bound"] else ("", "")
+        facts.append("rank {}{} and {}{}".format(least, *health["rank"], why))
     facts.append("dead channels {} and {}".format(*health["dead_channels"]))
     if health["cka_bias"] is not None:
         facts.append(f"biased - debiased CKA {health['cka_bias']:.4f}")

@@ -1,6 +1,6 @@
 """What results are about, in a line."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from src.networks.checkpoints import seeds_name
@@ -21,12 +21,31 @@ def network_name(network: dict[str, Any]) -> str:
 
 
 def network_names(networks: Sequence[dict[str, Any]]) -> list[str]:
-    """The names of networks, with the data sets that they were trained on where these differ."""
-    datasets = [network.get("dataset") for network in networks]
-    if len(set(datasets) - {None}) < 2:
-        return [network_name(network) for network in networks]
-    named = zip(networks, datasets, strict=True)
-    return [network_name(network) + (f" of {dataset}" if dataset else "") for network, dataset in named]
+    """The names of networks, with the data sets that they were trained on where these differ, and with their files
+    where these differ and nothing else does."""
+    datasets, names = [network.get("dataset") for network in networks], list(map(network_name, networks))
+    if len(set(datasets) - {None}) > 1:
+        names = [name + (f" of {dataset}" if dataset else "") for name, dataset in zip(names, datasets, strict=True)]
+    return told_apart(names, [str(network.get("path") or "") for network in networks])
+
+
+def told_apart(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Names, behind which stand the ends of paths where several paths have the same name, as short as differ."""
+    sharing = {name: {path for other, path in zip(names, paths, strict=True) if other == name} for name in names}
+    return [
+        f"{name} ({_end_of(path, sharing[name])})" if len(sharing[name]) > 1 and path else name
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _end_of(path: str, others: Collection[str]) -> str:
+    """The last parts of a path, as many as no other path ends in."""
+    parts = path.split("/")
+    for count in range(1, len(parts)):
+        end = "/".join(parts[-count:])
+        if not any(f"/{other}".endswith(f"/{end}") for other in others if other != path):
+            return end
+    return path
 
 
 def stitch_title(result: dict[str, Any], arrow: str = "->") -> str:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.core.errors import UserError
 from src.core.progress import bar
+from src.core.text import close_to
 from src.cutting.parts import heads
 from src.dataset import PairedImagesSplit, Split
 from src.dataset.preprocessing import for_half
@@ -89,7 +90,9 @@ def choose_controls(text: str) -> list[str]:
         return list(CONTROLS)
     for name in named:
         if name not in CONTROLS:
-            raise UserError(f"unknown control {name!r}; choose all, or from {', '.join(CONTROLS)}")
+            raise UserError(
+                f"unknown control {name!r}{close_to(name, CONTROLS)}; choose all, or from {', '.join(CONTROLS)}"
+            )
     return [name for name in CONTROLS if name in named]
 
 

@@ -3,7 +3,6 @@
 import math
 import shlex
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +13,7 @@ import pandas as pd
 from src import results
 from src.core.errors import UserError
 from src.results.frame import NETWORK
-from src.results.titles import network_name
+from src.results.titles import network_name, told_apart
 from src.stitching import StitchSpec, usual_rate
 from src.stitching.controls import CONTROLS
 from src.stitching.naming import setting_text
@@ -135,13 +134,8 @@ def _called(frame: Frame, role: str) -> Iterator[tuple[str, str]]:
 
 
 def _told_apart(called: Mapping[str, str]) -> dict[str, str]:
-    """Networks in words, numbered where several are called alike."""
-    taken: Counter[str] = Counter()
-    names = {}
-    for spec, text in called.items():
-        taken[text] += 1
-        names[spec] = text if taken[text] == 1 else f"{text} ({taken[text]})"
-    return names
+    """Networks in words, with the ends of what the study calls them where several are called alike."""
+    return dict(zip(called, told_apart(list(called.values()), list(called)), strict=True))
 
 
 def _pairs(ones: Sequence[str], others: Sequence[str], between: str) -> list[str]:

@@ -1,5 +1,6 @@
 """What all scripts share on the command line: help, tables of 80 columns, JSON, grids of layers."""
 
+import errno
 import importlib
 import json
 import multiprocessing
@@ -25,7 +26,7 @@ from src.cli import output as cli
 from src.cutting import selection as layers
 from src.models import MODELS
 from src.results import text as report
-from src.results.titles import stitch_title
+from src.results.titles import network_names, stitch_title
 from src.training.loop import History
 from tests.paths import ROOT
 from tests.toy import save_toy
@@ -437,6 +438,53 @@ def test_a_line_for_each_epoch_stands_in_for_the_bar(
     cli.tell_epoch(History([{"train_loss": 1.0}, {"train_loss": 0.51237, "val_loss": 2.0}]), 30, always=always)
     line = "" if terminal and not always else "epoch 2 of 30: train_loss 0.5124, val_loss 2.0000\n"
     assert capsys.readouterr() == ("", line)
+
+
+def test_of_several_stitches_a_line_says_whose_it_is(toy: Path, capsys) -> None:
+    stitch_nets.main(["a3.pt", "b3.pt", "conv1,conv2", "conv2", "-d", "toy", "-e", "1", "-b", "16", "--no-save"])
+    assert "epoch 1 of 1 of conv1-conv2, the first of 2: train_loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "remedy"),
+    [
+        ("compare_nets", ["a3.pt", "b3.pt", "conv2", "conv2", "toy", "cka"], "-o for another folder, or --no-save"),
+        ("stitch_nets", ["a3.pt", "b3.pt", "conv2", "conv2", "-d", "toy"], "-o for another folder, or --no-save"),
+    ],
+)
+def test_where_nothing_may_be_written_the_ways_out_are_named(
+    script: str, arguments: list[str], remedy: str, toy: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "results")
+
+    monkeypatch.setattr(results, "run_folder", refuse)
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(script).main(arguments)
+    assert capsys.readouterr().err.endswith(f"error: Permission denied: results; give {remedy}\n")
+
+
+def test_ctrl_c_while_importing_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")  # which comes as the first of many seconds
+    surroundings = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "compare_nets.py"), "--help"],
+        env=surroundings,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "error: interrupted\n")
+
+
+def test_two_files_of_one_network_are_told_apart() -> None:
+    one, other = ({"model": "nets.py:make", "path": f"nets.py:make@runs/{name}/w.pt"} for name in "ab")
+    assert network_names([one, other]) == ["nets.py:make (a/w.pt)", "nets.py:make (b/w.pt)"]
+    assert network_names([one, one]) == ["nets.py:make", "nets.py:make"]
+    trained = {"init_seed": 0, "gradient_seed": 0, "model": "tiny10"}
+    names = network_names([trained | {"path": "1.pt"}, trained | {"path": "old/1.pt"}])
+    assert names == ["tiny10 in0-gn0 (1.pt)", "tiny10 in0-gn0 (old/1.pt)"]
 
 
 def test_titles_say_networks_layers_and_data_set() -> None:

@@ -215,7 +215,7 @@ def test_a_control_stands_beside_the_stitches_that_it_is_of() -> None:
     assert len(set(looks)) == len(CONTROLS)
 
 
-def test_networks_are_told_apart_by_how_they_were_trained_and_by_number() -> None:
+def test_networks_are_told_apart_by_how_they_were_trained() -> None:
     """Two seeds, one of them also from a tenth of the images, and two states of one training."""
     how = {"a": (0, 1.0), "b": (2, 1.0), "c": (10, 0.1), "d": (10, None)}
     names = {"a": "t in0-gn0", "b": "t in2-gn0", "c": "t in10-gn0-f0.1", "d": "t in10-gn0"}
@@ -263,7 +263,7 @@ def test_comparisons_of_networks_that_are_called_alike_are_two() -> None:
         for one, value in (("a", 0.2), ("b", 0.4))
     ]
     compared = with_names(pd.DataFrame(columns=list(_row({}, Path()))), pd.DataFrame(both)).comparisons
-    assert list(compared["networks"]) == ["t in0-gn0 and t in1-gn0", "t in0-gn0 (2) and t in1-gn0"]
+    assert list(compared["networks"]) == ["t in0-gn0 (a) and t in1-gn0", "t in0-gn0 (b) and t in1-gn0"]
 
 
 @pytest.mark.parametrize("library", ["jinja2", "matplotlib"])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from src.core.errors import UserError
+from src.core.text import close_to
 from src.metrics.algebra.gram import BLOCK
 from src.metrics.algebra.layer import row_space_bytes
 from src.metrics.canonical import require_images
@@ -73,7 +74,7 @@ def plan_cell(
 
 def find_metric(name: str) -> Metric:
     if name not in METRICS:
-        raise UserError(f"unknown metric {name}; known are {', '.join(sorted(METRICS))}")
+        raise UserError(f"unknown metric {name}{close_to(name, METRICS)}; known are {', '.join(sorted(METRICS))}")
     return METRICS[name]
 
 
