@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from src.core.errors import UserError
+from src.core.text import has_controls
 from tests.fuzz import seeds
 from tests.fuzz.readers import READERS
 from tests.fuzz.spoil import SPOILERS, WEIGHTS
@@ -44,9 +45,8 @@ def outcome_of(kind: str, content: bytes, folder: Path) -> str:
         reader(path)
     except (UserError, OSError, FloatingPointError) as error:
         line = str(error)
-        outcome = (
-            f"refused: {line[:150]}" if line.isprintable() or isinstance(error, OSError) else f"no line: {error!r}"
-        )
+        raw = has_controls(line) and not isinstance(error, OSError)  # the system's own shows a name as it is
+        outcome = f"no line: {error!r}" if raw else f"refused: {line[:150]}"
     except BaseException:
         outcome = "traceback: " + traceback.format_exc()
     took = time.process_time() - start
