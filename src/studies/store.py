@@ -14,8 +14,9 @@ from src.core.files import atomic_write, make_folder, remove_leftovers
 from src.core.records import LINES, NATURAL, TEXT, check, read_json
 from src.networks.architectures import files_of
 from src.stitching.stitch_spec import digest
+from src.studies.declared import texts_of
 from src.studies.jobs import to_record
-from src.studies.plan import StudyPlan, make_plan, plan_from_file, texts_of
+from src.studies.plan import StudyPlan, make_plan, plan_from_file
 from src.studies.schema import Study
 
 MAX_NOTE = 10_000_000  # bytes
@@ -123,9 +124,12 @@ class Store:
             return _named_by(study, plan, path)
         make_folder(self.folder)
         record = {"bundles": [to_record(bundle) for bundle in plan.bundles], "left_out": plan.left_out}
-        with suppress(FileExistsError), atomic_write(path, overwrite=False) as file:
-            file.write(json.dumps(record | {"size": plan.size}, separators=(",", ":")).encode())
-        return _named_by(study, _read_plan(path) or plan, path)
+        try:
+            with atomic_write(path, overwrite=False) as file:
+                file.write(json.dumps(record | {"size": plan.size}, separators=(",", ":")).encode())
+        except FileExistsError:  # another runner was first
+            plan = _read_plan(path) or plan
+        return _named_by(study, plan, path)
 
 
 def _named_by(study: Study, plan: StudyPlan, path: Path) -> StudyPlan:
@@ -150,4 +154,4 @@ def fingerprint(study: Study) -> str:
     for text in texts_of(study):
         found = [file.stat() for file in files_of(text) if file.is_file()]
         stamps.append([text, [[status.st_size, status.st_mtime_ns] for status in found]])
-    return digest(["plan 2", study.document.text, stamps])[:16]
+    return digest(["plan 3", study.document.text, stamps])[:16]

@@ -19,10 +19,11 @@ from src.dataset import dataset_of, load_split
 from src.models import build_model
 from src.networks.opening import Named, open_network
 from src.results.titles import network_names, stitch_title
+from src.studies.declared import tables_of
 from src.studies.leases import Leases
-from src.studies.plan import draft_of
+from src.studies.plan import plan_from_file
 from src.studies.schema import Study
-from src.studies.store import Store, plan_from_file
+from src.studies.store import Store
 from src.training.loop import Resume, fit_one
 from src.training.recipe import Recipe
 from src.training.train_state import TrainState
@@ -96,9 +97,9 @@ def train(path: Path) -> None:
 
 
 def read_study(path: Path) -> None:
-    study = Study(path)
-    for number, table in enumerate(study.says.stitch):
-        draft_of(study, table, number)
+    for table in tables_of(Study(path)):
+        if not table.is_comparison:
+            table.drafts()
 
 
 def read_lease(path: Path) -> None:

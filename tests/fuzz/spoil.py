@@ -307,7 +307,7 @@ def spoil_arrays(content: bytes, draw: random.Random) -> bytes:
         elif what < 0.7:
             kinds: list[Any] = [np.float32, np.int8, np.uint64, bool, "U9", "datetime64[s]", ">f8"]
             arrays[name] = np.resize(arrays[name], draw.choice([(2,), (1, 2), (3, 3, 3, 3, 3), (), (0, 8, 8)])).astype(
-                draw.choice(kinds if arrays[name].dtype.kind in "uif" else ["U9"])
+                draw.choice(kinds if arrays[name].dtype.kind in "uif" else ["U30"])
             )
         else:
             arrays.pop(name)
