@@ -20,6 +20,7 @@ from src.stitching import CutNetworks, StitchSpec
 from src.stitching.keys import key_inputs, stitch_keys
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import resume_states
+from src.studies.deaths import Death
 from src.studies.images import networks_on_data, split_of
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.leases import Leases
@@ -44,13 +45,13 @@ class WorkerTask:
 class Report:
     """What came of a task: whether somebody else is at it, a traceback, stitches that diverged, and notes.
 
-    `died`: its process ended without a word, so that what it had learnt may still be there.
+    `death`: its process ended without a word, so that what it had learnt may still be there.
     """
 
     task: WorkerTask
     held: bool = False
     trace: str = ""
-    died: bool = False
+    death: Death | None = None
     diverged: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

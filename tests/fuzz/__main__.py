@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -151,6 +152,16 @@ def main(argv: list[str]) -> int:
         os.chdir("/")
     for kind in sorted({kind for kind, _ in outcomes}):
         print(f"{kind:14}" + "".join(f"{what} {outcomes[kind, what]:6} " for what in ("read", "refused", "failed")))
+    kinds = {
+        "traceback": "tracebacks",
+        "executed": "executions",
+        "died": "dead children",
+        "no line": "of several lines",
+    }
+    words = [line.partition(": ")[2] for line in failures]
+    counts = {said: sum(word.startswith(kind) for word in words) for kind, said in kinds.items()}
+    counts["over the limit of time"] = sum(bool(re.match(r"[\d.]+ s$", word)) for word in words)
+    print(", ".join(f"{number} {said}" for said, number in counts.items()))
     print(f"{count} cases of seed {seed} in {time.monotonic() - start:.0f} s: {len(failures)} failures")
     return 1 if failures else 0
 
