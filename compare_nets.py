@@ -13,18 +13,30 @@ from src.core.config import choose_device
 from src.core.errors import UserError
 from src.cutting.selection import ALL, choose_layers
 from src.dataset import Split, canonical_dataset, known_datasets
+from src.evaluation.activations import keep_activations, require_room
 from src.evaluation.calibration import DRAWS, calibrate
-from src.evaluation.certainty import Certainty, certainty_of, require_room, sample_of
+from src.evaluation.certainty import OPTIONS, Certainty, certainty_of
 from src.evaluation.layer_grid import Comparison, compare_layers, layer_label
 from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
 from src.metrics.certainty.uncertainty import Difference, difference
+from src.metrics.engine.plan import Pair
 from src.networks.opening import Named, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.results import plots
 from src.results import text as report
-from src.results.comparison_text import calibration_lines, calibration_record, doubts_text, grid_text, versus_lines
+from src.results.comparison_text import (
+    calibration_lines,
+    calibration_record,
+    certainty_lines,
+    certainty_record,
+    doubts_text,
+    grid_text,
+    versus_lines,
+)
 from src.results.titles import network_name
+
+Layers = tuple[list[str], list[str]]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,13 +69,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="LAYERS",
             help=f"the same as layer{number}, which may be left out if both are given so (default: layer{number})",
         )
-    group.add_argument("--intervals", action="store_true", help="95%% intervals over images, for one pair of layers")
+    group.add_argument("--intervals", action="store_true", help="95%% intervals over images")
     group.add_argument(
         "--permutations",
         type=arguments.natural,
         default=0,
         metavar="N",
-        help="what N random pairings of the images give, for one pair of layers; CKA's is in closed form",
+        help="what N random pairings of the images give; CKA's is in closed form",
     )
     group.add_argument(
         "--calibrate",
@@ -116,57 +128,63 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         plots.require_matplotlib()
     device = choose_device(args.device)
     on_data = cli.open_pair(args)
-    front, end = on_data.networks
-    sample = on_data.sample
-    layers = (
-        choose_layers(front.network, args.front_layer, sample),
-        choose_layers(end.network, args.end_layer, sample),
-    )
-    single = ALL not in (args.front_layer, args.end_layer) and len(layers[0]) == len(layers[1]) == 1
-    check_certainty(args, single=single)
     names = args.front_layer, args.end_layer
+    chosen = [
+        choose_layers(network.network, name, on_data.sample)
+        for network, name in zip(on_data.networks, names, strict=True)
+    ]
+    layers = chosen[0], chosen[1]
+    single = ALL not in names and len(layers[0]) == len(layers[1]) == 1
+    check_certainty(args, single=single)
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
         split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
-        networks = front.network, end.network
-        options = {"view": args.view, "batch_size": args.batch_size, "memory": 1e9 * args.memory}
-        options["layouts"] = front.layout, end.layout
-        known = {"group": args.group_at, **on_data.classes_known}
-        pair, is_sure = (layers[0][0], layers[1][0]), bool(args.intervals or args.permutations)
-        if is_sure:
-            room = {"memory": options["memory"], "layouts": options["layouts"]}
-            require_room(networks, pair, on_data.sample, len(split), **room)
-        comparison = compare_layers(
-            networks, layers, on_data.sample, split, args.methods, on_message=cli.notice, **known, **options
-        )
-        certainty = None
-        differences = versus(args, on_data, split, pair, options, device) if args.versus else {}
-        if is_sure:
-            options |= {"with_intervals": args.intervals, "permutations": args.permutations}
-            valued = [name for name in args.methods if name in comparison.cells[0, 0].values]
-            certainty = certainty_of(networks, pair, on_data.sample, split, valued, **options)
-        calibration = None
-        if args.calibrate:
-            how = {name: options[name] for name in ("view", "batch_size", "memory", "layouts")}
-            draws = None if args.calibrate == DRAWS else args.calibrate
-            calibration = calibrate(
-                networks, layers, sample, split, args.methods, draws=draws, on_message=cli.notice, **how
-            )
-        facts = [checkpoint.facts() for checkpoint in (front, end)]
-        titles = list(map(network_name, facts))
-        text, result = pair_report(comparison, titles, certainty) if single else grid_report(comparison, titles)
-        lines = [report.fill(f"{text[0]} ({args.dataset}, {args.dataset_type})"), *text[1:]]
-        if calibration:
-            lines += calibration_lines(calibration, single=single)
-            result["calibrated"] = calibration_record(calibration, single=single)
-        if args.versus:
-            spec, layer = args.versus
-            lines += versus_lines(spec, layer, differences)
-            result["versus"] = {
-                name: found if isinstance(found, str) else asdict(found) for name, found in differences.items()
-            }
-        result = {"networks": facts, "frame": comparison.frame(), **result, "products": described(device)}
+        lines, result = compare(args, on_data, layers, split, single=single)
+        facts = {"networks": [network.facts() for network in on_data.networks]}
+        result = {**facts, **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
+
+
+def compare(
+    args: argparse.Namespace, on_data: NetworksOnDataset, layers: Layers, split: Split, *, single: bool
+) -> tuple[list[str], dict[str, Any]]:
+    """All that is asked about every pair of these layers: lines, and what the result says of it."""
+    front, end = on_data.networks
+    networks = front.network, end.network
+    room: dict[str, Any] = {
+        "batch_size": args.batch_size,
+        "memory": 1e9 * args.memory,
+        "layouts": (front.layout, end.layout),
+    }
+    if args.intervals or args.permutations:
+        kept = {name: room[name] for name in ("memory", "layouts")}
+        require_room(networks, layers, on_data.sample, len(split), options=OPTIONS, **kept)
+    given = networks, layers, on_data.sample, split
+    known = {"group": args.group_at, **on_data.classes_known}
+    comparison = compare_layers(*given, args.methods, view=args.view, on_message=cli.notice, **known, **room)
+    differences = versus(args, on_data, split, (layers[0][0], layers[1][0])) if args.versus else {}
+    certainties = {}
+    if args.intervals or args.permutations:
+        asked = {"with_intervals": args.intervals, "permutations": args.permutations}
+        valued = {pair: list(cell.values) for pair, cell in comparison.cells.items()}
+        certainties = certainty_of(*given, valued, view=args.view, **asked, **room)
+    titles = [network_name(network.facts()) for network in on_data.networks]
+    make_report = pair_report if single else grid_report
+    (title, *lines), result = make_report(comparison, titles, certainties)
+    lines = [report.fill(f"{title} ({args.dataset}, {args.dataset_type})"), *lines]
+    if args.calibrate:
+        draws = None if args.calibrate == DRAWS else args.calibrate
+        calibration = calibrate(*given, args.methods, view=args.view, draws=draws, on_message=cli.notice, **room)
+        lines += calibration_lines(calibration, single=single)
+        result["calibrated"] = calibration_record(calibration, single=single)
+    if args.versus:
+        spec, layer = args.versus
+        lines += versus_lines(spec, layer, differences)
+        result["versus"] = {
+            name: difference if isinstance(difference, str) else asdict(difference)
+            for name, difference in differences.items()
+        }
+    return lines, {"frame": comparison.frame(), **result}
 
 
 def short_name(text: str, layers: list[str]) -> str:
@@ -177,32 +195,36 @@ def short_name(text: str, layers: list[str]) -> str:
 
 
 def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
-    """Raise UserError where intervals or permutations are asked of more than one pair, or of groups of images."""
+    """Raise UserError where a third network is held against more than one pair, or any of these against groups."""
+    if args.versus and not single:
+        raise UserError("--versus is of one pair of layers; name one layer of each network")
     for option in ("intervals", "permutations", "versus"):
-        if getattr(args, option) and not single:
-            raise UserError(f"--{option} is of one pair of layers; name one layer of each network")
         if getattr(args, option) and args.group_at is not None:
             raise UserError(f"--{option} excludes --group-at: it is of all images together")
 
 
 def pair_report(
-    comparison: Comparison, networks: list[str], certainty: Certainty | None
+    comparison: Comparison, networks: list[str], certainties: dict[Pair, Certainty]
 ) -> tuple[list[str], dict[str, Any]]:
     """Lines, a title first, and result for one layer of each network."""
-    text, result = cli.comparison_report(comparison.cells[0, 0], certainty)
+    text, result = cli.comparison_report(comparison.cells[0, 0], certainties.get((0, 0)))
     labels = comparison.layers1 + comparison.layers2
     return [" and ".join(map("{}, {}".format, networks, labels)), text], result
 
 
-def grid_report(comparison: Comparison, networks: list[str]) -> tuple[list[str], dict[str, Any]]:
+def grid_report(
+    comparison: Comparison, networks: list[str], certainties: dict[Pair, Certainty]
+) -> tuple[list[str], dict[str, Any]]:
     """Lines, a title first, and result for every pair of many layers."""
     result = {name: value for name, value in comparison.record().items() if name != "frame"}
-    tables = [grid_text(comparison, name) for name in comparison.names]
     lines = [
         f"{networks[0]} (rows) and {networks[1]} (columns)",
-        *tables,
+        *(grid_text(comparison, name) for name in comparison.names),
         *doubts_text(comparison, result["refused"], result["warnings"]),
     ]
+    if certainties:
+        result |= certainty_record(comparison, certainties)
+        lines += certainty_lines(comparison, result)
     return lines, result
 
 
@@ -211,8 +233,6 @@ def versus(
     on_data: NetworksOnDataset,
     split: Split,
     pair: tuple[str, str],
-    options: dict[str, Any],
-    device: Any,
 ) -> dict[str, Difference | str]:
     """By method, s(A, B) - s(A, C) for the third network and its layer, or why there is none."""
     spec, layer = args.versus
@@ -226,17 +246,18 @@ def versus(
     if versus_pair.spec.size != on_data.spec.size:
         raise UserError(f"--versus: {spec} sees images of {versus_pair.spec.size} pixels; say --image-size for all")
     (chosen,) = choose_layers(versus_pair.networks[1].network, layer, versus_pair.sample)
-    room = {name: options[name] for name in ("batch_size", "memory")}
-    images = versus_pair.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    images = versus_pair.split(args.dataset_type, device=split.device, **arguments.reading(args, cli.notice))
     samples = [
-        sample_of(
+        keep_activations(
             (each.networks[0].network, each.networks[1].network),
-            (pair[0], last),
+            ([pair[0]], [last]),
             each.sample,
             data,
+            options=OPTIONS,
+            batch_size=args.batch_size,
+            memory=1e9 * args.memory,
             layouts=(front.layout, each.networks[1].layout),
-            **room,
-        )
+        ).sample(0, 0)
         for each, data, last in ((on_data, split, pair[1]), (versus_pair, images, chosen))
     ]
     differences: dict[str, Difference | str] = {}

@@ -24,6 +24,7 @@ from src.networks.opening import open_pair as open_networks
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.networks.source_spec import Named
 from src.results import text as report
+from src.results.comparison_text import how_lines
 from src.results.plots import FORMATS
 from src.results.saved_stitch import SavedStitch
 from src.stitching.targets import teachers_of
@@ -31,7 +32,6 @@ from src.training.train_state import History
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
-UNPAIRED = "unpaired (mean, and what 5% of pairings pass by chance)"
 USER_ERRORS = (UserError, OSError, FloatingPointError)
 
 
@@ -79,7 +79,7 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
     record = comparison_record(cell)
     if certainty:
         lines += [report.fill(f"{name}: none: {reason}") for name, reason in certainty.unavailable.items()]
-        lines += _how_lines(certainty)
+        lines += how_lines(certainty.how)
         record |= {"intervals": certainty.intervals, "null": certainty.null, "certainty": certainty.how}
     for health in cell.health.values():
         lines += report.health_lines(asdict(health))
@@ -88,15 +88,6 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
 
 def _pair_text(known: dict[str, tuple[float, float]], name: str, width: int, form: str) -> str:
     return f"{form.format(*known[name]) if name in known else '':>{width}}" if known else ""
-
-
-def _how_lines(certainty: Certainty) -> list[str]:
-    """How the intervals, and what unpaired images give, came about, a line for each way."""
-    ways: dict[str, list[str]] = {}
-    for what, how in certainty.how.items():
-        kind, _, name = what.partition(" of ")
-        ways.setdefault(f"{UNPAIRED if kind == 'null' else kind}, {how}", []).append(name)
-    return [report.fill(f"{way}: {', '.join(names)}") for way, names in ways.items()]
 
 
 def comparison_record(cell: Cell) -> dict[str, Any]:

@@ -114,6 +114,9 @@ def _check_archive(content: bytes) -> None:
     """Look through a file of torch.save since 1.6: a zip archive of a pickle and of the numbers it speaks of."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         parts = archive.infolist()
+        folders = {part.filename.partition("/")[2].partition("/")[0] for part in parts}
+        if "code" in folders or "archive_format" in folders:
+            raise UserError("it is a program of TorchScript or torch.export; save its state_dict() instead")
         # torch unpacks, though it packs nothing: a small file could then be a large one
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
             raise UserError("it is packed, which torch does not do")

@@ -69,17 +69,23 @@ def find_outputs(
     """The shape and layout of what each layer gives for a batch of images, by its name.
 
     `asked` is a layout that wins at every layer whose output has as many axes; a module's own attribute `layout` wins
-    over what the pass tells.
+    over what the pass tells. A second pass of other images, one more, tells whether the first axis counts them.
     """
     layers = list(dict.fromkeys(layers))
     part = heads(model, layers)
     with _Following():
         outputs = part(sample)
+    more = part(torch.cat([sample, sample[:1]]))
     found = {}
-    for layer, output in zip(layers, outputs, strict=True):
-        said = getattr(model.get_submodule(split_layer(layer)[0]), "layout", None)
-        one = _output(layer, output, len(sample), asked, said if isinstance(said, str) and said in ASKABLE else None)
-        found[layer] = replace(one, is_traced=is_traced(part))
+    for layer, *results in zip(layers, outputs, more, strict=True):
+        promised = getattr(model.get_submodule(split_layer(layer)[0]), "layout", None)
+        promised = promised if isinstance(promised, str) and promised in ASKABLE else None
+        both = [
+            _output(layer, result, images, asked, promised)
+            for result, images in zip(results, (len(sample), len(sample) + 1), strict=True)
+        ]
+        worst = both[0] if both[1].layout or not both[0].layout else both[1]
+        found[layer] = replace(worst, is_traced=is_traced(part))
     return found
 
 

@@ -156,7 +156,12 @@ def exchanged(layer: str, output: Any, activation: Tensor) -> Any:
 
 @contextmanager
 def _hooks(model: nn.Module, layers: Iterable[str], function: Hook) -> Iterator[None]:
-    """Call function(layer, output) after each call of the layers, inside the block only."""
+    """Call function(layer, output) after each call of the layers, inside the block only.
+
+    There torch's transformers run their submodules one by one, instead of a function that does what all of them do.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     handles = [
         model.get_submodule(split_layer(layer)[0]).register_forward_hook(
             lambda _m, _i, output, layer=layer: function(layer, output)
@@ -166,5 +171,6 @@ def _hooks(model: nn.Module, layers: Iterable[str], function: Hook) -> Iterator[
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()

@@ -117,6 +117,7 @@ def later_layers(model: nn.Module, layer: str, sample: Tensor) -> list[str]:
         later = [name for name, node in trace.outputs.items() if node in reached]
         later.sort(key=lambda name: order[trace.outputs[name]])
     leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
+    leaves |= trace.opaque if trace else set()
     return [name for name in later if split_layer(name)[0] in leaves and name != layer]
 
 

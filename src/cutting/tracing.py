@@ -1,6 +1,7 @@
 """The graph of a network, made by torch.fx, and which value of it each layer returned.
 
-A module whose code cannot be traced stands in the graph as one step, with the whole network's other modules around it.
+A module whose code cannot be traced stands in the graph as one step, with the whole network's other modules around it;
+so does one of torch.nn that holds others, such as a transformer, whose code is not traced.
 """
 
 import operator
@@ -24,7 +25,7 @@ class _Tracer(fx.Tracer):
     """Records the value that each module returned, containers included; the last call wins.
 
     counts: how many tensors a layer returns, for those that return several. opaque: names of the modules whose own
-    code could not be traced.
+    code was not traced though they hold others.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,8 @@ class _Tracer(fx.Tracer):
             self.opaque.add(name)
             output = self.create_proxy("call_module", name, args, kwargs)
             output.node.meta[_OPAQUE] = True
+        if _runs_unseen_layers(m) and self.is_leaf_module(m, name):
+            self.opaque.add(name)
         self.record(name, m, output)
         return output
 
@@ -71,6 +74,12 @@ class _Tracer(fx.Tracer):
         parts = [whole[0], whole[1]] if isinstance(output, fx.Proxy) else several(output)
         self.counts[name] = len(parts)
         self.outputs |= {f"{name}:{i}": part.node for i, part in enumerate(parts) if isinstance(part, fx.Proxy)}
+
+
+def _runs_unseen_layers(module: nn.Module) -> bool:
+    """Whether a module holds layers that run: an attention's projection and parametrizations are no layers."""
+    inner = any(name != "parametrizations" for name, _ in module.named_children())
+    return inner and not isinstance(module, _RETURN_SEVERAL)
 
 
 def _untraced_functions() -> tuple[Callable[..., Any], ...]:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,13 +13,9 @@ from torch import Tensor, nn
 from src.core.config import MEMORY
 from src.core.errors import UserError
 from src.core.progress import bar
-from src.cutting.channel_axis import find_outputs, layouts_of
-from src.cutting.freeze import freeze
-from src.cutting.parts import heads
 from src.dataset import Split
+from src.evaluation.activations import Activations, keep_activations
 from src.evaluation.layer_grid import layer_label
-from src.evaluation.passes import feed
-from src.metrics.algebra.layer import Layer
 from src.metrics.certainty.calibration import CalibratedGrid, calibrate_grid, draw_of, orders, subset
 from src.metrics.certainty.uncertainty import Sample, value_of
 from src.metrics.engine.plan import plan_cell
@@ -80,11 +77,12 @@ def calibrate(
     labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
     unavailable = {name: _unpaired(name) for name in names if name in FUNCTIONAL}
     split = split.take(subset(len(split)))
-    sides = _activations(networks, layers, sample, split, batch_size, memory, layouts)
+    room: dict[str, Any] = {"batch_size": batch_size, "memory": memory, "layouts": layouts}
+    kept = keep_activations(networks, layers, sample, split, options="--calibrate", **room)
     grids, count = {}, DRAWS if draws is None else draws
     for name in (name for name in dict.fromkeys(names) if name in METRICS):
         try:
-            grids[name] = _grid(name, view, sides, count, on_message, bounded=draws is None)
+            grids[name] = _grid(name, view, kept, count, on_message, bounded=draws is None)
         except UserError as error:
             unavailable[name] = str(error)
     if not grids:
@@ -98,66 +96,18 @@ def _unpaired(name: str) -> str:
     return "no pairing of the images changes it"
 
 
-def _activations(
-    networks: tuple[nn.Module, nn.Module],
-    layers: tuple[list[str], list[str]],
-    sample: Tensor,
-    split: Split,
-    batch_size: int,
-    memory: float,
-    layouts: tuple[str | None, str | None],
-) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
-    """Of each layer of both networks its rows (images, features), on the processor, and the shape of one image's."""
-    outputs_of = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
-    shapes = [[outputs[layer].canonical for layer in names] for outputs, names in zip(outputs_of, layers, strict=True)]
-    needed = 4 * len(split) * sum(math.prod(shape) for side in shapes for shape in side)
-    if needed > memory:
-        raise UserError(
-            f"--calibrate keeps {needed / 1e9:.1f} GB of activations here; name fewer layers, or allow it with "
-            f"--memory {math.ceil(needed / 1e9)}"
-        )
-    parts = [
-        freeze(heads(network, list(names), layouts_of(outputs))).to(split.device)
-        for network, names, outputs in zip(networks, layers, outputs_of, strict=True)
-    ]
-    kept: list[list[list[Tensor]]] = [[[] for _ in names] for names in layers]
-
-    def keep(*outputs: Sequence[Tensor]) -> None:
-        for side, tensors in zip(kept, outputs, strict=True):
-            for rows, tensor in zip(side, tensors, strict=True):
-                rows.append(tensor.flatten(1).float().cpu())
-
-    feed(parts, split, keep, batch_size=batch_size, title="activations for calibration")
-    with torch.inference_mode(False):
-        return [
-            [(torch.cat(rows).clone(), shape) for rows, shape in zip(side, some, strict=True)]
-            for side, some in zip(kept, shapes, strict=True)
-        ]
-
-
-def _samples(
-    name: str, view: str | None, sides: list[list[tuple[Tensor, tuple[int, ...]]]]
-) -> tuple[list[tuple[int, int]], list[Sample], str]:
+def _samples(name: str, view: str | None, kept: Activations) -> tuple[list[tuple[int, int]], list[Sample], str]:
     """The pairs that a metric has a value of, a sample for each, and the view of all. UserError where there is none."""
-    images, reason = len(sides[0][0][0]), ""
-    cells, samples, views = [], [], set()
-    coordinates: dict[tuple[int, int], Tensor] = {}  # of a layer of a side, in the space that its images span
-    for i, (x, shape_x) in enumerate(sides[0]):
-        for j, (y, shape_y) in enumerate(sides[1]):
-            plan = plan_cell([name], view, images, shape_x, shape_y, None)
-            if name in plan.unavailable:
-                reason = plan.unavailable[name]
-                continue
-            sample = Sample(x, y, shape_x, shape_y)
-            if plan.source[name] == "row_space":
-                for place, rows in (((0, i), x), ((1, j), y)):
-                    if place not in coordinates:
-                        coordinates[place] = Layer.of(rows).coordinates()
-                inner = coordinates[0, i], coordinates[1, j]
-                sample = Sample(*inner, inner[0].shape[1:], inner[1].shape[1:])
-            cells.append((i, j))
-            samples.append(sample)
-            views.add(plan.views[name])
+    reason, cells, samples, views = "", [], [], set()
+    for cell in kept.pairs:
+        sample = kept.sample(*cell)
+        plan = plan_cell([name], view, len(sample), sample.shape_x, sample.shape_y, None)
+        if name in plan.unavailable:
+            reason = plan.unavailable[name]
+            continue
+        cells.append(cell)
+        samples.append(sample.in_row_space() if plan.source[name] == "row_space" else sample)
+        views.add(plan.views[name])
     if not cells:
         raise UserError(reason)
     if len(views) > 1:
@@ -168,21 +118,21 @@ def _samples(
 def _grid(
     name: str,
     view: str | None,
-    sides: list[list[tuple[Tensor, tuple[int, ...]]]],
+    kept: Activations,
     draws: int,
     on_message: Callable[[str], None],
     *,
     bounded: bool,
 ) -> CalibratedGrid:
-    metric, images = METRICS[name], len(sides[0][0][0])
+    metric = METRICS[name]
     if callable(metric.identical):
         raise UserError("its value for equal representations depends on these")
-    cells, samples, taken = _samples(name, view, sides)
-    shape = len(sides[0]), len(sides[1])
+    cells, samples, taken = _samples(name, view, kept)
+    shape = len(kept.sides[0]), len(kept.sides[1])
     observed = torch.full(shape, math.nan, dtype=torch.float64)
     for cell, one in zip(cells, samples, strict=True):
         observed[cell] = value_of(metric, taken, one)
-    draw, every = draw_of(metric, taken, samples, cells, shape), orders(images, draws)
+    draw, every = draw_of(metric, taken, samples, cells, shape), orders(len(samples[0]), draws)
     start = time.monotonic()
     drawn = [draw(order) for order in every[:1]]
     left = (time.monotonic() - start) * (draws - 1)

@@ -1,23 +1,24 @@
-"""How sure the comparison of one pair of layers is: their activations, kept, and what follows from them."""
+"""How sure the comparison of layers is: their activations, kept, and what follows from them."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.core.config import MEMORY
-from src.core.errors import UserError
+from src.core.progress import bar
 from src.core.task import MULTI_LABEL, Task
-from src.cutting.channel_axis import Output, find_outputs, layouts_of
-from src.cutting.freeze import freeze
-from src.cutting.parts import heads
 from src.dataset import Split
-from src.evaluation.passes import feed
+from src.evaluation.activations import keep_activations
+from src.evaluation.passes import BATCH_SIZE
 from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls, threshold
+from src.metrics.engine.plan import Pair
 from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.registry import METRICS
+
+OPTIONS = "--intervals, --permutations and --versus"  # what keeps activations of all images
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,105 +38,57 @@ class Certainty:
         self.how.update({f"{kind} of {name}": text for name, text in found.how.items()})
         self.unavailable.update({f"{kind} of {name}": text for name, text in found.unavailable.items()})
 
-
-def require_room(
-    networks: tuple[nn.Module, nn.Module],
-    layers: tuple[str, str],
-    sample: Tensor,
-    images: int,
-    *,
-    memory: float = MEMORY,
-    layouts: tuple[str | None, str | None] = (None, None),
-) -> list[dict[str, Output]]:
-    """What the two layers give; UserError where the activations of so many images take more than `memory` bytes."""
-    outputs_of = [
-        find_outputs(network, [layer], sample, asked)
-        for network, layer, asked in zip(networks, layers, layouts, strict=True)
-    ]
-    shapes = [outputs[layer].canonical for outputs, layer in zip(outputs_of, layers, strict=True)]
-    needed = 4 * images * sum(map(math.prod, shapes))
-    if needed > memory:
-        raise UserError(
-            f"--intervals, --permutations and --versus keep all activations, {needed / 1e9:.1f} GB here; choose "
-            f"smaller layers, or allow it with --memory {math.ceil(needed / 1e9)}"
-        )
-    return outputs_of
+    def joined(self, other: "Certainty") -> "Certainty":
+        """What either knows."""
+        return Certainty(*(getattr(self, each.name) | getattr(other, each.name) for each in fields(self)))
 
 
 def certainty_of(
     networks: tuple[nn.Module, nn.Module],
-    layers: tuple[str, str],
+    layers: tuple[Sequence[str], Sequence[str]],
     sample: Tensor,
     split: Split,
-    names: Sequence[str],
+    names: Mapping[Pair, Sequence[str]],
     *,
     view: str | None = None,
     with_intervals: bool = True,
     permutations: int = 0,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     memory: float = MEMORY,
     layouts: tuple[str | None, str | None] = (None, None),
-) -> Certainty:
-    """Intervals and null distributions of the named metrics of two layers, from one pass over a split.
+) -> dict[Pair, Certainty]:
+    """Intervals and null distributions of metrics of every pair of layers, from one pass over a split.
 
-    networks, layers: of both sides; an empty layer is the whole network. sample: two blank images. names: metrics that
-    have a value. view: how activations become rows, None for each metric's own. permutations: random pairings of the
-    images, 0 for none. layouts: those asked for, of each side. All activations are kept, in float32; raises UserError
-    where these take more than `memory` bytes.
+    networks, layers: of both sides; an empty layer is the whole network. sample: two blank images. names: of each pair,
+    by the numbers of its layers, the metrics that have a value. view: how activations become rows, None for each
+    metric's own. permutations: random pairings of the images, 0 for none. layouts: those asked for, of each side.
+    All activations are kept, in float32; raises UserError where these take more than `memory` bytes.
     """
-    found = require_room(networks, layers, sample, len(split), memory=memory, layouts=layouts)
-    whole, answers = _gathered(networks, layers, found, split, batch_size)
+    room: dict[str, Any] = {"batch_size": batch_size, "memory": memory, "layouts": layouts}
+    functional = {name for asked in names.values() for name in asked if name in FUNCTIONAL}
+    kept = keep_activations(networks, layers, sample, split, options=OPTIONS, with_answers=bool(functional), **room)
+    how = {"with_intervals": with_intervals, "permutations": permutations}
+    of_decisions = Certainty()  # the same whatever the layers
+    for measure in (FUNCTIONAL[name] for name in sorted(functional)):
+        assert kept.answers
+        _add_functional(of_decisions, measure, (*kept.answers, split.labels.cpu(), split.spec.task), **how)
+    certainties = {}
+    with bar(len(names), "intervals", unit="pair") as progress:
+        for pair, asked in names.items():
+            certainties[pair] = _certainty(asked, view, kept.sample(*pair), **how).joined(of_decisions)
+            progress.update(1)
+    return certainties
+
+
+def _certainty(
+    names: Sequence[str], view: str | None, sample: Sample, *, with_intervals: bool, permutations: int
+) -> Certainty:
     of_layers, certainty = [name for name in names if name in METRICS], Certainty()
     if with_intervals:
-        certainty.add("intervals", intervals(of_layers, view, whole))
+        certainty.add("intervals", intervals(of_layers, view, sample))
     if permutations:
-        certainty.add("null", nulls(of_layers, view, whole, permutations=permutations))
-    outputs = answers[0], answers[1], split.labels.cpu(), split.spec.task
-    for measure in (FUNCTIONAL[name] for name in names if name in FUNCTIONAL):
-        _add_functional(certainty, measure, outputs, with_intervals=with_intervals, permutations=permutations)
+        certainty.add("null", nulls(of_layers, view, sample, permutations=permutations))
     return certainty
-
-
-def sample_of(
-    networks: tuple[nn.Module, nn.Module],
-    layers: tuple[str, str],
-    sample: Tensor,
-    split: Split,
-    *,
-    batch_size: int = 64,
-    memory: float = MEMORY,
-    layouts: tuple[str | None, str | None] = (None, None),
-) -> Sample:
-    """The activations of one layer of each network on all images of a split; arguments as of `certainty_of`."""
-    found = require_room(networks, layers, sample, len(split), memory=memory, layouts=layouts)
-    return _gathered(networks, layers, found, split, batch_size)[0]
-
-
-def _gathered(
-    networks: tuple[nn.Module, nn.Module],
-    layers: tuple[str, str],
-    outputs_of: list[dict[str, Output]],
-    split: Split,
-    batch_size: int,
-) -> tuple[Sample, list[Tensor]]:
-    """The activations of both layers, and what both networks answer, of all images of a split."""
-    shapes = [outputs[layer].canonical for outputs, layer in zip(outputs_of, layers, strict=True)]
-    parts = [
-        freeze(heads(network, [layer, ""], layouts_of(outputs))).to(split.device)
-        for network, layer, outputs in zip(networks, layers, outputs_of, strict=True)
-    ]
-    kept: list[list[Tensor]] = [[], []]
-    logits: list[list[Tensor]] = [[], []]
-
-    def keep(*outputs: tuple[Tensor, Tensor]) -> None:
-        for side, (activation, answer) in enumerate(outputs):
-            kept[side].append(activation.flatten(1).float().cpu())
-            logits[side].append(answer.float().cpu())
-
-    feed(parts, split, keep, batch_size=batch_size, title="activations for intervals")
-    with torch.inference_mode(False):
-        x, y = (torch.cat(side).clone() for side in kept)
-        return Sample(x, y, shapes[0], shapes[1]), [torch.cat(side).clone() for side in logits]
 
 
 def _add_functional(

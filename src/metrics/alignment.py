@@ -1,6 +1,7 @@
 """Cosines after the best rotation, the geometry of correlations between images, and channels matched softly."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.optimize
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.gram import BLOCK
+from src.metrics.algebra.gram import BLOCK, row_energies
 from src.metrics.algebra.layer import Layer, row_space_bytes
 from src.metrics.algebra.linalg import rank_floor, require_varying
 from src.metrics.algebra.moments import PairedMoments, correlation
@@ -38,25 +39,42 @@ def aligned_cosine(x: Layer, y: Layer) -> float:
     inner = ((one @ u) * (other @ vt.T)).sum(1)
     sizes = one.norm(dim=1), other.norm(dim=1)
     norms = sizes[0] * sizes[1]
-    some = [size > zero_tolerance(layer.rows) * size.max() for size, layer in zip(sizes, (x, y), strict=True)]
+    some = [size > _zero_length(layer) for size, layer in zip(sizes, (x, y), strict=True)]
     kept = some[0] & some[1]
     if not kept.any():
         raise UserError("no image has a row other than zeros on both sides")
     return max(-1.0, min(1.0, float((inner[kept] / norms[kept]).mean())))
 
 
+def _zero_length(layer: Layer) -> Tensor:
+    """Of each image, (n,), how long its row as it is may be for rounding alone."""
+    return zero_tolerance(layer.rows) * (row_energies(layer.centre()) + layer.offset.square().sum()).sqrt()
+
+
 def _as_they_are(layer: Layer) -> Tensor:
-    """The uncentred rows, or where images are fewer than features, their coordinates: (n, at most n) float64."""
+    """The uncentred rows, or where images are fewer than features, their coordinates: (n, at most n) float64.
+
+    Inner products of images square what is weak: where a direction vanishes in them, the rows themselves are taken.
+    """
     rows, mean = layer.centre(), layer.offset
     if layer.n >= rows.shape[1]:
         return rows.double() + mean
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for part, offset in zip(rows.split(BLOCK, dim=1), mean.split(BLOCK), strict=True):
-        part = part.double() + offset
+    for part in _uncentred(rows, mean):
         add_times(gram, part, part)
     values, vectors = eigh(gram)
-    kept = values > rank_floor(values)
-    return vectors[:, kept] * values[kept].sqrt()
+    if (values > rank_floor(values)).all():
+        return vectors * values.sqrt()
+    triangle = gram.new_empty(0, layer.n)
+    for part in _uncentred(rows, mean):
+        triangle = torch.linalg.qr(torch.cat([triangle, part.T]), mode="r")[1]
+    return triangle.T
+
+
+def _uncentred(rows: Tensor, mean: Tensor) -> Iterator[Tensor]:
+    """The rows as they are, in float64, some features at a time."""
+    for part, offset in zip(rows.split(BLOCK, dim=1), mean.split(BLOCK), strict=True):
+        yield part.double() + offset
 
 
 def aligned_bytes(n: int, dx: int, dy: int) -> float:

@@ -21,6 +21,9 @@ K = 10
 PAIRED = 1 << 24
 # The share of a neighbour's squared distance that rounding may be.
 ROUGH = 1e-4
+# Images that tell where most lie; the shares of a typical squared distance that its rounding, and that of the features
+# themselves, may be.
+PICKED, CLOSE, LOST = 256, 1e-6, 1e-6
 # Distances that the first, rough estimate of the median looks at.
 SAMPLE = 1 << 21
 
@@ -76,15 +79,34 @@ def _alignment(kernel_x: Kernel, kernel_y: Kernel, n: int) -> float:
 
 
 class _Distances:
-    """Blocks of squared distances between rows."""
+    """Blocks of squared distances between rows, |a|^2 + |b|^2 - 2ab, whose rounding is small beside typical ones."""
 
     def __init__(self, x: Tensor) -> None:
+        x = _near_the_bulk(x)
         self.product, self.energy = BlockProduct(x), row_energies(x).to(x.dtype)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         block = self.product(rows, columns).mul_(-2)
         block.add_(self.energy[rows][:, None]).add_(self.energy[columns]).clamp_(min=0)
         return block.fill_diagonal_(0) if rows == columns else block
+
+
+def _near_the_bulk(x: Tensor) -> Tensor:
+    """The rows, moved to where most of them lie if a few far ones have dragged the mean away, in float64 if need be.
+
+    Raise UserError where these are so far that the rows have lost their differences when they were centred.
+    """
+    rounding, picked = torch.finfo(x.dtype).eps, slice(None, None, max(1, len(x) // PICKED))
+    few = x[picked].double()
+    typical = float(torch.pdist(few).square_().median()) if len(few) > 1 else 0.0
+    lengths = few.square().sum(1)
+    if rounding * float(lengths.median()) <= CLOSE * typical:
+        return x
+    if rounding**2 * float(lengths.median()) > LOST * typical > 0:
+        raise UserError("a few images lie so far from all others that the differences between these are lost")
+    moved = x - few.median(0).values.to(x.dtype)
+    is_close = rounding * float(moved[picked].double().square().sum(1).median()) <= CLOSE * typical
+    return moved if is_close else moved.double()
 
 
 class Kernel:
@@ -103,7 +125,7 @@ class _Kernel(Kernel):
 
     def __init__(self, x: Tensor, threshold: float) -> None:
         super().__init__(x)
-        median = median_squared_distance(x)
+        median = _median(self.distances)
         if median <= 0:
             raise UserError("the median distance between images is 0: more than half of the pairs are equal")
         self.factor = -1 / (2 * threshold**2 * median)
@@ -130,7 +152,11 @@ def median_squared_distance(x: Tensor) -> float:
     A sample brackets the median; one pass counts what lies below and keeps what lies inside. Should the bracket
     miss, a second pass keeps everything.
     """
-    n, distances = len(x), _Distances(x)
+    return _median(_Distances(x))
+
+
+def _median(distances: _Distances) -> float:
+    n = len(distances.energy)
     # Of n^2 sorted entries the first n are the diagonal's and each pair of images then fills two.
     middle = [((n * n - 1) // 2 - n) // 2, (n * n // 2 - n) // 2]
     for low, high in (_bracket(distances), (0.0, float("inf"))):

@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 
 from src.evaluation.calibration import Calibration
+from src.evaluation.certainty import Certainty
 from src.evaluation.layer_grid import Comparison
 from src.metrics import MEASURES
 from src.metrics.certainty.calibration import LEVEL
 from src.metrics.certainty.uncertainty import Difference
+from src.metrics.engine.plan import Pair
 from src.results.text import columns_text, fill, matrix_text
 
+UNPAIRED = "unpaired (mean, and what 5% of pairings pass by chance)"
 CALIBRATED = ["method", "value", "threshold", "p", "score"]
 
 
@@ -69,6 +72,55 @@ def calibration_lines(calibration: Calibration, *, single: bool) -> list[str]:
     lines += [fill(f"{name}: not calibrated: {reason}") for name, reason in calibration.unavailable.items()]
     note = "score: 0 at the threshold and below, 1 for equal representations"
     return [*lines, fill(note + "; that of the best knows that it was chosen" * (not single))]
+
+
+def certainty_record(comparison: Comparison, certainties: dict[Pair, Certainty]) -> dict[str, Any]:
+    """What the result holds of many pairs: frames of `intervals` and `null`, and how they came about.
+
+    A row a method and pair of layers: method, layer1, layer2, and low, high, or mean, threshold.
+    """
+    record, ends = {}, {"intervals": ["low", "high"], "null": ["mean", "threshold"]}
+    for kind, columns in ends.items():
+        rows = [
+            (name, comparison.layers1[i], comparison.layers2[j], *getattr(certainty, kind)[name])
+            for name in comparison.names
+            for (i, j), certainty in sorted(certainties.items())
+            if name in getattr(certainty, kind)
+        ]
+        record[kind] = pd.DataFrame(rows, columns=["method", "layer1", "layer2", *columns])
+    hows = [certainty.how for certainty in certainties.values()]
+    missing = {what: why for certainty in certainties.values() for what, why in certainty.unavailable.items()}
+    return record | {"certainty": {key: text for how in hows for key, text in how.items()}, "uncertain": missing}
+
+
+def certainty_lines(comparison: Comparison, record: dict[str, Any]) -> list[str]:
+    """A table a method, with a row a pair of layers: its value, its interval, and what unpaired images give."""
+    texts: dict[tuple[str, ...], dict[str, str]] = {}
+    forms = {"intervals": ("95% interval", "[{:.4f}, {:.4f}]"), "null": ("unpaired", "{:.4f} {:.4f}")}
+    for kind, (heading, form) in forms.items():
+        for *place, first, second in record[kind].itertuples(index=False):
+            texts.setdefault(tuple(place), {})[heading] = form.format(first, second)
+    headings = list(dict.fromkeys(heading for cells in texts.values() for heading in cells))
+    tables: dict[str, list[dict[str, str]]] = {}
+    for row in comparison.frame().to_dict("records"):
+        place = row["method"], row["layer1"], row["layer2"]
+        if place in texts:
+            cells = {"layer1": row["layer1"], "layer2": row["layer2"], "value": f"{row['value']:.4f}"}
+            tables.setdefault(row["method"], []).append(cells | dict.fromkeys(headings, "") | texts[place])
+    lines = []
+    for name, rows in tables.items():
+        lines += [f"\n{name}", columns_text(rows, right=("value", *headings))]
+    lines += [fill(f"{what}: none: {why}") for what, why in record["uncertain"].items()]
+    return lines + how_lines(record["certainty"])
+
+
+def how_lines(hows: dict[str, str]) -> list[str]:
+    """How the intervals, and what unpaired images give, came about, a line for each way."""
+    ways: dict[str, list[str]] = {}
+    for what, how in hows.items():
+        kind, _, name = what.partition(" of ")
+        ways.setdefault(f"{UNPAIRED if kind == 'null' else kind}, {how}", []).append(name)
+    return [fill(f"{way}: {', '.join(names)}") for way, names in ways.items()]
 
 
 def grid_text(comparison: Comparison, name: str) -> str:

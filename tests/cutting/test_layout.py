@@ -180,3 +180,20 @@ def test_every_layer_of_our_transformer_is_known() -> None:
     found = find_outputs(network, layer_names(network), torch.zeros(2, 3, 32, 32))
     assert layout_warnings(network, found) == []
     assert str(found["blocks.3"].layout) == str(found["blocks.0.attn.mix"].layout) == "tokens 0+8x8"
+
+
+class Turned(nn.Module):
+    """As many tokens as there are blank images, and these first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(1, 8, (16, 32), (16, 32)), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mix(self.conv(images).flatten(2).permute(2, 0, 1)).mean(0))
+
+
+def test_a_first_axis_that_only_happens_to_be_as_long_as_the_batch_is_refused() -> None:
+    found = find_outputs(Turned().eval(), ["conv", "mix", "head"], torch.zeros(2, 1, 32, 32))
+    assert [output.layout is not None for output in found.values()] == [True, False, True]
+    assert found["mix"].refused == "the layer 'mix' gives (2, 3, 8) for 3 images, not a row an image"

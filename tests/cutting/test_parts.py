@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from src.cutting.freeze import freeze
-from src.cutting.parts import head, heads, is_traced, layer_names, tail
+from src.cutting.parts import head, heads, is_traced, later_layers, layer_names, tail
 from src.models import build_model
 
 CASES = {"lenet": (1, 32), "dense": (1, 32), "tiny10": (3, 32), "nbn_tiny10": (3, 32), "resnet20_w1": (3, 32)}
@@ -369,3 +369,43 @@ def test_a_layer_that_never_runs_is_refused() -> None:
     for cut in (head, tail):
         with pytest.raises(ValueError, match="'idle' does not run"):
             cut(Idle(), "idle")
+
+
+class Encoder(nn.Module):
+    """A network of torch's own transformer, whose code torch.fx does not trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 16, 8, 8)
+        layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(images).flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("layer", ["encoder.layers.1", "encoder.layers.1.linear2", "encoder", "embed"])
+def test_layers_within_a_transformer_of_torch_are_cut_by_hooks(layer: str) -> None:
+    torch.manual_seed(0)
+    network, images = Encoder().eval(), torch.randn(3, 1, 32, 32)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with torch.no_grad():
+        logits = network(images)
+        activation = head(network, layer)(images)
+        torch.backends.mha.set_fastpath_enabled(False)  # it does without the submodules whose hooks are asked here
+        with last_call(network, layer, images, torch.zeros_like(activation)) as seen:
+            expected = network(images)
+        torch.backends.mha.set_fastpath_enabled(fused)
+        assert_close(activation, seen[0])
+        assert_close(tail(network, layer)(activation, images), logits, atol=1e-5, rtol=1e-5)
+        assert_close(tail(network, layer)(torch.zeros_like(activation), images), expected)
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+    assert is_traced(head(network, layer)) == (layer in ("encoder", "embed"))
+
+
+def test_the_layers_of_a_transformer_of_torch_are_listed() -> None:
+    names = layer_names(Encoder().eval(), torch.zeros(2, 1, 32, 32))
+    assert {"encoder", "encoder.layers.0", "encoder.layers.2.linear1", "encoder.layers.2.norm2"} <= set(names)
+    assert "encoder.layers.0.self_attn.out_proj" not in names  # which is a parameter's place and does not run
+    assert later_layers(Encoder().eval(), "embed", torch.zeros(2, 1, 32, 32)) == ["encoder", "head"]

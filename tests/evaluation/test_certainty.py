@@ -41,7 +41,6 @@ def test_without_the_options_nothing_changes(toy: Path) -> None:
     ("more", "message"),
     [
         (["--intervals", "-g", "10"], "--intervals excludes --group-at"),
-        (["--permutations", "5", "--layers1", "all"], "--permutations is of one pair of layers"),
         (["--permutations", "-5"], "'-5' is not a whole number"),
     ],
 )
@@ -49,6 +48,25 @@ def test_bad_options_are_one_line(toy: Path, more: list[str], message: str, caps
     with pytest.raises(SystemExit, match="2"):
         compare(*more)
     assert message in capsys.readouterr().err
+
+
+def test_lists_of_layers_have_what_each_pair_has_alone(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["cka", "procrustes", "cka_debiased", "jsd", "mutual_knn"]
+    given = ["toy", *methods, "--intervals", "--permutations", "7"]
+    compare_nets.main(["a3.pt", "b3.pt", "conv1,conv2", "conv1,conv2", *given, "--run-name", "grid"])
+    grid = results.read(next((toy / "results/grid").glob("*.pkl")))
+    text = capsys.readouterr().out
+    for number, pair in enumerate([("conv1", "conv1"), ("conv1", "conv2"), ("conv2", "conv1"), ("conv2", "conv2")]):
+        compare_nets.main(["a3.pt", "b3.pt", *pair, *given, "--run-name", f"alone{number}"])
+        alone = results.read(next((toy / f"results/alone{number}").glob("*.pkl")))
+        for kind, ends in (("intervals", ["low", "high"]), ("null", ["mean", "threshold"])):
+            rows = grid[kind][(grid[kind]["layer1"] == pair[0]) & (grid[kind]["layer2"] == pair[1])].set_index("method")
+            assert set(rows.index) == set(alone[kind])
+            for name, expected in alone[kind].items():
+                assert tuple(rows.loc[name, ends]) == pytest.approx(expected, abs=1e-12)
+        low, high = alone["intervals"]["cka"]
+        assert f"[{low:.4f}, {high:.4f}]" in text
+    assert grid["certainty"] == alone["certainty"]
 
 
 def test_too_little_memory_is_said_before_any_work(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

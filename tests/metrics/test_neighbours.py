@@ -11,7 +11,7 @@ from src.metrics.algebra.layer import Layer
 from src.metrics.alignment import aligned_cosine
 from src.metrics.cosines import Cosines
 from src.metrics.neighbours import median_squared_distance, mutual_knn, rbf_cka, second_order_cosine
-from tests.metrics.test_oracles import one_thread  # noqa: F401
+from tests.metrics.test_oracles import ORACLES, one_thread  # noqa: F401
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,6 +48,34 @@ def test_more_than_half_equal_images_have_no_bandwidth():
     x = Layer.of(x)
     with pytest.raises(ValueError, match="median distance"):
         rbf_cka(x, x)
+
+
+@pytest.mark.parametrize("features", [20, 512])
+def test_one_far_image_leaves_the_distances_of_all_others(features):
+    """It drags the mean away, so that all others lie far from it, and near each other."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, features, generator=generator)
+    y = x + 0.5 * torch.randn(400, features, generator=generator)
+    x[3] *= 1e6
+    for name in ("cka_rbf", "dist_corr"):
+        truth = METRICS[name].number(ORACLES[name](x.double().numpy(), y.double().numpy()))
+        assert METRICS[name].of_rows(x, y) == pytest.approx(truth, abs=1e-5)
+    y[3] *= 1e6
+    truth = ORACLES["aligned_cos"](x.double().numpy(), y.double().numpy())
+    assert METRICS["aligned_cos"].of_rows(x, y) == pytest.approx(truth, abs=1e-5)
+    x[3] *= 1e3
+    with pytest.raises(ValueError, match="lie so far from all others"):
+        METRICS["cka_rbf"].of_rows(x, y)
+
+
+def test_weak_directions_count_for_cosines_where_images_are_few():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(0, -7, 50, dtype=torch.float64)[:, None]
+    x = torch.cat([torch.diag(sizes[:, 0]), torch.zeros(50, 30, dtype=torch.float64)], 1)
+    y = x + 0.3 * sizes * torch.randn(50, 80, generator=generator, dtype=torch.float64)
+    assert aligned_cosine(Layer.of(x), Layer.of(y)) == pytest.approx(
+        ORACLES["aligned_cos"](x.numpy(), y.numpy()), abs=1e-4
+    )
 
 
 def float64_neighbours(rows: torch.Tensor, k: int) -> list[set[int]]:

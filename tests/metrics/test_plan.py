@@ -18,8 +18,9 @@ def test_advice_about_few_images_can_be_followed():
     with pytest.raises(ValueError, match=r"svcca would keep 16.1 GB .*--memory 17, or use --view channels\Z"):
         make(10_000, (64, 56, 56), memory=8e9)
     assert make(100, (64, 32, 32), memory=8e9)
-    with pytest.raises(ValueError, match=r"GB of sums of products; use --view channels or leave out --group-at\Z"):
-        make(100, (64, 32, 32), group=50)
+    assert make(100, (64, 32, 32), group=50).cells[0, 0].source == {"svcca": "row_space"}  # of all images
+    with pytest.raises(ValueError, match=r"svcca would keep 16.1 GB .*--memory 17, or use --view channels\Z"):
+        make(10_000, (64, 56, 56), group=50, memory=8e9)
 
 
 @pytest.mark.parametrize(("images", "stored"), [(40, True), (600, False)])

@@ -46,6 +46,10 @@ def broken():
 def number():
     return 3
 
+def scripted(channels=3):
+    import torch
+    return torch.jit.script(nn.Linear(3, 2))
+
 class Views(nn.Module):
     def __init__(self, classes, channels, hidden):
         super().__init__()
@@ -142,10 +146,12 @@ BAD = {
     "nets.py:other": "nets.py has no function 'other'",
     "nets.py:broken": "nets.py:broken failed: RuntimeError: no such thing",
     "nets.py:number": "nets.py:number returned a int, not a torch.nn.Module",
+    "nets.py:scripted": "nets.py:scripted returned TorchScript, which cannot be cut; return the module that",
     "bad.py:make": "bad.py cannot be run: ModuleNotFoundError: No module named 'nothing_of_that_name'",
 }
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("text", BAD)
 def test_a_bad_spec_gets_one_line(nets: Path, text: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
@@ -160,6 +166,13 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"w does not fit mobilenet_v2: .* is missing, and \d+ more"):
         open_network(f"torchvision:mobilenet_v2@{tmp_path / 'w'}")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_program_among_weights_is_said_to_be_one(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="it is a program of TorchScript or torch.export; save its state_dict"):
+        open_network(f"torchvision:mobilenet_v2@{tmp_path / 'w.pt'}")
 
 
 def test_an_untrained_network_is_for_the_data_set_and_of_its_seed() -> None:

@@ -162,6 +162,19 @@ def test_heatmaps_hold_the_values(toy) -> None:
     assert figure.get_supxlabel() == "framed: most similar in its row; grey: no value"
 
 
+def test_cells_that_are_no_more_than_chance_are_hatched(toy) -> None:
+    compare_nets.main([*TOY, "conv1,bn1", "bn1,fc1", "toy", "cka", "--calibrate", "19", "--run-name", "r"])
+    (path,) = Path("results/r").glob("*.pkl")
+    result = results.read(path)
+    frame = result["calibrated"]["frame"]
+    frame["p"] = [0.05, 0.05, 0.1, 0.05]  # of conv1 with bn1, fc1, then bn1 with both
+    figure = grid_figure(result)
+    cka = next(axes for axes in figure.get_axes() if axes.get_title() == "cka")
+    hatched = [patch.get_xy() for patch in cka.patches if patch.get_hatch()]  # pyright: ignore[reportAttributeAccessIssue]
+    assert hatched == [(-0.5, 0.5)]
+    assert "hatched: no more than chance (p > 0.05)" in figure.get_supxlabel()
+
+
 def test_one_huge_value_does_not_make_all_others_look_equal(toy) -> None:
     compare_nets.main(["a3.pt", "b3.pt", "conv1,bn1", "conv1,bn1", "toy", "l2", "cka", "--run-name", "r", "--plot"])
     (path,) = Path("results/r").glob("*.pkl")

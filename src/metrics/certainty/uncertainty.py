@@ -29,6 +29,22 @@ FEW = 2000  # images of a null distribution that is drawn
 Interval = tuple[float, float]
 
 
+@dataclass(slots=True)
+class Rows:
+    """The activations of a layer, x: (n, features), and the shape of one image's."""
+
+    x: Tensor
+    shape: Shape
+    _inner: "Rows | None" = None
+
+    def in_row_space(self) -> "Rows":
+        """The images in the space that they span, for what no rotation changes: fewer features than images."""
+        if self._inner is None:
+            inner = Layer.of(self.x).coordinates()
+            self._inner = Rows(inner, inner.shape[1:])
+        return self._inner
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The activations of two layers on the same images, x: (n, features) and y likewise, and the shapes of one's."""
@@ -37,6 +53,12 @@ class Sample:
     y: Tensor
     shape_x: Shape
     shape_y: Shape
+    _sides: tuple[Rows, Rows] | None = None
+
+    @classmethod
+    def of(cls, first: Rows, second: Rows) -> "Sample":
+        """Of two layers, each of which other samples may share."""
+        return cls(first.x, second.x, first.shape, second.shape, (first, second))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -46,9 +68,9 @@ class Sample:
         return Sample(self.x[index], self.y[index if partners is None else partners], self.shape_x, self.shape_y)
 
     def in_row_space(self) -> "Sample":
-        """The images in the spaces that they span, for what no rotation changes: fewer features than images."""
-        x, y = (Layer.of(side).coordinates() for side in (self.x, self.y))
-        return Sample(x, y, x.shape[1:], y.shape[1:])
+        """Each side in the space that its images span."""
+        sides = self._sides or (Rows(self.x, self.shape_x), Rows(self.y, self.shape_y))
+        return Sample.of(sides[0].in_row_space(), sides[1].in_row_space())
 
     def rows(self, view: str) -> tuple[Tensor, Tensor]:
         if view == "images":

@@ -67,6 +67,11 @@ class Grid:
             {k: Layer(max(self.sizes), math.prod(shapes[k]), device) for k in stored}
             for shapes, stored in zip(plan.shapes, plan.stored(), strict=True)
         )
+        spans = plan.spanned() if plan.group else ([], [])
+        self.spans = tuple(
+            {k: Layer(plan.n_images, math.prod(shapes[k]), device) for k in side}
+            for shapes, side in zip(plan.shapes, spans, strict=True)
+        )
         self.facts: tuple[dict[int, Facts], dict[int, Facts]] = ({}, {})
         self.sums = {
             (view, (side, k)): Sums(features(view, plan.shapes[side][k]), device, energies=energies)
@@ -114,6 +119,9 @@ class Grid:
         gather(fed, [self.moments[view, pair] for pair in pairs], rows=SHORT if view == "images" else LONG)
 
     def _store(self, flat: list[list[Tensor]]) -> None:
+        for rows, layers in zip(flat, self.spans, strict=True):
+            for k, layer in layers.items():
+                layer.update(rows[k])
         kept = [(layer, flat[side][k]) for side, layers in enumerate(self.layers) for k, layer in layers.items()]
         start, count = 0, len(flat[0][0])
         while kept and start < count:
@@ -136,7 +144,9 @@ class Grid:
             raise UserError(f"{self.seen} images came where {self.n_images} were announced")
         if not self._cells:
             self._finish_group(on_block)
-            self.layers = {}, {}  # their memory is free for what follows
+            self._take_row_spaces(self.spans if self.plan.group else self.layers)
+            self._learn(self.spans)
+            self.layers = self.spans = {}, {}  # their memory is free for what follows
             self._cells = {pair: self._cell(pair) for pair in self.plan.cells}
         return self._cells
 
@@ -154,10 +164,7 @@ class Grid:
             for name in cell.of("rows"):
                 if METRICS[name].needs != "gram":
                     self._take(name, (i, j), (self.layers[0][i], self.layers[1][j]))
-        self._take_row_spaces()
-        for side, layers in enumerate(self.layers):
-            for k, layer in layers.items():
-                self._learn(side, k, layer)
+        self._learn(self.layers)
         self.done += 1
         if self.done < len(self.sizes):
             self._expect(self.sizes[self.done])
@@ -174,12 +181,12 @@ class Grid:
         except UserError as error:
             self.unavailable.setdefault((name, pair), str(error))
 
-    def _take_row_spaces(self) -> None:
-        """Compute the metrics of coordinates, those of a layer of the first network once."""
+    def _take_row_spaces(self, sides: tuple[dict[int, Layer], ...]) -> None:
+        """Compute the metrics of coordinates of all images, those of a layer of the first network once."""
         kept: dict[int, Tensor] = {}
-        for i, layer in self.layers[0].items():
+        for i, layer in sides[0].items():
             own = None
-            for j, other in self.layers[1].items():
+            for j, other in sides[1].items():
                 names = self.plan.cells[i, j].of("row_space")
                 if not names:
                     continue
@@ -191,11 +198,13 @@ class Grid:
                 for name in names:
                     self._take(name, (i, j), moments)
 
-    def _learn(self, side: int, k: int, layer: Layer) -> None:
-        """Gather what is known of a layer: ranks from the first group, live features from all."""
-        known = self.facts[side].get(k)
-        facts = layer.facts(ranked=self._ranked and known is None)
-        self.facts[side][k] = known._replace(nonconstant=known.nonconstant | facts.nonconstant) if known else facts
+    def _learn(self, sides: tuple[dict[int, Layer], ...]) -> None:
+        """Gather what is known of layers: ranks from the first group, live features from all."""
+        for known, layers in zip(self.facts, sides, strict=True):
+            for k, layer in layers.items():
+                before = known.get(k)
+                facts = layer.facts(ranked=self._ranked and before is None)
+                known[k] = before._replace(nonconstant=before.nonconstant | facts.nonconstant) if before else facts
 
     @property
     def _ranked(self) -> bool:

@@ -64,7 +64,7 @@ def plan_cell(
         if metric.needs == "gram":
             stored = taken == "images" and (group is not None or by_images(n, *flat))
             plan.source[name] = "rows" if stored else "moments"
-        elif by_row_space(metric, taken, n, *flat, group):
+        elif by_row_space(metric, taken, n, *flat):
             plan.source[name] = "row_space"
         else:
             plan.source[name] = {"features": "rows"}.get(metric.needs, metric.needs)
@@ -85,16 +85,14 @@ def by_images(n: int, dx: int, dy: int) -> bool:
     return 4 * moment_entries(dx, dy) > n * (dx + dy)
 
 
-def by_row_space(metric: Metric, view: str, n: int, dx: int, dy: int, group: int | None) -> bool:
+def by_row_space(metric: Metric, view: str, n: int, dx: int, dy: int) -> bool:
     """Tell whether sums of products should be those of coordinates: n x n instead of features x features, and exact.
 
-    That takes all n images at once, so it is nothing for averages over groups. It keeps what any rotation keeps, but
-    neither a map nor weak features beside strong ones, which the regressions weigh alike; so a metric says whether it
-    may be fed them.
+    That takes all n images at once, whatever the groups; their rows are fewer numbers than the sums would be. It keeps
+    what any rotation keeps, but neither a map nor weak features beside strong ones, which the regressions weigh alike;
+    so a metric says whether it may be fed them.
     """
-    return (
-        metric.row_space and view == "images" and (group is None or group >= n) and 3 * n * n < moment_entries(dx, dy)
-    )
+    return metric.row_space and view == "images" and 3 * n * n < moment_entries(dx, dy)
 
 
 def moment_entries(dx: int, dy: int) -> int:
@@ -125,13 +123,12 @@ def check_metric(metric: Metric, view: str, n: int, shape_x: Shape, shape_y: Sha
         require_images(rows, needed, metric.name, "use more images" + " or --view channels" * alike)
     if metric.needs != "moments":
         return
-    in_space = by_row_space(metric, view, n, dx, dy, group)
+    in_space = by_row_space(metric, view, n, dx, dy)
     taken, limit = (row_space_bytes(n), ROW_SPACE_BYTES) if in_space else (8 * moment_entries(dx, dy), MOMENT_BYTES)
     if taken > limit:
-        ungrouped = not in_space and by_row_space(metric, view, n, dx, dy, None)
         raise UserError(
             f"{metric.name} of {n} images with {dx} and {dy} features would take {taken / 1e9:.1f} GB of sums of "
-            "products; use --view channels" + " or leave out --group-at" * ungrouped
+            "products; use --view channels"
         )
 
 
@@ -178,8 +175,15 @@ class GridPlan:
     cells: dict[Pair, CellPlan]
 
     def stored(self) -> tuple[list[int], list[int]]:
-        """The layers of both sides whose rows are kept."""
-        pairs = [pair for pair, plan in self.cells.items() if plan.of("rows", "row_space")]
+        """The layers of both sides whose rows are kept, of a group after the other."""
+        return self._layers_of("rows", *(() if self.group else ("row_space",)))
+
+    def spanned(self) -> tuple[list[int], list[int]]:
+        """The layers of both sides whose rows of all images are kept."""
+        return self._layers_of("row_space")
+
+    def _layers_of(self, *sources: str) -> tuple[list[int], list[int]]:
+        pairs = [pair for pair, plan in self.cells.items() if plan.of(*sources)]
         return sorted({i for i, _ in pairs}), sorted({j for _, j in pairs})
 
     def gram_pairs(self) -> list[Pair]:
@@ -211,7 +215,8 @@ class GridPlan:
     def bytes(self) -> int:
         """What is held at once; the activations of a batch come on top."""
         stored, images = self.stored(), max(group_sizes(self.n_images, self.group))
-        kept = sum(math.prod(shapes[k]) for shapes, side in zip(self.shapes, stored, strict=True) for k in side)
+        kept = images * self._features(stored)
+        kept += self.n_images * self._features(self.spanned()) if self.group else 0
         grams = sum(map(len, stored)) * min(images, BLOCK) ** 2
         entries = sum(features(view, self.shapes[side][k]) ** 2 for view, side, k in self.sums())
         for (view, _), pairs in self.moments().items():
@@ -219,7 +224,10 @@ class GridPlan:
         for (_, j), plan in self.cells.items():
             entries += 4 * math.prod(self.shapes[1][j]) if plan.of("difference") else 0
         in_space = any(plan.of("row_space") for plan in self.cells.values())
-        return 4 * images * kept + 8 * (grams + entries) + in_space * row_space_bytes(images)
+        return 4 * kept + 8 * (grams + entries) + in_space * row_space_bytes(self.n_images)
+
+    def _features(self, layers: tuple[list[int], list[int]]) -> int:
+        return sum(math.prod(shapes[k]) for shapes, side in zip(self.shapes, layers, strict=True) for k in side)
 
 
 def plan_grid(
@@ -241,8 +249,7 @@ def plan_grid(
     group: metrics of images with images (cka, cka_debiased, cka_rbf, mutual_knn in the view "images") are computed
     for consecutive groups of that many images and averaged, weighted by images; a rest of less than half a group joins
     the last one, and one group of all is none. All others are exact over all images, so grouping does not touch them;
-    without it, those that no rotation changes are computed from inner products of images where images are fewer than
-    features.
+    those that no rotation changes are computed from inner products of images where images are fewer than features.
 
     memory: bytes that a metric may take beside the activations; None: any number.
     """
@@ -270,8 +277,8 @@ def require_possible(plan: GridPlan, memory: float | None = None, *, alone: bool
 def _require_room(plan: GridPlan, memory: float) -> None:
     (cell,) = plan.cells.values()
     image_bytes = 4 * sum(math.prod(shape) for (shape,) in plan.shapes)
-    needed = image_bytes * max(group_sizes(plan.n_images, plan.group))
     names, in_space = cell.of("rows", "row_space"), cell.of("row_space")
+    needed = image_bytes * (plan.n_images if in_space else max(group_sizes(plan.n_images, plan.group)))
     if not names or needed <= memory:
         return
     allow = f"allow it with --memory {math.ceil(needed / 1e9)}"

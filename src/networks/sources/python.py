@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from src.core.errors import UserError, first_line
@@ -37,6 +38,8 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
         raise UserError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UserError(f"{name} returned TorchScript, which cannot be cut; return the module that it was made of")
     return LibraryModel(network)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from src.metrics import MEASURES, Metric
+from src.metrics.certainty.calibration import LEVEL
 from src.metrics.functional import Functional
 from src.results.plots.heatmap import ANNOTATED, draw_map, draw_scale, map_size
 from src.results.plots.style import BLUE, GREY, INK, NORMAL, ORANGE, SMALL, finish, new_figure, save
@@ -53,14 +54,33 @@ def grid_figure(result: dict[str, Any]) -> Figure:
     names = network_names(result["networks"])
     for axes, (name, table) in zip(panels, tables.items(), strict=False):
         draw_metric(figure, axes, MEASURES[str(name)], table, layers1, layers2, letters=int(13 * height))
+        _hatch_chance(axes, result, str(name))
         finish(axes, x=f"layer of {names[1]}", y=f"layer of {names[0]}")
         axes.tick_params(labelsize=SMALL if max(len(layers1), len(layers2)) <= ANNOTATED else 7)
     for axes in panels[len(tables) :]:
         axes.remove()
-    notes = ["framed: most similar in its row"] * any(axes.patches for axes in panels[: len(tables)])
+    notes = ["framed: most similar in its row"] * any(
+        patch.get_gid() != "chance" for axes in panels[: len(tables)] for patch in axes.patches
+    )
+    notes += [f"hatched: no more than chance (p > {LEVEL:g})"] * ("frame" in result.get("calibrated", {}))
     notes += ["grey: no value"] * any(bool(np.isnan(table).any()) for table in tables.values())
     figure.supxlabel("; ".join(notes), fontsize=SMALL, color=INK)
     return figure
+
+
+def _hatch_chance(axes: Axes, result: dict[str, Any], name: str) -> None:
+    """Hatch the cells whose values random pairings of the images reach as well."""
+    from matplotlib.patches import Rectangle
+
+    frame = result.get("calibrated", {}).get("frame")
+    if frame is None:
+        return
+    rows = frame[(frame["method"] == name) & (frame["p"] > LEVEL)]
+    for layer1, layer2 in zip(rows["layer1"], rows["layer2"], strict=True):
+        corner = result["layers2"].index(layer2) - 0.5, result["layers1"].index(layer1) - 0.5
+        axes.add_patch(
+            Rectangle(corner, 1, 1, fill=False, hatch="////", linewidth=0, edgecolor=INK, alpha=0.7, gid="chance")
+        )
 
 
 def _title(result: dict[str, Any]) -> str:
