@@ -330,7 +330,7 @@ def spoil_folder(content: bytes, draw: random.Random) -> bytes:
 
 SPOILERS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     **dict.fromkeys(("result", "published"), spoil_result),
-    **dict.fromkeys(("weights", "resume", "timm", "torchvision"), spoil_weights),
+    **dict.fromkeys(("weights", "resume", "kept", "timm", "torchvision"), spoil_weights),
     **dict.fromkeys(("lease", "failure", "plan", "rows"), spoil_json),
     "safetensors": spoil_safetensors,
     "npz": spoil_arrays,
@@ -338,5 +338,15 @@ SPOILERS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "transformers": spoil_folder,
 }
 # how often a kind comes
-WEIGHTS = {"result": 30, "published": 8, "weights": 25, "resume": 8, "safetensors": 5, "npz": 5, "study": 8, "lease": 3}
+WEIGHTS = {
+    "result": 30,
+    "published": 8,
+    "weights": 25,
+    "resume": 8,
+    "kept": 5,
+    "safetensors": 5,
+    "npz": 5,
+    "study": 8,
+    "lease": 3,
+}
 WEIGHTS |= {"failure": 3, "plan": 5, "timm": 2, "torchvision": 1, "transformers": 2, "rows": 4}

@@ -1,15 +1,18 @@
 """A pass of a study that was killed goes on from the state of its trainings."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import src.evaluation.kept_passes
 import src.studies.runner
 import src.studies.work
 import src.training.loop
 from src import results
+from src.metrics.engine.grid import Grid
 from src.studies.deaths import Death, death_of, held_by, memory_limit, pause_after, reaped
 from src.studies.engines.local import Here
 from src.studies.messages import failure_lines
@@ -183,3 +186,28 @@ def test_failure_notes_of_before_are_read(toy) -> None:
     assert failure_lines(list(store.failures().values())) == [
         "failed 3 times, its process ended 1 time: a: ValueError: again"
     ]
+
+
+def test_a_comparison_that_was_killed_goes_on_where_it_was(toy, monkeypatch) -> None:
+    """The process ends at the third batch; the next one is fed the rest alone."""
+    study('pairs = [["a3.pt", "b5.pt"]]\n[compare]\nlayers = ["bn1", "fc1"]\nmetrics = ["cka", "lr", "mutual_knn"]\n')
+    main([*WORK, "-o", "calm"])
+    monkeypatch.setattr(src.studies.work, "EVERY", 0.0)
+    monkeypatch.setattr(src.evaluation.kept_passes, "DEAR", 0)
+    update, fed = Grid.update, []
+
+    def counted(grid: Grid, *sides) -> None:
+        fed.append(grid.seen)
+        if len(fed) == 3:
+            raise SystemExit  # no Exception: nobody cleans up
+        update(grid, *sides)
+
+    monkeypatch.setattr(Grid, "update", counted)
+    monkeypatch.setattr(src.studies.work, "compare_layers", partial(src.studies.work.compare_layers, batch_size=8))
+    with pytest.raises(SystemExit):
+        main(WORK)
+    assert len(list(Path("results/s/.resume").glob("*/pass-1-gathered.pt"))) == 1 and not pickles()
+    main(WORK)
+    assert fed == [0, 8, 16, 16, 24, 32, 40] and not Path("results/s/.resume").exists()
+    (ours,), (calm,) = pickles().values(), [results.read(path) for path in Path("calm/s").glob("*.pkl")]
+    assert ours["frame"].equals(calm["frame"]) and len(ours["frame"]) == 12
