@@ -177,6 +177,12 @@ def _transformers() -> list[bytes]:
     """The folder of a tiny network, as a pickle of its files' contents."""
     if importlib.util.find_spec("transformers") is None:
         return []
+    transformers_folder(Path("hf"))
+    return [pickle.dumps({path.name: path.read_bytes() for path in sorted(Path("hf").iterdir())})]
+
+
+def transformers_folder(folder: Path) -> None:
+    """Write a tiny image classifier as transformers does."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     sizes: dict[str, Any] = {
@@ -187,8 +193,6 @@ def _transformers() -> list[bytes]:
     }
     config = ViTConfig(**sizes, image_size=8, patch_size=4)
     config.num_labels = 4
-    ViTForImageClassification(config).save_pretrained("hf")
+    ViTForImageClassification(config).save_pretrained(folder)
     looks: dict[str, Any] = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    ViTImageProcessor(size={"height": 8, "width": 8}, **looks).save_pretrained("hf")
-    files = {path.name: path.read_bytes() for path in sorted(Path("hf").iterdir())}
-    return [pickle.dumps(files)]
+    ViTImageProcessor(size={"height": 8, "width": 8}, **looks).save_pretrained(folder)
