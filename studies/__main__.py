@@ -70,11 +70,18 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retries", type=arguments.natural, default=2, metavar="N", help="more attempts at what fails")
     parser.add_argument(
+        "--deaths",
+        type=arguments.natural,
+        default=20,
+        metavar="N",
+        help="processes that may be ended from outside while at a result, before it is given up",
+    )
+    parser.add_argument(
         "--patience",
         type=arguments.positive_float,
         default=60.0,
         metavar="S",
-        help="seconds after which another runner that gives no sign of life is given up",
+        help="seconds after which another runner, or a job, that has started and gives no sign of life is given up",
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")
     arguments.add_memory_option(parser, "GB of moments or activations held at once, by each process")
@@ -105,8 +112,9 @@ def run(args: argparse.Namespace) -> None:
             cli.say("\n".join(say.plan_lines(plan, store, workers)))
             return
         bundles = None
-        engine = ENGINES[args.engine](workers, folder=store.folder, options=study.says.submitit)
-    options = Options(args.retries, args.patience, args.device, 1e9 * args.memory)
+        how = {"folder": store.folder, "options": study.says.submitit, "patience": args.patience}
+        engine = ENGINES[args.engine](workers, **how)
+    options = Options(args.retries, args.deaths, args.patience, args.device, 1e9 * args.memory)
     failures = Driver(plan, store, engine, options, cli.notice).run(bundles)
     remember(store.folder)
     cli.say("\n".join([*say.status_lines(plan, store), f"results: {store.folder}"]))

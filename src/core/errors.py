@@ -1,5 +1,7 @@
 """Whose fault an error is: the user's, who is told in one line what to mend, or ours."""
 
+from src.core.text import visible
+
 
 class UserError(ValueError):
     """What a user can mend: the message is one line that names the value and the remedy.
@@ -10,7 +12,7 @@ class UserError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """What somebody else's error says, in one line; its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
+    return visible((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":"), keep="")
 
 
 # said below the traceback of any other error

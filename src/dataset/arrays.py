@@ -29,7 +29,7 @@ def arrays_spec(name: str, path: Path) -> DatasetSpec:
     with _opened(path) as file:
         splits = tuple(split for split in SPLITS if {f"x_{split}", f"y_{split}"} & set(file))
         if not splits:
-            raise UserError(f"{path} has neither x_train and y_train nor x_val and y_val; it has: {', '.join(file)}")
+            raise UserError(f"{path} has neither x_train and y_train nor x_val and y_val; it has: {_names(file)}")
         shapes = {split: _shape(file, split, path) for split in splits}
         if len(set(shapes.values())) > 1:
             one, other = shapes.values()
@@ -85,7 +85,7 @@ class _opened:
 
 def _array(file: Any, name: str, path: Path) -> np.ndarray:
     if name not in file:
-        raise UserError(f"{path} has no {name}; it has: {', '.join(file)}")
+        raise UserError(f"{path} has no {name}; it has: {_names(file)}")
     try:
         return file[name]
     except ValueError as error:
@@ -93,6 +93,10 @@ def _array(file: Any, name: str, path: Path) -> np.ndarray:
         raise UserError(f"{path}: {name} cannot be read: {in_line(text)}") from None
     except (MemoryError, OverflowError):
         raise UserError(f"{path}: {name} cannot be read: it says that it is larger than memory") from None
+
+
+def _names(file: Any) -> str:
+    return in_line(", ".join(file))
 
 
 def _shape(file: Any, split: str, path: Path) -> tuple[int, int, int]:

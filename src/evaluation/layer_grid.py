@@ -17,6 +17,7 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import heads
 from src.cutting.structure import no_logits
 from src.dataset import Split
+from src.evaluation.kept_passes import Keep, KeptPass
 from src.evaluation.passes import BATCH_SIZE, Head, feed
 from src.metrics import FUNCTIONAL, METRICS, Cell, Grid
 from src.metrics.algebra.linalg import float64_device
@@ -95,6 +96,7 @@ def compare_layers(
     layouts: tuple[str | None, str | None] = (None, None),
     labelled: bool = True,
     comparable: bool = True,
+    keep: Keep | None = None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare each of the first network's layers with each of the second's by the named metrics.
@@ -103,7 +105,7 @@ def compare_layers(
     with a pass over the images for each pair of blocks, and `on_message` hears of it. A block of one pair may hold
     more. `layouts` are those asked for, of each network; `on_message` also hears what had to be guessed. `labelled`
     says whether both networks are known to have the classes of the images, `comparable` whether they have each other's,
-    as measures of their outputs need.
+    as measures of their outputs need. With `keep` the states of passes are kept, and gone on from.
     Raises UserError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
     needs more.
     """
@@ -132,7 +134,8 @@ def compare_layers(
     parts = {(i, j): [outputs] for i in work.whole[0] for j in work.whole[1]}
     for number, (some, tile) in enumerate(passes, start=1):
         title = f"pass {number} of {len(passes)}" if len(passes) > 1 else "comparing"
-        for (i, j), cell in work.compare(some, tile, title).items():
+        kept = keep.of(number, names=list(some), tile=[list(side) for side in tile], batch=batch_size) if keep else None
+        for (i, j), cell in work.compare(some, tile, title, kept).items():
             parts[tile[0][i], tile[1][j]].append(cell)
     labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
     return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
@@ -287,16 +290,34 @@ class _GridWork:
         remedy = "more --memory or a --group-at makes it fewer"
         return f"{counts}: {len(passes)} passes by blocks of layers, {size} each; {remedy}"
 
-    def compare(self, names: list[str], tile: Tile, title: str) -> dict[Pair, Cell]:
-        """Run one pass."""
+    def compare(self, names: list[str], tile: Tile, title: str, kept: KeptPass | None = None) -> dict[Pair, Cell]:
+        """Run one pass, or what is left of it."""
         device = self.split.device
         grid = Grid(self.plan(names, tile), device)
+        if kept:
+            kept.begin(grid)
+        if len(grid.known_cells) == len(grid.plan.cells):
+            return grid.known_cells
         chosen = zip(self.networks, _picked(self.layers, tile), self.outputs, strict=True)
         parts = [freeze(heads(network, layers, layouts_of(found))).to(device) for network, layers, found in chosen]
-        grouped = grid.plan.group is not None
-        feed(parts, self.split, grid.update, batch_size=self.batch_size, grouped=grouped, title=title)
+
+        def gather(*sides: Any) -> None:
+            grid.update(*sides)
+            if kept:
+                kept.keep_gathered(grid)
+
+        def found(step: int = 0) -> None:
+            progress.update(step)
+            if kept:
+                kept.keep_found(grid)
+
+        how = {"grouped": grid.plan.group is not None, "title": title, "skipped": grid.seen}
+        feed(parts, self.split, gather, batch_size=self.batch_size, **how)
         with bar(grid.steps, "inner products", unit="block") as progress:
-            return grid.cells(on_block=progress.update)
+            cells = grid.cells(on_block=lambda: found(1), on_found=found)
+        if kept:
+            kept.keep_found(grid, last=True)
+        return cells
 
 
 def _picked(sides: tuple[list[T], list[T]], tile: Tile) -> tuple[list[T], list[T]]:

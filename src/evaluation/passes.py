@@ -24,16 +24,20 @@ def feed(
     *,
     batch_size: int = BATCH_SIZE,
     grouped: bool = False,
+    skipped: int = 0,
     title: str = "",
 ) -> None:
     """Call consume(activation of the first head, of the second, ...) for each batch of the split, in its order.
 
     All heads see the same batch, so rows of the activations always belong to the same image. Where neighbours are
     `grouped`, to stand for all, images that come class by class are taken in an order at random, always the same one.
-    Products are full float32.
+    Those that begin before the `skipped`-th are left out. Products are full float32.
     """
     order = Generator().manual_seed(0) if grouped and split.by_class else None
     with full_precision(), bar(len(split), title, unit="image") as progress:
+        seen = 0
         for images, _ in split.batches(batch_size, order=order):
-            consume(*(head(images) for head in heads))
+            seen += len(images)
+            if seen > skipped:
+                consume(*(head(images) for head in heads))
             progress.update(len(images))

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from src.core.errors import UserError
@@ -74,17 +75,16 @@ class StitchSpec:
     debug: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in (float, "float") and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
+        for name in FLOATS:
+            if type(value := getattr(self, name)) is int:
+                object.__setattr__(self, name, float(value))
         if self.mask in SPELLINGS:
             object.__setattr__(self, "mask", SPELLINGS[self.mask])
         for name, table in (("init", INITS), ("mask", MASKS), ("target_type", TARGETS), ("optimizer", ELEMENTWISE)):
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))
                 raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
-        check_options(asdict(self), USUAL)
+        check_options(self.values(), USUAL)
         _ = self.recipe
 
     @property
@@ -100,9 +100,13 @@ class StitchSpec:
     def needs_train_moments(self) -> bool:
         return needs_moments(self.init, self.mask) or self.whiten
 
+    def values(self) -> dict[str, Any]:
+        """The fields by name: all are scalars, so that nothing is copied as `asdict` does."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
     def identity(self) -> dict[str, Any]:
         """The fields by name, without those that came later and are at their defaults: they say nothing."""
-        return {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
+        return {name: value for name, value in self.values().items() if name not in LATER or value != LATER[name]}
 
     def key(self, **surroundings: Any) -> str:
         """A digest of the spec and of what it is about: weights, preprocessing, images.
@@ -119,6 +123,7 @@ class StitchSpec:
 
 
 USUAL = {field.name: field.default for field in fields(StitchSpec)}  # what leaves an option out
+FLOATS = tuple(field.name for field in fields(StitchSpec) if field.type in (float, "float"))
 # by name, fields that came later, and the default that they have in results of before
 LATER = {name: value for name, value in USUAL.items() if name not in FIRST}
 
@@ -141,7 +146,7 @@ class ControlSpec(StitchSpec):
 
     @classmethod
     def of(cls, spec: StitchSpec, source: str, **changed: Any) -> "ControlSpec":
-        options: dict[str, Any] = asdict(spec) | {"source": source} | changed
+        options: dict[str, Any] = spec.values() | {"source": source} | changed
         return cls(**options)
 
 
@@ -162,6 +167,7 @@ def _exact(value: Any) -> Any:
     return value
 
 
+@lru_cache(maxsize=1)
 def spec_table() -> dict[str, Any]:
     """What a file says of a spec, a kind a field, as `records.check` takes it."""
     return {field.name: _OF_TYPE[getattr(field.type, "__name__", str(field.type))] for field in fields(StitchSpec)}

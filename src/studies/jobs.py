@@ -125,7 +125,10 @@ _COMPARE = {
 
 def to_record(bundle: Bundle) -> dict[str, Any]:
     """Built-in values that `from_record` makes the bundle of."""
-    items = [[item.name, item.key, asdict(item.spec)] for item in bundle.items]
+    items = [
+        [item.name, item.key, item.spec.values() if isinstance(item.spec, StitchSpec) else asdict(item.spec)]
+        for item in bundle.items
+    ]
     settings = asdict(bundle.settings)
     return {"pair": list(bundle.pair), "settings": settings, "seconds": bundle.seconds, "items": items}
 

@@ -51,8 +51,14 @@ def status_lines(plan: StudyPlan, store: Store) -> list[str]:
 
 
 def failure_lines(failures: Sequence[Failure], shown: int = 10) -> list[str]:
-    lines = [f"failed {counted(one.count, 'time', 'times')}: {one.about}: {one.line}" for one in failures[:shown]]
+    lines = [f"{_how_often(one)}: {one.about}: {one.line}" for one in failures[:shown]]
     return lines + ([f"and {len(failures) - shown} more"] if len(failures) > shown else [])
+
+
+def _how_often(failure: Failure) -> str:
+    parts = [f"failed {counted(failure.count, 'time', 'times')}"] if failure.count or not failure.deaths else []
+    parts += [f"its process ended {counted(failure.deaths, 'time', 'times')}"] if failure.deaths else []
+    return ", ".join(parts)
 
 
 def summary(plan: StudyPlan, store: Store, results: StudyResults) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from src.core.config import MEMORY
+from src.studies.deaths import Death, pause_after
 from src.studies.estimate import in_words
 from src.studies.jobs import Bundle
 from src.studies.leases import PATIENCE, Leases
@@ -23,9 +24,14 @@ PAUSE = 0.5  # seconds between looks at what others hold
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a study is run: attempts at a result beside the first, seconds until a silent holder is given up."""
+    """How a study is run.
+
+    retries: attempts at a result beside the first. deaths: processes that may be ended from outside while they are at
+    a result, without its getting further. patience: seconds until a silent holder is given up.
+    """
 
     retries: int = 2
+    deaths: int = 20
     patience: float = PATIENCE
     device: str = "auto"
     memory: float = MEMORY
@@ -42,7 +48,7 @@ class Driver:
     on_message: Callable[[str], None]
     runner: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     _told: set[str] = field(default_factory=set)
-    _died: dict[str, list[int]] = field(default_factory=dict)  # bundle -> its states when its process died
+    _ends: dict[str, "_Ends"] = field(default_factory=dict)  # bundle -> how its processes ended
 
     def run(self, bundles: list[Bundle] | None = None) -> dict[str, Failure]:
         """Do all bundles, or some of them; returns what failed for good."""
@@ -75,7 +81,8 @@ class Driver:
             rest = bundle.without(settled)
             if not rest.items:
                 continue
-            if len(tasks) == room or not leases.is_free(rest.name):
+            ready = rest.name not in self._ends or time.monotonic() >= self._ends[rest.name].ready
+            if len(tasks) == room or not ready or not leases.is_free(rest.name):
                 waiting.append(bundle)
                 continue
             options = self.options
@@ -86,12 +93,14 @@ class Driver:
         return bool(tasks)
 
     def _given_up(self) -> set[str]:
-        return {name for name, failure in self.store.failures().items() if failure.count > self.options.retries}
+        most = self.options
+        failures = self.store.failures().items()
+        return {name for name, failure in failures if failure.count > most.retries or failure.deaths > most.deaths}
 
     def _take(self, report: Report, waiting: deque[Bundle]) -> None:
         """What failed is noted and comes again until its attempts are spent; many that fail at once come in halves.
 
-        A process that died, as when a cluster takes back its machine, says nothing of the results: its bundle goes on.
+        A process that was ended from outside, as when a cluster takes back its machine, says nothing of the results.
         """
         bundle = report.task.bundle
         for line in report.notes:
@@ -102,24 +111,59 @@ class Driver:
         for name, reason in report.diverged.items():
             self.store.fail(name, reason, about[name])
         rest = bundle.without(self.store.done())
-        if report.died and len(rest.items) > 1 and self._got_further(bundle):
-            waiting.append(rest)
+        if report.death and not report.death.of_work and rest.items:
+            waiting.extend(self._after_death(report.death, rest))
             return
-        if report.trace and len(rest.items) > 1:
-            last = report.trace.strip().splitlines()[-1]
+        trace = report.death.words if report.death else report.trace
+        if trace and len(rest.items) > 1:
+            last = trace.strip().splitlines()[-1]
             self.on_message(f"{len(rest.items)} results failed together and are tried in halves: {last}")
             waiting.extend(rest.halves())
             return
-        if report.trace and rest.items:
-            self.store.fail(rest.items[0].name, report.trace, about[rest.items[0].name])
+        if trace and rest.items:
+            self.store.fail(rest.items[0].name, trace, about[rest.items[0].name])
         if rest.items:
             waiting.append(rest)
 
-    def _got_further(self, bundle: Bundle) -> bool:
-        """Whether a bundle whose process died is to go on as it was: the first time, and where it has learnt since."""
-        states = sorted(file.stat().st_mtime_ns for file in self.store.states(bundle.name).glob("*.pt"))
-        before, self._died[bundle.name] = self._died.get(bundle.name), states
-        return before != states
+    def _after_death(self, death: Death, rest: Bundle) -> list[Bundle]:
+        """What comes again of a bundle whose process was ended from outside, after a pause that grows.
+
+        It is no failure of the work. As long as the bundle gets further nothing is counted; else halves of it have a
+        better chance, and a result alone is noted, until its deaths are spent.
+        """
+        ends = self._ends.setdefault(rest.name, _Ends())
+        further = ends.note(self._reached(rest)) or not death.counts
+        ends.vain = 0 if further else ends.vain + 1
+        pause = pause_after(ends.vain)
+        ends.ready = time.monotonic() + pause
+        again = f", again in {pause:.0f} s" if ends.vain else ""
+        self.on_message(f"{death.words}; its work goes on{again}")
+        if further:
+            return [rest]
+        item, *others = rest.items
+        if others:
+            return rest.halves()
+        self.store.died(item.name, death, describe(rest, item.spec))
+        return [rest]
+
+    def _reached(self, rest: Bundle) -> tuple[int, ...]:
+        """How far a bundle is: results that are missing, and when its states were written."""
+        states = self.store.states(rest.name).glob("*.pt")
+        return len(rest.items), *sorted(file.stat().st_mtime_ns for file in states)
+
+
+@dataclass(slots=True)
+class _Ends:
+    """How far a bundle was when its process died the last time, how often it died in vain since, when it may go on."""
+
+    reached: tuple[int, ...] | None = None
+    vain: int = 0
+    ready: float = 0.0
+
+    def note(self, reached: tuple[int, ...]) -> bool:
+        """Whether the bundle got further since the last time; the first time it is taken to have."""
+        before, self.reached = self.reached, reached
+        return before != reached
 
 
 def describe(bundle: Bundle, spec: Any) -> str:

@@ -80,13 +80,19 @@ AXES = {
     option.field: (several(one_of(*option.choices) if option.kind == "name" else CHECKS[option.kind]), None)
     for option in OPTIONS
 } | {"amp": (several(FLAG), None)}
-STITCH = _LAYERS | {"layer_pairs": (one_of(*LAYER_PAIRS), "all")} | AXES
-COMPARE = _LAYERS | {
-    "metrics": (several(one_of(*MEASURES)), ...),
-    "view": (one_of("images", "channels"), None),
-    "group_at": (CHECKS["positive"], None),
-    "split": (one_of(*SPLITS), "val"),
-}
+# of a table alone, where it says others than the study does
+_NETWORKS = {"networks": (several(text), None), "pairs": (pairs, None)}
+STITCH = _NETWORKS | _LAYERS | {"layer_pairs": (one_of(*LAYER_PAIRS), "all")} | AXES
+COMPARE = (
+    _NETWORKS
+    | _LAYERS
+    | {
+        "metrics": (several(one_of(*MEASURES)), ...),
+        "view": (one_of("images", "channels"), None),
+        "group_at": (CHECKS["positive"], None),
+        "split": (one_of(*SPLITS), "val"),
+    }
+)
 STUDY = {
     "networks": (several(text), []),
     "pairs": (pairs, "all"),
@@ -121,10 +127,11 @@ class Study:
             sides = [table.front_layers, table.end_layers]
             if (table.layers is None) == (None in sides) or (table.layers and any(sides)):
                 raise self.document.complaint(place, "names either layers, or both front_layers and end_layers")
+            asked = self.says.pairs if table.pairs is None else table.pairs
+            if isinstance(asked, str) and not (table.networks or self.says.networks):
+                raise self.document.complaint((), f"networks: is missing, for pairs = {asked!r}")
         if not self.says.stitch and not self.says.compare:
             raise self.document.complaint((), "nothing to do: neither [[stitch]] nor [[compare]]")
-        if isinstance(self.says.pairs, str) and not self.says.networks:
-            raise self.document.complaint((), f"networks: is missing, for pairs = {self.says.pairs!r}")
 
 
 def _check(document: Document) -> Any:

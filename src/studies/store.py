@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,38 @@ from src.core.files import atomic_write, make_folder, remove_leftovers
 from src.core.records import LINES, NATURAL, TEXT, check, read_json
 from src.networks.architectures import files_of
 from src.stitching.stitch_spec import digest
+from src.studies.deaths import Death
+from src.studies.declared import texts_of
 from src.studies.jobs import to_record
-from src.studies.plan import StudyPlan, make_plan, plan_from_file, texts_of
+from src.studies.plan import StudyPlan, make_plan, plan_from_file
 from src.studies.schema import Study
 
 MAX_NOTE = 10_000_000  # bytes
 RESULT, FAILED, STATES, LEASES = ".pkl", ".failed.json", ".resume", ".leases"
 
 
+_NOTE = {"count": NATURAL, "deaths": NATURAL, "signal": NATURAL, "trace": LINES, "about": TEXT}
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong with a result, the last time of how many, and which stitch it was to be."""
+    """What went wrong with a result: how often it failed, and how often its process ended without its doing.
+
+    trace: what went wrong the last time; signal: by which a process was ended then. about: which result it was to be.
+    """
 
     count: int
     trace: str
     about: str
+    deaths: int = 0
+    signal: int = 0
 
     @classmethod
     def from_file(cls, path: Path) -> "Failure":
         """Raises OSError, or UserError for what is no such note."""
         record = read_json(path, MAX_NOTE)
-        check(record, {"count": NATURAL, "trace": LINES, "about": TEXT}, required=cls.__slots__)
-        return cls(record["count"], record["trace"], record["about"])
+        check(record, _NOTE, required=("count", "trace", "about"))
+        return cls(**{field: record[field] for field in cls.__slots__ if field in record})
 
     @property
     def line(self) -> str:
@@ -81,10 +91,22 @@ class Store:
 
     def fail(self, name: str, trace: str, about: str) -> None:
         """Note that an attempt at a result failed."""
-        before = self.failures().get(name)
-        record = {"about": about, "count": 1 + (before.count if before else 0), "trace": trace}
+        before = self._noted(name)
+        self._note(name, Failure(before.count + 1, trace, about, before.deaths))
+
+    def died(self, name: str, death: Death, about: str) -> None:
+        """Note that the process of a result ended, through no fault of the result."""
+        before = self._noted(name)
+        self._note(name, Failure(before.count, death.words, about, before.deaths + 1, death.signal))
+
+    def _noted(self, name: str) -> Failure:
+        with suppress(OSError, UserError):
+            return Failure.from_file(self.folder / f"{name}{FAILED}")
+        return Failure(0, "", "")
+
+    def _note(self, name: str, failure: Failure) -> None:
         with atomic_write(self.folder / f"{name}{FAILED}") as file:
-            file.write(json.dumps(record, indent=2).encode())
+            file.write(json.dumps(asdict(failure), sort_keys=True, indent=2).encode())
 
     @property
     def leases(self) -> Path:
@@ -123,9 +145,12 @@ class Store:
             return _named_by(study, plan, path)
         make_folder(self.folder)
         record = {"bundles": [to_record(bundle) for bundle in plan.bundles], "left_out": plan.left_out}
-        with suppress(FileExistsError), atomic_write(path, overwrite=False) as file:
-            file.write(json.dumps(record | {"size": plan.size}, separators=(",", ":")).encode())
-        return _named_by(study, _read_plan(path) or plan, path)
+        try:
+            with atomic_write(path, overwrite=False) as file:
+                file.write(json.dumps(record | {"size": plan.size}, separators=(",", ":")).encode())
+        except FileExistsError:  # another runner was first
+            plan = _read_plan(path) or plan
+        return _named_by(study, plan, path)
 
 
 def _named_by(study: Study, plan: StudyPlan, path: Path) -> StudyPlan:
@@ -150,4 +175,4 @@ def fingerprint(study: Study) -> str:
     for text in texts_of(study):
         found = [file.stat() for file in files_of(text) if file.is_file()]
         stamps.append([text, [[status.st_size, status.st_mtime_ns] for status in found]])
-    return digest(["plan 2", study.document.text, stamps])[:16]
+    return digest(["plan 3", study.document.text, stamps])[:16]

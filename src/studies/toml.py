@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
+from src.core.text import visible
 
 Place = tuple[str | int, ...]  # keys and positions, from the outside in
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
@@ -44,7 +45,8 @@ class Document:
     def complaint(self, place: Place, text: str) -> UserError:
         """An error that names file, line and key."""
         key = ".".join(part for part in place if isinstance(part, str))
-        return UserError(f"{self.path}:{self.line(place)}: {f'{key}: ' if key else ''}{text}")
+        said = visible(f"{key}: {text}" if key else text, keep="")
+        return UserError(f"{self.path}:{self.line(place)}: {said}")
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:

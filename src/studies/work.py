@@ -1,6 +1,7 @@
 """One bundle, done: the networks and images are loaded once, and all its results made and written.
 
-What a killed process had learnt is not lost: the state of its trainings lies beside the results until they are there.
+What a killed process had come to is not lost: the states of trainings and comparisons lie beside the results until they
+are there.
 """
 
 import traceback
@@ -13,6 +14,7 @@ from typing import Any
 from src import results
 from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
+from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
 from src.networks.architectures import untrained
@@ -20,12 +22,13 @@ from src.stitching import CutNetworks, StitchSpec
 from src.stitching.keys import key_inputs, stitch_keys
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import resume_states
+from src.studies.deaths import Death
 from src.studies.images import networks_on_data, split_of
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.leases import Leases
 from src.studies.store import Store
 
-EVERY = 5.0  # seconds of training that a killed process may lose, beside the epoch that it was at
+EVERY = 5.0  # seconds of work that a killed process may lose, beside the epoch, or block, that it was at
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,13 @@ class WorkerTask:
 class Report:
     """What came of a task: whether somebody else is at it, a traceback, stitches that diverged, and notes.
 
-    `died`: its process ended without a word, so that what it had learnt may still be there.
+    `death`: its process ended without a word, so that what it had learnt may still be there.
     """
 
     task: WorkerTask
     held: bool = False
     trace: str = ""
-    died: bool = False
+    death: Death | None = None
     diverged: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -134,6 +137,7 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
         memory=task.memory,
         layouts=(front.layout, end.layout),
         **on_data.classes_known,
+        keep=Keep(Store(task.folder).states(task.bundle.name), {"key": item.key, "device": str(device)}, EVERY),
         on_message=lambda line: on_message(line) if line.startswith("note") else None,
     )
     asked = {"methods": list(spec.metrics), "view": spec.view, "group_at": spec.group_at, "dataset_type": spec.split}

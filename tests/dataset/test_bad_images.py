@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.core.errors import UserError
+from src.dataset.arrays import arrays_spec
 from tests.own_images import digits_of, write_arrays, write_folder, write_table
 from tests.paths import ROOT
 
@@ -255,3 +257,12 @@ def deep_colour() -> bytes:
 
 
 DEEP_COLOUR = deep_colour()
+
+
+def test_names_of_arrays_are_printed_without_their_control_characters(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{"\x1b[2Jx": np.zeros(1)})
+    with pytest.raises(UserError, match=re.escape("it has: \\x1b[2Jx")):
+        arrays_spec("a", tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", x_val=np.zeros((1, 8, 8), np.uint8), **{"\x1b[2Jx": np.zeros(1)})
+    with pytest.raises(UserError, match=re.escape("has no y_val; it has: x_val, \\x1b[2Jx")):
+        arrays_spec("b", tmp_path / "b.npz")

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from src.core.errors import UserError
+from src.core.text import has_controls
 from tests.fuzz import seeds
 from tests.fuzz.readers import READERS
 from tests.fuzz.spoil import SPOILERS, WEIGHTS
@@ -44,9 +46,8 @@ def outcome_of(kind: str, content: bytes, folder: Path) -> str:
         reader(path)
     except (UserError, OSError, FloatingPointError) as error:
         line = str(error)
-        outcome = (
-            f"refused: {line[:150]}" if line.isprintable() or isinstance(error, OSError) else f"no line: {error!r}"
-        )
+        raw = has_controls(line) and not isinstance(error, OSError)  # the system's own shows a name as it is
+        outcome = f"no line: {error!r}" if raw else f"refused: {line[:150]}"
     except BaseException:
         outcome = "traceback: " + traceback.format_exc()
     took = time.process_time() - start
@@ -151,6 +152,16 @@ def main(argv: list[str]) -> int:
         os.chdir("/")
     for kind in sorted({kind for kind, _ in outcomes}):
         print(f"{kind:14}" + "".join(f"{what} {outcomes[kind, what]:6} " for what in ("read", "refused", "failed")))
+    kinds = {
+        "traceback": "tracebacks",
+        "executed": "executions",
+        "died": "dead children",
+        "no line": "of several lines",
+    }
+    words = [line.partition(": ")[2] for line in failures]
+    counts = {said: sum(word.startswith(kind) for word in words) for kind, said in kinds.items()}
+    counts["over the limit of time"] = sum(bool(re.match(r"[\d.]+ s$", word)) for word in words)
+    print(", ".join(f"{number} {said}" for said, number in counts.items()))
     print(f"{count} cases of seed {seed} in {time.monotonic() - start:.0f} s: {len(failures)} failures")
     return 1 if failures else 0
 

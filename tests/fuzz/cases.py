@@ -70,3 +70,8 @@ WEIGHTS = {name: archive(program) for name, program in PROGRAMS.items()} | {
     "a packed archive": archive(held(tensor(4, 4, 1)), packing=zipfile.ZIP_DEFLATED),
 }
 RESULTS = {name: b"\x80\x02" + program for name, program in PROGRAMS.items()}
+# what a configuration of transformers said
+TRANSFORMERS = {
+    "layers without end": ("num_hidden_layers", 2**53),
+    "an escape sequence for an architecture": ("model_type", "\x1b[2J\x1b]0;x\x07"),
+}

@@ -17,8 +17,10 @@ import torch
 
 import stitch_nets
 from src import results
-from src.core.tensor_files import parse_tensors
+from src.core.tensor_files import parse_tensors, write_tensors
 from src.dataset import DATASETS
+from src.evaluation.kept_passes import Keep
+from src.metrics.engine.kept import gathered
 from src.models import MODELS, Architecture
 from src.results.frame import CACHE
 from src.studies.store import Store
@@ -64,6 +66,7 @@ def make(folder: Path) -> dict[str, list[bytes]]:
         "rows": _rows(folder),
         "weights": _weights(),
         "resume": [_state_of_training()],
+        "kept": _kept(folder),
         "safetensors": _safetensors(),
         "npz": [_arrays()],
         "study": [STUDY.encode()],
@@ -109,6 +112,23 @@ def _state_of_training() -> bytes:
     path = Path("state.pt")
     train(path)
     return path.read_bytes()
+
+
+def _kept(folder: Path) -> list[bytes]:
+    """The states of a comparison: what was gathered half-way, and what was found in the end."""
+    from tests.fuzz.readers import grid_of_toys
+
+    kept, grid = Keep(folder / "states", {"key": "k"}).of(1), grid_of_toys()
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        sides = [[torch.randn(4, *shape, generator=draw) for shape in shapes] for shapes in grid.plan.shapes]
+        grid.update(*sides)
+        if grid.seen == 8:
+            write_tensors(kept.gathered, gathered(grid) | {"identity": {"key": "k"}})
+    halfway = kept.gathered.read_bytes()
+    grid.cells()
+    kept.keep_found(grid, last=True)
+    return [halfway, kept.found.read_bytes()]
 
 
 def _safetensors() -> list[bytes]:
@@ -157,6 +177,12 @@ def _transformers() -> list[bytes]:
     """The folder of a tiny network, as a pickle of its files' contents."""
     if importlib.util.find_spec("transformers") is None:
         return []
+    transformers_folder(Path("hf"))
+    return [pickle.dumps({path.name: path.read_bytes() for path in sorted(Path("hf").iterdir())})]
+
+
+def transformers_folder(folder: Path) -> None:
+    """Write a tiny image classifier as transformers does."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     sizes: dict[str, Any] = {
@@ -167,8 +193,6 @@ def _transformers() -> list[bytes]:
     }
     config = ViTConfig(**sizes, image_size=8, patch_size=4)
     config.num_labels = 4
-    ViTForImageClassification(config).save_pretrained("hf")
+    ViTForImageClassification(config).save_pretrained(folder)
     looks: dict[str, Any] = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    ViTImageProcessor(size={"height": 8, "width": 8}, **looks).save_pretrained("hf")
-    files = {path.name: path.read_bytes() for path in sorted(Path("hf").iterdir())}
-    return [pickle.dumps(files)]
+    ViTImageProcessor(size={"height": 8, "width": 8}, **looks).save_pretrained(folder)

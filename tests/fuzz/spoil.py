@@ -307,7 +307,7 @@ def spoil_arrays(content: bytes, draw: random.Random) -> bytes:
         elif what < 0.7:
             kinds: list[Any] = [np.float32, np.int8, np.uint64, bool, "U9", "datetime64[s]", ">f8"]
             arrays[name] = np.resize(arrays[name], draw.choice([(2,), (1, 2), (3, 3, 3, 3, 3), (), (0, 8, 8)])).astype(
-                draw.choice(kinds if arrays[name].dtype.kind in "uif" else ["U9"])
+                draw.choice(kinds if arrays[name].dtype.kind in "uif" else ["U30"])
             )
         else:
             arrays.pop(name)
@@ -330,7 +330,7 @@ def spoil_folder(content: bytes, draw: random.Random) -> bytes:
 
 SPOILERS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     **dict.fromkeys(("result", "published"), spoil_result),
-    **dict.fromkeys(("weights", "resume", "timm", "torchvision"), spoil_weights),
+    **dict.fromkeys(("weights", "resume", "kept", "timm", "torchvision"), spoil_weights),
     **dict.fromkeys(("lease", "failure", "plan", "rows"), spoil_json),
     "safetensors": spoil_safetensors,
     "npz": spoil_arrays,
@@ -338,5 +338,15 @@ SPOILERS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "transformers": spoil_folder,
 }
 # how often a kind comes
-WEIGHTS = {"result": 30, "published": 8, "weights": 25, "resume": 8, "safetensors": 5, "npz": 5, "study": 8, "lease": 3}
+WEIGHTS = {
+    "result": 30,
+    "published": 8,
+    "weights": 25,
+    "resume": 8,
+    "kept": 5,
+    "safetensors": 5,
+    "npz": 5,
+    "study": 8,
+    "lease": 3,
+}
 WEIGHTS |= {"failure": 3, "plan": 5, "timm": 2, "torchvision": 1, "transformers": 2, "rows": 4}

@@ -1,5 +1,6 @@
 """A thousand spoilt files of a fixed seed, and those that once were more than one line."""
 
+import json
 import subprocess
 import sys
 import time
@@ -10,8 +11,12 @@ import pytest
 from src import results
 from src.core.errors import UserError
 from src.core.tensor_files import parse_tensors
+from src.core.text import has_controls
+from src.networks.opening import Named, open_network
+from src.studies.declared import tables_of
 from src.studies.schema import Study
-from tests.fuzz.cases import RESULTS, WEIGHTS, archive, held, tensor
+from tests.fuzz import seeds
+from tests.fuzz.cases import RESULTS, TRANSFORMERS, WEIGHTS, archive, held, tensor
 from tests.paths import ROOT
 
 
@@ -30,6 +35,27 @@ def test_what_was_found_in_studies_is_refused(line: str, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"s\.toml:1: ") as caught:
         Study(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("what", TRANSFORMERS)
+def test_what_was_found_in_folders_of_transformers_is_refused(what: str, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    seeds.transformers_folder(tmp_path / "hf")
+    config = tmp_path / "hf" / "config.json"
+    key, value = TRANSFORMERS[what]
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    start = time.process_time()
+    with pytest.raises(UserError) as caught:
+        open_network(Named(f"hf:{tmp_path / 'hf'}"))
+    assert time.process_time() - start < 5 and not has_controls(str(caught.value))
+
+
+def test_control_characters_in_studies_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text('networks = ["\\u001b[2J*.pt", "b.pt"]\n[stitch]\nlayers = "a"\n')
+    with pytest.raises(UserError, match=r"s\.toml:1: networks: no file matches \\x1b\[2J\*\.pt$"):
+        tables_of(Study(path))
 
 
 def test_the_sound_neighbour_of_a_case_is_read() -> None:

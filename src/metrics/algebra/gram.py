@@ -1,6 +1,7 @@
 """Sums over the Gram matrices K = x x^T of centred images, never holding one of them whole."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -90,16 +91,28 @@ def block_sum(a: Tensor, b: Tensor, spare: Tensor) -> float:
     return float(product.sum(1).sum(dtype=torch.float64))
 
 
+@dataclass(slots=True)
+class Begun:
+    """How far sums over blocks are: blocks that are summed, and the sums (cells,) float64."""
+
+    blocks: int = 0
+    total: Tensor | None = None
+
+
 @torch.no_grad()
 def gram_sums(
-    xs: Sequence[Tensor], ys: Sequence[Tensor], *, on_block: Callable[[], object] = lambda: None
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    *,
+    on_block: Callable[[], object] = lambda: None,
+    begun: Begun | None = None,
 ) -> dict[tuple[int, int], GramSums]:
     """Sum over the Gram matrices of every pair of centred layers x: (n, dx) of `xs` and y: (n, dy) of `ys`.
 
     Each layer's Gram matrix is computed once, block by block, in the layer's own precision. A block is U-centred in
     float64 before anything is summed, its diagonal taken out: an image far from all others would otherwise drown the
     rest. What comes of a pair does not depend on the other layers, to the last bit. `on_block` is called after each of
-    `blocks(n)` blocks.
+    `blocks(n)` blocks, and `begun` says then how far it is; with what it said before, one goes on from there.
     """
     layers, n = [layer.detach() for layer in (*xs, *ys)], len(xs[0])
     energies = torch.stack([row_energies(layer) for layer in layers])
@@ -107,10 +120,12 @@ def gram_sums(
     cells = [(i, j) for i in range(len(layers)) for j in range(len(layers)) if i == j or i < len(xs) <= j]
     # centred rows sum to 0, so without its diagonal row i of K sums to -K_ii
     shares = energies / (n - 2) - traces[:, None] / (2 * (n - 1) * (n - 2)) if n >= 4 else torch.zeros_like(energies)
+    begun = begun or Begun()
     total = torch.zeros(len(cells), dtype=torch.float64, device=energies.device)
+    total = total if begun.total is None else begun.total.to(total)
     side = min(n, BLOCK)
     buffer = energies.new_empty(len(layers) * side * side)
-    places = list(upper_blocks(n, BLOCK))
+    places = list(upper_blocks(n, BLOCK))[begun.blocks :]
     products = in_order([partial(_block, layer, *place) for place in places for layer in layers], layers[0])
     for rows, columns in places:
         height, width = (len(range(n)[part]) for part in (rows, columns))
@@ -121,6 +136,7 @@ def gram_sums(
             grams.diagonal(dim1=1, dim2=2).zero_()
         flat = grams.flatten(1)
         total += dots(flat, cells) * (1 if rows == columns else 2)
+        begun.blocks, begun.total = begun.blocks + 1, total
         on_block()
 
     def matrix(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.gram import GramSums, blocks, gram_sums, gram_sums_of_moments
+from src.metrics.algebra.gram import Begun, GramSums, blocks, gram_sums, gram_sums_of_moments
 from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, row_space_bytes
 from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
 from src.metrics.cka import bias_of, chance_of
@@ -21,8 +21,13 @@ from src.metrics.linear_maps import moments_of
 from src.metrics.registry import MEASURES, METRICS
 
 VIEWS = "images", "channels"
+Call = Callable[[], object]
 # Coordinates of the second network's layers are kept, instead of found anew for each of the first's, up to this size.
 KEPT_BYTES = 1e9
+
+
+def _nothing() -> None:
+    """What is called where nobody listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,11 @@ class Cell:
 
 
 class Grid:
-    """Feed batches of activations of many layers to `update`, then ask for the `cells`; a pair is a 1 x 1 grid."""
+    """Feed batches of activations of many layers to `update`, then ask for the `cells`; a pair is a 1 x 1 grid.
+
+    `found` holds all that was made of what was gathered, by what it is of. A grid of the same plan and images that has
+    it does not make it again; `kept.py` writes it, and what was gathered.
+    """
 
     def __init__(self, plan: GridPlan, device: torch.device | str = "cpu") -> None:
         self.plan = plan
@@ -92,7 +101,7 @@ class Grid:
         self.unavailable = {
             (name, pair): why for pair, cell in plan.cells.items() for name, why in cell.unavailable.items()
         }
-        self._cells: dict[Pair, Cell] = {}
+        self.found: dict[tuple[Any, ...], Any] = {}
         self._expect(self.sizes[0])
 
     def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
@@ -131,30 +140,44 @@ class Grid:
             start = stop
             # the last group waits for cells(): the pass over the images ends before the long sums begin
             if kept[0][0].filled == kept[0][0].n and self.done + 1 < len(self.sizes):
-                self._finish_group(lambda: None)
+                self._finish_group()
 
     @property
     def steps(self) -> int:
         """How many blocks of Gram matrices `cells` will go through."""
         return blocks(self.sizes[-1]) if self.plan.gram_pairs() else 0
 
-    def cells(self, *, on_block: Callable[[], object] = lambda: None) -> dict[Pair, Cell]:
-        """Return what each pair gives; `on_block` is called `steps` times. Raise UserError if images are missing."""
+    def cells(self, *, on_block: Call = _nothing, on_found: Call = _nothing) -> dict[Pair, Cell]:
+        """Return what each pair gives; raise UserError if images are missing.
+
+        `on_block` is called after each of `steps` blocks, `on_found` after all else that was found.
+        """
         if self.seen != self.n_images:
             raise UserError(f"{self.seen} images came where {self.n_images} were announced")
-        if not self._cells:
-            self._finish_group(on_block)
-            self._take_row_spaces(self.spans if self.plan.group else self.layers)
+        if self.done < len(self.sizes):
+            self._finish_group(on_block, on_found)
+            self._take_row_spaces(self.spans if self.plan.group else self.layers, on_found)
             self._learn(self.spans)
             self.layers = self.spans = {}, {}  # their memory is free for what follows
-            self._cells = {pair: self._cell(pair) for pair in self.plan.cells}
-        return self._cells
+        for pair in self.plan.cells:
+            if ("cell", pair) not in self.found:
+                self.found["cell", pair] = self._cell(pair)
+                on_found()
+        return self.known_cells
 
-    def _finish_group(self, on_block: Callable[[], object]) -> None:
+    @property
+    def known_cells(self) -> dict[Pair, Cell]:
+        """The cells that were made, or known beforehand."""
+        return {pair: self.found["cell", pair] for pair in self.plan.cells if ("cell", pair) in self.found}
+
+    def _finish_group(self, on_block: Call = _nothing, on_found: Call = _nothing) -> None:
         rows = [{k: layer.centre() for k, layer in layers.items()} for layers in self.layers]
         pairs = self.plan.gram_pairs()
         some = [sorted({pair[side] for pair in pairs}) for side in (0, 1)]
-        sums = gram_sums(*([rows[side][k] for k in some[side]] for side in (0, 1)), on_block=on_block) if pairs else {}
+        sums = {}
+        if pairs:
+            xs, ys = ([rows[side][k] for k in some[side]] for side in (0, 1))
+            sums = gram_sums(xs, ys, on_block=on_block, begun=self.found.setdefault(("gram", self.done), Begun()))
         for i, j in pairs:
             scales = (4.0 ** layers[k].exponent for layers, k in zip(self.layers, (i, j), strict=True))
             self.grams.setdefault(("images", (i, j)), []).append(
@@ -163,7 +186,7 @@ class Grid:
         for (i, j), cell in self.plan.cells.items():
             for name in cell.of("rows"):
                 if METRICS[name].needs != "gram":
-                    self._take(name, (i, j), (self.layers[0][i], self.layers[1][j]))
+                    self._take(name, (i, j), (self.layers[0][i], self.layers[1][j]), on_found)
         self._learn(self.layers)
         self.done += 1
         if self.done < len(self.sizes):
@@ -174,14 +197,21 @@ class Grid:
             for layer in layers.values():
                 layer.clear(images)
 
-    def _take(self, name: str, pair: Pair, gathered: object) -> None:
+    def _take(self, name: str, pair: Pair, gathered: object, on_found: Call) -> None:
         """Keep a metric's value for this group, or why it has none."""
-        try:
-            self.parts.setdefault((name, pair), []).append(METRICS[name].of_gathered(gathered))
-        except UserError as error:
-            self.unavailable.setdefault((name, pair), str(error))
+        key = "part", name, pair, self.done
+        if key not in self.found:
+            try:
+                self.found[key] = METRICS[name].of_gathered(gathered)
+            except UserError as error:
+                self.found[key] = str(error)
+            on_found()
+        if isinstance(value := self.found[key], str):
+            self.unavailable.setdefault((name, pair), value)
+        else:
+            self.parts.setdefault((name, pair), []).append(value)
 
-    def _take_row_spaces(self, sides: tuple[dict[int, Layer], ...]) -> None:
+    def _take_row_spaces(self, sides: tuple[dict[int, Layer], ...], on_found: Call) -> None:
         """Compute the metrics of coordinates of all images, those of a layer of the first network once."""
         kept: dict[int, Tensor] = {}
         for i, layer in sides[0].items():
@@ -190,13 +220,15 @@ class Grid:
                 names = self.plan.cells[i, j].of("row_space")
                 if not names:
                     continue
-                own = layer.coordinates() if own is None else own
-                coordinates = kept[j] if j in kept else other.coordinates()
-                if row_space_bytes(layer.n) * len(self.layers[1]) <= KEPT_BYTES:
-                    kept[j] = coordinates
-                moments = moments_of(own, coordinates)
+                moments = None
+                if not all(("part", name, (i, j), self.done) in self.found for name in names):
+                    own = layer.coordinates() if own is None else own
+                    coordinates = kept[j] if j in kept else other.coordinates()
+                    if row_space_bytes(layer.n) * len(self.layers[1]) <= KEPT_BYTES:
+                        kept[j] = coordinates
+                    moments = moments_of(own, coordinates)
                 for name in names:
-                    self._take(name, (i, j), moments)
+                    self._take(name, (i, j), moments, on_found)
 
     def _learn(self, sides: tuple[dict[int, Layer], ...]) -> None:
         """Gather what is known of layers: ranks from the first group, live features from all."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from src.core.errors import UserError, first_line
-from src.core.records import POSITIVE, PREPROCESSING, TEXT, Several, check
+from src.core.records import POSITIVE, PREPROCESSING, TEXT, Several, check, short
 from src.dataset.labels import said_names
 from src.dataset.preprocessing import SHORTER, Preprocessing
 from src.networks.followed import OwnProcessor, as_picture
@@ -19,6 +20,7 @@ from src.networks.sources.library import LibraryModel, NotHere, Source, require
 from src.networks.sources.offline import offline
 
 RECORD = "preprocessor_config.json"
+_LAYERS = re.compile("layers|depth|blocks|stages|repeats")
 # Pillow's numbers of interpolations, in which transformers records them
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
@@ -57,6 +59,7 @@ def open_classifier(name: str, *, asked: Collection[str] = (), download: bool = 
         with _quiet(transformers), offline() if here else contextlib.nullcontext():
             config = transformers.AutoConfig.from_pretrained(name, **options)
             _require_own_attention(config)
+            _require_stored_layers(config, Path(name))
             load = transformers.AutoModelForImageClassification.from_pretrained
             model = load(name, config=config, use_safetensors=True, **options)
             own_processor = _processor(transformers, name, options)
@@ -87,6 +90,21 @@ def _require_own_attention(config: Any) -> None:
     asked = getattr(config, "_attn_implementation", None)
     if asked not in (None, "eager", "sdpa"):
         raise UserError(f"its attention {asked!r} is code from elsewhere")
+
+
+def _require_stored_layers(config: Any, folder: Path) -> None:
+    """Refuse more layers than a folder has arrays for, before they are built: each has one at least."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return
+    stored = 0
+    for file in files:
+        with require("safetensors").safe_open(file, "pt") as arrays:
+            stored += len(arrays.keys())
+    for key, value in config.to_dict().items():
+        counts = value if isinstance(value, list) else [value]
+        if _LAYERS.search(key) and any(isinstance(count, int) and count > stored for count in counts):
+            raise UserError(f"{key} is {short(value)}, and {stored} arrays are stored")
 
 
 def _processor(transformers: Any, name: str, options: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from src.studies.deaths import Death, death_of, held_by, reaped
 from src.studies.work import Report, WorkerTask, perform
 
 
@@ -104,13 +105,19 @@ class Processes:
             try:
                 reports.append(worker.pipe.recv())
             except (EOFError, OSError):
-                worker.process.join()
-                trace = f"the process died (exit code {worker.process.exitcode})"
-                reports.append(Report(worker.task, trace=trace, died=True))
                 del self._workers[number]
+                reports.append(Report(worker.task, death=self._death_of(worker.process)))
                 continue
             worker.task = None
         return reports
+
+    def _death_of(self, process: Any) -> Death:
+        """What ended a worker. Its peak is known to who reaps it, which is why that is not left to its `join`."""
+        held = sum(held_by(worker.process.pid) for worker in self._workers.values()) + held_by(os.getpid())
+        code, peak = reaped(process.pid) or (process.exitcode, 0.0)
+        process._popen.returncode = code  # which it can no longer ask for
+        process.join()
+        return death_of(code, peak, held)
 
     def stop(self) -> None:
         for worker in self._workers.values():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from src.core.errors import UserError
+from src.studies.deaths import Death
 from src.studies.images import Arrays, arrays_of, hand_over
 from src.studies.jobs import Bundle
 from src.studies.work import Report, WorkerTask, perform
@@ -75,7 +76,8 @@ class Cluster:
         try:
             return self._ray.get(reference)
         except Exception as error:  # of kinds of its own: a worker that died, a node that left
-            return Report(task, trace=f"{type(error).__name__}: {str(error).splitlines()[0]}", died=True)
+            words = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            return Report(task, death=Death(words, of_work="OutOfMemory" in type(error).__name__))
 
     def stop(self) -> None:
         for reference in self._tasks:

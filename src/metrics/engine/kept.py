@@ -1,0 +1,134 @@
+"""What a grid has gathered and found, as tensors and built-in values, from which one of the same plan goes on.
+
+Nothing is made of a name in a file but the four records of `RECORDS`, which hold values alone.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.errors import UserError
+from src.core.text import in_line
+from src.metrics.algebra.gram import Begun, GramSums
+from src.metrics.algebra.layer import Facts, Layer
+from src.metrics.algebra.moments import PairedMoments, Sums
+from src.metrics.diagnostics import Diagnostics
+from src.metrics.difference import Differences
+from src.metrics.engine.grid import Cell, Grid
+from src.metrics.registry import METRICS
+
+RECORDS: dict[str, Any] = {kind.__name__: kind for kind in (Begun, Cell, Diagnostics, Facts, GramSums)}
+# what changes in each accumulator while images come; the rows of a layer come beside
+FIELDS = {
+    Layer: ("n", "filled", "centred", "exponent", "mean", "squares"),
+    Sums: ("n", "all_means", "all_products", "shift", "most"),
+    PairedMoments: ("all_xy",),
+    Differences: ("n", "total", "mean", "squares"),
+}
+RESULTS = ("facts", "grams", "parts", "unavailable")
+
+
+def gathered(grid: Grid) -> dict[str, Any]:
+    """All that a grid has of the images that it has seen."""
+    states = [{name: getattr(one, name) for name in FIELDS[type(one)]} for one in _accumulators(grid)]
+    rows = [one.buffer[: one.filled] for one in _accumulators(grid) if isinstance(one, Layer)]
+    results = {name: encoded(getattr(grid, name)) for name in RESULTS}
+    return {"seen": grid.seen, "done": grid.done, "states": states, "rows": rows, **results}
+
+
+def found_of(record: Any) -> dict[tuple[Any, ...], Any]:
+    """What a grid had found, of `encoded`; raises UserError for what none finds."""
+    found = decoded(record)
+    if not isinstance(found, dict) or not all(isinstance(key, tuple) and key for key in found):
+        raise UserError("it is nothing that a comparison found")
+    for key, value in found.items():
+        kinds = {"gram": Begun, "part": float | int | str | dict, "cell": Cell}.get(key[0], Exception)
+        if not isinstance(value, kinds) or (isinstance(value, Cell) and not _is_whole(value)):
+            raise UserError(f"it holds {in_line(str(key[0]), 20)}, which is nothing that a comparison found")
+    return found
+
+
+def _is_whole(cell: Cell) -> bool:
+    tables = cell.values, cell.unavailable, cell.views, cell.health
+    if not all(isinstance(table, dict) and all(isinstance(name, str) for name in table) for table in tables):
+        return False
+    values = all(isinstance(value, float | int | dict) and name in METRICS for name, value in cell.values.items())
+    return values and all(isinstance(health, Diagnostics) for health in cell.health.values())
+
+
+def gathered_bytes(grid: Grid) -> int:
+    """How large that is, about."""
+    size = 0
+    for one in _accumulators(grid):
+        tensors = [value for name in FIELDS[type(one)] if isinstance(value := getattr(one, name), Tensor)]
+        tensors += [one.buffer[: one.filled]] if isinstance(one, Layer) else []
+        size += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return size
+
+
+@torch.no_grad()
+def restore(grid: Grid, record: dict[str, Any]) -> None:
+    """Put what `gathered` gave into a fresh grid of the same plan; raises UserError where it does not fit."""
+    accumulators = list(_accumulators(grid))
+    rows = iter(record["rows"])
+    for one, values in zip(accumulators, record["states"], strict=True):
+        device = next(value.device for name in FIELDS[type(one)] if isinstance(value := getattr(one, name), Tensor))
+        for name in FIELDS[type(one)]:
+            setattr(one, name, _fitting(getattr(one, name), values[name], device))
+        if isinstance(one, Layer):
+            one.buffer[: one.filled] = next(rows)
+    for name in RESULTS:
+        setattr(grid, name, decoded(record[name]))
+    grid.seen, grid.done = int(record["seen"]), int(record["done"])
+
+
+def _accumulators(grid: Grid) -> Any:
+    for sides in (grid.layers, grid.spans):
+        for layers in sides:
+            yield from layers.values()
+    yield from grid.sums.values()
+    yield from grid.moments.values()
+    yield from grid.differences.values()
+
+
+def _fitting(before: Any, value: Any, device: torch.device) -> Any:
+    if isinstance(before, Tensor) and (
+        not isinstance(value, Tensor) or value.shape != before.shape or value.dtype != before.dtype
+    ):
+        raise UserError("it is of other layers")
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def encoded(value: Any) -> Any:
+    """A value as tensors, lists, text and numbers."""
+    if (name := type(value).__name__) in RECORDS:
+        names = getattr(value, "_fields", None) or [field.name for field in fields(value)]
+        return {"record": name, "values": [encoded(getattr(value, field)) for field in names]}
+    if isinstance(value, np.ndarray):
+        return {"array": torch.from_numpy(np.array(value))}
+    if isinstance(value, dict):
+        return {"items": [[encoded(key), encoded(part)] for key, part in value.items()]}
+    if isinstance(value, tuple | list):
+        return {type(value).__name__: [encoded(part) for part in value]}
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, Tensor | str | bool | int | float):
+        return value
+    raise TypeError(f"{name} is nothing that is kept")
+
+
+def decoded(value: Any) -> Any:
+    """What `encoded` was given; raises KeyError, TypeError or ValueError for what it did not make."""
+    if not isinstance(value, dict):
+        return value
+    if "record" in value:
+        return RECORDS[value["record"]](*map(decoded, value["values"]))
+    if "array" in value:
+        return value["array"].numpy()
+    if "items" in value:
+        return {decoded(key): decoded(part) for key, part in value["items"]}
+    ((kind, parts),) = value.items()
+    return {"tuple": tuple, "list": list}[kind](map(decoded, parts))

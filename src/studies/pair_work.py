@@ -1,0 +1,159 @@
+"""All that is to be done between two networks: which stitches and comparisons, what cannot be, and what it costs."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from src.core.errors import UserError
+from src.cutting.selection import pairs_of_layers
+from src.metrics import METRICS
+from src.networks.presentation import NetworksOnDataset
+from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes
+from src.stitching.controls import control_specs
+from src.stitching.keys import key_inputs, stitch_key
+from src.stitching.network import pair_geometry
+from src.stitching.targets import teachers_of
+from src.studies.declared import Declared, Pair
+from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
+from src.studies.jobs import Bundle, CompareSpec, Item, Settings
+from src.studies.network_cache import CachedNetwork, NetworkCache
+
+
+class _Priced(NamedTuple):
+    """A result that is to be made, the seconds that it takes for itself, and the bytes of its file."""
+
+    item: Item
+    seconds: float
+    size: int
+
+
+class PairWork:
+    """What is to be done between two networks."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        settings: Settings,
+        on_data: NetworksOnDataset,
+        cache: NetworkCache,
+        left_out: Counter[str],
+    ) -> None:
+        self.pair, self.settings, self.on_data = pair, settings, on_data
+        self.cache, self.left_out = cache, left_out
+        scored = on_data
+        if settings.evaluate_on:
+            scored = on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
+        self.sides: tuple[CachedNetwork, CachedNetwork] = cache.of(on_data, 0), cache.of(on_data, 1)
+        (train, n_train), (val, n_val) = cache.images(on_data, "train"), cache.images(scored, "val")
+        self.about = key_inputs(on_data, [train, val], [seen.digest for seen in self.sides])
+        self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, cache.products)
+        self.items: list[_Priced] = []
+        self.sewn: set[ControlSpec] = set()
+
+    @property
+    def seconds(self) -> float:
+        return sum(one.seconds for one in self.items)
+
+    def couples(self, table: Declared) -> list[tuple[str, str]]:
+        """The couples of layers that a table asks for; raises UserError for unknown ones."""
+        fronts, ends = self.layers(table)
+        if table.is_comparison or table.says.layer_pairs == "all":
+            return pairs_of_layers(fronts, ends, "all")
+        if len(fronts) != len(ends):
+            raise UserError(
+                f"layer_pairs: zip needs as many front layers as end layers, not {len(fronts)} and {len(ends)}"
+            )
+        return pairs_of_layers(fronts, ends, "zip")
+
+    def layers(self, table: Declared) -> tuple[list[str], list[str]]:
+        says = table.says
+        texts = (says.front_layers or says.layers, says.end_layers or says.layers)
+        one, other = (seen.layers(text) for seen, text in zip(self.sides, texts, strict=True))
+        return one, other
+
+    def add_stitches(self, table: Declared, draft: tuple[list[StitchSpec], Counter[str]], steps: tqdm) -> None:
+        """Add every stitch of a table; `steps` moves on by its combinations, left out or not."""
+        specs, left_out = draft
+        self.on_data.require_for(teachers_of(spec.target_type for spec in specs))
+        for front, end in self.couples(table):
+            for reason, count in left_out.items():
+                self.left_out[reason] += count
+            geometries: dict[tuple[bool, bool], Geometry | str] = {}
+            for bare in specs:
+                self._add(replace(bare, front_layer=front, end_layer=end), geometries)
+                steps.update()
+            steps.update(left_out.total())
+
+    def _add(self, spec: StitchSpec, geometries: dict[tuple[bool, bool], Geometry | str]) -> None:
+        form = spec.flatten, spec.resize
+        try:
+            if form not in geometries:
+                outputs = self.sides[0].output(spec.front_layer), self.sides[1].output(spec.end_layer)
+                geometries[form] = pair_geometry(*outputs, flatten=spec.flatten, resize=spec.resize)
+            geometry = geometries[form]
+            check_sizes({"init": spec.init, "low_rank": spec.low_rank}, geometry)  # pyright: ignore[reportArgumentType]
+        except UserError as error:
+            self.left_out[str(error)] += 1
+            return
+        assert isinstance(geometry, Geometry)
+        key, extras = stitch_key(spec, geometry, self.about), self.settings.extras
+        name = stitch_key(spec, geometry, self.about | {"asked": extras}) if extras else key
+        others = self._other_controls(spec, geometry)
+        seconds = own_seconds(spec, self.costs, others, geometry if self.settings.similarity else None)
+        self.items.append(_Priced(Item(name, key, spec), seconds, own_bytes(spec, geometry, self.costs)))
+
+    def _other_controls(self, spec: StitchSpec, geometry: Geometry) -> int:
+        """How many controls are sewn for a stitch that were not for one before it."""
+        sewn = control_specs(geometry, spec, self.settings.controls, self.costs.train)
+        before = len(self.sewn)
+        self.sewn.update(one for some in sewn.values() for one in some)
+        return len(self.sewn) - before
+
+    def add_comparison(self, declared: Declared) -> None:
+        (fronts, ends), table = self.layers(declared), declared.says
+        if self.settings.evaluate_on:
+            raise UserError("evaluate_on is for stitches; a comparison has its own data set")
+        spec = CompareSpec(tuple(fronts), tuple(ends), tuple(table.metrics), table.view, table.group_at, table.split)
+        images, count = self.cache.images(self.on_data, table.split)
+        key = spec.key(**self.about | {"images": [images]})
+        cells = len(fronts) * len(ends) * len(table.metrics)
+        seconds = count * (self.costs.front + self.costs.end) * (1 + 0.02 * cells)
+        if any(METRICS[name].needs == "gram" for name in spec.metrics if name in METRICS):
+            sides = zip(self.sides, (spec.front_layers, spec.end_layers), strict=True)
+            features = sum(math.prod(seen.output(layer).shape) for seen, layers in sides for layer in layers)
+            seconds += gram_operations(features, count) * min(1, (spec.group_at or count) / count) / self.costs.products
+        self.items.append(_Priced(Item(key, key, spec), seconds, 4000 + 100 * cells))
+
+    def forget(self, known: set[str]) -> None:
+        """Leave out what was declared before, by an earlier table or pair, and remember the rest."""
+        self.items = [one for one in self.items if one.item.name not in known]
+        self.items = list({one.item.name: one for one in self.items}.values())
+        known.update(one.item.name for one in self.items)
+
+    def bundles(self, limit: float) -> Iterator[Bundle]:
+        """Cut the work into parts of about so many seconds: comparisons alone, stitches that train together in one."""
+        groups: dict[tuple, list[_Priced]] = {}
+        for timed in self.items:
+            spec = timed.item.spec
+            if isinstance(spec, CompareSpec):
+                yield Bundle.of(self.pair, self.settings, [timed.item], START + timed.seconds)
+            else:
+                groups.setdefault((spec.epochs, spec.batch_size, spec.seed, spec.amp), []).append(timed)
+        held: list[Item] = []
+        spent = START
+        for same in groups.values():
+            assert isinstance(same[0].item.spec, StitchSpec)
+            shared = shared_seconds(same[0].item.spec, self.costs)
+            spent += shared
+            for timed in same:
+                if held and spent + timed.seconds > limit:
+                    yield Bundle.of(self.pair, self.settings, held, spent)
+                    held, spent = [], START + shared
+                held.append(timed.item)
+                spent += timed.seconds
+        if held:
+            yield Bundle.of(self.pair, self.settings, held, spent)
