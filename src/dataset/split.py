@@ -140,7 +140,7 @@ class PairedImagesSplit(Split):
     def __init__(self, split: Split, partners: Tensor) -> None:
         """`partners`: for each image the index of the one that stands beside it, (images,)."""
         super().__init__(split.spec, split.labels, split.device)
-        self.images, self.partners = split, partners
+        self.images, self.places, self.partners = split, torch.arange(len(split)), partners
         self._one = split._preprocess or split.spec.preprocessing
         self._preprocess = self._both
 
@@ -148,13 +148,17 @@ class PairedImagesSplit(Split):
         return torch.cat([self._one(half) for half in images.chunk(2, 1)], 1)
 
     def take(self, index: Tensor) -> "PairedImagesSplit":
-        raise NotImplementedError("an image and its partner belong to the whole split")
+        """Each of these images keeps its partner, which may be none of them."""
+        other = copy.copy(self)
+        other.places, other.partners = self.places[index], self.partners[index]
+        other.labels = self.labels[index.to(self.device)]
+        return other
 
     def _contents(self) -> Any:
-        return self.images.digest().encode() + self.partners.numpy().tobytes()
+        return self.images.digest().encode() + self.places.numpy().tobytes() + self.partners.numpy().tobytes()
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
-        both = (self.images._read(index, batch_size), self.images._read(self.partners[index], batch_size))
+        both = (self.images._read(places[index], batch_size) for places in (self.places, self.partners))
         for (images, labels), (partners, _) in zip(*both, strict=True):
             yield torch.cat([images, partners], 1), labels
 

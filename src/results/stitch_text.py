@@ -32,7 +32,7 @@ def stitch_table(result: dict[str, Any]) -> str:
         mark = MADE_MARK * bool(figures.get("by_construction"))
         lines.append(_line(result, row, mark, figures))
     lines.append("relative: accuracy / accuracy of end; agrees, CKA, l2: with end")
-    lines += [fill(text) for text in [*_notes(result, marked), *verdict_lines(result)]]
+    lines += [fill(text) for text in [*_notes(result, marked), *verdict_lines(result), *training_lines(result)]]
     lines += ood_lines(result.get("ood", {}), result["params"]["end_layer"])
     lines += health_lines(result["health"]) if "health" in result else []
     return "\n".join([*lines, *(fill(f"warning: {text}") for text in fit_warnings(result))])
@@ -121,6 +121,15 @@ def verdict_lines(result: dict[str, Any]) -> list[str]:
         if score["value"] is None:
             lines[-1] = f"score: undefined, {score['reason']}: self - untrained"
     return lines
+
+
+def training_lines(result: dict[str, Any]) -> list[str]:
+    """What became of a training that was to end early."""
+    if not (stop := result.get("early_stop")):
+        return []
+    asked = result["params"]["epochs"]
+    when = f"stopped after {stop['trained']} of {asked}" if stop["trained"] < asked else f"trained for all {asked}"
+    return [f"early stop: the best of {stop['held_out']} images held out came after epoch {stop['epoch']}; {when}"]
 
 
 def ood_lines(ood: dict[str, dict[str, dict[str, float]]], layer: str) -> list[str]:

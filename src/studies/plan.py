@@ -14,11 +14,12 @@ from src.core.records import ANY, NATURAL, Each, Several, check, read_json
 from src.metrics import METRICS
 from src.networks.presentation import NetworksOnDataset
 from src.networks.source_spec import Named
-from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes, usual_rate
+from src.stitching import ControlSpec, CutNetworks, Geometry, StitchSpec, check_sizes, usual_rate
 from src.stitching.controls import control_specs
 from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
-from src.stitching.targets import teachers_of
+from src.stitching.options import spec_of
+from src.stitching.targets import TARGETS, teachers_of
 from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings, from_record
 from src.studies.network_cache import CachedNetwork, NetworkCache
@@ -158,7 +159,7 @@ def draft_of(study: Study, table: Any, number: int) -> tuple[list[StitchSpec], C
         options = dict(zip(axes, chosen, strict=True))
         options.setdefault("lr", usual_rate(whiten=bool(options.get("whiten"))))
         try:
-            specs.append(StitchSpec("", "", **options))
+            specs.append(spec_of(options))
         except UserError as error:
             left_out[str(error)] += 1
     if not specs:
@@ -194,6 +195,7 @@ class _StitchWork:
         self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, cache.products)
         self.items: list[_Priced] = []
         self.sewn: set[ControlSpec] = set()
+        self.matched: dict[tuple[str, ...], Any] = {}
 
     @property
     def seconds(self) -> float:
@@ -233,15 +235,32 @@ class _StitchWork:
                 geometries[form] = pair_geometry(*outputs, flatten=spec.flatten, resize=spec.resize)
             geometry = geometries[form]
             check_sizes({"init": spec.init, "low_rank": spec.low_rank}, geometry)  # pyright: ignore[reportArgumentType]
+            assert isinstance(geometry, Geometry)
+            self._check_matched(spec)
         except UserError as error:
             self.left_out[str(error)] += 1
             return
-        assert isinstance(geometry, Geometry)
         key, extras = stitch_key(spec, geometry, self.about), self.settings.extras
         name = stitch_key(spec, geometry, self.about | {"asked": extras}) if extras else key
         others = self._other_controls(spec, geometry)
         seconds = own_seconds(spec, self.costs, others, geometry if self.settings.similarity else None)
         self.items.append(_Priced(Item(name, key, spec), seconds, own_bytes(spec, geometry, self.costs)))
+
+    def _check_matched(self, spec: StitchSpec) -> None:
+        """Raise UserError where the end network has nothing of what a target compares."""
+        if not any(TARGETS[stage.target].at for stage in spec.stages):
+            return
+        asked = spec.end_layer, spec.target_type, spec.match_layers
+        if asked not in self.matched:
+            plain = StitchSpec(spec.end_layer, spec.end_layer)
+            end = self.sides[1].checkpoint
+            cuts = CutNetworks(end.network, end.network, [plain], self.on_data.sample, layouts=(end.layout, end.layout))
+            try:
+                self.matched[asked] = [cuts.matched(spec, stage.target) for stage in spec.stages]
+            except UserError as error:
+                self.matched[asked] = error
+        if isinstance(found := self.matched[asked], UserError):
+            raise found
 
     def _other_controls(self, spec: StitchSpec, geometry: Geometry) -> int:
         """How many controls are sewn for a stitch that were not for one before it."""
@@ -279,7 +298,7 @@ class _StitchWork:
             if isinstance(spec, CompareSpec):
                 yield Bundle.of(self.pair, self.settings, [timed.item], START + timed.seconds)
             else:
-                groups.setdefault((spec.epochs, spec.batch_size, spec.seed, spec.amp), []).append(timed)
+                groups.setdefault(spec.together, []).append(timed)
         held: list[Item] = []
         spent = START
         for same in groups.values():
