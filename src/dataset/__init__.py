@@ -14,12 +14,14 @@ from src.dataset.lookup import (
     measured,
 )
 from src.dataset.registry import DATASETS
-from src.dataset.split import PairedImagesSplit, Split
+from src.dataset.split import MARKS, MarkedSplit, PairedImagesSplit, Split
 from src.dataset.subset import hold_out, shuffle_labels, take_fraction
 
 __all__ = [
     "DATASETS",
+    "MARKS",
     "SPLITS",
+    "MarkedSplit",
     "PairedImagesSplit",
     "DatasetSpec",
     "CacheOptions",

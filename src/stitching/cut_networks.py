@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +12,7 @@ from src.core.config import mixed_precision
 from src.core.errors import UserError
 from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layouts_of, require_fit
 from src.cutting.freeze import freeze
+from src.cutting.layout import Shape
 from src.cutting.parts import Layouts, dependent_layers, final_input, follows, heads, later_layers, tail, tails
 from src.cutting.selection import choose_layers
 from src.cutting.structure import split_layer
@@ -26,12 +28,21 @@ Outputs = dict[str, Tensor]
 Shared = dict[str, Outputs]  # what all stitches of a batch need: outputs of layers by name, of each network by its own
 
 
+class Made(Protocol):
+    """What stands for a front network without being one: activations are made of the images in another way."""
+
+    def outputs(self, shapes: Mapping[str, Shape], images: Tensor) -> Outputs:
+        """Activations in canonical form of layers of these shapes, by name."""
+        ...
+
+
 class CutNetworks:
     """What the stitches `specs` between two networks need of them; an image passes each network once for all.
 
     `sample` is a batch of images that tells the shapes, on the device of the networks. `others` are networks beside the
-    two, of the front's architecture, by the `source` of the specs that take their fronts. `layouts` are those asked
-    for, of the front and of the end network. Raises UserError, before any work, for layers that do not exist or cannot
+    two, of the front's architecture, by the `source` of the specs that take their fronts; something `Made` among them
+    has the shapes of the front's layers. `layouts` are those asked for, of the front and of the end network. Raises
+    UserError, before any work, for layers that do not exist or cannot
     be stitched, and for inits and ranks that do not suit their sizes.
     """
 
@@ -42,19 +53,22 @@ class CutNetworks:
         specs: Sequence[StitchSpec],
         sample: Tensor,
         *,
-        others: Mapping[str, nn.Module] | None = None,
+        others: Mapping[str, nn.Module | Made] | None = None,
         layouts: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self.specs = list(specs)
         self.sample = sample
-        self.networks = {"front": front, "end": end, **(others or {})}
+        others = others or {}
+        self.made = {name: other for name, other in others.items() if not isinstance(other, nn.Module)}
+        self.networks = {"front": front, "end": end}
+        self.networks |= {name: other for name, other in others.items() if isinstance(other, nn.Module)}
         self._heads: dict[tuple[str, tuple[str, ...]], nn.Module] = {}
         self._tails: dict[tuple[str, ...], nn.Module] = {}
         self._later: dict[tuple[str, ...], list[str]] = {}
         self._final: dict[str, str | None] = {}
         self.asked = layouts
         self.notes: list[str] = []
-        self._found: dict[str, dict[str, Output]] = {source: {} for source in self.networks}
+        self._found: dict[str, dict[str, Output]] = {source: {} for source in ("front", "end", *others)}
         self._geometries: dict[Cut, Geometry] = {}
         for source, layers in layers_of(self.specs).items():
             self.record_shapes(source, layers)
@@ -73,6 +87,12 @@ class CutNetworks:
 
     def record_shapes(self, source: str, layers: Sequence[str]) -> None:
         """Learn the shapes and layouts of layers from one pass."""
+        if source in self.made:
+            self.record_shapes("front", [layer for layer in layers if layer not in self._found["front"]])
+            self._found[source] |= {layer: self._found["front"][layer] for layer in layers}
+            return
+        if not layers:
+            return
         network, asked = self.networks[source], self.asked[source == "end"]
         found = find_outputs(network, layers, self.sample, asked)
         self.notes = list(dict.fromkeys([*self.notes, *layout_warnings(network, found)]))
@@ -95,6 +115,9 @@ class CutNetworks:
         key = source, tuple(dict.fromkeys(layers))
         if not key[1]:
             return {}
+        if source in self.made:
+            shapes = {layer: self._found[source][layer].canonical for layer in key[1]}
+            return self.made[source].outputs(shapes, images)
         if key not in self._heads:
             self._heads[key] = freeze(heads(self.networks[source], key[1], self._layouts(source))).to(images.device)
         return dict(zip(key[1], self._heads[key](images), strict=True))

@@ -234,7 +234,18 @@ def _verdicts(work: StitchRun, stages: Mapping[str, str], counts: AgreementCount
     if {FLOOR, CEILING} <= controls.keys():
         (ceiling,) = work.controls[CEILING]
         verdicts["score"] = score_of(counts, work.names["after"], work.controls[FLOOR], ceiling)
+    if reason := _void(controls, counts.scores("end")["acc"]):
+        none = {"value": None, "low": None, "high": None, "reason": reason}
+        verdicts |= {name: none for name in ("penalty", "score") if verdicts.get(name)}
     return verdicts
+
+
+def _void(controls: Mapping[str, Mapping[str, Any]], end: float | None) -> str:
+    """Why neither penalty nor score say anything, where that is so: a front that knows nothing does better than end."""
+    floor = controls.get(FLOOR, {}).get("acc")
+    if floor is None or end is None or floor <= end:
+        return ""
+    return f"{FLOOR} fronts reach {floor:.1%} and end itself {end:.1%}, so what end loses to a stitch says nothing"
 
 
 def _rows_of_ood(work: StitchRun, ood: Mapping[str, Scores]) -> dict[str, Scores]:

@@ -13,7 +13,7 @@ from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
 from src.metrics.algebra.moments import PairedMoments
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, share, shared_ckas
-from src.stitching.controls import CONTROLS, control_specs, prepare_controls
+from src.stitching.controls import CONTROLS, control_specs, possible_controls, prepare_controls
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.layer import ConstantStitch
 from src.stitching.moments import Moments, end_variances, gather_moments, mean_variance
@@ -72,6 +72,10 @@ def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None 
     stitches; beyond `plan.memory` the stitches are taken in groups.
     """
     plan = plan or StitchPlan()
+    controls, notes = possible_controls(plan.controls, labelled=plan.labelled, task=train.spec.task)
+    plan = replace(plan, controls=controls)
+    for note in notes:
+        plan.callbacks.on_message(note)
     groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
         seeds = len({spec.seed for spec in cuts.specs}) if plan.controls else 1

@@ -15,7 +15,7 @@ from src.metrics import METRICS
 from src.networks.presentation import NetworksOnDataset
 from src.networks.source_spec import Named
 from src.stitching import ControlSpec, CutNetworks, Geometry, StitchSpec, check_sizes, usual_rate
-from src.stitching.controls import control_specs
+from src.stitching.controls import control_specs, possible_controls
 from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
 from src.stitching.options import spec_of
@@ -189,6 +189,7 @@ class _StitchWork:
         scored = on_data
         if settings.evaluate_on:
             scored = on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
+        possible_controls(settings.controls, labelled=on_data.end_labelled, task=on_data.spec.task)
         self.sides: tuple[CachedNetwork, CachedNetwork] = cache.of(on_data, 0), cache.of(on_data, 1)
         (train, n_train), (val, n_val) = cache.images(on_data, "train"), cache.images(scored, "val")
         self.about = key_inputs(on_data, [train, val], [seen.digest for seen in self.sides])
