@@ -8,12 +8,13 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from src.core.config import MEMORY
 from src.core.errors import UserError
-from src.core.options import NUMBERS, Option
+from src.core.options import NUMBERS, Option, names_among, naturals
 from src.core.text import close_to
 from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
 from src.evaluation.passes import BATCH_SIZE
@@ -266,13 +267,16 @@ def add_spec_options(
             type=_listed(option) if option.many else _one_of(option),
             default=None if option.default else default,
             metavar=option.metavar or option.field.upper(),
-            help=f"{text}{', or several: a,b' * option.many}{shown}",
+            help=f"{text}{f', or several: a{option.separator}b' * option.many}{shown}",
         )
     return groups
 
 
 def _one_of(option: Option) -> Callable[[str], Any]:
     """argparse type: one value of an option."""
+
+    if option.kind == "names":
+        return checked(partial(names_among, option.choices))
 
     def parse(text: str) -> Any:
         if option.kind != "name":
@@ -285,9 +289,9 @@ def _one_of(option: Option) -> Callable[[str], Any]:
 
 
 def _listed(option: Option) -> Callable[[str], list[Any]]:
-    """argparse type: values of an option, separated by commas."""
+    """argparse type: values of an option, set apart as it says."""
     one = _one_of(option)
-    return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(",")))
+    return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(option.separator)))
 
 
 def add_amp_option(parser: argparse._ActionsContainer) -> None:
@@ -350,5 +354,6 @@ def rank(text: str) -> int | None:
 READERS: dict[str, Callable[[str], Any]] = {
     **{kind: checked(number.read) for kind, number in NUMBERS.items()},
     "rank": rank,
+    "naturals": checked(naturals),
     "text": str,
 }

@@ -12,9 +12,10 @@ from src.core.errors import UserError
 class Option:
     """A command line's option for a field of a spec. Defaults are the spec's.
 
-    kind: what it takes, a key of NUMBERS, or "flag" (nothing), "name" (one of choices), "text" or "rank" (a positive
-    number, or `full`). many: whether it takes several values, separated by commas, for as many stitches. default: its
-    default in words, where it is None.
+    kind: what it takes, a key of NUMBERS, or "flag" (nothing), "name" (one of choices), "names" (some of them, with
+    commas), "naturals" (numbers with commas, as one value), "text" or "rank" (a positive number, or `full`). many:
+    whether it takes several values for as many stitches, set apart by `separator`. default: its default in words, where
+    it is None.
     """
 
     field: str
@@ -26,6 +27,25 @@ class Option:
     choices: tuple[str, ...] = ()
     many: bool = False
     default: str = ""
+    separator: str = ","
+
+
+def naturals(value: Any) -> int | str:
+    """A whole number, 0 or more, or several with commas as one text; raises UserError for anything else."""
+    number = NUMBERS["natural"]
+    if not isinstance(value, str):
+        return number.check(value)
+    parts = [number.read(part.strip()) for part in value.split(",")]
+    return parts[0] if len(parts) == 1 else ",".join(map(str, parts))
+
+
+def names_among(choices: tuple[str, ...], value: Any) -> str:
+    """Some of the choices, with commas, in one text; raises UserError for another one."""
+    names = [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
+    for name in names:
+        if name not in choices:
+            raise UserError(f"{name!r} is none of {', '.join(choices)}")
+    return ",".join(names)
 
 
 def _is_finite(value: float) -> bool:

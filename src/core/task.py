@@ -34,6 +34,10 @@ class Task(ABC):
         """Cross-entropy to given probabilities, averaged over images AND classes, in nats; a scalar."""
 
     @abstractmethod
+    def divergence(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """Mean KL an image (and a label) from what wanted logits say to what logits say, in nats; a scalar."""
+
+    @abstractmethod
     def constant_accuracy(self, labels: Tensor) -> float:
         """Accuracy of the best constant answer, 0 to 1: what is reached without looking at the images."""
 
@@ -64,6 +68,9 @@ class SingleLabel(Task):
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         return F.cross_entropy(logits, probabilities) / logits.shape[1]
 
+    def divergence(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        return F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+
     def constant_accuracy(self, labels: Tensor) -> float:
         return labels.bincount().max().item() / len(labels)
 
@@ -88,6 +95,11 @@ class MultiLabel(Task):
 
     def crossentropy(self, logits: Tensor, probabilities: Tensor) -> Tensor:
         return self.loss(logits, probabilities)
+
+    def divergence(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        yes, no = (F.logsigmoid(sign * wanted) for sign in (1, -1))  # of Bernoulli variables
+        terms = yes.exp() * (yes - F.logsigmoid(logits)) + no.exp() * (no - F.logsigmoid(-logits))
+        return terms.mean()
 
     def constant_accuracy(self, labels: Tensor) -> float:
         yes = labels.double().mean(0)

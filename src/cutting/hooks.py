@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.cutting.layout import Layout
-from src.cutting.structure import in_plain_order, needs_plain_memory, several, split_layer
+from src.cutting.structure import in_plain_order, is_input, needs_plain_memory, several, split_layer
 
 # (layer, what it returned) -> what it is to return instead, None for the same
 Hook = Callable[[str, Any], Any]
@@ -41,33 +41,40 @@ class HookedHeads(nn.Module):
 
 
 class HookedTail(nn.Module):
-    """(output of `layer`, images) -> output of `until`: what the layer's last call returned is exchanged."""
+    """(output of `layer`, images) -> tuple of the outputs of `untils`, or that of the only one if `single`.
 
-    def __init__(self, model: nn.Module, layer: str, until: str, layouts: Mapping[str, Layout]) -> None:
+    What the layer's last call returned is exchanged, in one pass for all of them.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: str, untils: Sequence[str], layouts: Mapping[str, Layout], *, single: bool
+    ) -> None:
         super().__init__()
         self.model = model
         self.layer = layer
-        self.until = until
-        self.layouts = layouts.get(layer, PLAIN), layouts.get(until, PLAIN)
+        self.untils = list(untils)
+        self.single = single
+        self.layouts = dict(layouts)
         self.in_plain_memory = needs_plain_memory(model)
         self.calls: int | None = None
         self.eval()
 
-    def forward(self, activation: Tensor, images: Tensor) -> Tensor:
-        activation = self.layouts[0].original(activation)
+    def forward(self, activation: Tensor, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        activation = self.layouts.get(self.layer, PLAIN).original(activation)
         activation = in_plain_order(activation) if self.in_plain_memory else activation
         if self.calls is None:
             self.calls = self._count(images)
             self._require_dependence(activation, images)
-        result, seen = self._run(activation, images, self.calls)
+        results, seen = self._run(activation, images, self.calls)
         if seen != self.calls:  # the images decide how often the layer runs
             self.calls = self._count(images)
-            result, _ = self._run(activation, images, self.calls)
-        return self.layouts[1].canonical(result)
+            results, _ = self._run(activation, images, self.calls)
+        outputs = tuple(self.layouts.get(until, PLAIN).canonical(results[until]) for until in self.untils)
+        return outputs[0] if self.single else outputs
 
-    def _run(self, activation: Tensor, images: Tensor, at: int) -> tuple[Tensor, int]:
-        """The result, with the layer's call number `at` exchanged, and the number of calls."""
-        seen, result = 0, None
+    def _run(self, activation: Tensor, images: Tensor, at: int) -> tuple[dict[str, Tensor], int]:
+        """The results by layer, with the layer's call number `at` exchanged, and the number of calls."""
+        seen, results = 0, {}
 
         def exchange(layer: str, output: Any) -> Any:
             nonlocal seen
@@ -75,14 +82,14 @@ class HookedTail(nn.Module):
             return exchanged(layer, output, activation.clone()) if seen == at else None
 
         def capture(layer: str, output: Any) -> None:
-            nonlocal result
-            result = tensor_of(layer, output).clone()
+            results[layer] = tensor_of(layer, output).clone()
 
-        with _hooks(self.model, [self.layer], exchange), _hooks(self.model, [self.until], capture):
+        with _hooks(self.model, [self.layer], exchange), _hooks(self.model, self.untils, capture):
             self.model(images)
-        if result is None:
-            raise UserError(f"the layer {self.until!r} does not run in a forward pass")
-        return result, seen
+        for until in self.untils:
+            if until not in results:
+                raise UserError(f"the layer {until!r} does not run in a forward pass")
+        return results, seen
 
     @torch.no_grad()
     def _count(self, images: Tensor) -> int:
@@ -94,16 +101,19 @@ class HookedTail(nn.Module):
         return len(calls)
 
     def _require_dependence(self, activation: Tensor, images: Tensor) -> None:
-        """Raise UserError where the result has no gradient with respect to the activation."""
+        """Raise UserError where a result has no gradient with respect to the activation."""
         assert self.calls is not None
         with torch.inference_mode(False), torch.enable_grad():
             probe = activation[:1].detach().clone().requires_grad_()
-            result, _ = self._run(probe, images[:1].clone(), self.calls)
-            found = (None,)
-            if result.requires_grad:
-                found = torch.autograd.grad(result.sum(), probe, allow_unused=True)
-        if found[0] is None:
-            raise UserError(f"the layer {self.until!r} does not depend on {self.layer!r}; name one that comes after it")
+            results, _ = self._run(probe, images[:1].clone(), self.calls)
+            for until, result in results.items():
+                found = (None,)
+                if result.requires_grad:
+                    found = torch.autograd.grad(result.sum(), probe, allow_unused=True, retain_graph=True)
+                if found[0] is None:
+                    raise UserError(
+                        f"the layer {until!r} does not depend on {self.layer!r}; name one that comes after it"
+                    )
 
 
 @torch.no_grad()
@@ -123,6 +133,26 @@ def running_layers(model: nn.Module, sample: Tensor) -> list[str]:
     with _hooks(model, [name for name, _ in model.named_modules()], note):
         model(sample)
     return [layer for layers in outputs_of.values() for layer in layers]
+
+
+@torch.no_grad()
+def layers_that_made_the_output(model: nn.Module, layers: Sequence[str], sample: Tensor) -> list[str]:
+    """Those of some layers whose last output, made of a single input, the model returns as it is."""
+    made: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(layer).register_forward_hook(
+            lambda _m, given, output, layer=layer: made.update({layer: output}) if given else None
+        )
+        for layer in layers
+    ]
+    try:
+        output = model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        layer for layer, value in made.items() if isinstance(output, Tensor) and value.data_ptr() == output.data_ptr()
+    ]
 
 
 def tensor_of(layer: str, output: Any) -> Tensor:
@@ -156,7 +186,7 @@ def exchanged(layer: str, output: Any, activation: Tensor) -> Any:
 
 @contextmanager
 def _hooks(model: nn.Module, layers: Iterable[str], function: Hook) -> Iterator[None]:
-    """Call function(layer, output) after each call of the layers, inside the block only.
+    """Call function(layer, output), or of an input (layer, input), after each call of the layers, in the block only.
 
     There torch's transformers run their submodules one by one, instead of a function that does what all of them do.
     """
@@ -164,7 +194,7 @@ def _hooks(model: nn.Module, layers: Iterable[str], function: Hook) -> Iterator[
     torch.backends.mha.set_fastpath_enabled(False)
     handles = [
         model.get_submodule(split_layer(layer)[0]).register_forward_hook(
-            lambda _m, _i, output, layer=layer: function(layer, output)
+            lambda _m, given, output, layer=layer: function(layer, given[0] if is_input(layer) else output)
         )
         for layer in dict.fromkeys(layers)
     ]

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, fx, nn
 
 from src.core.errors import UserError
-from src.cutting.hooks import HookedHeads, HookedTail, running_layers
+from src.cutting.hooks import HookedHeads, HookedTail, layers_that_made_the_output, running_layers
 from src.cutting.layout import Layout, to_canonical, to_original
-from src.cutting.structure import in_plain_order, needs_plain_memory, share_structure, split_layer
+from src.cutting.structure import in_plain_order, input_of, needs_plain_memory, share_structure, split_layer
 from src.cutting.tracing import Trace, makes_views, output_node, overwrites, trace_model
 
 Layouts = Mapping[str, Layout]
@@ -60,16 +60,16 @@ def tail(model: nn.Module, layer: str, until: str = "", layouts: Layouts | None 
     check_layers(model, [layer, until])
     model, trace = _traced_copy(model, [layer, until])
     if trace is None:
-        return HookedTail(model, layer, until, layouts or {})
+        return HookedTail(model, layer, [until], layouts or {}, single=True)
     return _continue(model, trace, layer, [until], layouts or {}, single=True)
 
 
 def tails(model: nn.Module, layer: str, untils: Sequence[str], layouts: Layouts | None = None) -> nn.Module:
-    """The module (output of `layer`, images) -> tuple of the outputs of later layers, as `tail` gives each."""
+    """The module (output of `layer`, images) -> tuple of the outputs of later layers, all from one pass."""
     check_layers(model, [layer, *untils])
     copied, trace = _traced_copy(model, [layer, *untils])
     if trace is None:
-        return _Several([tail(model, layer, until, layouts) for until in untils])
+        return HookedTail(model, layer, untils, layouts or {}, single=False)
     return _continue(copied, trace, layer, untils, layouts or {}, single=False)
 
 
@@ -106,19 +106,58 @@ def _continue(
 
 def later_layers(model: nn.Module, layer: str, sample: Tensor) -> list[str]:
     """The layers, of those that hold no others, whose output depends on that of `layer`, in the order they run in."""
+    later = dependent_layers(model, layer, sample)
+    unseen = {name for name, module in model.named_modules() if name and fx.Tracer().is_leaf_module(module, name)}
+    holding = {name for name in unseen if any(other.startswith(f"{name}.") for other in later)}
+    leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
+    leaves |= unseen - holding  # of torch's own transformers, whose code is not traced
+    return [name for name in later if split_layer(name)[0] in leaves and name != layer]
+
+
+def dependent_layers(model: nn.Module, layer: str, sample: Tensor) -> list[str]:
+    """All layers whose output depends on that of `layer`, in the order they run in."""
     check_layers(model, [layer])
     model, trace = _traced_copy(model, [layer])
     if trace is None:
         ran = running_layers(model, sample)
-        later = ran[ran.index(layer) + 1 :] if layer in ran else []
+        return ran[ran.index(layer) + 1 :] if layer in ran else []
+    reached = _reached(trace.find(layer))
+    order = {node: place for place, node in enumerate(trace.graph.nodes)}
+    later = [name for name, node in trace.outputs.items() if node in reached]
+    return sorted(later, key=lambda name: order[trace.outputs[name]])
+
+
+def follows(model: nn.Module, layer: str, later: str, sample: Tensor) -> bool:
+    """Whether the output of a layer is that of another or depends on it."""
+    check_layers(model, [layer, later])
+    copied, trace = _traced_copy(model, [layer, later])
+    if trace is not None:
+        node = trace.find(layer)
+        return trace.find(later) in {node, *_reached(node)}
+    part = HookedTail(copied, layer, [later], {}, single=True)
+    try:
+        part(head(model, layer)(sample), sample)
+    except UserError:  # it says that there is no gradient
+        return False
+    return True
+
+
+def final_input(model: nn.Module, sample: Tensor) -> str | None:
+    """What the last linear layer is given, as a layer: the final features; None where there is none, or several.
+
+    The last is one that the output depends on and no other linear layer follows; where the network cannot be traced,
+    the one that made the output itself.
+    """
+    copied, trace = _traced_copy(model, [""])
+    names = [name for name, module in copied.named_modules() if isinstance(module, nn.Linear)]
+    if trace is None or trace.opaque:
+        last = layers_that_made_the_output(copied, names, sample)
     else:
-        reached = _reached(trace.find(layer))
-        order = {node: place for place, node in enumerate(trace.graph.nodes)}
-        later = [name for name, node in trace.outputs.items() if node in reached]
-        later.sort(key=lambda name: order[trace.outputs[name]])
-    leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
-    leaves |= trace.opaque if trace else set()
-    return [name for name in later if split_layer(name)[0] in leaves and name != layer]
+        nodes = {name: node for name in names if (node := trace.outputs.get(name)) and node.target == name}
+        reached = {name: _reached(node) for name, node in nodes.items()}
+        output = output_node(trace.graph)
+        last = [name for name, later in reached.items() if output in later and later.isdisjoint(nodes.values())]
+    return input_of(last[0]) if len(last) == 1 else None
 
 
 def _reached(node: fx.Node) -> set[fx.Node]:
@@ -201,18 +240,6 @@ def _copy_of(graph: fx.Graph, node: fx.Node) -> fx.Node:
         copy = graph.call_method("clone", (node,))
     node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
     return node if node.op != "placeholder" else copy
-
-
-class _Several(nn.Module):
-    """What each of some parts gives, in a tuple."""
-
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.eval()
-
-    def forward(self, activation: Tensor, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part(activation, images) for part in self.parts)
 
 
 class _Single(nn.Module):

@@ -75,8 +75,19 @@ def no_logits(output: Any) -> str:
     return f"{kind}values of the shape ({', '.join(['n', *map(str, output.shape[1:])])})"
 
 
+def input_of(layer: str) -> str:
+    """What a layer is given, as a layer: no name of a module begins with a dot."""
+    return f".{layer}"
+
+
+def is_input(layer: str) -> bool:
+    """Whether a layer is what another is given."""
+    return layer.startswith(".")
+
+
 def split_layer(layer: str) -> tuple[str, int | None]:
-    """Name of a module and which of its tensors is meant: "lstm:1" -> ("lstm", 1), "conv1" -> ("conv1", None)."""
+    """Name of a module and which of its tensors is meant: "lstm:1" -> ("lstm", 1), ".fc" -> ("fc", None)."""
+    layer = layer.removeprefix(".")
     match = re.fullmatch(r"(.*):(\d+)", layer, re.ASCII | re.DOTALL)
     return (match[1], int(match[2])) if match else (layer, None)
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from src.core.errors import UserError
-from src.cutting.structure import several, split_layer
+from src.cutting.structure import is_input, several, split_layer
 
 _IN_PLACE = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "ior", "iand", "ixor")}
 _RETURN_SEVERAL = (nn.MultiheadAttention, nn.RNNBase)  # modules that tracing does not look into
@@ -97,9 +97,14 @@ class Trace:
     def knows(self, layers: list[str]) -> bool:
         """Whether the graph tells of each of these layers what it returns, or that it does not run."""
         inside = tuple(f"{hidden}{mark}" for hidden in self.opaque for mark in ".:")
-        return not any(layer.startswith(inside) for layer in layers)
+        return not any(layer.removeprefix(".").startswith(inside) for layer in layers)
 
     def find(self, layer: str) -> fx.Node:
+        if is_input(layer):
+            node = self.find(split_layer(layer)[0])
+            if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+                raise UserError(f"what the layer {split_layer(layer)[0]!r} is given cannot be cut out")
+            return node.args[0]
         name, index = split_layer(layer)
         if layer not in self.outputs and self.counts.get(name):
             raise UserError(

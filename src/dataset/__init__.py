@@ -14,12 +14,14 @@ from src.dataset.lookup import (
     measured,
 )
 from src.dataset.registry import DATASETS
-from src.dataset.split import PairedImagesSplit, Split
-from src.dataset.subset import shuffle_labels, take_fraction
+from src.dataset.split import MARKS, MarkedSplit, PairedImagesSplit, Split
+from src.dataset.subset import hold_out, shuffle_labels, take_fraction
 
 __all__ = [
     "DATASETS",
+    "MARKS",
     "SPLITS",
+    "MarkedSplit",
     "PairedImagesSplit",
     "DatasetSpec",
     "CacheOptions",
@@ -29,6 +31,7 @@ __all__ = [
     "dataset_of",
     "file_part",
     "first_difference",
+    "hold_out",
     "is_known",
     "known_datasets",
     "load_split",

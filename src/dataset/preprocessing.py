@@ -144,6 +144,11 @@ def for_half(network: nn.Module, half: int) -> nn.Module:
     return _between(network, (_half, half), None)
 
 
+def without_last(network: nn.Module, count: int) -> nn.Module:
+    """The network for images of so many more channels, which it does not see. A shallow copy, likewise."""
+    return _between(network, (_first, count), None)
+
+
 def _between(network: nn.Module, before: tuple[Any, Any] | None, after: tuple[Any, Any] | None) -> nn.Module:
     """A shallow copy between functions of what comes in and what goes out, each with what it is told beside that."""
     kind = type(network)
@@ -171,6 +176,10 @@ def _preprocess(images: Tensor, parts: tuple[Any, ...]) -> Tensor:
 
 def _reordered(logits: Tensor, order: tuple[int, ...]) -> Tensor:
     return logits[:, list(order)]
+
+
+def _first(images: Tensor, count: int) -> Tensor:
+    return images[:, :-count].contiguous(memory_format=torch.channels_last)
 
 
 def _half(images: Tensor, half: int) -> Tensor:

@@ -17,6 +17,7 @@ from src.dataset.decode import Files, decode_batches
 from src.dataset.preprocessing import Preprocessing
 
 Batch = tuple[Tensor, Tensor]
+MARKS = 2  # channels that a MarkedSplit adds
 
 
 class Split(ABC):
@@ -140,7 +141,7 @@ class PairedImagesSplit(Split):
     def __init__(self, split: Split, partners: Tensor) -> None:
         """`partners`: for each image the index of the one that stands beside it, (images,)."""
         super().__init__(split.spec, split.labels, split.device)
-        self.images, self.partners = split, partners
+        self.images, self.places, self.partners = split, torch.arange(len(split)), partners
         self._one = split._preprocess or split.spec.preprocessing
         self._preprocess = self._both
 
@@ -148,15 +149,64 @@ class PairedImagesSplit(Split):
         return torch.cat([self._one(half) for half in images.chunk(2, 1)], 1)
 
     def take(self, index: Tensor) -> "PairedImagesSplit":
-        raise NotImplementedError("an image and its partner belong to the whole split")
+        """Each of these images keeps its partner, which may be none of them."""
+        other = copy.copy(self)
+        other.places, other.partners = self.places[index], self.partners[index]
+        other.labels = self.labels[index.to(self.device)]
+        return other
 
     def _contents(self) -> Any:
-        return self.images.digest().encode() + self.partners.numpy().tobytes()
+        return self.images.digest().encode() + self.places.numpy().tobytes() + self.partners.numpy().tobytes()
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
-        both = (self.images._read(index, batch_size), self.images._read(self.partners[index], batch_size))
+        both = (self.images._read(places[index], batch_size) for places in (self.places, self.partners))
         for (images, labels), (partners, _) in zip(*both, strict=True):
             yield torch.cat([images, partners], 1), labels
+
+    def _crop(self, images: Tensor) -> Tensor:
+        return self.images._crop(images)
+
+    def _augmented(self, images: Tensor, generator: Generator) -> Tensor:
+        return self.images._augmented(images, generator)
+
+
+class MarkedSplit(Split):
+    """A split whose images tell what they are: (n, channels + MARKS, ...), the last ones their label and their place.
+
+    Labels are whole numbers, one an image; places count from `first`.
+    """
+
+    def __init__(self, split: Split, first: int = 0) -> None:
+        super().__init__(split.spec, split.labels, split.device)
+        self.images = split
+        self.places = torch.arange(first, first + len(split), device=split.device)
+        self._preprocess = split._preprocess
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        order: Generator | None = None,
+        augment: Generator | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        for images, told in super().batches(batch_size, order=order, augment=augment, drop_last=drop_last):
+            marks = told.float()[:, :, None, None].expand(-1, -1, *images.shape[2:])
+            yield torch.cat([images, marks], 1), told[:, 0]
+
+    def take(self, index: Tensor) -> "MarkedSplit":
+        other = copy.copy(self)
+        other.images, other.places = self.images.take(index), self.places[index.to(self.device)]
+        other.labels = other.images.labels
+        return other
+
+    def _contents(self) -> Any:
+        return self.images.digest().encode() + self.places.cpu().numpy().tobytes()
+
+    def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
+        places = self.places[index.to(self.device)].split(batch_size)
+        for (images, labels), place in zip(self.images._read(index, batch_size), places, strict=True):
+            yield images, torch.stack([labels, place], 1)
 
     def _crop(self, images: Tensor) -> Tensor:
         return self.images._crop(images)

@@ -24,6 +24,18 @@ def take_fraction(split: Split, fraction: float, *, seed: int) -> Split:
     return split.take(torch.cat(kept).sort().values)
 
 
+def hold_out(split: Split, share: float, *, seed: int) -> tuple[Split, Split]:
+    """The split without a `share` (0 to 1) of its images, of each class alike, and these, chosen by a seed."""
+    strata = split.spec.task.strata(split.labels).cpu()
+    generator, held = _generator("hold out", seed), []
+    for stratum in strata.unique():
+        members = (strata == stratum).nonzero().flatten()
+        held.append(members[torch.randperm(len(members), generator=generator)][: round(share * len(members))])
+    out = torch.zeros(len(split), dtype=torch.bool)
+    out[torch.cat(held)] = True
+    return split.take((~out).nonzero().flatten()), split.take(out.nonzero().flatten())
+
+
 def shuffle_labels(split: Split, share: float, *, seed: int) -> Split:
     """The split with the labels of a random `share` (0 to 1) of its images dealt out among these anew.
 

@@ -39,10 +39,11 @@ def table(folder: Path | str) -> pd.DataFrame:
     `params`, of each network front_<fact> and end_<fact> (architecture, trained_on, init_seed, gradient_seed,
     train_fraction, shuffle_labels), then for each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage>
     (0 to 1), and for all but end, compared with the end network: agreement_<stage> (0 to 1),
-    relative_accuracy_<stage>, cka_<stage>, l2_<stage> and l2_relative_<stage>; accuracy_<control>, penalty and score
-    with their 95% intervals _low and _high; ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best
-    constant answer; rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What a
-    file lacks is missing in its row.
+    relative_accuracy_<stage>, cka_<stage>, l2_<stage> and l2_relative_<stage>; match_final_<stage> of each map, the
+    error at the end's final features over their variance; accuracy_<control>, penalty and score with their 95%
+    intervals _low and _high; ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best constant answer;
+    rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What a file lacks is
+    missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in files beside
     the results, where these can be written, by `keep_row` and here, so that results are read once at most. Raises
     FileNotFoundError where there is no such folder.
@@ -168,6 +169,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
     params, scores, similar = (result.get(key) or {} for key in ("params", "model_results", "m2_sim"))
     similar = {name: similar.get(stage.agreement) or {} for name, stage in COMPARED.items()}
     networks = {role: (result.get("weights") or {}).get(role) or {} for role in ("front", "end")}
+    errors = result.get("match_errors") or {}
     fit, controls = (result.get("fits") or {}).get("ps_inv") or {}, result.get("controls") or {}
     numbers = {
         **{f"accuracy_{name}": (scores.get(stage.scores) or {}).get("acc") for name, stage in STAGES.items()},
@@ -178,6 +180,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
             for measure in ("cka", "l2", "l2_relative")
             for name, stage in COMPARED.items()
         },
+        **{f"match_final_{stage}": (errors.get(stage) or {}).get("match_final") for stage in MAPS},
         **{f"accuracy_{name}": (controls.get(name) or {}).get("acc") for name in CONTROLS},
         **{
             f"{verdict}{end}": (result.get(verdict) or {}).get(key)

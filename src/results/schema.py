@@ -46,6 +46,8 @@ STITCH: dict[str, Any] = {
     "fits": Maybe(Each({"rows": NATURAL, "unknowns": POSITIVE})),
     "model_results": Each(_SCORES),
     "m2_sim": Maybe(Each(_NUMBERS)),
+    "match_errors": Maybe(Each(_NUMBERS)),
+    "early_stop": Maybe(Each(NATURAL)),
     "intervals": Maybe(Each(Each(Maybe(Several(Maybe(NUMBER), 2))))),
     "controls": Maybe(Each(_SCORES | {"each": Several(_SCORES)})),
     "penalty": Maybe(_VERDICT),

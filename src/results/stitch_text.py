@@ -32,7 +32,7 @@ def stitch_table(result: dict[str, Any]) -> str:
         mark = MADE_MARK * bool(figures.get("by_construction"))
         lines.append(_line(result, row, mark, figures))
     lines.append("relative: accuracy / accuracy of end; agrees, CKA, l2: with end")
-    lines += [fill(text) for text in [*_notes(result, marked), *verdict_lines(result)]]
+    lines += [fill(text) for text in [*_notes(result, marked), *verdict_lines(result), *training_lines(result)]]
     lines += ood_lines(result.get("ood", {}), result["params"]["end_layer"])
     lines += health_lines(result["health"]) if "health" in result else []
     return "\n".join([*lines, *(fill(f"warning: {text}") for text in fit_warnings(result))])
@@ -113,14 +113,26 @@ def _notes(result: dict[str, Any], marked: dict[str, dict[str, int]]) -> list[st
 def verdict_lines(result: dict[str, Any]) -> list[str]:
     """The penalty and the score, with their intervals."""
     lines = []
-    if penalty := result.get("penalty"):
+    penalty, score = result.get("penalty"), result.get("score")
+    if penalty and "reason" in penalty:
+        return [f"penalty{' and score' * bool(score)}: void, {penalty['reason']}"]
+    if penalty:
         value, low, high = (100 * penalty[key] for key in ("value", "low", "high"))
         lines.append(f"penalty: {value:.1f} points ({low:.1f} to {high:.1f}), accuracy of end - after")
-    if score := result.get("score"):
+    if score:
         lines.append(f"score: {score_text(score)}, (after - untrained) / (self - untrained)")
         if score["value"] is None:
             lines[-1] = f"score: undefined, {score['reason']}: self - untrained"
     return lines
+
+
+def training_lines(result: dict[str, Any]) -> list[str]:
+    """What became of a training that was to end early."""
+    if not (stop := result.get("early_stop")):
+        return []
+    asked = result["params"]["epochs"]
+    when = f"stopped after {stop['trained']} of {asked}" if stop["trained"] < asked else f"trained for all {asked}"
+    return [f"early stop: the best of {stop['held_out']} images held out came after epoch {stop['epoch']}; {when}"]
 
 
 def ood_lines(ood: dict[str, dict[str, dict[str, float]]], layer: str) -> list[str]:
@@ -198,8 +210,9 @@ def stitches_table(results: Sequence[dict[str, Any]]) -> str:
     tables = [_aligned([_place(result, settings) | _figures(result) for result in results], settings)]
     lines = [fill(title), *tables, *map(fill, notes)]
     if any(result.get("controls") for result in results) and end is not None:
-        for cells in (_between, _beside):
-            lines += ["", _aligned([_place(result, settings) | cells(result) for result in results], settings)]
+        for cells in (_between, _beside, _told):
+            if any(cells(result) for result in results):
+                lines += ["", _aligned([_place(result, settings) | cells(result) for result in results], settings)]
         lines += map(fill, _notes_of_controls(results))
     return "\n".join(lines)
 
@@ -235,11 +248,21 @@ def _between(result: dict[str, Any]) -> dict[str, str]:
 def _beside(result: dict[str, Any]) -> dict[str, str]:
     """What stitching costs, and the other controls."""
     penalty, controls = result.get("penalty"), result.get("controls", {})
-    row = {"penalty": "{:.1f} ({:.1f} to {:.1f})".format(*(100 * penalty[key] for key in penalty)) if penalty else ""}
+    row = {"penalty": ""}
+    if penalty:
+        sure = "reason" not in penalty
+        row["penalty"] = "{:.1f} ({:.1f} to {:.1f})".format(*(100 * penalty[key] for key in penalty)) if sure else "-"
     for control in (name for name in CONTROLS if name in controls and name not in (FLOOR, CEILING)):
         figures, is_head = controls[control], CONTROLS[control].fit is not None
-        row[control] = _with_interval(result, control, figures) if is_head else f"{100 * figures['acc']:.1f}"
+        if not CONTROLS[control].tells:
+            row[control] = _with_interval(result, control, figures) if is_head else f"{100 * figures['acc']:.1f}"
     return row
+
+
+def _told(result: dict[str, Any]) -> dict[str, str]:
+    """What the true labels alone make possible."""
+    told = {name: figures for name, figures in result.get("controls", {}).items() if CONTROLS[name].tells}
+    return {name: _with_interval(result, name, figures) for name, figures in told.items()}
 
 
 def _with_interval(result: dict[str, Any], row: str, figures: dict[str, Any]) -> str:
@@ -250,6 +273,8 @@ def _notes_of_controls(results: Sequence[dict[str, Any]]) -> list[str]:
     notes = ["accuracies in % with 95% intervals; penalty: accuracy of end - after, points"]
     if any("score" in result for result in results):
         notes.append("score: (after - untrained) / (self - untrained); -: these are too close to tell")
+    if any("reason" in (result.get("penalty") or {}) for result in results):
+        notes.append(f"penalty -: void, {FLOOR} fronts do better than end itself")
     controls = {name: figures for result in results for name, figures in result.get("controls", {}).items()}
     for row, figures in controls.items():
         if "each" in figures:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,18 +11,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.core.errors import UserError
 from src.core.progress import bar
+from src.core.task import SINGLE_LABEL, Task
 from src.core.text import close_to
 from src.cutting.parts import heads
-from src.dataset import PairedImagesSplit, Split
-from src.dataset.preprocessing import for_half
+from src.dataset import MARKS, MarkedSplit, PairedImagesSplit, Split
+from src.dataset.preprocessing import for_half, without_last
 from src.evaluation.probe import PooledFeatures, Probe
-from src.stitching.cut_networks import CutNetworks
+from src.stitching.cut_networks import CutNetworks, Made
 from src.stitching.geometry import Geometry
+from src.stitching.label_front import LabelFront
 from src.stitching.stitch_spec import ControlSpec, StitchSpec
 
 UNTRAINED = 3  # networks of the front's architecture
 BATCH = 128  # images over which BatchNorms of untrained networks take their statistics
 PARTNER = "partner"  # the front network, looking at another image
+LABELS = "labels"  # no network, but the true class
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class Control:
     takes, `exact` as in `is_one`; an empty list says that there is nothing to train, for `is_end` because the end
     network itself is what would come of it. fit(features, layer, split): instead of a stitch, a head on the pooled
     features of the front layer, which takes them to logits; it is fitted to labels. setup: puts networks and images
-    beside those of the stitch. role: "floor" and "ceiling" are what the score lies between.
+    beside those of the stitch, `late` where it wraps what others put there, the higher the later. role: "floor" and
+    "ceiling" are what the score lies between. tells: whether it is told the true class of each image.
     """
 
     about: str
@@ -44,6 +48,8 @@ class Control:
     setup: Callable[["ControlSetup"], None] | None = None
     role: str = ""
     is_end: bool = False
+    late: int = 0
+    tells: bool = False
 
     def __post_init__(self) -> None:
         if (self.sewn is None) == (self.fit is None):
@@ -80,7 +86,30 @@ def _self_random(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     return [ControlSpec.of(spec, "end", front_layer=spec.end_layer, init="random")]
 
 
+def _labels(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
+    return [ControlSpec.of(spec, LABELS)]
+
+
 ALL = "all"
+
+
+def possible_controls(names: Sequence[str], *, labelled: bool, task: Task) -> tuple[list[str], list[str]]:
+    """The controls that there can be, and why others of all of them are left out, a line each.
+
+    labelled: whether the labels are of the end network's classes. Raises UserError for one that was asked for by name
+    and is told the labels, where these are of other classes or several an image.
+    """
+    kept, notes = [], []
+    for name in names:
+        if not CONTROLS[name].tells or (labelled and task is SINGLE_LABEL):
+            kept.append(name)
+            continue
+        why = "has several labels an image" if labelled else "has labels of other classes than the end network's"
+        text = f"the control {name} is a class an image, and this data set {why}"
+        if set(names) != set(CONTROLS):
+            raise UserError(f"{text}; leave it out of --controls")
+        notes.append(f"note: {text}: left out")
+    return kept, notes
 
 
 def choose_controls(text: str) -> list[str]:
@@ -123,9 +152,9 @@ def control_specs(
 class ControlSetup:
     """Networks and images as the stitches of one seed and their controls need them; `setup` of controls change it.
 
-    networks: "front", "end", and by the `source` of specs those beside them. sample: two images. fresh(seed): an
-    untrained network of the front's architecture that takes the same images. layers: those of the front at which
-    stitches start.
+    networks: "front", "end", and by the `source` of specs those beside them; made: what stands for others. sample: two
+    images. fresh(seed): an untrained network of the front's architecture that takes the same images. layers: those of
+    the front at which stitches start.
     """
 
     networks: dict[str, nn.Module]
@@ -135,6 +164,7 @@ class ControlSetup:
     seed: int
     layers: list[str]
     fresh: Callable[[int], nn.Module] | None
+    made: dict[str, Made] = field(default_factory=dict)
 
 
 def _add_untrained(setup: ControlSetup) -> None:
@@ -157,6 +187,14 @@ def _pair_images(setup: ControlSetup) -> None:
     setup.val = shuffled(setup.val, derived_seed(setup.seed, "shuffled val"))
 
 
+def _mark_images(setup: ControlSetup) -> None:
+    """Each image says its label and its place in two channels more, which no network looks at."""
+    setup.networks = {role: without_last(network, MARKS) for role, network in setup.networks.items()}
+    setup.made[LABELS] = LabelFront(len(setup.train.spec.labels))
+    setup.sample = torch.cat([setup.sample, torch.zeros_like(setup.sample[:, :1]).expand(-1, MARKS, -1, -1)], 1)
+    setup.train, setup.val = MarkedSplit(setup.train), MarkedSplit(setup.val, len(setup.train))
+
+
 CONTROLS = {
     "constant": Control(
         "no front: the best constant activation, a bias alone", "what end says without looking", "#8C8C8C", _constant
@@ -175,6 +213,16 @@ CONTROLS = {
         "#CC79A7",
         _shuffled,
         setup=_pair_images,
+        late=1,
+    ),
+    LABELS: Control(
+        "no front: the true class of each image, as a point of its own for each class, with noise",
+        "what the label alone makes possible",
+        "#332288",
+        _labels,
+        setup=_mark_images,
+        late=2,
+        tells=True,
     ),
     "self": Control(
         "end's own layer, sewn to itself",
@@ -215,12 +263,12 @@ def prepare_controls(
     (seed,) = {spec.seed for spec in specs}
     layers = list(dict.fromkeys(spec.front_layer for spec in specs))
     setup = ControlSetup(dict(cuts.networks), cuts.sample, train, val, seed, layers, fresh)
-    setups = [CONTROLS[name].setup for name in CONTROLS if name in names]
-    # pairs of images last: all networks that are there by then look at the first of each
-    for put in sorted(filter(None, setups), key=lambda put: put is _pair_images):
-        put(setup)
+    # pairs of images last, but for marks: all networks that are there by then look at the first of each
+    for control in sorted((CONTROLS[name] for name in CONTROLS if name in names), key=lambda control: control.late):
+        if control.setup:
+            control.setup(setup)
     front, end = setup.networks.pop("front"), setup.networks.pop("end")
-    others = setup.networks
+    others = {**setup.networks, **setup.made}
     made = CutNetworks(front, end, specs, setup.sample, others=others, layouts=cuts.asked)
     return made, setup.train, setup.val
 

@@ -6,8 +6,9 @@ from typing import Any
 from src.core.errors import UserError
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
+from src.stitching.targets import AT_LATER, BETWEEN_STAGES, TARGETS
 
-HARD, ONES = ("target_type", "hard"), ("init", "ones-zeros")
+ONES = ("init", "ones-zeros")
 
 # pairs that no stitch can have, and why; an option, or an option with its value
 EXCLUDED = (
@@ -17,8 +18,14 @@ EXCLUDED = (
     ("orthogonal", "mask", "a masked matrix is not orthogonal"),
     ("orthogonal", ONES, "no orthogonal matrix is nearest to one of ones"),
     ("flatten", "resize", "flattened layers need no equal heights and widths"),
-    ("temperature", HARD, "true labels have no temperature"),
+    ("cosine", "whiten", "whitened coordinates are trained with a rate that falls along a cosine already"),
 )
+# options that belong to some targets: which these are, and what they do there; and those that exclude several stages
+OF_TARGETS = {
+    "temperature": (lambda target: target.softened, "it divides the logits of soft targets"),
+    "match_layers": (lambda target: target.at == AT_LATER, "match_later alone compares at several layers"),
+}
+OF_ONE_STAGE = {"early_stop": "the next stage begins after a fixed number of epochs"}
 
 
 def check_options(options: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
@@ -27,6 +34,18 @@ def check_options(options: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
         if all(_is_on(option, options, usual) for option in pair):
             first, second = (_spelled(option, options) for option in pair)
             raise UserError(f"{first} excludes {second}: {reason}")
+    _check_target(options, usual)
+
+
+def _check_target(options: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    targets = [TARGETS[name] for name in options["target_type"].split(BETWEEN_STAGES)]
+    spelled = _spelled(("target_type", options["target_type"]), options)
+    for option, (belongs, what) in OF_TARGETS.items():
+        if _is_on(option, options, usual) and not any(map(belongs, targets)):
+            raise UserError(f"{_spelled(option, options)} excludes {spelled}: {what}")
+    for option, reason in OF_ONE_STAGE.items():
+        if _is_on(option, options, usual) and len(targets) > 1:
+            raise UserError(f"{_spelled(option, options)} excludes {spelled}: {reason}")
 
 
 def check_sizes(options: Mapping[str, Any], geometry: Geometry) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +10,10 @@ from torch import Tensor
 from src.dataset import Split
 from src.evaluation.passes import feed
 from src.evaluation.probe import PooledFeatures
+from src.metrics import channels_last_rows
+from src.metrics.algebra.linalg import float64_device
 from src.metrics.algebra.moments import PairedMoments, Sums, gather, rows_at_once
-from src.stitching.cut_networks import CutNetworks, Shared
+from src.stitching.cut_networks import CutNetworks, Outputs, Shared
 from src.stitching.geometry import Geometry
 from src.stitching.stitch_spec import Cut, StitchSpec
 from src.stitching.upsampling import Upsampled, is_upsampled
@@ -47,6 +50,47 @@ def gather_moments(
 
     feed([partial(cuts.front_activations, specs, more=more)], split, add, title=title)
     return gathering.moments()
+
+
+class Spread:
+    """The mean variance of a layer's channels, streamed in float64: of rows that come batch by batch."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, output: Tensor) -> None:
+        """Take in a layer's output for a batch of images, (n, channels, ...), in canonical form."""
+        rows = channels_last_rows(output)
+        rows = rows.to(float64_device(rows.device)).double()
+        apart = rows.mean(0) - self.mean
+        self.squares = self.squares + (rows - rows.mean(0)).square().sum(0)
+        self.squares = self.squares + apart.square() * self.n * len(rows) / (self.n + len(rows))
+        self.mean = self.mean + apart * len(rows) / (self.n + len(rows))
+        self.n += len(rows)
+
+    @property
+    def variance(self) -> float:
+        return float(self.squares.mean()) / self.n
+
+
+def end_variances(cuts: CutNetworks, layers: Sequence[str], split: Split) -> dict[str, float]:
+    """The mean variance of layers of the end network over a split, from one pass."""
+    spreads = {layer: Spread() for layer in layers}
+
+    def add(outputs: Outputs) -> None:
+        for layer, spread in spreads.items():
+            spread.add(outputs[layer])
+
+    if layers:
+        feed([lambda images: cuts.outputs("end", layers, images)], split, add, title="variance of final features")
+    return {layer: spread.variance for layer, spread in spreads.items()}
+
+
+def mean_variance(moments: PairedMoments) -> float:
+    """The mean variance of the end network's activation."""
+    return float(moments.yy.trace()) / moments.n / len(moments.mean_y)
 
 
 class _Gathering:

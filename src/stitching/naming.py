@@ -13,7 +13,8 @@ def spec_names(specs: Sequence[StitchSpec]) -> list[str]:
     names = []
     for spec in specs:
         parts = [f"{spec.front_layer or 'output'}-{spec.end_layer or 'output'}"]
-        names.append(",".join(parts + [f"{name}={setting_text(getattr(spec, name))}" for name in differing]))
+        settings = {name: setting_text(getattr(spec, name)).replace(",", "-") for name in differing}
+        names.append(",".join(parts + [f"{name}={text}" for name, text in settings.items()]))
     return names
 
 

@@ -1,5 +1,6 @@
 """What a stitch is trained for: its loss on a batch."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +12,17 @@ from src.metrics import linear_cka
 from src.stitching.cut_networks import LOGITS, CutNetworks, Shared
 from src.stitching.layer import Stitch
 from src.stitching.stitch_spec import StitchSpec
-from src.stitching.targets import TARGETS, target_loss
+from src.stitching.targets import AT_STITCH, TARGETS, Pairs, Taught
 
 
 @dataclass(frozen=True, slots=True)
 class StitchObjective:
     """loss(target) + l1 * mean |W| + cka_reg * CKA(the end network's own activation, the stitched activation).
 
-    Called with what `CutNetworks.share` gives and (images, labels) of a batch, it returns the loss and which decisions
-    match the labels; where these are not of the networks' classes (`labelled` is false), which match a teacher's. With
-    `amp` the networks and the stitch multiply in bfloat16; losses are float32 in any case.
+    The target is that of one `stage` of the training. Called with what `CutNetworks.share` gives and (images, labels)
+    of a batch, it returns the loss and which decisions match the labels; where these are not of the networks' classes
+    (`labelled` is false), which match a teacher's. `variance` is that of the end's own activation where the target
+    compares. With `amp` the networks and the stitch multiply in bfloat16; losses are float32 in any case.
     """
 
     cuts: CutNetworks
@@ -28,15 +30,17 @@ class StitchObjective:
     stitch: Stitch
     task: Task
     labelled: bool = True
+    stage: int = 0
+    variance: float = 1.0
 
     def __call__(self, shared: Shared, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        spec = self.spec
+        spec, target = self.spec, TARGETS[self.spec.stages[self.stage].target]
         with mixed_precision(images.device, enabled=spec.amp):
             stitched = self.cuts.stitched(spec, self.stitch, shared)
-            logits = self.cuts.forward_from(spec.end_layer, stitched, images)
+            pairs, logits = self._pairs_and_logits(shared, stitched, images)
         logits = logits.float()
-        teachers = {role: shared[role][LOGITS].float() for role in TARGETS[spec.target_type].teachers}
-        loss = target_loss(spec.target_type, self.task, logits, labels, teachers, temperature=spec.temperature)
+        teachers = {role: shared[role][LOGITS].float() for role in target.teachers}
+        loss = target.loss(Taught(self.task, logits, labels, teachers, pairs, self.variance, spec.temperature))
         if spec.whiten and spec.weight_decay:  # an optimizer would pull at the coordinates, not at the map
             loss = loss + spec.weight_decay / 2 * self.stitch.size()
         if spec.l1:
@@ -49,3 +53,19 @@ class StitchObjective:
         if not self.labelled:
             labels = self.task.predictions(teachers.get("end", next(iter(teachers.values()))))
         return loss, self.task.correct(logits.detach(), labels)
+
+    def _pairs_and_logits(self, shared: Shared, stitched: Tensor, images: Tensor) -> tuple[Pairs, Tensor]:
+        """The activations that the target compares, and the logits, all from one pass behind the stitch."""
+        spec = self.spec
+        target = spec.stages[self.stage].target
+        at, layers = TARGETS[target].at, self.cuts.matched(spec, target)
+        made = {spec.end_layer: stitched}
+        if at in ("", AT_STITCH):
+            # the logits are no part of what is matched at the stitch
+            with torch.no_grad() if at else nullcontext():
+                logits = self.cuts.forward_from(spec.end_layer, stitched, images)
+        else:
+            later = [layer for layer in layers if layer != spec.end_layer]
+            *outputs, logits = self.cuts.forward_through(spec.end_layer, (*later, LOGITS), stitched, images)
+            made |= dict(zip(later, outputs, strict=True))
+        return [(made[layer].float(), shared["end"][layer].float()) for layer in layers], logits

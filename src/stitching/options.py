@@ -2,14 +2,13 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from src.core.options import Option
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
-from src.stitching.stitch_spec import RATE, WHITENED_RATE, StitchSpec, usual_rate
-from src.stitching.targets import TARGETS
+from src.stitching.stitch_spec import LATER, RATE, USUAL, WHITENED_RATE, StitchSpec, usual_rate
+from src.stitching.targets import BETWEEN_VARIANTS, TARGETS, staged
 from src.training.recipe import ELEMENTWISE
 
 _INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
@@ -17,7 +16,8 @@ _TARGETS = tuple(sorted(TARGETS))
 _RATE = "learning rate, x0.1 at 1/3 and 2/3 of the epochs; with --whiten it falls to 0 along a cosine"
 _RATES = f"{RATE:g}, with --whiten {WHITENED_RATE:g}"
 _CKA = "weight in the loss of CKA with the end network's own"
-_TARGET = "true labels (hard), or what the networks say"
+_TARGET = "true labels (hard), what the networks say, or end's activations; stages with commas"
+_EPOCHS = "passes over the training images, of each stage with commas; 0 leaves the init as it is"
 OPTIONS = (
     Option("batch_size", ("-b", "--batch-size"), "images", "images a batch", "positive", "N"),
     Option("init", ("-i", "--init"), "stitch", "the map before training", "name", "INIT", _INITS, many=True),
@@ -39,8 +39,8 @@ OPTIONS = (
         "epochs",
         ("-e", "--epochs"),
         "training",
-        "passes over the training images; 0 leaves the init as it is",
-        "natural",
+        _EPOCHS,
+        "naturals",
         "N",
     ),
     Option("lr", ("-lr", "--lr"), "training", _RATE, "positive_float", "RATE", many=True, default=_RATES),
@@ -59,8 +59,38 @@ OPTIONS = (
         "N",
     ),
     Option("optimizer", ("--optimizer",), "training", "how to descend", "name", None, ELEMENTWISE),
-    Option("target_type", ("--target-type",), "training", _TARGET, "name", None, _TARGETS),
+    Option(
+        "target_type",
+        ("--target-type",),
+        "training",
+        _TARGET,
+        "names",
+        None,
+        _TARGETS,
+        many=True,
+        separator=BETWEEN_VARIANTS,
+    ),
+    Option(
+        "match_layers",
+        ("--match-layers",),
+        "training",
+        "layers of end that match_later compares, those at and behind the stitch",
+        "text",
+        "LAYERS",
+        default="all",
+    ),
+    Option(
+        "early_stop",
+        ("--early-stop",),
+        "training",
+        "hold a tenth of the training images out, stop after N epochs that bring no gain on it, and keep the best map",
+        "natural",
+        "N",
+        default="never",
+    ),
+    Option("cosine", ("--cosine",), "training", "the rate falls to 0 along half a cosine instead"),
 )
+TARGET_TYPE = USUAL["target_type"]
 # what may differ between the stitches of one command, beside their layers
 VARIED = tuple(option.field for option in OPTIONS if option.many)
 
@@ -70,8 +100,23 @@ def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
 
     Raises UserError for one that would be refused alone.
     """
-    values = {field.name: options[field.name] for field in fields(StitchSpec) if not field.name.endswith("layer")}
+    values = {name: options[name] for name in (*(option.field for option in OPTIONS), "amp", "debug")}
     values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
+    values |= {name: values[name] or usual for name, usual in LATER.items() if name in values}
     lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
     chosen = (dict(zip(VARIED, some, strict=True)) for some in itertools.product(*lists))
-    return list(dict.fromkeys(StitchSpec("", "", **(values | some)) for some in chosen))  # a mask has two spellings
+    specs = (spec_of(values | some) for some in chosen)
+    return list(dict.fromkeys(specs))  # a mask has two spellings
+
+
+def said(spec: StitchSpec, field: str) -> Any:
+    """What a command line says for a field of a spec."""
+    return spec.stage_epochs or spec.epochs if field == "epochs" else getattr(spec, field)
+
+
+def spec_of(options: Mapping[str, Any]) -> StitchSpec:
+    """A spec of options, before layers are known, where `epochs` may be those of each stage, with commas."""
+    target_type = options.get("target_type", TARGET_TYPE)
+    lengths = staged(target_type, options["epochs"]) if "epochs" in options else {}
+    known: dict[str, Any] = dict(options) | lengths
+    return StitchSpec("", "", **known)

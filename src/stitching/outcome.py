@@ -19,9 +19,11 @@ from src.metrics.diagnostics import diagnose, facts_of_sums
 from src.stitching.cka import FRONT
 from src.stitching.controls import CEILING, CONTROLS, FLOOR
 from src.stitching.cut_networks import LOGITS, CutNetworks
+from src.stitching.final_features import FinalFeatures
 from src.stitching.geometry import Geometry
 from src.stitching.inits import INITS
 from src.stitching.layer import MaskedStitch, Stitch, affine_arrays, from_arrays
+from src.stitching.moments import mean_variance
 from src.stitching.ood import Scores
 from src.stitching.significance import intervals_of, penalty_of, score_of
 from src.stitching.stages import COMPARED, MAPS, STAGES
@@ -36,7 +38,8 @@ class StitchRun:
     """A stitch on its way: what it is to be, the layer, what training made of it, and why it failed if it did.
 
     names: under which name each of its maps is scored; maps that are equal share one. controls: under which names the
-    networks of each control are. variance: the mean variance of the end network's activation.
+    networks of each control are. variance: the mean variance of the end network's activation. early_stop: what became
+    of it, where it was asked for.
     """
 
     spec: StitchSpec
@@ -50,6 +53,7 @@ class StitchRun:
     names: dict[str, str] = field(default_factory=dict)
     similar: dict[str, Any] = field(default_factory=dict)
     variance: float = 0.0
+    early_stop: dict[str, int] = field(default_factory=dict)
 
 
 class Outcomes:
@@ -62,6 +66,7 @@ class Outcomes:
         self._stitches: dict[str, tuple[StitchSpec, Stitch]] = {}
         self._heads: dict[str, tuple[str, Probe]] = {}
         self._errors: dict[str, list[Tensor]] = {}
+        self._finals = FinalFeatures(cuts)
 
     def add(
         self, works: Sequence[StitchRun], on_val: PairedMoments, on_train: PairedMoments | None
@@ -78,7 +83,7 @@ class Outcomes:
                     work.names[stage] = self._name(work, stage)
             work.similar = {f"cka{COMPARED[stage].suffix}": None for stage in ("front", *work.names)}
             work.similar |= {"health": health, "cka_group_at": None}
-            work.variance = _variance(on_val)
+            work.variance = mean_variance(on_val)
             work.similar |= _distances(work.maps, on_val, same_shape=geometry.front_shape == geometry.end_shape)
         return {name: self._stitches[name][1] for work in works for name in work.names.values()}
 
@@ -143,15 +148,18 @@ class Outcomes:
         more.setdefault("front", []).extend(layer for layer, _ in self._heads.values())
         measured = {name for work in works for name in work.names.values() if self._stitches[name][1].affine() is None}
         more["end"] += [self._stitches[name][0].end_layer for name in measured]
+        maps = {name for work in works for name in work.names.values()}
+        more["end"] += self._finals.layers_for({name: self._stitches[name][0].end_layer for name in maps})
 
         def forward(images: Tensor) -> dict[str, Tensor]:
             fronts = self.cuts.front_activations(specs, images, more)
             logits = {role: fronts[role][LOGITS] for role in networks}
+            self._finals.add_own(fronts["end"])
             for name, (spec, layer) in self._stitches.items():
                 stitched = self.cuts.stitched(spec, layer, fronts)
                 if name in measured:
                     self._errors.setdefault(name, []).append((stitched - fronts["end"][spec.end_layer]).square().sum())
-                logits[name] = self.cuts.forward_from(spec.end_layer, stitched, images)
+                logits[name] = self._finals.logits(name, spec.end_layer, stitched, images, fronts["end"])
             return logits | {name: head(fronts["front"][layer]) for name, (layer, head) in self._heads.items()}
 
         return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
@@ -167,7 +175,16 @@ class Outcomes:
                 l2 = math.fsum(map(float, self._errors[name])) / (counts.images * math.prod(geometry.end_shape))
                 suffix = COMPARED[stage].suffix
                 work.similar |= {f"l2{suffix}": l2, f"l2_relative{suffix}": _over(l2, work.variance)}
+        errors = {
+            stage: {
+                "match": work.similar[f"l2_relative{COMPARED[stage].suffix}"],
+                "match_final": self._finals.error(name, counts.images),
+            }
+            for stage, name in work.names.items()
+        }
         return {
+            "match_errors": errors,
+            **({"early_stop": work.early_stop} if work.early_stop else {}),
             "geometry": {"front": geometry.front_shape, "end": geometry.end_shape, "layouts": geometry.layouts},
             "trans_fit": pd.DataFrame(work.history.epochs, columns=FIT_COLUMNS),
             "trans_history": {iteration: _published(state) for iteration, state in work.history.snapshots.items()},
@@ -217,7 +234,18 @@ def _verdicts(work: StitchRun, stages: Mapping[str, str], counts: AgreementCount
     if {FLOOR, CEILING} <= controls.keys():
         (ceiling,) = work.controls[CEILING]
         verdicts["score"] = score_of(counts, work.names["after"], work.controls[FLOOR], ceiling)
+    if reason := _void(controls, counts.scores("end")["acc"]):
+        none = {"value": None, "low": None, "high": None, "reason": reason}
+        verdicts |= {name: none for name in ("penalty", "score") if verdicts.get(name)}
     return verdicts
+
+
+def _void(controls: Mapping[str, Mapping[str, Any]], end: float | None) -> str:
+    """Why neither penalty nor score say anything, where that is so: a front that knows nothing does better than end."""
+    floor = controls.get(FLOOR, {}).get("acc")
+    if floor is None or end is None or floor <= end:
+        return ""
+    return f"{FLOOR} fronts reach {floor:.1%} and end itself {end:.1%}, so what end loses to a stitch says nothing"
 
 
 def _rows_of_ood(work: StitchRun, ood: Mapping[str, Scores]) -> dict[str, Scores]:
@@ -286,7 +314,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def _distances(maps: Mapping[str, dict[str, Any]], moments: PairedMoments, *, same_shape: bool) -> dict[str, Any]:
     """`l2`, the mean squared difference to the end network's activation, and `l2_relative`, over its mean variance."""
-    outputs, variance = len(moments.mean_y), _variance(moments)
+    outputs, variance = len(moments.mean_y), mean_variance(moments)
     values: dict[str, Any] = {}
     for stage, record in COMPARED.items():
         if not record.is_map:
@@ -302,11 +330,6 @@ def _distances(maps: Mapping[str, dict[str, Any]], moments: PairedMoments, *, sa
         values[f"l2{record.suffix}"] = l2
         values[f"l2_relative{record.suffix}"] = None if l2 is None else _over(l2, variance)
     return values
-
-
-def _variance(moments: PairedMoments) -> float:
-    """The mean variance of the end network's activation."""
-    return float(moments.yy.trace()) / moments.n / len(moments.mean_y)
 
 
 def _over(l2: float, variance: float) -> float:

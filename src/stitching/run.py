@@ -7,26 +7,29 @@ from typing import Any
 from torch import Tensor, nn
 
 from src.core.config import MEMORY
-from src.dataset import Split
+from src.dataset import Split, hold_out
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
 from src.metrics.algebra.moments import PairedMoments
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, share, shared_ckas
-from src.stitching.controls import CONTROLS, control_specs, prepare_controls
+from src.stitching.controls import CONTROLS, control_specs, possible_controls, prepare_controls
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.layer import ConstantStitch
-from src.stitching.moments import Moments, gather_moments
+from src.stitching.moments import Moments, end_variances, gather_moments, mean_variance
 from src.stitching.naming import spec_names
 from src.stitching.objective import StitchObjective
 from src.stitching.ood import out_of_distribution
 from src.stitching.outcome import Outcomes, StitchRun
 from src.stitching.start import initial_stitch
 from src.stitching.stitch_spec import ControlSpec, Cut, StitchSpec
+from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
 from src.training.loop import DEBUG_STEPS, Resume, fit
 from src.training.train_state import History, TrainState
+from src.training.watch import Watch
 
 Outcome = dict[str, Any] | FloatingPointError
+HELD_OUT = 0.1  # of the training images, for early stopping
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,10 @@ def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None 
     stitches; beyond `plan.memory` the stitches are taken in groups.
     """
     plan = plan or StitchPlan()
+    controls, notes = possible_controls(plan.controls, labelled=plan.labelled, task=train.spec.task)
+    plan = replace(plan, controls=controls)
+    for note in notes:
+        plan.callbacks.on_message(note)
     groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
         seeds = len({spec.seed for spec in cuts.specs}) if plan.controls else 1
@@ -130,6 +137,7 @@ class _Group:
         )
         works = {spec: self._start(spec, on_train) for spec in self.specs}
         controls = {spec: self._start_control(spec, on_train) for spec in sewn}
+        self.variances = self._variances([*works, *controls], on_train)
         for together in _training_groups([*works.values(), *controls.values()]):
             self._train(together)
         done = [work for work in works.values() if not work.failure]
@@ -200,6 +208,21 @@ class _Group:
                 of = f" of {', '.join(stitches)}" if len(self.names) > 1 else ""
                 self.callbacks.on_message(f"warning: the control {name}{of} has no value: {work.failure}")
 
+    def _variances(self, specs: Sequence[StitchSpec], on_train: Moments) -> dict[tuple[Cut, str], float]:
+        """The variance of the end network's own activations on training images, by cut and target."""
+        targets = {(spec, stage.target) for spec in specs for stage in spec.stages}
+        finals = {
+            cut_target: self.cuts.matched(*cut_target)[0]
+            for cut_target in targets
+            if TARGETS[cut_target[1]].at == AT_FINAL
+        }
+        of_finals = end_variances(self.cuts, sorted(set(finals.values())), self.train)
+        variances = {(spec.cut, target): of_finals[layer] for (spec, target), layer in finals.items()}
+        for spec, target in targets:
+            if TARGETS[target].at == AT_STITCH:
+                variances[spec.cut, target] = mean_variance(on_train[spec.cut])
+        return {key: value or 1.0 for key, value in variances.items()}  # of a dead layer the squares themselves
+
     def _start(self, spec: StitchSpec, on_train: Moments) -> StitchRun:
         layer = _initial(self.cuts, spec, on_train.get(spec.cut))
         if not any(weights.any() for weights in layer.matrices()):
@@ -231,13 +254,17 @@ class _Group:
                 if not train_state.failure and not isinstance(work.spec, ControlSpec):
                     self.callbacks.on_epoch(work.spec, train_state.history)
 
+        train, held_out = self.train, None
+        if specs[0].early_stop:
+            train, held_out = hold_out(self.train, HELD_OUT, seed=specs[0].seed)
         own = [spec for spec in specs if not isinstance(spec, ControlSpec)]
         layers = f"{own[0].front_layer} -> {own[0].end_layer}" if len(own) == 1 else f"{len(own)} stitches"
         fit(
             train_states,
-            self.train,
+            train,
             seed=specs[0].seed,
-            share=lambda images: self.cuts.share(specs, images),
+            share=lambda images: self.cuts.share(specs, images, stage=train_states[0].stage),
+            held_out=held_out,
             validate=lambda those: self._validate([of[id(train_state)] for train_state in those]),
             after_epoch=tell_epoch,
             resume=self.plan.resume(specs) if self.plan.resume else None,
@@ -246,13 +273,24 @@ class _Group:
         )
         for train_state, work in zip(train_states, works, strict=True):
             work.history, work.failure = train_state.history, train_state.failure
+            if train_state.watch and held_out:
+                watch = train_state.watch
+                work.early_stop = {"epoch": watch.epoch, "trained": watch.seen, "held_out": len(held_out)}
 
     def _learner(self, work: StitchRun, task: Any) -> TrainState:
         spec, is_control = work.spec, isinstance(work.spec, ControlSpec)
+        stages = []
+        for number, stage in enumerate(spec.stages):
+            recipe = spec.recipe_for(stage.epochs)
+            variance = self.variances.get((spec.cut, stage.target), 1.0)
+            objective = StitchObjective(self.cuts, spec, work.layer, task, self.plan.labelled, number, variance)
+            stages.append((replace(recipe, weight_decay=0.0) if spec.whiten else recipe, objective))
         return TrainState(
             work.layer,
-            StitchObjective(self.cuts, spec, work.layer, task, labelled=self.plan.labelled),
-            replace(spec.recipe, weight_decay=0.0) if spec.whiten else spec.recipe,
+            stages[0][1],
+            stages[0][0],
+            later=stages[1:],
+            watch=Watch(spec.early_stop) if spec.early_stop else None,
             snapshot=work.layer.snapshot,
             snapshot_every=0 if is_control else spec.save_frequency * max(1, spec.epochs),
         )
@@ -291,8 +329,7 @@ def _training_groups(works: Sequence[StitchRun]) -> list[list[StitchRun]]:
     """Those that see the same batches in the same precision."""
     groups: dict[tuple, list[StitchRun]] = {}
     for work in works:
-        spec = work.spec
-        groups.setdefault((spec.seed, spec.epochs, spec.batch_size, spec.amp, spec.debug), []).append(work)
+        groups.setdefault(work.spec.together, []).append(work)
     return list(groups.values())
 
 

@@ -12,7 +12,7 @@ from src.stitching.exclusions import check_options
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS, SPELLINGS
 from src.stitching.start import needs_moments
-from src.stitching.targets import TARGETS
+from src.stitching.targets import AT_STITCH, TARGETS, TrainingStage, stages_of
 from src.training.recipe import ELEMENTWISE, Recipe
 
 RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
@@ -73,6 +73,10 @@ class StitchSpec:
     whiten: bool = False
     amp: bool = False
     debug: bool = False
+    stage_epochs: str = ""
+    match_layers: str = ""
+    early_stop: int = 0
+    cosine: bool = False
 
     def __post_init__(self) -> None:
         for name in FLOATS:
@@ -80,16 +84,31 @@ class StitchSpec:
                 object.__setattr__(self, name, float(value))
         if self.mask in SPELLINGS:
             object.__setattr__(self, "mask", SPELLINGS[self.mask])
-        for name, table in (("init", INITS), ("mask", MASKS), ("target_type", TARGETS), ("optimizer", ELEMENTWISE)):
+        for name, table in (("init", INITS), ("mask", MASKS), ("optimizer", ELEMENTWISE)):
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))
                 raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
+        _ = self.recipe, self.stages
         check_options(self.values(), USUAL)
-        _ = self.recipe
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe(self.epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay, cosine=self.whiten)
+        """How it is trained, all stages as one."""
+        return self.recipe_for(self.epochs)
+
+    def recipe_for(self, epochs: int) -> Recipe:
+        cosine = self.whiten or self.cosine
+        return Recipe(epochs, self.batch_size, self.optimizer, self.lr, self.weight_decay, cosine=cosine)
+
+    @property
+    def stages(self) -> list[TrainingStage]:
+        """What it is trained for, one after the other."""
+        return stages_of(self.target_type, self.epochs, self.stage_epochs)
+
+    @property
+    def together(self) -> tuple[Any, ...]:
+        """What stitches agree in that train side by side: what decides the batches, and how they are computed."""
+        return self.seed, self.epochs, self.stage_epochs, self.early_stop, self.batch_size, self.amp, self.debug
 
     @property
     def cut(self) -> Cut:
@@ -98,7 +117,8 @@ class StitchSpec:
 
     @property
     def needs_train_moments(self) -> bool:
-        return needs_moments(self.init, self.mask) or self.whiten
+        matches = any(TARGETS[stage.target].at == AT_STITCH for stage in self.stages)
+        return needs_moments(self.init, self.mask) or self.whiten or matches
 
     def values(self) -> dict[str, Any]:
         """The fields by name: all are scalars, so that nothing is copied as `asdict` does."""

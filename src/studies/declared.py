@@ -13,6 +13,7 @@ from typing import Any
 from src.core.errors import UserError
 from src.networks.source_spec import parse_spec
 from src.stitching import StitchSpec, usual_rate
+from src.stitching.options import spec_of
 from src.studies.schema import AXES, Study
 from src.studies.toml import Place
 
@@ -69,7 +70,7 @@ class Declared:
             options = dict(zip(self.axes, chosen, strict=True))
             options.setdefault("lr", usual_rate(whiten=bool(options.get("whiten"))))
             try:
-                specs.append(StitchSpec("", "", **options))
+                specs.append(spec_of(options))
             except UserError as error:
                 left_out[str(error)] += 1
         if not specs:

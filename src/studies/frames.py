@@ -17,7 +17,7 @@ from src.results.titles import network_name, told_apart
 from src.stitching import StitchSpec, usual_rate
 from src.stitching.controls import CONTROLS
 from src.stitching.naming import setting_text
-from src.stitching.options import OPTIONS
+from src.stitching.options import OPTIONS, said
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.plan import StudyPlan
 from src.studies.store import Store
@@ -156,8 +156,8 @@ def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str
     usual = StitchSpec("", "", lr=usual_rate(whiten=spec.whiten))
     words = [spec.front_layer, spec.end_layer]
     for option in OPTIONS:
-        value = getattr(spec, option.field)
-        if value != getattr(usual, option.field):
+        value = said(spec, option.field)
+        if value != said(usual, option.field):
             words += [option.flags[-1], *([] if option.kind == "flag" else [_text(value)])]
     words += ["--amp"] * spec.amp
     for name in ("dataset", "evaluate_on", "image_size"):

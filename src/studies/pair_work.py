@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -12,11 +12,11 @@ from src.core.errors import UserError
 from src.cutting.selection import pairs_of_layers
 from src.metrics import METRICS
 from src.networks.presentation import NetworksOnDataset
-from src.stitching import ControlSpec, Geometry, StitchSpec, check_sizes
-from src.stitching.controls import control_specs
+from src.stitching import ControlSpec, CutNetworks, Geometry, StitchSpec, check_sizes
+from src.stitching.controls import control_specs, possible_controls
 from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
-from src.stitching.targets import teachers_of
+from src.stitching.targets import TARGETS, teachers_of
 from src.studies.declared import Declared, Pair
 from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
@@ -47,12 +47,14 @@ class PairWork:
         scored = on_data
         if settings.evaluate_on:
             scored = on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
+        possible_controls(settings.controls, labelled=on_data.end_labelled, task=on_data.spec.task)
         self.sides: tuple[CachedNetwork, CachedNetwork] = cache.of(on_data, 0), cache.of(on_data, 1)
         (train, n_train), (val, n_val) = cache.images(on_data, "train"), cache.images(scored, "val")
         self.about = key_inputs(on_data, [train, val], [seen.digest for seen in self.sides])
         self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, cache.products)
         self.items: list[_Priced] = []
         self.sewn: set[ControlSpec] = set()
+        self.matched: dict[tuple[str, ...], Any] = {}
 
     @property
     def seconds(self) -> float:
@@ -96,15 +98,32 @@ class PairWork:
                 geometries[form] = pair_geometry(*outputs, flatten=spec.flatten, resize=spec.resize)
             geometry = geometries[form]
             check_sizes({"init": spec.init, "low_rank": spec.low_rank}, geometry)  # pyright: ignore[reportArgumentType]
+            assert isinstance(geometry, Geometry)
+            self._check_matched(spec)
         except UserError as error:
             self.left_out[str(error)] += 1
             return
-        assert isinstance(geometry, Geometry)
         key, extras = stitch_key(spec, geometry, self.about), self.settings.extras
         name = stitch_key(spec, geometry, self.about | {"asked": extras}) if extras else key
         others = self._other_controls(spec, geometry)
         seconds = own_seconds(spec, self.costs, others, geometry if self.settings.similarity else None)
         self.items.append(_Priced(Item(name, key, spec), seconds, own_bytes(spec, geometry, self.costs)))
+
+    def _check_matched(self, spec: StitchSpec) -> None:
+        """Raise UserError where the end network has nothing of what a target compares."""
+        if not any(TARGETS[stage.target].at for stage in spec.stages):
+            return
+        asked = spec.end_layer, spec.target_type, spec.match_layers
+        if asked not in self.matched:
+            plain = StitchSpec(spec.end_layer, spec.end_layer)
+            end = self.sides[1].checkpoint
+            cuts = CutNetworks(end.network, end.network, [plain], self.on_data.sample, layouts=(end.layout, end.layout))
+            try:
+                self.matched[asked] = [cuts.matched(spec, stage.target) for stage in spec.stages]
+            except UserError as error:
+                self.matched[asked] = error
+        if isinstance(found := self.matched[asked], UserError):
+            raise found
 
     def _other_controls(self, spec: StitchSpec, geometry: Geometry) -> int:
         """How many controls are sewn for a stitch that were not for one before it."""
@@ -142,7 +161,7 @@ class PairWork:
             if isinstance(spec, CompareSpec):
                 yield Bundle.of(self.pair, self.settings, [timed.item], START + timed.seconds)
             else:
-                groups.setdefault((spec.epochs, spec.batch_size, spec.seed, spec.amp), []).append(timed)
+                groups.setdefault(spec.together, []).append(timed)
         held: list[Item] = []
         spent = START
         for same in groups.values():

@@ -3,11 +3,12 @@
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from src.core.errors import UserError
-from src.core.options import NUMBERS
+from src.core.options import NUMBERS, Option, names_among, naturals
 from src.dataset import SPLITS, canonical_dataset
 from src.metrics import MEASURES
 from src.stitching.controls import choose_controls
@@ -73,13 +74,21 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     **{kind: number.check for kind, number in NUMBERS.items()},
     "rank": rank,
     "flag": FLAG,
+    "text": text,
+    "naturals": naturals,
 }
+
+
+def check_of(option: Option) -> Callable[[Any], Any]:
+    """What an option of a stitch takes here."""
+    if option.kind == "names":
+        return partial(names_among, option.choices)
+    return one_of(*option.choices) if option.kind == "name" else CHECKS[option.kind]
+
+
 _LAYERS = {"layers": (layers, None), "front_layers": (layers, None), "end_layers": (layers, None)}
 # key -> (check, default); `...` where it has to be there
-AXES = {
-    option.field: (several(one_of(*option.choices) if option.kind == "name" else CHECKS[option.kind]), None)
-    for option in OPTIONS
-} | {"amp": (several(FLAG), None)}
+AXES = {option.field: (several(check_of(option)), None) for option in OPTIONS} | {"amp": (several(FLAG), None)}
 # of a table alone, where it says others than the study does
 _NETWORKS = {"networks": (several(text), None), "pairs": (pairs, None)}
 STITCH = _NETWORKS | _LAYERS | {"layer_pairs": (one_of(*LAYER_PAIRS), "all")} | AXES

@@ -68,6 +68,7 @@ def fit(
     resume: Resume | None = None,
     max_steps: int | None = None,
     title: str = "training",
+    held_out: Split | None = None,
 ) -> None:
     """Train learners side by side on the same batches; what became of each stands in its history, or its failure.
 
@@ -79,7 +80,8 @@ def fit(
     on a processor at once, on a GPU some steps later, but before anybody is shown the parameters.
     With `resume` the state is kept after each epoch (see there), and training goes on from it if the file exists: the
     result equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
-    `after_epoch` is told the number of epochs done.
+    `after_epoch` is told the number of epochs done. Images that are `held_out` are those at which the `watch` of a
+    learner looks: one that has learnt enough stops, and each ends in its best state.
 
     Raises UserError where fewer images than one batch are left and where the file is another run's.
     """
@@ -91,15 +93,22 @@ def fit(
     with _randomness(seed, split.device):
         run = _Run(train_states, Generator().manual_seed(seed), Generator().manual_seed(seed + 1), split.device)
         run.begin(resume)
+        if run.epochs == 0:
+            _look(train_states, held_out, share, 0)
         due = time.monotonic() + (resume.pause() if resume else 0.0)
         with bar(epochs * steps, title, unit="batch", initial=run.epochs * steps) as progress:
             for epoch in range(run.epochs, epochs):
+                if not run.alive():
+                    break  # all have learnt enough, which a resumed run begins with
+                for train_state in run.alive():
+                    train_state.enter(epoch)
                 rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
                 _add_scores(train_states, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
                 run.epochs += 1
                 alive = run.alive()
                 if not alive:
-                    return  # the file is that of the last epoch that somebody came through
+                    break  # the file is that of the last epoch that somebody came through
+                _look(alive, held_out, share, run.epochs)
                 if run.epochs == epochs:
                     _take_snapshots(alive, epochs * steps)
                 progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
@@ -108,6 +117,28 @@ def fit(
                     due = time.monotonic() + resume.pause(time.monotonic() - start)
                 if after_epoch:
                     after_epoch(run.epochs)
+    for train_state in train_states:
+        if train_state.watch and not train_state.failure:
+            train_state.watch.restore(train_state.trained)
+
+
+@torch.no_grad()
+def _look(
+    train_states: Sequence[TrainState], held_out: Split | None, share: Callable[[Tensor], Any], epoch: int
+) -> None:
+    """Show held-out images, as they are, to those that are watched, after so many epochs."""
+    watched = [(train_state, train_state.watch) for train_state in train_states if train_state.watch]
+    if held_out is None or not watched:
+        return
+    totals = [0.0] * len(watched)
+    for train_state, _ in watched:
+        train_state.trained.eval()
+    for images, labels in held_out.batches(watched[0][0].recipe.batch_size):
+        shared = share(images)
+        for number, (train_state, _) in enumerate(watched):
+            totals[number] += float(train_state.objective(shared, images, labels)[0]) * len(images)
+    for total, (train_state, watch) in zip(totals, watched, strict=True):
+        watch.look(train_state.trained, epoch, total / len(held_out))
 
 
 def _take_snapshots(train_states: Sequence[TrainState], iteration: int) -> None:
@@ -142,11 +173,12 @@ def fit_one(
 
 
 def _in_common(train_states: Sequence[TrainState]) -> tuple[int, int]:
-    """Epochs and batch size of all learners."""
-    kinds = {(train_state.recipe.epochs, train_state.recipe.batch_size) for train_state in train_states}
+    """Epochs, of all stages, and batch size of all learners."""
+    kinds = {(train_state.lengths, train_state.recipe.batch_size) for train_state in train_states}
     if len(kinds) != 1:
         raise UserError(f"what trains together has one number of epochs and one batch size, not {sorted(kinds)}")
-    return kinds.pop()
+    lengths, batch_size = kinds.pop()
+    return sum(lengths), batch_size
 
 
 def _add_scores(
@@ -156,7 +188,7 @@ def _add_scores(
     where: str,
 ) -> None:
     """Validate those that learn still and close their rows of the epoch."""
-    alive = [number for number, train_state in enumerate(train_states) if not train_state.failure]
+    alive = [number for number, train_state in enumerate(train_states) if train_state.learns]
     for number, scores in zip(
         alive, validate([train_states[number] for number in alive]) if alive else (), strict=True
     ):
@@ -182,7 +214,7 @@ def _train_epoch(
     """Train all that learn still for an epoch; the row of each that came through, by its number."""
     losses = {}
     for number, train_state in enumerate(run.train_states):
-        if not train_state.failure:
+        if train_state.learns:
             losses[number] = Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", steps_ahead(split.device))
             train_state.trained.train()
     batches = split.batches(batch_size, order=run.order, augment=run.augment, drop_last=True)
@@ -253,7 +285,7 @@ class _Run:
     epochs: int = 0
 
     def alive(self) -> list[TrainState]:
-        return [train_state for train_state in self.train_states if not train_state.failure]
+        return [train_state for train_state in self.train_states if train_state.learns]
 
     def _drawn(self) -> list[Tensor]:
         """The states of torch's global generators: the processor's, and that of a GPU where training is there."""
@@ -299,13 +331,15 @@ class _Run:
                 raise UserError(f"cannot resume from {resume.file}: it was started with {differ}")
         try:
             check(record, KEPT, required=KEPT)
+            self.epochs = int(record["epochs"])
+            for train_state in self.train_states:
+                train_state.enter(self.epochs - 1)
             for train_state, state in zip(self.train_states, record["learners"], strict=True):
                 train_state.load(state)
             self.order.set_state(record["order"])
             self.augment.set_state(record["augment"])
             for set_state, state in zip((torch.set_rng_state, self._set_drawn), record["dropout"], strict=False):
                 set_state(state)
-            self.epochs = int(record["epochs"])
         except UserError as error:
             raise UserError(broken.format(f"it does not fit this training: {in_line(str(error))}")) from None
         except Exception as error:  # torch raises anything at all for what it did not write

@@ -1,8 +1,9 @@
 """What learns: its parameters, its optimizer, its history, and the losses that stop it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from src.core.errors import UserError
 from src.core.records import ANY, ARRAY, FINITE, Each, Maybe, Several, check
 from src.training.muon import MARK, hidden_matrices
 from src.training.recipe import OPTIMIZERS, Recipe
+from src.training.watch import Watch
 
 _OPTIMIZER = {"state": Each(Each(ANY), int), "param_groups": Several(Each(ANY))}
 State = dict[str, Tensor]
@@ -34,6 +36,9 @@ class TrainState:
     Its history keeps a copy of what `snapshot` gives (the trained state, if None) at iteration 0, at each multiple of
     `snapshot_every` and after the last one (0: no copies). `after_step` is called with each iteration that
     `after_step_every` divides. `failure` says why it stopped early, where it did.
+
+    `later` are stages that follow the first, each with an optimizer of its own that knows nothing of those before it.
+    `watch` decides when it has learnt enough.
     """
 
     trained: nn.Module
@@ -46,12 +51,39 @@ class TrainState:
     after_step_every: int = 1
     history: History = field(default_factory=History)
     failure: str | None = None
+    later: Sequence[tuple[Recipe, Objective]] = ()
+    watch: Watch | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
+    stage: int = field(init=False, default=0)
+    _stages: list[tuple[Recipe, Objective]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._stages = [(self.recipe, self.objective), *self.later]
+        self._start()
+
+    def _start(self) -> None:
+        """The optimizer of a stage at its beginning."""
         recipe = self.recipe
         parameters = _groups(self.trained, apart=recipe.optimizer == "muon")
         self.optimizer = OPTIMIZERS[recipe.optimizer](parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The epochs of each stage."""
+        return tuple(recipe.epochs for recipe, _ in self._stages)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it neither failed nor has learnt enough."""
+        return not self.failure and not (self.watch and self.watch.is_over)
+
+    def enter(self, epoch: int) -> None:
+        """Go on to the stage of this epoch, counted from 0 over all of them."""
+        stage = min(sum(end <= epoch for end in accumulate(self.lengths)), len(self._stages) - 1)
+        if stage != self.stage:
+            self.stage = stage
+            self.recipe, self.objective = self._stages[stage]
+            self._start()
 
     @torch.no_grad()
     def take_snapshot(self, iteration: int) -> None:
@@ -59,9 +91,10 @@ class TrainState:
         self.history.snapshots[iteration] = {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def set_rate(self, epoch: int, passed: float) -> None:
-        """The learning rate of what comes after that share of an epoch."""
+        """The learning rate of what comes after that share of an epoch, counted over all stages."""
+        own = epoch - sum(self.lengths[: self.stage])
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(epoch, passed)
+            group["lr"] = self.recipe.rate(own, passed)
 
     def step(self, shared: Any, images: Tensor, labels: Tensor, losses: "Losses") -> None:
         """Learn from a batch, unless its loss, which is added to the others, is known not to be finite."""
@@ -78,6 +111,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
             "failure": self.failure,
+            **({"watch": self.watch.state()} if self.watch else {}),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -86,6 +120,8 @@ class TrainState:
         _check_optimizer(self.optimizer, state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.failure = History(**state["history"]), state["failure"]
+        if self.watch:
+            self.watch.load(state["watch"])
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

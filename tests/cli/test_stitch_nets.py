@@ -303,7 +303,7 @@ def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch, capsys) 
         (["a3.pt", "b5.pt", "bn1", "bn1", "-r", "4"], "rank 4 exceeds 3"),
         (["a3.pt", "b5.pt", "bn1", "bn1", "-r", "0"], "'0' is not a whole number above 0"),
         (["a3.pt", "b5.pt", "bn1", "bn1", "--temperature", "0"], "'0' is not a number above 0"),
-        (["a3.pt", "b5.pt", "bn1", "bn1", "--temperature", "2"], "true labels have no temperature"),
+        (["a3.pt", "b5.pt", "bn1", "bn1", "--temperature", "2"], "it divides the logits of soft targets"),
         (["a3.pt", "no.pt", "bn1", "bn1"], "no weight file no.pt"),
         (["a3.pt", "b5.pt", "bn1", "bn1", "-b", "100"], "batch size 100 exceeds the 48 training images"),
         (["a3.pt", "b5.pt", "bn1", "bn1", "--device", "cuda:7"], "cuda:7"),

@@ -11,7 +11,19 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from src.cutting.freeze import freeze
-from src.cutting.parts import head, heads, is_traced, later_layers, layer_names, tail
+from src.cutting.parts import (
+    dependent_layers,
+    final_input,
+    follows,
+    head,
+    heads,
+    is_traced,
+    later_layers,
+    layer_names,
+    tail,
+    tails,
+)
+from src.cutting.structure import input_of
 from src.models import build_model
 
 CASES = {"lenet": (1, 32), "dense": (1, 32), "tiny10": (3, 32), "nbn_tiny10": (3, 32), "resnet20_w1": (3, 32)}
@@ -409,3 +421,47 @@ def test_the_layers_of_a_transformer_of_torch_are_listed() -> None:
     assert {"encoder", "encoder.layers.0", "encoder.layers.2.linear1", "encoder.layers.2.norm2"} <= set(names)
     assert "encoder.layers.0.self_attn.out_proj" not in names  # which is a parameter's place and does not run
     assert later_layers(Encoder().eval(), "embed", torch.zeros(2, 1, 32, 32)) == ["encoder", "head"]
+
+
+@pytest.mark.parametrize("kind", [InPlace, Untraceable])
+def test_outputs_of_several_later_layers_come_from_one_pass(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network, images = kind().eval(), torch.randn(2, 3, 8, 8)
+    activation = head(network, "bn")(images) + 1
+    untils = ["relu", input_of("fc"), "fc", ""]
+    part = tails(network, "bn", untils)
+    part(activation, images)  # the first time, hooks count calls
+    ran: list[str] = []
+    network.more.register_forward_hook(lambda *_: ran.append("more"))  # type: ignore[operator]
+    part(activation, images)
+    assert len(ran) == (kind is Untraceable)  # a graph has modules of its own
+    for until, output in zip(untils, part(activation, images), strict=True):
+        assert_close(output, tail(network, "bn", until)(activation, images), rtol=0, atol=0)
+    assert_close(network.get_submodule("fc")(part(activation, images)[1]), part(activation, images)[2])
+
+
+def test_the_final_features_are_what_the_last_linear_layer_reads() -> None:
+    for name, layer in (("tiny10", "fc"), ("resnet20_w1", "fc"), ("vit_w32", "head"), ("lenet", "fc3")):
+        network, images = network_and_images(name)
+        assert final_input(network, images) == input_of(layer)
+        (features,) = heads(network, [input_of(layer)])(images)
+        assert_close(network.get_submodule(layer)(features), network(images))
+    images = torch.randn(2, 3, 8, 8)
+    assert final_input(Untraceable().eval(), images) == ".fc" and final_input(InPlace().eval(), images) == ".fc"
+
+    class Two(InPlace):
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.bn(self.conv(images)).mean((2, 3))
+            return self.fc(x) + self.get_submodule("again")(x)
+
+    two = Two()
+    two.again = nn.Linear(4, 2)
+    assert final_input(two.eval(), images) is None
+    assert final_input(nn.Sequential(nn.Conv2d(3, 2, 8), nn.Flatten()), images) is None
+
+
+@pytest.mark.parametrize("kind", [InPlace, Untraceable])
+def test_what_follows_a_layer(kind: type[nn.Module]) -> None:
+    network, images = kind().eval(), torch.randn(2, 3, 8, 8)
+    assert follows(network, "bn", input_of("fc"), images) and not follows(network, "fc", input_of("fc"), images)
+    assert "more" in dependent_layers(network, "bn", images) and "conv" not in dependent_layers(network, "bn", images)

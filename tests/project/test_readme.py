@@ -97,6 +97,8 @@ def run(script: str, arguments: str) -> None:
     if script == "train_model":
         arguments = arguments.replace("cifar10", "digits")  # the same code, in seconds
     shorter = SHORTER.get(script, [])
+    if script == "stitch_nets" and (stages := re.search(r"-e (\d+(?:,\d+)+)", arguments)):
+        shorter = [re.sub(r"\d+", "1", stages[1]) if word == "1" else word for word in shorter]
     if script == "stitch_nets" and "cifar10" in arguments.lower():
         shorter = ["-e", "0", "--overwrite"]  # epochs run with the digits already
     importlib.import_module(script).main([*shlex.split(arguments), *shorter])

@@ -118,8 +118,8 @@ def test_a_little_memory_takes_groups_and_says_so(toy: Path) -> None:
 
 def test_equal_maps_are_scored_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    original = CutNetworks.forward_from
-    monkeypatch.setattr(CutNetworks, "forward_from", lambda self, *given: ran.append("") or original(self, *given))
+    original = CutNetworks.forward_through
+    monkeypatch.setattr(CutNetworks, "forward_through", lambda self, *given: ran.append("") or original(self, *given))
     run([replace(BASE, init="ps_inv", epochs=0)])
     assert len(ran) == 2  # before, after and ls_train are one; ps_inv is the other; one batch
 

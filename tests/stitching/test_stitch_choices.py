@@ -14,7 +14,7 @@ from src.metrics import PairedMoments
 from src.stitching import INITS, MASKS, TARGETS, Geometry, StitchLayer, check_options, check_sizes, initial_stitch
 from src.stitching.exclusions import EXCLUDED
 from src.stitching.stitch_spec import USUAL
-from src.stitching.targets import target_loss
+from src.stitching.targets import Taught
 
 WIDE = Geometry((3, 4, 4), (5, 4, 4))
 SQUARE = Geometry((6,), (6,))
@@ -94,11 +94,11 @@ def soft(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if not target.at])
 def test_targets_by_hand(name: str, temperature: float) -> None:
-    loss = target_loss(
-        name, SINGLE_LABEL, LOGITS, torch.tensor([1]), {"front": FRONT, "end": END}, temperature=temperature
-    ).item()
+    teachers = {"front": FRONT, "end": END}
+    loss = TARGETS[name].loss(Taught(SINGLE_LABEL, LOGITS, torch.tensor([1]), teachers, temperature=temperature)).item()
+    temperature = temperature if TARGETS[name].softened or name == "hard" else 1.0
     logits, front, end = (t.numpy()[0].astype(np.float64) / temperature for t in (LOGITS, FRONT, END))
 
     def crossentropy(target: np.ndarray) -> float:
@@ -106,6 +106,7 @@ def test_targets_by_hand(name: str, temperature: float) -> None:
 
     expected = {
         "hard": -math.log(soft(LOGITS.numpy()[0].astype(np.float64))[1]),
+        "kl_2": crossentropy(soft(end)) + float((soft(end) * np.log(soft(end))).sum()),
         "soft_1": crossentropy(soft(front)),
         "soft_2": crossentropy(soft(end)),
         "soft_12": (crossentropy(soft(front)) + crossentropy(soft(end))) / 2,
@@ -115,15 +116,31 @@ def test_targets_by_hand(name: str, temperature: float) -> None:
 
 
 def test_multi_label_targets_are_the_binary_counterparts() -> None:
-    loss = target_loss("soft_12", MULTI_LABEL, LOGITS, END, {"front": FRONT, "end": END}, temperature=1.0).item()
+    taught = Taught(MULTI_LABEL, LOGITS, END, {"front": FRONT, "end": END})
+    loss = TARGETS["soft_12"].loss(taught).item()
     p, target = (1 / (1 + np.exp(-x.numpy()[0].astype(np.float64))) for x in (LOGITS, FRONT))
     other = 1 / (1 + np.exp(-END.numpy()[0].astype(np.float64)))
     binary = [-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean() for t in (target, other)]
     assert abs(loss - sum(binary) / 2) < 1e-6
+    kl = (other * np.log(other / p) + (1 - other) * np.log((1 - other) / (1 - p))).mean()
+    assert abs(TARGETS["kl_2"].loss(taught).item() - kl) < 1e-6
+
+
+def test_errors_of_activations_by_hand() -> None:
+    stitched, own = torch.randn(3, 2, 4, generator=generator()), torch.randn(3, 2, 4, generator=generator(1))
+    later, own_later = torch.randn(3, 5, generator=generator(2)), torch.zeros(3, 5)
+    taught = Taught(SINGLE_LABEL, LOGITS, torch.tensor([1]), {}, [(stitched, own)], variance=4.0)
+    squared = ((stitched - own).numpy().astype(np.float64) ** 2).mean() / 4
+    for name in ("match", "match_final"):
+        assert TARGETS[name].loss(taught).item() == pytest.approx(squared, rel=1e-6)
+    both = Taught(SINGLE_LABEL, LOGITS, torch.tensor([1]), {}, [(stitched, own), (later, own_later)])
+    first = np.linalg.norm((stitched - own).numpy().ravel()) / np.linalg.norm(own.numpy().ravel())
+    second = np.linalg.norm(later.numpy())  # a dead layer has no norm to divide by
+    assert TARGETS["match_later"].loss(both).item() == pytest.approx((first + second) / 2, rel=1e-6)
 
 
 ON = {"low_rank": 2, "mask": "semi-match", "l1": 1.0, "orthogonal": True, "flatten": True, "resize": True}
-ON |= {"temperature": 2.0}
+ON |= {"cosine": True, "whiten": True}
 
 
 @pytest.mark.parametrize("line", EXCLUDED, ids=lambda line: f"{line[0]}-{line[1]}")
@@ -135,6 +152,25 @@ def test_every_excluded_pair_is_refused_and_each_half_is_fine(line) -> None:
         check_options(defaults | halves[0] | halves[1], USUAL)
     for half in halves:
         check_options(defaults | half, USUAL)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 2.0}, "--temperature 2.0 excludes --target-type hard: it divides the logits of soft targets"),
+        ({"temperature": 2.0, "target_type": "match,kl_2"}, "excludes --target-type match,kl_2"),
+        ({"match_layers": "bn*", "target_type": "match"}, "--match-layers .* match_later alone"),
+        ({"early_stop": 2, "target_type": "match,hard"}, "--early-stop 2 excludes --target-type match,hard: the next"),
+    ],
+)
+def test_what_belongs_to_other_targets_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_options(USUAL | options, USUAL)
+    for fine in (
+        {"temperature": 2.0, "target_type": "match,soft_2"},
+        {"match_layers": "a", "target_type": "match_later"},
+    ):
+        check_options(USUAL | fine, USUAL)
 
 
 def test_sizes_are_checked_before_any_data() -> None:

@@ -9,14 +9,20 @@ from src.stitching.options import OPTIONS
 
 SPEC = StitchSpec("bn3", "bn5")
 OTHER = {"low_rank": 2, "orthogonal": True, "flatten": True, "resize": True, "amp": True, "debug": True, "whiten": True}
-OTHER |= {"init": "eye", "mask": "semi-match", "optimizer": "sgd", "target_type": "soft_2"}
+OTHER |= {"init": "eye", "mask": "semi-match", "optimizer": "sgd", "target_type": "soft_2", "cosine": True}
+OTHER |= {"stage_epochs": "10,20"}
+BASES = {  # what a field needs beside it
+    "temperature": {"target_type": "soft_1"},
+    "match_layers": {"target_type": "match_later"},
+    "stage_epochs": {"target_type": "match,hard", "stage_epochs": "20,10"},
+}
 
 
 def test_every_field_is_in_the_key() -> None:
     keys = {SPEC.key()}
     for field in fields(SPEC):
         value = getattr(SPEC, field.name)
-        base = replace(SPEC, target_type="soft_1") if field.name == "temperature" else SPEC
+        base = replace(SPEC, **BASES.get(field.name, {}))
         other = OTHER.get(field.name, "bn7" if isinstance(value, str) else value + 1 if value is not None else 3)
         keys.add(replace(base, **{field.name: other}).key())
     assert len(keys) == 1 + len(fields(SPEC))
@@ -45,6 +51,9 @@ def test_a_key_stays_what_it_is() -> None:
         ({"optimizer": "muon"}, "unknown optimizer 'muon'; choose from adam, sgd"),
         ({"init": "best"}, "unknown init 'best'; choose from eye"),
         ({"target_type": "easy"}, "unknown target type 'easy'"),
+        ({"target_type": "match,hard"}, "match,hard has 2 stages and --epochs 30 1; give .* such as -e 2,2"),
+        ({"target_type": "match,hard", "stage_epochs": "1,2"}, "stages of 1,2 epochs are not 30 epochs in all"),
+        ({"target_type": "hard", "stage_epochs": "30"}, "stages of 30 epochs"),
         ({"low_rank": 2, "mask": "semi-match"}, "excludes"),
         ({"lr": 0}, "learning rate 0.0"),
         ({"epochs": -1}, "-1 epochs"),
@@ -58,4 +67,5 @@ def test_what_cannot_be_is_refused(change: dict, message: str) -> None:
 def test_every_option_is_a_field() -> None:
     names = {field.name for field in fields(SPEC)}
     assert {option.field for option in OPTIONS} <= names
-    assert names - {option.field for option in OPTIONS} == {"front_layer", "end_layer", "amp", "debug"}
+    others = {"front_layer", "end_layer", "amp", "debug", "stage_epochs"}  # the last is said by --epochs
+    assert names - {option.field for option in OPTIONS} == others

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import time
 from dataclasses import asdict
@@ -14,7 +15,9 @@ import eval_stitch
 import src.studies.work
 import stitch_nets
 from src import results
+from src.stitching import StitchSpec
 from src.studies.engines.local import Here
+from src.studies.frames import command_of
 from src.studies.jobs import from_record, to_record
 from src.studies.leases import Leases
 from src.studies.plan import make_plan
@@ -306,3 +309,23 @@ def test_the_first_file_wins(toy) -> None:
     store.folder.mkdir(parents=True)
     assert store.publish("n", {"a": 1}) and not store.publish("n", {"a": 2})
     assert results.read(store.path("n"))["a"] == 1
+
+
+def test_stages_and_variants_are_axes_and_their_commands_make_the_same(toy) -> None:
+    table = STUDY.replace('init = ["ps_inv", "eye"]\nlow_rank = [2, "full"]\nepochs = 1', "").replace("[0, 1]", "[0]")
+    axes = 'target_type = ["match_final,hard", "match_later"]\nepochs = "1,1"\nmatch_layers = ["bn1", "relu"]\n'
+    made = study(table.replace("batch_size", axes + "batch_size"))
+    plan = make_plan(made)
+    specs = [item.spec for bundle in plan.bundles for item in bundle.items if isinstance(item.spec, StitchSpec)]
+    assert {(spec.target_type, spec.epochs, spec.stage_epochs) for spec in specs} == {("match_later", 2, "")}
+    staged = study(table.replace("batch_size", axes.replace('match_layers = ["bn1", "relu"]\n', "") + "batch_size"))
+    plan = make_plan(staged)
+    kept = [(b, item, item.spec) for b in plan.bundles for item in b.items if isinstance(item.spec, StitchSpec)]
+    assert {spec.stage_epochs for *_, spec in kept} == {"1,1", ""}
+    main(WORK)
+    bundle, item, spec = next(one for one in kept if one[2].stage_epochs)
+    first, rest = command_of(bundle, spec)
+    assert "--epochs 1,1" in rest and "--target-type match_final,hard" in rest
+    stitch_nets.main([*shlex.split(f"{first} {rest}")[2:], "--run-name", "alone"])
+    (alone,) = (results.read(path) for path in Path("results/alone").glob("*.pkl"))
+    assert alone["key"] == item.key and alone["model_results"] == pickles()[item.name]["model_results"]

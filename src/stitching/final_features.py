@@ -1,0 +1,47 @@
+"""How near stitched networks come to the end network where it decides: at what its last linear layer reads."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from src.stitching.cut_networks import LOGITS, CutNetworks
+from src.stitching.moments import Spread
+
+
+class FinalFeatures:
+    """How far stitched networks are from the end network where its last linear layer reads, from the scoring pass."""
+
+    def __init__(self, cuts: CutNetworks) -> None:
+        self.cuts = cuts
+        self.layers: dict[str, str] = {}
+        self._spreads: dict[str, Spread] = {}
+        self._errors: dict[str, list[Tensor]] = {}
+
+    def layers_for(self, end_layers: Mapping[str, str]) -> list[str]:
+        """Note by the names of maps where they end, and say which layers of the end network are to be there."""
+        self.layers = {name: final for name, layer in end_layers.items() if (final := self.cuts.final(layer))}
+        self._spreads = {final: Spread() for final in self.layers.values()}
+        return list(self._spreads)
+
+    def add_own(self, outputs: Mapping[str, Tensor]) -> None:
+        for layer, spread in self._spreads.items():
+            spread.add(outputs[layer])
+
+    def logits(self, name: str, layer: str, stitched: Tensor, images: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """The logits of a stitched network, and its error at the final features on the way, where it has these."""
+        if name not in self.layers:
+            return self.cuts.forward_from(layer, stitched, images)
+        final = self.layers[name]
+        features, logits = self.cuts.forward_through(layer, (final, LOGITS), stitched, images)
+        squares = (features - own[final]).flatten(1).square().mean(1).sum()
+        self._errors.setdefault(name, []).append(squares)
+        return logits
+
+    def error(self, name: str, images: int) -> float | None:
+        """Mean squared error over mean variance; None where there are no final features."""
+        if name not in self._errors:
+            return None
+        variance = self._spreads[self.layers[name]].variance
+        error = math.fsum(map(float, self._errors[name])) / images
+        return error / variance if variance else float("nan")
