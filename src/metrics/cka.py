@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.gram import GramSums
+from src.metrics.algebra.gram import BLOCK, GramSums, gram_sums
 from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.matrix_rows import paired, unit
 from src.metrics.algebra.products import times
@@ -74,6 +74,78 @@ def chance_of(groups: Sequence[GramSums]) -> float | None:
     if not values:
         return None
     return sum(group.n * value for group, value in zip(groups, values, strict=True)) / sum(g.n for g in groups)
+
+
+def participation_of(groups: Sequence[GramSums]) -> tuple[float, float] | None:
+    """The participation ratio tr(C)^2 / tr(C^2) of the covariance C of each side, without the bias of few images.
+
+    How many directions of equal variance would have as much in as few: from 1 to the number of features. The plain
+    ratio is at most the number of images, about 1 / (1 / ratio + 1 / images) on average. Numerator and denominator are
+    means over images that all differ (U-statistics), of several groups their means, weighted by images. None where
+    images are too few to tell. Source: Chun et al. 2026, "Estimating Dimensionality of Neural Representations from
+    Finite Samples" (arXiv 2509.26560), the correction for rows.
+    """
+    parts = [_moments_of_spectrum(group, side) for group in groups for side in (0, 1) if group.unbiased]
+    if not parts or len(parts) < 2 * len(groups):
+        return None
+    ratios = []
+    for side in (0, 1):
+        squares, fourths = (
+            sum(group.n * part[which] for group, part in zip(groups, parts[side::2], strict=True)) for which in (0, 1)
+        )
+        if not (squares > 0 and fourths > 0):
+            return None
+        ratios.append(squares / fourths)
+    return ratios[0], ratios[1]
+
+
+def _moments_of_spectrum(group: GramSums, side: int) -> tuple[float, float]:
+    """Unbiased estimates of tr(C)^2 and tr(C^2), from sums over the centred Gram matrix of a side."""
+    assert group.unbiased
+    n, trace, whole, off = group.n, group.traces[side], group.whole[1 + side], group.unbiased[1 + side]
+    squares = (whole - off + trace**2 / ((n - 1) * (n - 2))) * (n - 2) / n  # of the diagonal's entries
+    pairs = (trace**2 - squares) / (n * (n - 1))
+    threes = (2 * squares - trace**2) / (n * (n - 1) * (n - 2))
+    fours = (trace**2 - 6 * squares + 2 * whole) / (n * (n - 1) * (n - 2) * (n - 3))
+    return pairs - 2 * threes + fours, off / (n * (n - 3))
+
+
+@torch.no_grad()
+def cka_of_units(x: Layer, y: Layer) -> float:
+    """Return linear CKA without the biases of few images and of few units.
+
+    Estimates CKA of the populations of which images and units (features, columns) are samples, the units of both sides
+    drawn independently of each other. The numerator is the unbiased HSIC of images. A side's own term is that, too, but
+    over pairs of different units, times units / (units - 1): a unit paired with itself is no sample of two. So the
+    value of a layer with itself is above 1, and a value above 1 may come out by chance. Invariant to one common scale,
+    translation and the order of units, not to rotation, which makes other units. Raise UserError below 4 images or 2
+    units, and where a side's own term is not positive.
+    Source: Chun et al. 2025, "Estimating Neural Representation Alignment from Sparsely Sampled Inputs and Features"
+    (arXiv 2502.15104).
+    """
+    if x.n < 4:
+        raise UserError(f"{x.n} images are too few for debiased CKA; at least 4 are needed")
+    if min(x.rows.shape[1], y.rows.shape[1]) < 2:
+        raise UserError("a side of one unit says nothing of a population of units; at least 2 are needed")
+    x.require_varying("first")
+    y.require_varying("second")
+    sums = gram_sums([x.centre()], [y.centre()])[0, 0]
+    assert sums.unbiased
+    own = [_over_different_units(layer, sums.unbiased[1 + side]) for side, layer in enumerate((x, y))]
+    if not (own[0] > 0 and own[1] > 0):
+        raise UserError("different units of a side vary together no more than by chance; use more images or units")
+    return sums.unbiased[0] / math.sqrt(own[0]) / math.sqrt(own[1])
+
+
+def _over_different_units(layer: Layer, whole: float) -> float:
+    """The sum over pairs of different units, as if over all pairs, of which `whole` is that over all."""
+    n, units = layer.rows.shape
+    alone = 0.0
+    for part in layer.centre().split(BLOCK, dim=1):
+        squares = part.double().square()
+        traces, fourths = squares.sum(0), squares.square().sum(0)
+        alone += float((traces**2 * (1 + 1 / ((n - 1) * (n - 2))) - fourths * n / (n - 2)).sum())
+    return (whole - alone) * units / (units - 1)
 
 
 def bias_of(groups: Sequence[GramSums]) -> float | None:

@@ -23,7 +23,8 @@ class Diagnostics:
 
     rank is None where only differences were gathered; with rank_is_bound the true rank may be larger.
     cka_bias is biased minus debiased CKA, None where neither was asked for; cka_chance what biased CKA is on average
-    where images do not correspond, None where it was not asked for.
+    where images do not correspond, None where it was not asked for. participation_ratio of either side is corrected for
+    few images; None where CKA was not asked for or images are too few.
     """
 
     view: str
@@ -35,6 +36,7 @@ class Diagnostics:
     dead_channels: tuple[int, int]
     cka_bias: float | None
     cka_chance: float | None = None
+    participation_ratio: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -59,12 +61,13 @@ def diagnose(
     bias: float | None,
     *,
     chance: float | None = None,
+    participation: tuple[float, float] | None = None,
     largest: tuple[float, float] | None = None,
 ) -> Diagnostics:
     """Say what stands behind the named metrics of a view, given what is known of both sides and of CKA.
 
-    bias, chance: the fields of the record. largest: of each side the share of its variance that one image has, where
-    images are known one by one.
+    bias, chance, participation: the fields of the record. largest: of each side the share of its variance that one
+    image has, where images are known one by one.
     """
     nonconstant, ranks = [side.nonconstant for side in facts], [side.rank for side in facts]
     constant = [dead_channels(alive, shape[0]) for alive, shape in zip(nonconstant, shapes, strict=True)]
@@ -79,6 +82,7 @@ def diagnose(
         (constant[0], constant[1]),
         bias,
         chance,
+        participation,
     )
     far = _one_image_warnings(names, largest)
     return replace(health, warnings=(*_warnings(health, facts, sorted(names), group, many=not far), *far))

@@ -14,7 +14,7 @@ from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.matrix_rows import paired
 from src.metrics.alignment import aligned_bytes, aligned_cosine, rsa, rsa_bytes, soft_match
 from src.metrics.canonical import mean_cca, pwcca, pwcca_ties, r2_cca, svcca
-from src.metrics.cka import cka_of_groups, debiased_cka_of_groups, permuted_cka
+from src.metrics.cka import cka_of_groups, cka_of_units, debiased_cka_of_groups, permuted_cka
 from src.metrics.difference import differences_of, l2, l2_relative
 from src.metrics.functional import FUNCTIONAL, Functional
 from src.metrics.linear_maps import (
@@ -160,6 +160,14 @@ _ALL = (
         debiased_cka_of_groups,
         range=(-1, 1),
         permuted=partial(permuted_cka, debiased=True),
+    ),
+    _of_layers(
+        "cka_units",
+        "linear CKA, debiased for few images and few units, which are drawn independently",
+        cka_of_units,
+        kept=SHIFT_AND_SCALE,
+        range=(-INFINITY, INFINITY),
+        identical=lambda rows: cka_of_units(*(Layer.of(rows) for _ in range(2))),
     ),
     _of_layers("cka_rbf", "CKA with Gaussian kernels, bandwidth half the median distance", rbf_cka),
     _of_layers("dist_corr", "distance correlation", distance_correlation),

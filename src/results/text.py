@@ -110,6 +110,8 @@ def health_lines(health: Mapping[str, Any]) -> list[str]:
     if health["rank"]:
         least, why = ("at least ", " of fewer images, evenly picked") if health["rank_is_bound"] else ("", "")
         facts.append("rank {}{} and {}{}".format(least, *health["rank"], why))
+    if health.get("participation_ratio"):
+        facts.append("participation ratio {:.1f} and {:.1f}".format(*health["participation_ratio"]))
     facts.append("dead channels {} and {}".format(*health["dead_channels"]))
     if health["cka_bias"] is not None:
         facts.append(f"biased - debiased CKA {health['cka_bias']:.4f}")

@@ -18,6 +18,7 @@ IMAGES = 120
 def activations(images: int = IMAGES, channels: tuple[int, int] = (5, 5), size: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(images, channels[0], size, size, generator=generator)
+    x += 2 * x.mean((1, 2, 3), keepdim=True)  # units vary together
     mix = torch.randn(channels[1], channels[0], generator=generator)
     y = torch.einsum("dc,nchw->ndhw", mix, x) + 0.5 * torch.randn(images, channels[1], size, size, generator=generator)
     return x + 2, y

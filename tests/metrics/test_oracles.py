@@ -56,15 +56,32 @@ def cka(x, y):
     return hsic_cka(centred(x) @ centred(x).T, centred(y) @ centred(y).T)
 
 
+def unbiased_hsic(a, b):
+    n, one = len(a), np.ones(len(a))
+    a, b = a - np.diag(np.diag(a)), b - np.diag(np.diag(b))
+    whole = one @ a @ one * (one @ b @ one) / ((n - 1) * (n - 2))
+    return np.trace(a @ b) + whole - 2 / (n - 2) * (one @ a @ b @ one)
+
+
+def cka_units(x, y):
+    def own(z):
+        by_unit = [np.outer(unit, unit) for unit in z.T]
+        pairs = sum(unbiased_hsic(a, b) for i, a in enumerate(by_unit) for b in by_unit[:i] + by_unit[i + 1 :])
+        return pairs * z.shape[1] / (z.shape[1] - 1)
+
+    x, y = centred(x), centred(y)
+    if min(x.shape[1], y.shape[1]) > 60:  # the same with the pairs of a unit and itself taken out of all
+        own = own_by_difference
+    return unbiased_hsic(x @ x.T, y @ y.T) / np.sqrt(own(x) * own(y))
+
+
+def own_by_difference(z):
+    alone = sum(unbiased_hsic(np.outer(unit, unit), np.outer(unit, unit)) for unit in z.T)
+    return (unbiased_hsic(z @ z.T, z @ z.T) - alone) * z.shape[1] / (z.shape[1] - 1)
+
+
 def cka_debiased(x, y):
-    n = len(x)
-    one = np.ones(n)
-
-    def hsic(a, b):
-        a, b = a - np.diag(np.diag(a)), b - np.diag(np.diag(b))
-        whole = one @ a @ one * (one @ b @ one) / ((n - 1) * (n - 2))
-        return np.trace(a @ b) + whole - 2 / (n - 2) * (one @ a @ b @ one)
-
+    hsic = unbiased_hsic
     k, other = centred(x) @ centred(x).T, centred(y) @ centred(y).T
     return hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other))
 
@@ -231,6 +248,7 @@ ORACLES = {
     "soft_match": soft_match,
     "cka": cka,
     "cka_debiased": cka_debiased,
+    "cka_units": cka_units,
     "cka_rbf": cka_rbf,
     "cca": cca,
     "cca_mean": cca_mean,

@@ -108,12 +108,13 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 OUTNUMBERED = {name for name, metric in METRICS.items() if metric.outnumbered} | {"svcca"}
 # Constants have no direction, spread or neighbours: only differences from them, and fits of and by them, exist.
 REFUSED = {
-    "few_images": OUTNUMBERED,
+    "few_images": OUTNUMBERED | {"cka_units"},
+    "ill_scaled": {"cka_units"},  # one unit has almost all of the variance
     "barely_too_few": OUTNUMBERED | {"mutual_knn", "jaccard", "rank_sim", "second_cos"},
     "constant_front": set(METRICS) - {"l2", "l2_relative", "ps_inv", "lr"},
     "constant_end": set(METRICS) - {"l2"},
 }
-REFUSAL = "constant|at least|images are too few|median distance"
+REFUSAL = "constant|at least|images are too few|median distance|vary together"
 
 
 def through_grid(name: str, x: Tensor, y: Tensor) -> float:

@@ -13,7 +13,7 @@ from src.core.errors import UserError
 from src.metrics.algebra.gram import Begun, GramSums, blocks, gram_sums, gram_sums_of_moments
 from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, row_space_bytes
 from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
-from src.metrics.cka import bias_of, chance_of
+from src.metrics.cka import bias_of, chance_of, participation_of
 from src.metrics.diagnostics import Diagnostics, diagnose, facts_of_sums
 from src.metrics.difference import Differences
 from src.metrics.engine.plan import GridPlan, Pair, features, group_sizes
@@ -292,6 +292,7 @@ class Grid:
             names,
             self.plan.group,
             bias_of(grams),
+            participation=participation_of(grams),
             chance=chance_of(grams) if "cka" in names and view == "images" else None,
             largest=grams[0].largest if len(grams) == 1 else None,
         )
