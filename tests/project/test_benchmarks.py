@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, compare, decode, dense, identify, moments, run
+from benchmarks import cases, compare, decode, dense, identify, implementations, moments, run
 from src.metrics.algebra import products
 from src.models import build_model
 from tests.paths import ROOT
@@ -140,3 +140,21 @@ def test_dense_layers_of_every_library_give_the_same(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(dense, "REPEATS", 1)
     lines = dense.rows("vit_w32#0", 32)
     assert len(lines) == 4 and all(float(line.split()[-1]) < 1e-5 for line in lines)
+
+
+def test_the_page_of_implementations_has_our_values() -> None:
+    """Its other numbers need packages of others; ours are made anew, and stand in every cell that is not equal."""
+    lines = [line.split(" | ") for line in implementations.PAGE.read_text().splitlines() if line.startswith("| ")]
+    known = {f"{other.package} {other.function}": other for other in implementations.OTHERS}
+    made = list(implementations.pairs().values())
+    rows = 0
+    for first, ours, *rest in lines[1:]:
+        package, _, function = first.removeprefix("| ").partition(", `")
+        other = known[f"{package.split()[0]} {function.removesuffix('`')}"]
+        assert ours == f"`{other.ours}`"
+        for cell, (x, y) in zip(rest, made, strict=False):
+            shown = cell.partition(" (")[2].removesuffix(")") or cell
+            if shown != "none":
+                assert shown == implementations.number(other.relation(implementations.ours(other.ours, x, y)))
+        rows += 1
+    assert rows == len(implementations.OTHERS)
