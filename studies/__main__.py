@@ -13,6 +13,7 @@ from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.studies import messages as say
+from src.studies.differences import difference_tables
 from src.studies.engines import ENGINES, choose_workers
 from src.studies.engines.local import Here
 from src.studies.frames import collect, command_of, remember
@@ -22,7 +23,7 @@ from src.studies.plan import StudyPlan
 from src.studies.runner import Driver, Options, shard
 from src.studies.schema import Study
 from src.studies.store import Store
-from src.studies.table import text_lines, write_tables
+from src.studies.table import text_lines, write_frame, write_tables
 
 CALLED = "-m studies" if __package__ else sys.argv[0]
 COMMANDS = ("status", "table", "report", "worker")
@@ -61,6 +62,12 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         )
     if command == "table":
         parser.add_argument("--over", choices=OVER, default="pairs", help="what means and intervals are over")
+        parser.add_argument(
+            "--between",
+            metavar="NAME",
+            help="test whether groups of pairs differ, by an option of stitches such as init, or by architecture, "
+            "train_fraction or shuffle_labels of both networks",
+        )
     if command == "worker":
         parser.add_argument("--shard", type=shard_of, required=True, metavar="I/N", help="the I-th of N shares")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from, not its line alone")
@@ -139,9 +146,16 @@ def status(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     plan, store, _ = read(args)
     found = collect(plan, store)
+    tests = difference_tables(found, args.between) if args.between else {}
     if len(found.stitches):
         cli.say("\n".join(text_lines(grouped(found, args.over))))
-    cli.say("\n".join(f"{what}: {path}" for what, path in write_tables(found, args.over, store.folder).items()))
+    places = write_tables(found, args.over, store.folder)
+    for name, (frame, lines) in tests.items():
+        cli.say("\n".join(["", *lines]))
+        places[f"tests between {args.between}, {name}"] = write_frame(
+            frame, store.folder / f"{name}-{args.between}.csv"
+        )
+    cli.say("\n".join(f"{what}: {path}" for what, path in places.items()))
 
 
 def report(args: argparse.Namespace) -> None:

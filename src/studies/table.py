@@ -97,6 +97,13 @@ def write_tables(results: StudyResults, over: str, folder: Path) -> dict[str, Pa
     return places
 
 
+def write_frame(frame: Frame, path: Path) -> Path:
+    """Write a frame as CSV; returns the path."""
+    with atomic_write(path) as file:
+        file.write(frame.to_csv(index=False).encode())
+    return path
+
+
 def caption(frame: Frame, ends: Sequence[str], over: str) -> str:
     """What a table holds: over what its means are, and which networks; `ends` are the columns that name these."""
     names = list(dict.fromkeys(name for end in ends for name in frame[end]))
