@@ -7,13 +7,15 @@ from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.core.errors import UserError
+from src.core.intervals import is_chance
 from src.dataset import file_part
 from src.evaluation.evaluate import evaluate
 from src.networks.checkpoints import model_folder
 from src.networks.opening import HELP, open_network
 from src.networks.presentation import put_on_dataset
 from src.networks.source_spec import Named
-from src.results.titles import network_name
+from src.results.text import fill
+from src.results.titles import at_chance, network_name
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,8 +58,11 @@ def run(args: argparse.Namespace) -> dict:
             text = text.replace("accuracy ", f"among {many} classes: accuracy ")
             text += f"\namong the {few} of {on_data.dataset}: accuracy {part['acc']:.2%}, loss {part['loss']:.4f}"
         text += "".join(f"\nnote: {line}" for line in on_data.notes)
+        chance = split.spec.task.constant_accuracy(split.labels)
+        warnings = [at_chance("the network", scores["acc"], chance)] * is_chance(scores["acc"], chance, len(split))
+        text += "".join(f"\n{fill(f'warning: {line}')}" for line in warnings)
         facts = {"model": checkpoint.model, "dataset": on_data.dataset, "network": checkpoint.facts()}
-        result = {**facts, "images": len(split), **scores}
+        result = {**facts, "images": len(split), **scores, "constant_accuracy": chance, "warnings": warnings}
         cli.publish(args, path, result, text)
     return result
 

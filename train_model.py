@@ -9,6 +9,8 @@ from src.cutting.structure import in_channels_last, needs_plain_memory
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
 from src.networks.checkpoints import seeds_name
+from src.results.text import fill
+from src.training.endings import bad_endings
 from src.training.folder import RESUME, numbered, refuse_finished_or_other, remove_older, reserved, weight_file
 from src.training.loop import DEBUG_STEPS
 from src.training.network import images_for, initial_network, iterations, open_images, save_weights, train_network
@@ -73,7 +75,11 @@ def run(args: argparse.Namespace) -> dict:
         scores = evaluate(start.network, val)
         text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {final}"
         text += f"\ndebug: only {DEBUG_STEPS} batches an epoch" * spec.debug
+        chance = train.spec.task.constant_accuracy(train.labels)
+        warnings = [] if spec.debug else bad_endings(history.epochs, rate=spec.lr, chance=chance, images=len(train))
+        text += "".join(f"\n{fill(f'warning: {line}')}" for line in warnings)
         result = {"weights": str(final), "iteration": iteration, "val": scores, "log": numbered(history.epochs)}
+        result["warnings"] = warnings
         cli.publish(args, path, result, text)
         resume_file.unlink(missing_ok=True)  # not before the result is safe
         remove_older(folder, iteration, facts)

@@ -25,6 +25,11 @@ def wilson(share: float, images: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def is_chance(share: float, chance: float, images: int) -> bool:
+    """Whether a share of right decisions on so many images is no better than `chance`, by three standard errors."""
+    return share <= chance + 3 * math.sqrt(chance * (1 - chance) / images)
+
+
 def paired_difference(rr: int, rw: int, wr: int, ww: int) -> tuple[float, float]:
     """The 95% interval of the share that the first gets right minus the share that the second does.
 

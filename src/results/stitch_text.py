@@ -1,18 +1,20 @@
 """The tables of stitches: what still works, how sure that is, and what it is to be held against."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from src.core.intervals import is_chance
 from src.results.text import columns_text, fill, health_lines
-from src.results.titles import network_names, stitch_title
+from src.results.titles import ROLES, at_chance, network_names, stitch_title
 from src.stitching.controls import CEILING, CONTROLS, FLOOR
 from src.stitching.naming import setting_text, varied
 from src.stitching.stages import COMPARED, STAGES
+from src.training.endings import risen_loss
 
 EXACT_MARK, MADE_MARK = "*", "="
+NOTHING = "; a stitch to it means nothing"
 TWO_DECIMALS_FROM = 10_000  # images from which on an accuracy has two decimals
 
 
@@ -163,19 +165,35 @@ def exact_fits(result: dict[str, Any]) -> dict[str, dict[str, int]]:
     return {name: fit for name, fit in fits.items() if name == "ps_inv" and fit["rows"] <= fit["unknowns"]}
 
 
+def networks_at_chance(result: dict[str, Any], roles: Sequence[str] = ROLES) -> list[str]:
+    """What is said of the networks of a stitch that decide no better than chance, as untrained ones do."""
+    if (chance := result.get("constant_accuracy")) is None or "val" not in result.get("images", {}):
+        return []
+    warnings, names = [], network_names([result["weights"][role] for role in ROLES])
+    for role, name in [pair for pair in zip(ROLES, names, strict=True) if pair[0] in roles]:
+        accuracy = result["model_results"].get(role, {}).get("acc")
+        if accuracy is not None and is_chance(accuracy, chance, result["images"]["val"]):
+            warnings.append(at_chance(f"the {role} network, {name},", accuracy, chance) + NOTHING * (role == "end"))
+    return warnings
+
+
 def fit_warnings(result: dict[str, Any]) -> list[str]:
     """What makes a stitch's numbers doubtful."""
     params, chance = result["params"], result.get("constant_accuracy")
-    after, warnings = result["model_results"]["trans"]["acc"], []
+    after, warnings = result["model_results"]["trans"]["acc"], networks_at_chance(result)
+    meaningless = any(NOTHING in text for text in warnings)
     if params.get("debug"):
         warnings.append("--debug: a few batches an epoch, so these are no results")
-    if chance is not None and after is not None and params.get("epochs"):
-        error = math.sqrt(chance * (1 - chance) / result["images"]["val"])
-        if after <= chance + 3 * error:
-            warnings.append(
-                f"after training the stitch is right on {after:.1%} of the images, no better than one constant answer "
-                f"({chance:.1%}); try --whiten, a higher -lr or another init, -i ps_inv"
-            )
+    losses = list(result["trans_fit"]["train_loss"]) if result.get("trans_fit") is not None else []
+    if risen := risen_loss(losses, params["lr"]):
+        warnings.append(risen)
+    if not params.get("epochs") or meaningless:
+        after = None
+    if chance is not None and after is not None and is_chance(after, chance, result["images"]["val"]):
+        warnings.append(
+            f"after training the stitch is right on {after:.1%} of the images, no better than one constant answer "
+            f"({chance:.1%}); try --whiten, a higher -lr or another init, -i ps_inv"
+        )
     for name, fit in result.get("fits", {}).items():
         if name != "ps_inv" and fit["rows"] <= fit["unknowns"]:
             warnings.append(

@@ -59,3 +59,9 @@ def stitch_title(result: dict[str, Any], arrow: str = "->") -> str:
     dataset = params.get("dataset") or (weights.get("front") or {}).get("dataset") or ""
     scored = f", scored on {params['evaluate_on']}" if params.get("evaluate_on") else ""
     return f"{ends[0]} {arrow} {ends[1]} ({dataset}{scored})"
+
+
+def at_chance(network: str, accuracy: float, chance: float) -> str:
+    """What is said of a network that decides no better than chance."""
+    known = f"right on {accuracy:.1%} of the images, no better than one constant answer ({chance:.1%})"
+    return f"{network} is at chance: {known}"

@@ -1,9 +1,14 @@
 """What a study is, costs and has come to, in lines."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from src import results
+from src.core.errors import UserError
+from src.results.stitch_text import networks_at_chance
 from src.studies.estimate import in_words, size_in_words
-from src.studies.frames import StudyResults
+from src.studies.frames import ROLES, Frame, StudyResults
 from src.studies.plan import StudyPlan
 from src.studies.store import Failure, Store
 from src.studies.table import heading, key_text
@@ -55,17 +60,27 @@ def failure_lines(failures: Sequence[Failure], shown: int = 10) -> list[str]:
     return lines + ([f"and {len(failures) - shown} more"] if len(failures) > shown else [])
 
 
+def at_chance_lines(stitches: Frame) -> list[str]:
+    """What is said of networks that decide no better than chance, of each by one of its results."""
+    lines: dict[str, None] = {}
+    for role in ROLES:
+        for path in stitches.drop_duplicates(f"{role}_network")["path"]:
+            with suppress(OSError, UserError):
+                lines |= dict.fromkeys(networks_at_chance(results.read(Path(path)), [role]))
+    return list(lines)
+
+
 def _how_often(failure: Failure) -> str:
     parts = [f"failed {counted(failure.count, 'time', 'times')}"] if failure.count or not failure.deaths else []
     parts += [f"its process ended {counted(failure.deaths, 'time', 'times')}"] if failure.deaths else []
     return ", ".join(parts)
 
 
-def summary(plan: StudyPlan, store: Store, results: StudyResults) -> list[tuple[str, str]]:
+def summary(plan: StudyPlan, store: Store, found: StudyResults) -> list[tuple[str, str]]:
     """What stands at the top of the page."""
     names = set(plan.names)
     missing = len(names - store.done())
-    stitches = results.stitches
+    stitches = found.stitches
     lines = [("results", f"{len(names) - missing:,} of {len(names):,}" + f", {missing:,} missing" * bool(missing))]
     if len(stitches):
         count = stitches["networks"].nunique()
@@ -81,8 +96,9 @@ def summary(plan: StudyPlan, store: Store, results: StudyResults) -> list[tuple[
         lines.append(("data", ", ".join(dict.fromkeys(stitches["dataset"].dropna()))))
         lines += [
             (heading(axis), ", ".join(dict.fromkeys(key_text(axis, value) for value in stitches[axis])))
-            for axis in results.axes
+            for axis in found.axes
         ]
-    if len(results.comparisons):
-        lines.append(("comparisons", ", ".join(results.comparisons["method"].unique())))
+        lines += [("warning", text) for text in at_chance_lines(stitches)]
+    if len(found.comparisons):
+        lines.append(("comparisons", ", ".join(found.comparisons["method"].unique())))
     return [*lines, *(("left out", f"{count:,}: {reason}") for reason, count in plan.left_out.items())]

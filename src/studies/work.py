@@ -18,6 +18,7 @@ from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
 from src.networks.architectures import untrained
+from src.results.stitch_text import networks_at_chance
 from src.stitching import CutNetworks, StitchSpec
 from src.stitching.keys import key_inputs, stitch_keys
 from src.stitching.run import Callbacks, StitchPlan, stitch
@@ -113,7 +114,10 @@ def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[s
             diverged[item.name] = f"FloatingPointError: {outcome}"
             continue
         params = parameters(bundle) | on_data.dataset_param | asdict(spec)
-        store.publish(item.name, {"params": params, "key": item.key, **facts, **outcome, **_provenance()})
+        result = {"params": params, "key": item.key, **facts, **outcome, **_provenance()}
+        store.publish(item.name, result)
+        for line in networks_at_chance(result):
+            on_message(f"warning: {line}")
     return diverged
 
 
