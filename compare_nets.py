@@ -5,17 +5,29 @@ import itertools
 import re
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.core.errors import UserError
+from src.cutting.freeze import freeze
+from src.cutting.parts import head
 from src.cutting.selection import ALL, choose_layers
 from src.dataset import Split, canonical_dataset, known_datasets
 from src.evaluation.calibration import DRAWS, calibrate
 from src.evaluation.certainty import Certainty, certainty_of, require_room, sample_of
-from src.evaluation.layer_grid import Comparison, compare_layers, layer_label
+from src.evaluation.identical import (
+    CACHE_FOLDER,
+    IMAGES,
+    STEPS,
+    IdenticalCache,
+    IdenticalInputs,
+    error_text,
+    identical_inputs,
+)
+from src.evaluation.layer_grid import Comparison, compare_layers, join_rows, layer_label
 from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
 from src.metrics.certainty.uncertainty import Difference, difference
@@ -25,6 +37,9 @@ from src.results import plots
 from src.results import text as report
 from src.results.comparison_text import calibration_lines, calibration_record, doubts_text, grid_text, versus_lines
 from src.results.titles import network_name
+from src.stitching.keys import front_inputs, key_inputs
+
+IRI = "iri"  # identically represented inputs
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,6 +94,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("SPEC", "LAYER"),
         help="is the first network's layer more like the second's than like this layer of a third network",
     )
+    group.add_argument(
+        "--on",
+        choices=("data", IRI),
+        default="data",
+        help="measure on the images, or, for each layer of the first network, on inputs that it cannot tell from them",
+    )
+    images = f"so many images of a fixed subset, with --on {IRI} (default: all on a GPU, else {IMAGES})"
+    group.add_argument("--iri-images", type=arguments.positive, metavar="N", help=images)
+    steps = f"steps that make such inputs (default: {STEPS})"
+    group.add_argument("--iri-steps", type=arguments.natural, metavar="N", help=steps)
     arguments.add_pair_options(parser)
     arguments.add_split_options(parser)
     arguments.add_run_options(parser, plot="each method's layer x layer heatmap, or bars for one pair")
@@ -128,6 +153,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
         split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
         networks = front.network, end.network
+        alike = identical_of(args, on_data, split, layers[0]) if args.on == IRI else {}
+        split = alike[layers[0][0]].split if single and alike else split
         options = {"view": args.view, "batch_size": args.batch_size, "memory": 1e9 * args.memory}
         options["layouts"] = front.layout, end.layout
         known = {"group": args.group_at, **on_data.classes_known}
@@ -135,8 +162,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if is_sure:
             room = {"memory": options["memory"], "layouts": options["layouts"]}
             require_room(networks, pair, on_data.sample, len(split), **room)
-        comparison = compare_layers(
-            networks, layers, on_data.sample, split, args.methods, on_message=cli.notice, **known, **options
+        rows = [([layer], alike[layer].split) for layer in layers[0]] if alike else [(layers[0], split)]
+        comparison = join_rows(
+            [
+                compare_layers(
+                    networks, (row, layers[1]), sample, images, args.methods, on_message=cli.notice, **known, **options
+                )
+                for row, images in rows
+            ]
         )
         certainty = None
         differences = versus(args, on_data, split, pair, options, device) if args.versus else {}
@@ -164,9 +197,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             result["versus"] = {
                 name: found if isinstance(found, str) else asdict(found) for name, found in differences.items()
             }
+        lines += [report.fill(f"on {error_text(inputs, layer_label(layer))}") for layer, inputs in alike.items()]
+        if alike:
+            result["identical"] = {layer_label(layer): inputs.facts() for layer, inputs in alike.items()}
         result = {"networks": facts, "frame": comparison.frame(), **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
+
+
+def identical_of(
+    args: argparse.Namespace, on_data: NetworksOnDataset, split: Split, layers: list[str]
+) -> dict[str, IdenticalInputs]:
+    """For each layer of the first network inputs that it cannot tell from the images."""
+    front = on_data.networks[0]
+    cache = IdenticalCache(Path(args.out_dir) / CACHE_FOLDER, front_inputs(key_inputs(on_data, [])), cli.notice)
+    usual = len(split) if split.device.type == "cuda" else IMAGES
+    how: dict[str, Any] = {
+        "count": args.iri_images or usual,
+        "steps": STEPS if args.iri_steps is None else args.iri_steps,
+    }
+    return {
+        layer: identical_inputs(freeze(head(front.network, layer)).to(split.device), split, layer, cache, **how)
+        for layer in layers
+    }
 
 
 def short_name(text: str, layers: list[str]) -> str:
@@ -178,6 +231,12 @@ def short_name(text: str, layers: list[str]) -> str:
 
 def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
     """Raise UserError where intervals or permutations are asked of more than one pair, or of groups of images."""
+    if args.on == IRI and (args.calibrate or args.versus):
+        option = "--versus" if args.versus else "--calibrate"
+        raise UserError(f"--on {IRI} excludes {option}: each layer of the first network has images of its own")
+    for option in ("iri_images", "iri_steps"):
+        if getattr(args, option) is not None and args.on != IRI:
+            raise UserError(f"--{option.replace('_', '-')} is of --on {IRI}")
     for option in ("intervals", "permutations", "versus"):
         if getattr(args, option) and not single:
             raise UserError(f"--{option} is of one pair of layers; name one layer of each network")

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from src.cli import arguments
@@ -10,13 +11,14 @@ from src.cli import output as cli
 from src.cli.stitch_output import epochs_of, publish, refuse_diverged
 from src.core.errors import UserError
 from src.cutting.selection import choose_layers, pairs_of_layers
+from src.evaluation.identical import ALL_IMAGES, CACHE_FOLDER, IMAGES, IdenticalCache
 from src.networks.architectures import untrained
 from src.networks.presentation import NetworksOnDataset
 from src.results import plots
 from src.stitching import CutNetworks, StitchSpec, combinations, spec_names
 from src.stitching.controls import CONTROLS, choose_controls
-from src.stitching.keys import key_inputs, stitch_keys
-from src.stitching.options import OPTIONS
+from src.stitching.keys import front_inputs, key_inputs, stitch_keys
+from src.stitching.options import OPTIONS, blind_labels
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import SET, check_states, resume_states, state_files
 
@@ -75,12 +77,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Stitch, train, evaluate, print and write; returns the result of each stitch."""
-    settings = combinations(vars(args))
+    device = cli.device_for_training(args)
+    settings = combinations(vars(args), lambda: ALL_IMAGES if device.type == "cuda" else IMAGES)
     if args.resume and not args.run_name:
         raise UserError("--resume needs the --run-name of the run to go on with: the folder that it left behind")
     if args.plot:
         plots.require_matplotlib()
-    device = cli.device_for_training(args)
     on_data = cli.open_pair(args, targets={setting.target_type for setting in settings})
     scored = on_data
     if args.evaluate_on:
@@ -109,6 +111,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             fresh=lambda seed: on_data.with_preprocessing(untrained(on_data.networks[0], seed), on_data.networks[0]),
             memory=1e9 * args.memory,
             resume=state,
+            identical=IdenticalCache(Path(args.out_dir) / CACHE_FOLDER, front_inputs(around), cli.notice),
             callbacks=Callbacks(cli.notice, epochs_of(cuts.specs[0], always=args.debug)),
         )
         outcomes = stitch(cuts, train, val, plan)
@@ -139,7 +142,7 @@ def cut(args: argparse.Namespace, on_data: NetworksOnDataset, settings: list[Sti
     specs = [replace(setting, front_layer=one, end_layer=other) for one, other in layers for setting in settings]
     networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=asked)
-    for line in [*cuts.notes, *on_data.missing_columns]:
+    for line in [*cuts.notes, *on_data.missing_columns, *blind_labels(specs)]:
         cli.notice(f"note: {line}")
     return cuts
 

@@ -40,10 +40,11 @@ def table(folder: Path | str) -> pd.DataFrame:
     train_fraction, shuffle_labels), then for each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage>
     (0 to 1), and for all but end, compared with the end network: agreement_<stage> (0 to 1),
     relative_accuracy_<stage>, cka_<stage>, l2_<stage> and l2_relative_<stage>; match_final_<stage> of each map, the
-    error at the end's final features over their variance; accuracy_<control>, penalty and score with their 95%
-    intervals _low and _high; ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best constant answer;
-    rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What a file lacks is
-    missing in its row.
+    error at the end's final features over their variance; published_agreement_<stage> (0 to 100); of a stitch that was
+    trained on inputs that the front cannot tell from the data iri_relative_error, iri_minus_data; accuracy_<control>,
+    penalty and score with their 95% intervals _low and _high; ood_auroc_<stage>, at the stitched layer;
+    accuracy_chance, of the best constant answer; rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is
+    given; key; and path. What a file lacks is missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in files beside
     the results, where these can be written, by `keep_row` and here, so that results are read once at most. Raises
     FileNotFoundError where there is no such folder.
@@ -179,6 +180,12 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{measure}_{name}": result.get(f"{measure}{stage.suffix}")
             for measure in ("cka", "l2", "l2_relative")
             for name, stage in COMPARED.items()
+        },
+        **{f"published_agreement_{stage}": found.get("published_agreement") for stage, found in similar.items()},
+        "iri_relative_error": ((result.get("identical") or {}).get("relative_error") or {}).get("mean"),
+        **{
+            f"iri_minus_data{end}": ((result.get("identical") or {}).get("minus_data") or {}).get(key)
+            for end, key in BOUNDS.items()
         },
         **{f"match_final_{stage}": (errors.get(stage) or {}).get("match_final") for stage in MAPS},
         **{f"accuracy_{name}": (controls.get(name) or {}).get("acc") for name in CONTROLS},

@@ -127,12 +127,27 @@ def verdict_lines(result: dict[str, Any]) -> list[str]:
 
 
 def training_lines(result: dict[str, Any]) -> list[str]:
-    """What became of a training that was to end early."""
+    """What it was trained on, where that is not the data, and what became of a training that was to end early."""
+    lines = []
+    if made := result.get("identical"):
+        error = made["relative_error"]
+        lines.append(
+            f"trained on {made['images']} images that front cannot tell from the training images: relative error "
+            f"{error['mean']:.3f} ({error['low']:.3f} to {error['high']:.3f}) after {made['steps']} steps"
+        )
+        if apart := made.get("minus_data"):
+            lines.append(f"minus_data: {_points(apart)} points, after here - after of the same images themselves")
     if not (stop := result.get("early_stop")):
-        return []
+        return lines
     asked = result["params"]["epochs"]
     when = f"stopped after {stop['trained']} of {asked}" if stop["trained"] < asked else f"trained for all {asked}"
-    return [f"early stop: the best of {stop['held_out']} images held out came after epoch {stop['epoch']}; {when}"]
+    return [*lines, f"early stop: of {stop['held_out']} images held out epoch {stop['epoch']} was best; {when}"]
+
+
+def _points(difference: dict[str, float]) -> str:
+    """A difference of shares with its interval, in points."""
+    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def ood_lines(ood: dict[str, dict[str, dict[str, float]]], layer: str) -> list[str]:
@@ -203,6 +218,10 @@ def stitches_table(results: Sequence[dict[str, Any]]) -> str:
     notes = [f"before, after, ps_inv: accuracy; {similar}: of after, with end"]
     if any(exact_fits(result) for result in results):
         notes.append(f"{EXACT_MARK}: fitted to fewer rows than unknowns, so it says nothing about the networks")
+    if any("minus_data" in result.get("identical", {}) for result in results):
+        notes.append(
+            "minus_data: after minus that of the data themselves, points, on inputs that front cannot tell from them"
+        )
     doubtful = [(result, text) for result in results for text in fit_warnings(result)]
     if doubtful:
         notes.append(f"warning for {len(doubtful)} of {len(results)} stitches, the first: {doubtful[0][1]}")
@@ -229,7 +248,9 @@ def _figures(result: dict[str, Any]) -> dict[str, str]:
         share = _number(result["model_results"][STAGES[stage].scores]["acc"], 0, f".{digits}%")
         row[stage] = share + EXACT_MARK * (stage in exact_fits(result))
     row["agrees"] = _number(result["m2_sim"]["after"]["same_class_out"], 0, f".{digits}%")
-    return row | {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
+    row |= {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
+    apart = result.get("identical", {}).get("minus_data")
+    return row | ({"minus_data": _points(apart)} if apart else {})
 
 
 def _between(result: dict[str, Any]) -> dict[str, str]:

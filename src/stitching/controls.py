@@ -161,6 +161,7 @@ class ControlSetup:
     seed: int
     layers: list[str]
     fresh: Callable[[int], nn.Module] | None
+    usual: Split
     made: dict[str, Made] = field(default_factory=dict)
 
 
@@ -182,6 +183,7 @@ def _pair_images(setup: ControlSetup) -> None:
     setup.sample = torch.cat([setup.sample, setup.sample], 1)
     setup.train = shuffled(setup.train, derived_seed(setup.seed, "shuffled train"))
     setup.val = shuffled(setup.val, derived_seed(setup.seed, "shuffled val"))
+    setup.usual = shuffled(setup.usual, derived_seed(setup.seed, "shuffled usual"))
 
 
 def _mark_images(setup: ControlSetup) -> None:
@@ -190,6 +192,7 @@ def _mark_images(setup: ControlSetup) -> None:
     setup.made[LABELS] = LabelFront(len(setup.train.spec.labels))
     setup.sample = torch.cat([setup.sample, torch.zeros_like(setup.sample[:, :1]).expand(-1, MARKS, -1, -1)], 1)
     setup.train, setup.val = MarkedSplit(setup.train), MarkedSplit(setup.val, len(setup.train))
+    setup.usual = MarkedSplit(setup.usual)
 
 
 CONTROLS = {
@@ -247,19 +250,20 @@ def prepare_controls(
     cuts: CutNetworks,
     specs: Sequence[StitchSpec],
     names: Sequence[str],
-    train: Split,
-    val: Split,
+    splits: tuple[Split, Split, Split],
     *,
     fresh: Callable[[int], nn.Module] | None,
-) -> tuple[CutNetworks, Split, Split]:
-    """The networks and the two splits with what the named controls of some specs, all of one seed, put beside them.
+) -> tuple[CutNetworks, tuple[Split, Split, Split]]:
+    """The networks and the splits with what the named controls of some specs, all of one seed, put beside them.
 
+    The splits are the images for training, those for scoring, and those that tell what the end network is used to.
     `fresh` as in `ControlSetup`. Raises UserError where untrained networks are asked for and there is no way to make
     them.
     """
     (seed,) = {spec.seed for spec in specs}
     layers = list(dict.fromkeys(spec.front_layer for spec in specs))
-    setup = ControlSetup(dict(cuts.networks), cuts.sample, train, val, seed, layers, fresh)
+    train, val, usual = splits
+    setup = ControlSetup(dict(cuts.networks), cuts.sample, train, val, seed, layers, fresh, usual)
     # pairs of images last, but for marks: all networks that are there by then look at the first of each
     for control in sorted((CONTROLS[name] for name in CONTROLS if name in names), key=lambda control: control.late):
         if control.setup:
@@ -267,7 +271,7 @@ def prepare_controls(
     front, end = setup.networks.pop("front"), setup.networks.pop("end")
     others = {**setup.networks, **setup.made}
     made = CutNetworks(front, end, specs, setup.sample, others=others, layouts=cuts.asked)
-    return made, setup.train, setup.val
+    return made, (setup.train, setup.val, setup.usual)
 
 
 def shuffled(split: Split, seed: int) -> PairedImagesSplit:

@@ -18,6 +18,7 @@ EXCLUDED = (
     ("orthogonal", "mask", "a masked matrix is not orthogonal"),
     ("orthogonal", ONES, "no orthogonal matrix is nearest to one of ones"),
     ("flatten", "resize", "flattened layers need no equal heights and widths"),
+    ("iri_steps", ("train_on", "data"), "the data are taken as they are; iri makes inputs in steps"),
     ("cosine", "whiten", "whitened coordinates are trained with a rate that falls along a cosine already"),
 )
 # options that belong to some targets: which these are, and what they do there; and those that exclude several stages

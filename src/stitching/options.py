@@ -1,14 +1,26 @@
 """The options of a stitch: what they are called, and what they take."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from src.core.errors import UserError
 from src.core.options import Option
+from src.evaluation.identical import IMAGES
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS
-from src.stitching.stitch_spec import LATER, RATE, USUAL, WHITENED_RATE, StitchSpec, usual_rate
-from src.stitching.targets import BETWEEN_VARIANTS, TARGETS, staged
+from src.stitching.stitch_spec import (
+    DATA,
+    IDENTICAL,
+    LATER,
+    RATE,
+    TRAIN_ON,
+    USUAL,
+    WHITENED_RATE,
+    StitchSpec,
+    usual_rate,
+)
+from src.stitching.targets import BETWEEN_VARIANTS, TARGETS, staged, teachers_of
 from src.training.recipe import ELEMENTWISE
 
 _INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
@@ -88,6 +100,26 @@ OPTIONS = (
         "N",
         default="never",
     ),
+    Option(
+        "train_on",
+        ("--train-on",),
+        "training",
+        "the training images, or inputs that the front cannot tell from them (identically represented)",
+        "name",
+        "WHAT",
+        TRAIN_ON,
+        many=True,
+    ),
+    Option(
+        "iri_images",
+        ("--iri-images",),
+        "training",
+        "train on a fixed subset, unaugmented; of iri, and of data beside it, there is always one",
+        "positive",
+        "N",
+        default=f"with iri all on a GPU, else {IMAGES}",
+    ),
+    Option("iri_steps", ("--iri-steps",), "training", "steps that make such inputs", "natural", "N"),
     Option("cosine", ("--cosine",), "training", "the rate falls to 0 along half a cosine instead"),
 )
 TARGET_TYPE = USUAL["target_type"]
@@ -95,18 +127,36 @@ TARGET_TYPE = USUAL["target_type"]
 VARIED = tuple(option.field for option in OPTIONS if option.many)
 
 
-def combinations(options: Mapping[str, Any]) -> list[StitchSpec]:
+def combinations(options: Mapping[str, Any], iri_images: Callable[[], int] = lambda: IMAGES) -> list[StitchSpec]:
     """Every combination of options of which some have lists of values, before layers are known.
 
-    Raises UserError for one that would be refused alone.
+    iri_images: how many images are taken where inputs are made of them and nobody says. Raises UserError for a
+    combination that would be refused alone.
     """
     values = {name: options[name] for name in (*(option.field for option in OPTIONS), "amp", "debug")}
     values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
     values |= {name: values[name] or usual for name, usual in LATER.items() if name in values}
+    if IDENTICAL in values["train_on"]:
+        values["iri_images"] = values["iri_images"] or iri_images()
+    elif values["iri_steps"] != USUAL["iri_steps"]:
+        raise UserError(f"--iri-steps {values['iri_steps']} is of --train-on {IDENTICAL}")
     lists = [values[name] if isinstance(values[name], list) else [values[name]] for name in VARIED]
     chosen = (dict(zip(VARIED, some, strict=True)) for some in itertools.product(*lists))
     specs = (spec_of(values | some) for some in chosen)
     return list(dict.fromkeys(specs))  # a mask has two spellings
+
+
+def blind_labels(specs: Sequence[StitchSpec]) -> list[str]:
+    """A line where stitches learn true labels from inputs of which the front sees another part than the label's."""
+    blind = [spec for spec in specs if spec.train_on == IDENTICAL]
+    taught = teachers_of(spec.target_type for spec in blind)
+    named = [name for name, teachers in taught.items() if not teachers]
+    if not named:
+        return []
+    return [
+        f"--train-on {IDENTICAL} with --target-type {named[0]}: a label says nothing about what the front is blind to; "
+        "match, match_later, match_final, soft_2 and kl_2 are meant"
+    ]
 
 
 def said(spec: StitchSpec, field: str) -> Any:
@@ -115,8 +165,13 @@ def said(spec: StitchSpec, field: str) -> Any:
 
 
 def spec_of(options: Mapping[str, Any]) -> StitchSpec:
-    """A spec of options, before layers are known, where `epochs` may be those of each stage, with commas."""
+    """A spec of options, before layers are known, where `epochs` may be those of each stage, with commas.
+
+    Steps that make other inputs are none of a stitch that is trained on the data.
+    """
     target_type = options.get("target_type", TARGET_TYPE)
     lengths = staged(target_type, options["epochs"]) if "epochs" in options else {}
     known: dict[str, Any] = dict(options) | lengths
+    if known.get("train_on", DATA) == DATA:
+        known.pop("iri_steps", None)
     return StitchSpec("", "", **known)

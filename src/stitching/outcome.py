@@ -218,7 +218,8 @@ def _resampled(work: StitchRun, *, several: bool) -> list[str]:
     if several:
         return ["front", "end", *work.names.values(), *(name for names in work.controls.values() for name in names)]
     bounds = [work.controls.get(control, []) for control in (CEILING, FLOOR)]
-    return [work.names["after"], *bounds[0], *bounds[1]] if all(bounds) else []
+    twin = [work.names["after"]] if work.spec.iri_images else []
+    return [work.names["after"], *bounds[0], *bounds[1]] if all(bounds) else twin
 
 
 def _verdicts(work: StitchRun, stages: Mapping[str, str], counts: AgreementCounter) -> dict[str, Any]:

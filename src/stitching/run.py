@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from src.core.config import MEMORY
 from src.dataset import Split, hold_out
+from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inputs
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
@@ -21,8 +23,9 @@ from src.stitching.naming import spec_names
 from src.stitching.objective import StitchObjective
 from src.stitching.ood import out_of_distribution
 from src.stitching.outcome import Outcomes, StitchRun
+from src.stitching.significance import paired_shares
 from src.stitching.start import initial_stitch
-from src.stitching.stitch_spec import ControlSpec, Cut, StitchSpec
+from src.stitching.stitch_spec import DATA, IDENTICAL, USUAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
 from src.training.loop import DEBUG_STEPS, Resume, fit
 from src.training.train_state import History, TrainState
@@ -48,7 +51,8 @@ class StitchPlan:
     labels are of the classes of the end, and of the front network. comparable: whether both networks decide between the
     same classes. ood: also whether what is handed on looks like end's own. controls: names of CONTROLS. fresh(seed): an
     untrained network of the front's architecture that takes the same images. memory: bytes of moments held at once.
-    `resume` says where the state of those that train together is kept.
+    `resume` says where the state of those that train together is kept, `identical` where inputs are that the front
+    network cannot tell from the training images.
     """
 
     similarity: bool = True
@@ -60,6 +64,7 @@ class StitchPlan:
     fresh: Callable[[int], nn.Module] | None = None
     memory: float = MEMORY
     resume: Callable[[Sequence[StitchSpec]], Resume] | None = None
+    identical: IdenticalCache = field(default_factory=lambda: IdenticalCache(None, {}))
     callbacks: Callbacks = field(default_factory=Callbacks)
 
 
@@ -78,24 +83,59 @@ def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None 
         plan.callbacks.on_message(note)
     groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
-        seeds = len({spec.seed for spec in cuts.specs}) if plan.controls else 1
+        inputs = len({spec.inputs for spec in cuts.specs})
+        seeds = len({(spec.inputs, spec.seed) for spec in cuts.specs}) if plan.controls else inputs
         reasons = [f"to stay below {plan.memory / 1e9:g} GB of moments"] * (len(groups) > seeds)
-        reasons += ["each seed with controls of its own"] * (seeds > 1)
+        reasons += ["each seed with controls of its own"] * (seeds > inputs)
+        reasons += ["each set of training images on its own"] * (inputs > 1)
         plan.callbacks.on_message(f"{len(cuts.specs)} stitches in {len(groups)} groups, {', and '.join(reasons)}")
     outcomes: dict[StitchSpec, Outcome] = {}
+    right: dict[StitchSpec, np.ndarray] = {}
+    made: dict[TrainingInputs, tuple[Split, dict[str, Any]]] = {}
     for specs in groups:
-        outcomes |= _Group(cuts, specs, train, val, plan).outcomes()
+        (inputs,) = {spec.inputs for spec in specs}
+        if inputs not in made:
+            made = {inputs: _trained_on(inputs, cuts, train, plan)}
+        split, facts = made[inputs]
+        group = _Group(cuts, specs, split, val, plan, usual=train)
+        found = group.outcomes()
+        outcomes |= {spec: outcome | facts if isinstance(outcome, dict) else outcome for spec, outcome in found.items()}
+        right |= group.right
+    _add_differences(outcomes, right)
     return [outcomes[spec] for spec in cuts.specs]
+
+
+def _trained_on(
+    inputs: TrainingInputs, cuts: CutNetworks, train: Split, plan: StitchPlan
+) -> tuple[Split, dict[str, Any]]:
+    """The images that stitches are trained on, and what a result says of them."""
+    if inputs.kind == DATA:
+        return (fixed_subset(train, inputs.images) if inputs.images else train), {}
+    layer = inputs.front_layer
+
+    def forward(images: Tensor) -> Tensor:
+        return cuts.outputs("front", [layer], images)[layer]
+
+    made = identical_inputs(forward, train, layer, plan.identical, steps=inputs.steps, count=inputs.images)
+    return made.split, {"identical": made.facts()}
+
+
+def _add_differences(outcomes: Mapping[StitchSpec, Outcome], right: Mapping[StitchSpec, np.ndarray]) -> None:
+    """Say beside each stitch of identically represented inputs what it reaches minus what its twin of the data does."""
+    for spec, outcome in outcomes.items():
+        twin = replace(spec, train_on=DATA, iri_steps=USUAL["iri_steps"])
+        if isinstance(outcome, dict) and spec.train_on == IDENTICAL and spec in right and twin in right:
+            outcome["identical"] |= {"minus_data": paired_shares(right[spec], right[twin])}
 
 
 def _groups(cuts: CutNetworks, plan: StitchPlan, images: int) -> Iterator[list[StitchSpec]]:
     """The specs by pairs of layers, as many pairs at once as their moments of both splits leave room for.
 
-    Controls belong to a seed, so with them each seed has groups of its own.
+    Controls belong to a seed, so with them each seed has groups of its own, and so has each set of training images.
     """
-    seeds = list(dict.fromkeys(spec.seed for spec in cuts.specs)) if plan.controls else [None]
-    for seed in seeds:
-        specs = [spec for spec in cuts.specs if seed in (None, spec.seed)]
+    sets = dict.fromkeys((spec.inputs, spec.seed if plan.controls else None) for spec in cuts.specs)
+    for inputs, seed in sets:
+        specs = [spec for spec in cuts.specs if spec.inputs == inputs and seed in (None, spec.seed)]
         group: list[StitchSpec] = []
         held = 0.0
         for cut in dict.fromkeys(spec.cut for spec in specs):
@@ -116,15 +156,19 @@ def _groups(cuts: CutNetworks, plan: StitchPlan, images: int) -> Iterator[list[S
 class _Group:
     """Stitches that share their passes over the images, with their controls."""
 
-    def __init__(self, cuts: CutNetworks, specs: list[StitchSpec], train: Split, val: Split, plan: StitchPlan) -> None:
+    def __init__(
+        self, cuts: CutNetworks, specs: list[StitchSpec], train: Split, val: Split, plan: StitchPlan, *, usual: Split
+    ) -> None:
+        """`usual` are the training images as they are, which tell what the end network is used to."""
+        self.right: dict[StitchSpec, np.ndarray] = {}
         self.specs, self.plan, self.callbacks = specs, plan, plan.callbacks
         names = [name for name in plan.controls if plan.labelled or not CONTROLS[name].fit]
         self.sewn = {spec: control_specs(cuts.geometry(spec.cut), spec, names, len(train)) for spec in specs}
         self.names = dict(zip(cuts.specs, spec_names(cuts.specs), strict=True))
-        self.cuts, self.train, self.val = cuts, train, val
+        self.cuts, self.train, self.val, self.usual = cuts, train, val, usual
         if names:
-            made = prepare_controls(cuts, specs, names, train, val, fresh=plan.fresh)
-            self.cuts, self.train, self.val = made
+            made = prepare_controls(cuts, specs, names, (train, val, usual), fresh=plan.fresh)
+            self.cuts, (self.train, self.val, self.usual) = made
         self.fits = {name: fit for name in names if (fit := CONTROLS[name].fit)}
 
     def outcomes(self) -> dict[StitchSpec, Outcome]:
@@ -155,7 +199,10 @@ class _Group:
             outcomes.attach_controls(work, held, {name: heads[name, work.spec.front_layer] for name in self.fits})
         self._tell_diverged(controls)
         counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
-        ood = out_of_distribution(self.cuts, outcomes.sewn(), self.train, self.val) if self.plan.ood else None
+        ood = out_of_distribution(self.cuts, outcomes.sewn(), self.usual, self.val) if self.plan.ood else None
+        for work in done:
+            if work.spec.iri_images and (shares := counts.shares("right", work.names["after"])) is not None:
+                self.right[work.spec] = shares
         surroundings = {
             "constant_accuracy": self.val.spec.task.constant_accuracy(self.val.labels) if self.plan.labelled else None,
             "images": {"train": len(self.train), "val": len(self.val)},

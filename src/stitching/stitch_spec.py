@@ -1,12 +1,12 @@
 """Everything that decides a stitch, and nothing about files or devices."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
+from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.records import FINITE, FLAG, NATURAL, POSITIVE, TEXT, Maybe
+from src.evaluation.identical import STEPS
 from src.stitching.exclusions import check_options
 from src.stitching.inits import INITS
 from src.stitching.masks import MASKS, SPELLINGS
@@ -14,6 +14,8 @@ from src.stitching.start import needs_moments
 from src.stitching.targets import AT_STITCH, TARGETS, TrainingStage, stages_of
 from src.training.recipe import ELEMENTWISE, Recipe
 
+DATA, IDENTICAL = "data", "iri"
+TRAIN_ON = (DATA, IDENTICAL)
 RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
 _OF_TYPE = {"str": TEXT, "bool": FLAG, "int": NATURAL, "float": FINITE, "int | None": Maybe(POSITIVE)}
 FORMAT, WHITENED_FORMAT = 1, 3  # of keys: a change of what a spec means makes other keys
@@ -36,6 +38,18 @@ class Cut(NamedTuple):
     end_layer: str
     flatten: bool
     resize: bool
+
+
+class TrainingInputs(NamedTuple):
+    """What stitches are trained on: the data, or inputs that the front network cannot tell from these at a layer.
+
+    images: so many of a fixed subset, unaugmented; 0 stands for all, augmented as usual.
+    """
+
+    kind: str
+    images: int
+    steps: int = 0
+    front_layer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +90,9 @@ class StitchSpec:
     match_layers: str = ""
     early_stop: int = 0
     cosine: bool = False
+    train_on: str = DATA
+    iri_images: int = 0
+    iri_steps: int = STEPS
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -84,7 +101,7 @@ class StitchSpec:
                 object.__setattr__(self, field.name, float(value))
         if self.mask in SPELLINGS:
             object.__setattr__(self, "mask", SPELLINGS[self.mask])
-        for name, table in (("init", INITS), ("mask", MASKS), ("optimizer", ELEMENTWISE)):
+        for name, table in (("init", INITS), ("mask", MASKS), ("optimizer", ELEMENTWISE), ("train_on", TRAIN_ON)):
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))
                 raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
@@ -107,8 +124,16 @@ class StitchSpec:
 
     @property
     def together(self) -> tuple[Any, ...]:
-        """What stitches agree in that train side by side: what decides the batches, and how they are computed."""
-        return self.seed, self.epochs, self.stage_epochs, self.early_stop, self.batch_size, self.amp, self.debug
+        """What stitches of the same images agree in that train side by side: what decides and computes the batches."""
+        length = self.epochs, self.stage_epochs, self.early_stop
+        return self.seed, *length, self.batch_size, self.amp, self.debug
+
+    @property
+    def inputs(self) -> TrainingInputs:
+        """What it is trained on."""
+        if self.train_on == DATA:
+            return TrainingInputs(DATA, self.iri_images)
+        return TrainingInputs(self.train_on, self.iri_images, self.iri_steps, self.front_layer)
 
     @property
     def cut(self) -> Cut:
@@ -163,23 +188,6 @@ class ControlSpec(StitchSpec):
     def of(cls, spec: StitchSpec, source: str, **changed: Any) -> "ControlSpec":
         options: dict[str, Any] = asdict(spec) | {"source": source} | changed
         return cls(**options)
-
-
-def digest(record: Any) -> str:
-    """SHA-256 of built-in values, in hexadecimal."""
-    text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _exact(value: Any) -> Any:
-    """The same with floating-point numbers spelled to the last bit, and apart from whole ones."""
-    if isinstance(value, float):
-        return f"float {value.hex()}"
-    if isinstance(value, dict):
-        return {str(key): _exact(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_exact(item) for item in value]
-    return value
 
 
 def spec_table() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from src.core.errors import UserError
 from src.core.records import ANY, NATURAL, Each, Several, check, read_json
+from src.evaluation.identical import IMAGES
 from src.metrics import METRICS
 from src.networks.presentation import NetworksOnDataset
 from src.networks.source_spec import Named
@@ -19,6 +20,7 @@ from src.stitching.controls import control_specs, possible_controls
 from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
 from src.stitching.options import spec_of
+from src.stitching.stitch_spec import IDENTICAL
 from src.stitching.targets import TARGETS, teachers_of
 from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings, from_record
@@ -152,6 +154,8 @@ def draft_of(study: Study, table: Any, number: int) -> tuple[list[StitchSpec], C
     """Every combination of the axes of a table, before layers are known; and why others were left out."""
     axes = {name: values for name in AXES if (values := getattr(table, name)) is not None}
     axes.setdefault("seed", study.says.seeds)
+    if IDENTICAL in axes.get("train_on", ()):
+        axes.setdefault("iri_images", [IMAGES])
     if (count := math.prod(map(len, axes.values()))) > MOST:
         raise study.document.complaint(("stitch", number), too_many(count, axes))
     specs, left_out = [], Counter()
@@ -299,7 +303,7 @@ class _StitchWork:
             if isinstance(spec, CompareSpec):
                 yield Bundle.of(self.pair, self.settings, [timed.item], START + timed.seconds)
             else:
-                groups.setdefault(spec.together, []).append(timed)
+                groups.setdefault((*spec.together, spec.inputs), []).append(timed)
         held: list[Item] = []
         spent = START
         for same in groups.values():
