@@ -18,7 +18,7 @@ from src.results import plots
 from src.stitching import CutNetworks, StitchSpec, combinations, spec_names
 from src.stitching.controls import CONTROLS, choose_controls
 from src.stitching.keys import front_inputs, key_inputs, stitch_keys
-from src.stitching.options import OPTIONS, blind_labels
+from src.stitching.options import LADDER, OPTIONS, blind_labels, ladder
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import SET, check_states, resume_states, state_files
 
@@ -52,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="all",
         help="of several layers: each front layer with each end layer, or the first with the first",
     )
+    group.add_argument("--family-ladder", action="store_true", help=f"stitches of all families: {LADDER}")
     group = parser.add_argument_group("training and evaluation")
     arguments.add_amp_option(group)
     group.add_argument(
@@ -142,6 +143,9 @@ def cut(args: argparse.Namespace, on_data: NetworksOnDataset, settings: list[Sti
     specs = [replace(setting, front_layer=one, end_layer=other) for one, other in layers for setting in settings]
     networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=asked)
+    if args.family_ladder:
+        specs = [rung for spec in specs for rung in ladder(spec, cuts.geometry(spec.cut))]
+        cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=asked)
     for line in [*cuts.notes, *on_data.missing_columns, *blind_labels(specs)]:
         cli.notice(f"note: {line}")
     return cuts

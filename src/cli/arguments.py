@@ -272,6 +272,8 @@ def _one_of(option: Option) -> Callable[[str], Any]:
 
     if option.kind == "names":
         return checked(partial(names_among, option.choices))
+    if option.check:
+        return checked(lambda text: checked_text(option, text))
 
     def parse(text: str) -> Any:
         if option.kind != "name":
@@ -281,6 +283,13 @@ def _one_of(option: Option) -> Callable[[str], Any]:
         return text
 
     return parse
+
+
+def checked_text(option: Option, text: str) -> str:
+    """A text that an option accepts."""
+    if option.check:
+        option.check(text)
+    return text
 
 
 def _listed(option: Option) -> Callable[[str], list[Any]]:

@@ -9,7 +9,8 @@ from typing import Any
 from src.results.text import columns_text, fill, health_lines
 from src.results.titles import network_names, stitch_title
 from src.stitching.controls import CEILING, CONTROLS, FLOOR
-from src.stitching.naming import setting_text, varied
+from src.stitching.layer import AFFINE
+from src.stitching.naming import FAMILY, setting_of, varied
 from src.stitching.stages import COMPARED, STAGES
 
 EXACT_MARK, MADE_MARK = "*", "="
@@ -127,8 +128,11 @@ def verdict_lines(result: dict[str, Any]) -> list[str]:
 
 
 def training_lines(result: dict[str, Any]) -> list[str]:
-    """What it was trained on, where that is not the data, and what became of a training that was to end early."""
+    """What the maps are and what they were trained on, where that is unusual, and what became of an early end."""
+    params = SimpleNamespace(**result["params"])
     lines = []
+    if (family := setting_of(params, FAMILY)) != AFFINE:
+        lines.append(f"family: {family}, {result['parameters']:,} parameters")
     if made := result.get("identical"):
         error = made["relative_error"]
         lines.append(
@@ -239,7 +243,9 @@ def stitches_table(results: Sequence[dict[str, Any]]) -> str:
 def _place(result: dict[str, Any], settings: Sequence[str]) -> dict[str, str]:
     params = result["params"]
     row = {"front": params["front_layer"] or "output", "end": params["end_layer"] or "output"}
-    return row | {name: setting_text(params[name]) for name in settings}
+    if FAMILY in settings:
+        row["parameters"] = f"{result['parameters']:,}"
+    return row | {name: setting_of(SimpleNamespace(**params), name) for name in settings}
 
 
 def _figures(result: dict[str, Any]) -> dict[str, str]:

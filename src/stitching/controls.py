@@ -60,13 +60,13 @@ def is_one(spec: StitchSpec, *, exact: bool = True) -> bool:
 
     exact: whether a fit has more rows than features. With fewer it is the identity on the fitted images alone.
     """
-    free = spec.mask == "identity" and spec.low_rank is None
+    free = spec.mask == "identity" and spec.low_rank is None and not (spec.kernel or spec.hidden)
     return free and (spec.init == "eye" or (exact and spec.init in ("ps_inv", "orthogonal")))
 
 
 def _constant(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     # nothing to regularise: a constant has no CKA
-    return [ControlSpec.of(spec, "front", constant=True, cka_reg=0.0)]
+    return [ControlSpec.of(spec, "front", constant=True, cka_reg=0.0, kernel=0, hidden=0, norm=False)]
 
 
 def _untrained(spec: StitchSpec, exact: bool) -> list[ControlSpec]:

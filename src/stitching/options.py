@@ -2,12 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from src.core.errors import UserError
 from src.core.options import Option
 from src.evaluation.identical import IMAGES
-from src.stitching.inits import INITS
+from src.stitching.families import widening_of
+from src.stitching.geometry import Geometry
+from src.stitching.inits import INIT_NAMES, init_of
 from src.stitching.masks import MASKS
 from src.stitching.stitch_spec import (
     DATA,
@@ -23,16 +26,17 @@ from src.stitching.stitch_spec import (
 from src.stitching.targets import BETWEEN_VARIANTS, TARGETS, staged, teachers_of
 from src.training.recipe import ELEMENTWISE
 
-_INITS, _MASKS = tuple(sorted(INITS)), tuple(sorted(MASKS))
+_MASKS = tuple(sorted(MASKS))
 _TARGETS = tuple(sorted(TARGETS))
 _RATE = "learning rate, x0.1 at 1/3 and 2/3 of the epochs; with --whiten it falls to 0 along a cosine"
 _RATES = f"{RATE:g}, with --whiten {WHITENED_RATE:g}"
+_INIT = f"the map before training: {', '.join(INIT_NAMES)}"
 _CKA = "weight in the loss of CKA with the end network's own"
 _TARGET = "true labels (hard), what the networks say, or end's activations; stages with commas"
 _EPOCHS = "passes over the training images, of each stage with commas; 0 leaves the init as it is"
 OPTIONS = (
     Option("batch_size", ("-b", "--batch-size"), "images", "images a batch", "positive", "N"),
-    Option("init", ("-i", "--init"), "stitch", "the map before training", "name", "INIT", _INITS, many=True),
+    Option("init", ("-i", "--init"), "stitch", _INIT, "text", "INIT", many=True, check=init_of),
     Option("mask", ("-m", "--mask"), "stitch", "which weights there are", "name", "MASK", _MASKS, many=True),
     Option(
         "low_rank",
@@ -44,6 +48,18 @@ OPTIONS = (
         many=True,
         default="full rank",
     ),
+    Option("kernel", ("--kernel",), "stitch", "a kernel of K x K positions", "positive", "K", many=True, default="1"),
+    Option(
+        "hidden",
+        ("--hidden",),
+        "stitch",
+        "N hidden units with a ReLU at each position",
+        "positive",
+        "N",
+        many=True,
+        default="none",
+    ),
+    Option("norm", ("--norm",), "stitch", "batch normalisation before and after, folded into the map"),
     Option("orthogonal", ("--orthogonal",), "stitch", "keep the matrix orthogonal"),
     Option("flatten", ("-f", "--flatten"), "stitch", "map all features, not channels alike at all positions"),
     Option("resize", ("--resize",), "stitch", "interpolate to the end layer's height and width, or grid of tokens"),
@@ -159,6 +175,25 @@ def blind_labels(specs: Sequence[StitchSpec]) -> list[str]:
     ]
 
 
+LADDER = "affine, norm, kernel 3 (of maps), and hidden units, twice as many as inputs"
+
+
+def ladder(spec: StitchSpec, geometry: Geometry) -> list[StitchSpec]:
+    """The same stitch of each family, by the number of what is trained.
+
+    Raises UserError where a family is asked for already, or options restrict the matrix.
+    """
+    if widening_of(spec):
+        raise UserError(f"--family-ladder is of all families; leave out --{spec.family.split()[0]}")
+    maps = geometry.is_convolution and geometry.end_layout.is_plain
+    return [
+        spec,
+        replace(spec, norm=True),
+        *([replace(spec, kernel=3)] if maps else []),
+        replace(spec, hidden=2 * geometry.inputs),
+    ]
+
+
 def said(spec: StitchSpec, field: str) -> Any:
     """What a command line says for a field of a spec."""
     return spec.stage_epochs or spec.epochs if field == "epochs" else getattr(spec, field)
@@ -172,6 +207,8 @@ def spec_of(options: Mapping[str, Any]) -> StitchSpec:
     target_type = options.get("target_type", TARGET_TYPE)
     lengths = staged(target_type, options["epochs"]) if "epochs" in options else {}
     known: dict[str, Any] = dict(options) | lengths
+    if known.get("kernel") == 1:  # an affine map of channels
+        known["kernel"] = 0
     if known.get("train_on", DATA) == DATA:
         known.pop("iri_steps", None)
     return StitchSpec("", "", **known)

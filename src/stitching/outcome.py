@@ -20,8 +20,9 @@ from src.stitching.cka import FRONT
 from src.stitching.controls import CEILING, CONTROLS, FLOOR
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.final_features import FinalFeatures
+from src.stitching.fits import wants_patches
 from src.stitching.geometry import Geometry
-from src.stitching.inits import INITS
+from src.stitching.inits import init_of
 from src.stitching.layer import MaskedStitch, Stitch, affine_arrays, from_arrays
 from src.stitching.moments import mean_variance
 from src.stitching.ood import Scores
@@ -188,6 +189,7 @@ class Outcomes:
             "geometry": {"front": geometry.front_shape, "end": geometry.end_shape, "layouts": geometry.layouts},
             "trans_fit": pd.DataFrame(work.history.epochs, columns=FIT_COLUMNS),
             "trans_history": {iteration: _published(state) for iteration, state in work.history.snapshots.items()},
+            "parameters": work.layer.count(),
             "trans_m": work.maps,
             "fits": work.fits,
             "model_results": {STAGES[stage].scores: counts.scores(name) for stage, name in stages.items()},
@@ -297,8 +299,10 @@ def _add_maps(
     if on_train and fitted:
         work.maps["ls_train"] = affine_arrays(fitted, geometry)
         work.fits["ls_train"] = {"rows": on_train.n, "unknowns": unknowns}
-        if INITS[work.spec.init].needs_moments:
+        if init_of(work.spec.init).needs_moments:
             free = int(max((mask.reshape(len(mask), -1) != 0).sum(1))) + 1
+            if wants_patches(work.spec):
+                free = geometry.inputs * work.spec.kernel**2 + 1
             work.fits["before"] = {"rows": on_train.n, "unknowns": free}
 
 

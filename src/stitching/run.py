@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from src.core.config import MEMORY
 from src.dataset import Split, hold_out
@@ -13,10 +13,12 @@ from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inp
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
-from src.metrics.algebra.moments import PairedMoments
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, share, shared_ckas
 from src.stitching.controls import CONTROLS, control_specs, possible_controls, prepare_controls
 from src.stitching.cut_networks import LOGITS, CutNetworks
+from src.stitching.families import KernelStitch, widening_of
+from src.stitching.fits import StartData, check_patches, fitted_kernel, gather_start_data, wants_patches
+from src.stitching.inits import init_of
 from src.stitching.layer import ConstantStitch
 from src.stitching.moments import Moments, end_variances, gather_moments, mean_variance
 from src.stitching.naming import spec_names
@@ -79,7 +81,7 @@ def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None 
     plan = plan or StitchPlan()
     controls, notes = possible_controls(plan.controls, labelled=plan.labelled, task=train.spec.task)
     plan = replace(plan, controls=controls)
-    for note in notes:
+    for note in [*notes, *check_patches(cuts, cuts.specs, plan.memory)]:
         plan.callbacks.on_message(note)
     groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
@@ -179,8 +181,9 @@ class _Group:
         on_train = gather_moments(
             self.cuts, asking, self.train, title=title, on_message=self.callbacks.on_message, averages=averages
         )
-        works = {spec: self._start(spec, on_train) for spec in self.specs}
-        controls = {spec: self._start_control(spec, on_train) for spec in sewn}
+        data = gather_start_data(self.cuts, [*self.specs, *sewn], self.train, on_train)
+        works = {spec: self._start(spec, data) for spec in self.specs}
+        controls = {spec: self._start_control(spec, data) for spec in sewn}
         self.variances = self._variances([*works, *controls], on_train)
         for together in _training_groups([*works.values(), *controls.values()]):
             self._train(together)
@@ -217,16 +220,17 @@ class _Group:
     def _finish_maps(self, outcomes: Outcomes, done: Sequence[StitchRun], on_train: Moments) -> None:
         """The maps of each stitch, and how near they come to the end network's activation."""
         cuts, val = self.cuts, self.val
-        of: dict[Cut, list[StitchRun]] = {}
-        for work in done:
-            of.setdefault(work.spec.cut, []).append(work)
-        affine = {cut: all(work.layer.affine() is not None for work in works) for cut, works in of.items()}
-        shared = [cut for cut in of if self.plan.similarity and affine[cut] and can_share(cuts.geometry(cut), len(val))]
-        others = [work.spec for work in done if work.spec.cut not in shared]
-        on_val = gather_moments(cuts, others, val, title="moments on val", on_message=self.callbacks.on_message)
-        asked = {cut: outcomes.add(of[cut], moments, on_train.get(cut)) for cut, moments in on_val.items()}
-        for cut in shared:
-            self._share(outcomes, of[cut], on_train)
+        keeps = {work.spec.cut: can_share(cuts.geometry(work.spec.cut), len(val)) for work in done}
+        shared: dict[Cut, list[StitchRun]] = {}
+        others: dict[Cut, list[StitchRun]] = {}
+        for work in done:  # by what a stitch is itself, so that its bits do not depend on its company
+            apart = self.plan.similarity and work.layer.affine() is not None and keeps[work.spec.cut]
+            (shared if apart else others).setdefault(work.spec.cut, []).append(work)
+        specs = [work.spec for works in others.values() for work in works]
+        on_val = gather_moments(cuts, specs, val, title="moments on val", on_message=self.callbacks.on_message)
+        asked = {cut: outcomes.add(others[cut], moments, on_train.get(cut)) for cut, moments in on_val.items()}
+        for works in shared.values():
+            self._share(outcomes, works, on_train)
         if not self.plan.similarity:
             return
         by_stitch = ckas(cuts, asked, val)
@@ -235,7 +239,7 @@ class _Group:
                 self.callbacks.on_message(
                     f"cka: mean over groups of {group} images, since all activations are too large to keep"
                 )
-            outcomes.add_ckas(of[cut], {name: by_stitch[cut, name] for name in (FRONT, *stitches)}, group)
+            outcomes.add_ckas(others[cut], {name: by_stitch[cut, name] for name in (FRONT, *stitches)}, group)
 
     def _share(self, outcomes: Outcomes, works: Sequence[StitchRun], on_train: Moments) -> None:
         """The same for stitches of one pair of layers whose activations are kept meanwhile."""
@@ -270,8 +274,8 @@ class _Group:
                 variances[spec.cut, target] = mean_variance(on_train[spec.cut])
         return {key: value or 1.0 for key, value in variances.items()}  # of a dead layer the squares themselves
 
-    def _start(self, spec: StitchSpec, on_train: Moments) -> StitchRun:
-        layer = _initial(self.cuts, spec, on_train.get(spec.cut))
+    def _start(self, spec: StitchSpec, data: StartData) -> StitchRun:
+        layer = _initial(self.cuts, spec, data)
         if not any(weights.any() for weights in layer.matrices()):
             self.callbacks.on_message(
                 f"warning: --mask {spec.mask} keeps no weight of --init {spec.init}; all weights start at zero"
@@ -283,10 +287,10 @@ class _Group:
             )
         return StitchRun(spec, layer, layer.arrays())
 
-    def _start_control(self, spec: ControlSpec, on_train: Moments) -> StitchRun:
-        layer = _initial(self.cuts, spec, on_train.get(spec.cut))
+    def _start_control(self, spec: ControlSpec, data: StartData) -> StitchRun:
+        layer = _initial(self.cuts, spec, data)
         if spec.constant:  # the best constant, where the end's mean is at hand, else what the stitch itself starts with
-            moments = on_train.get(spec.cut)
+            moments = data.get(spec.cut)
             bias = moments.mean_y if moments else layer.affine().b
             layer = ConstantStitch(bias, layer.geometry).to(self.cuts.device)
         return StitchRun(spec, layer, {})
@@ -359,17 +363,29 @@ class _Group:
         return [_validation(counts, str(number)) if str(number) in scored else None for number in range(len(works))]
 
 
-def _initial(cuts: CutNetworks, spec: StitchSpec, moments: PairedMoments | None) -> Any:
-    return initial_stitch(
-        cuts.geometry(spec.cut),
-        moments,
+def _initial(cuts: CutNetworks, spec: StitchSpec, data: StartData) -> Any:
+    geometry = cuts.geometry(spec.cut)
+    patches = data.patches.get((spec.cut, spec.kernel))
+    if patches is not None and wants_patches(spec):
+        return KernelStitch(*fitted_kernel(patches, spec.kernel), geometry).to(cuts.device)
+    anchors = data.anchors.get((spec.cut, init_of(spec.init).anchors, spec.seed))
+    affine = initial_stitch(
+        geometry,
+        data.get(spec.cut),
         init=spec.init,
         mask=spec.mask,
         rank=spec.low_rank,
         orthogonal=spec.orthogonal,
         seed=spec.seed,
         whiten=spec.whiten,
-    ).to(cuts.device)
+        data=anchors or data.folds.get(spec.cut),
+    )
+    if widening := widening_of(spec):
+        generator = Generator().manual_seed(spec.seed + 1)  # the seed itself drew the affine map
+        start = affine.affine()
+        made = widening.build(start, geometry, getattr(spec, widening.field), data.get(spec.cut), generator)
+        return made.to(cuts.device)
+    return affine.to(cuts.device)
 
 
 def _training_groups(works: Sequence[StitchRun]) -> list[list[StitchRun]]:

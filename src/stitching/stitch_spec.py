@@ -8,7 +8,8 @@ from src.core.errors import UserError
 from src.core.records import FINITE, FLAG, NATURAL, POSITIVE, TEXT, Maybe
 from src.evaluation.identical import STEPS
 from src.stitching.exclusions import check_options
-from src.stitching.inits import INITS
+from src.stitching.families import family_name
+from src.stitching.inits import init_of
 from src.stitching.masks import MASKS, SPELLINGS
 from src.stitching.start import needs_moments
 from src.stitching.targets import AT_STITCH, TARGETS, TrainingStage, stages_of
@@ -93,6 +94,9 @@ class StitchSpec:
     train_on: str = DATA
     iri_images: int = 0
     iri_steps: int = STEPS
+    kernel: int = 0
+    hidden: int = 0
+    norm: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -101,7 +105,8 @@ class StitchSpec:
                 object.__setattr__(self, field.name, float(value))
         if self.mask in SPELLINGS:
             object.__setattr__(self, "mask", SPELLINGS[self.mask])
-        for name, table in (("init", INITS), ("mask", MASKS), ("optimizer", ELEMENTWISE), ("train_on", TRAIN_ON)):
+        init_of(self.init)
+        for name, table in (("mask", MASKS), ("optimizer", ELEMENTWISE), ("train_on", TRAIN_ON)):
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))
                 raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
@@ -143,7 +148,12 @@ class StitchSpec:
     @property
     def needs_train_moments(self) -> bool:
         matches = any(TARGETS[stage.target].at == AT_STITCH for stage in self.stages)
-        return needs_moments(self.init, self.mask) or self.whiten or matches
+        return needs_moments(self.init, self.mask) or self.whiten or matches or self.norm
+
+    @property
+    def family(self) -> str:
+        """What the family of its maps is called beside others."""
+        return family_name(self)
 
     def identity(self) -> dict[str, Any]:
         """The fields by name, without those that came later and are at their defaults: they say nothing."""
