@@ -1,6 +1,7 @@
 """Stitch two trained networks: the front of one, one trainable affine layer, the end of the other."""
 
 import argparse
+import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from src.cli import output as cli
 from src.cli.stitch_output import epochs_of, publish, refuse_diverged
 from src.core.errors import UserError
 from src.cutting.selection import choose_layers, pairs_of_layers
+from src.evaluation.adversarial import with_bound
 from src.evaluation.identical import ALL_IMAGES, CACHE_FOLDER, IMAGES, IdenticalCache
 from src.networks.architectures import untrained
 from src.networks.presentation import NetworksOnDataset
@@ -68,12 +70,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--ood", action="store_true", help="ask whether stitched activations look like the end's own")
     group.add_argument("--no-similarity", action="store_true", help="leave out CKA, the dearest part of many stitches")
+    arguments.add_adversarial_option(group, "robust accuracy: decisions about images changed against each network")
     arguments.add_memory_option(group, "GB of moments held at once; more stitches than fit are taken in groups")
     group.add_argument("--resume", action="store_true", help="go on with the interrupted run of --run-name")
     arguments.add_run_options(
         parser, plot="matrices, singular values, learning curve and accuracies, or what several stitches have in common"
     )
-    return parser.parse_args(argv)
+    return parser.parse_args(with_bound(sys.argv[1:] if argv is None else argv))
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -108,6 +111,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             front_labelled=on_data.shares_classes[0],
             comparable=on_data.comparable,
             ood=args.ood,
+            adversarial=args.adversarial,
             controls=args.controls or (),
             fresh=lambda seed: on_data.with_preprocessing(untrained(on_data.networks[0], seed), on_data.networks[0]),
             memory=1e9 * args.memory,

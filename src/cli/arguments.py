@@ -15,6 +15,7 @@ from src.core.config import MEMORY
 from src.core.errors import UserError
 from src.core.options import NUMBERS, Option, names_among, naturals
 from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
+from src.evaluation.adversarial import OPTION, WORDS, read_bound
 from src.evaluation.passes import BATCH_SIZE
 from src.metrics import MEASURES
 from src.models import model_names
@@ -304,6 +305,13 @@ def add_amp_option(parser: argparse._ActionsContainer) -> None:
         "--amp",
         action="store_true",
         help="train with bfloat16 products: faster where the GPU or processor has them, results differ slightly",
+    )
+
+
+def add_adversarial_option(parser: argparse._ActionsContainer, text: str) -> None:
+    """A bound of adversarial changes; `with_bound` fills in what a bare option means."""
+    parser.add_argument(
+        OPTION, type=checked(read_bound), default=0.0, metavar="EPS", help=f"{text}, of pixels in 0..1 (bare: {WORDS})"
     )
 
 

@@ -64,6 +64,19 @@ class Split(ABC):
         """Images of the data set's own pixels, (n, c, h, w) in 0..255, as a network sees them; it passes gradients."""
         return (self._preprocess or self.spec.preprocessing)(images)
 
+    @property
+    def pixel_range(self) -> tuple[Tensor, Tensor]:
+        """Black and white as a network sees them, (1, channels, 1, 1) each."""
+        if self._preprocess is _as_they_are:
+            return tuple(torch.full((1, 1, 1, 1), value, device=self.device) for value in (0.0, 255.0))  # pyright: ignore
+        preprocessing = self._preprocess or self.spec.preprocessing
+        assert isinstance(preprocessing, Preprocessing)
+        mean, std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1)
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+        return (0 - mean) / std, (1 - mean) / std
+
     def unaugmented(self) -> "Split":
         """The same images, which nobody changes at random."""
         other = copy.copy(self)

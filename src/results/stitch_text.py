@@ -20,7 +20,8 @@ TWO_DECIMALS_FROM = 10_000  # images from which on an accuracy has two decimals
 def stitch_table(result: dict[str, Any]) -> str:
     """What still works: a row for each network, and how close each comes to the end network."""
     lines = [fill(stitch_title(result))]
-    lines.append(" ".join([f"{'':11}", *(f"{title:>{column.width}}" for title, column in COLUMNS.items())]))
+    heads = (f"{title:>{column.width}}" for title, column in columns_of(result).items())
+    lines.append(" ".join([f"{'':11}", *heads]))
     marked, labels = exact_fits(result), {}
     for row, stage in STAGES.items():
         if stage.scores in result["model_results"]:
@@ -41,10 +42,15 @@ def stitch_table(result: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A line of COLUMNS: letters across, and what stands there, of a result, a row by its name, and its figures."""
+    """A line of COLUMNS: letters across, and what stands there, of a result, a row by its name, and its figures.
+
+    key: what a result has where the column is shown; "" for each. instead_of: the column whose place it takes.
+    """
 
     width: int
     text: Callable[[dict[str, Any], str, dict[str, Any]], str]
+    key: str = ""
+    instead_of: str = ""
 
 
 def _share(key: str) -> Callable[[dict[str, Any], str, dict[str, Any]], str]:
@@ -70,11 +76,24 @@ COLUMNS = {
     "agrees": Column(7, _share("same_class_out")),
     "CKA": Column(7, _four("cka")),
     "l2": Column(8, _four("l2")),
+    "robust": Column(
+        7,
+        lambda result, row, figures: _number(result["robust"].get(row), 0, f".{_decimals(result)}%"),
+        key="robust",
+        instead_of="relative",
+    ),
 }
 
 
+def columns_of(result: dict[str, Any]) -> dict[str, Column]:
+    """The columns of a result by their titles; one that not all have takes the place of another, for want of room."""
+    shown = {title: column for title, column in COLUMNS.items() if not column.key or column.key in result}
+    taken = {column.instead_of for column in shown.values()}
+    return {title: column for title, column in shown.items() if title not in taken}
+
+
 def _line(result: dict[str, Any], row: str, mark: str, figures: dict[str, Any]) -> str:
-    cells = (f"{column.text(result, row, figures):>{column.width}}" for column in COLUMNS.values())
+    cells = (f"{column.text(result, row, figures):>{column.width}}" for column in columns_of(result).values())
     return " ".join([f"{row + mark:11}", *cells]).rstrip()
 
 
@@ -131,6 +150,8 @@ def training_lines(result: dict[str, Any]) -> list[str]:
     """What the maps are and what they were trained on, where that is unusual, and what became of an early end."""
     params = SimpleNamespace(**result["params"])
     lines = []
+    if bound := result.get("adversarial"):
+        lines.append(f"robust: accuracy on images changed against each network, each pixel by up to {bound:.4g}")
     if (family := setting_of(params, FAMILY)) != AFFINE:
         lines.append(f"family: {family}, {result['parameters']:,} parameters")
     if made := result.get("identical"):
@@ -255,6 +276,8 @@ def _figures(result: dict[str, Any]) -> dict[str, str]:
         row[stage] = share + EXACT_MARK * (stage in exact_fits(result))
     row["agrees"] = _number(result["m2_sim"]["after"]["same_class_out"], 0, f".{digits}%")
     row |= {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
+    if "robust" in result:
+        row["robust"] = _number(result["robust"]["after"], 0, f".{digits}%")
     apart = result.get("identical", {}).get("minus_data")
     return row | ({"minus_data": _points(apart)} if apart else {})
 

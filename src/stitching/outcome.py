@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.dataset import Split
+from src.evaluation.adversarial import robust_accuracy
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import Probe
 from src.evaluation.scores import AgreementCounter, tally
@@ -131,6 +132,26 @@ class Outcomes:
         """Every map and control that is scored, by its name, probes left out."""
         return dict(self._stitches)
 
+    def robust(
+        self, cuts: CutNetworks, val: Split, works: Sequence[StitchRun], bound: float
+    ) -> dict[StitchSpec, dict[str, Any]]:
+        """The accuracy of both networks and of each map on images that are changed against it, by spec."""
+        known: dict[str, float] = {}
+
+        def accuracy(name: str) -> float:
+            if name not in known:
+                known[name] = robust_accuracy(_network(cuts, name, self._stitches), val, bound=bound, title="attacking")
+            return known[name]
+
+        rows = {"front": "front"} if self.comparable and not self.unlabelled else {}
+        return {
+            work.spec: {
+                "robust": {row: accuracy(name) for row, name in {**rows, "end": "end", **work.names}.items()},
+                "adversarial": bound,
+            }
+            for work in works
+        }
+
     def score(self, works: Sequence[StitchRun], val: Split, *, labelled: bool) -> AgreementCounter:
         """One pass over the validation images that scores both networks and every map of every stitch."""
         couples = dict.fromkeys(couple for work in works for couple in _couples(work.names).values())
@@ -201,6 +222,15 @@ class Outcomes:
             **({"ood": _rows_of_ood(work, ood)} if ood else {}),
             **work.similar,
         }
+
+
+def _network(cuts: CutNetworks, name: str, stitches: Mapping[str, tuple[StitchSpec, Stitch]]) -> Any:
+    """Images -> logits of one of the two networks, or of a stitched one by its name."""
+    if name not in stitches:
+        return lambda images: cuts.outputs(name, [LOGITS], images)[LOGITS]
+    spec, layer = stitches[name]
+    layer.eval()
+    return lambda images: cuts.logits(spec, layer, cuts.front_activations([spec], images), images)
 
 
 def _health(geometry: Geometry, moments: PairedMoments) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Generator, Tensor, nn
 
 from src.core.config import MEMORY
+from src.core.errors import UserError
 from src.dataset import Split, hold_out
 from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inputs
 from src.evaluation.passes import BATCH_SIZE
@@ -51,8 +52,9 @@ class StitchPlan:
 
     similarity: also CKA with the end network's activation, the dearest part. labelled, front_labelled: whether the
     labels are of the classes of the end, and of the front network. comparable: whether both networks decide between the
-    same classes. ood: also whether what is handed on looks like end's own. controls: names of CONTROLS. fresh(seed): an
-    untrained network of the front's architecture that takes the same images. memory: bytes of moments held at once.
+    same classes. ood: also whether what is handed on looks like end's own. adversarial: the bound within which images
+    are changed against each network, 0 for not at all. controls: names of CONTROLS. fresh(seed): an untrained network
+    of the front's architecture that takes the same images. memory: bytes of moments held at once.
     `resume` says where the state of those that train together is kept, `identical` where inputs are that the front
     network cannot tell from the training images.
     """
@@ -62,6 +64,7 @@ class StitchPlan:
     front_labelled: bool = True
     comparable: bool = True
     ood: bool = False
+    adversarial: float = 0.0
     controls: Sequence[str] = ()
     fresh: Callable[[int], nn.Module] | None = None
     memory: float = MEMORY
@@ -81,6 +84,8 @@ def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None 
     plan = plan or StitchPlan()
     controls, notes = possible_controls(plan.controls, labelled=plan.labelled, task=train.spec.task)
     plan = replace(plan, controls=controls)
+    if plan.adversarial and not plan.labelled:
+        raise UserError("--adversarial attacks decisions about labels, and these are of other classes than end's")
     for note in [*notes, *check_patches(cuts, cuts.specs, plan.memory)]:
         plan.callbacks.on_message(note)
     groups = list(_groups(cuts, plan, len(train)))
@@ -163,6 +168,7 @@ class _Group:
     ) -> None:
         """`usual` are the training images as they are, which tell what the end network is used to."""
         self.right: dict[StitchSpec, np.ndarray] = {}
+        self.plain = cuts, val  # before controls put images beside these
         self.specs, self.plan, self.callbacks = specs, plan, plan.callbacks
         names = [name for name in plan.controls if plan.labelled or not CONTROLS[name].fit]
         self.sewn = {spec: control_specs(cuts.geometry(spec.cut), spec, names, len(train)) for spec in specs}
@@ -206,6 +212,7 @@ class _Group:
         for work in done:
             if work.spec.iri_images and (shares := counts.shares("right", work.names["after"])) is not None:
                 self.right[work.spec] = shares
+        robust = outcomes.robust(*self.plain, done, self.plan.adversarial) if self.plan.adversarial else {}
         surroundings = {
             "constant_accuracy": self.val.spec.task.constant_accuracy(self.val.labels) if self.plan.labelled else None,
             "images": {"train": len(self.train), "val": len(self.val)},
@@ -213,7 +220,7 @@ class _Group:
         return {
             spec: FloatingPointError(work.failure)
             if work.failure
-            else outcomes.result(work, counts, ood) | surroundings
+            else outcomes.result(work, counts, ood) | surroundings | robust.get(spec, {})
             for spec, work in works.items()
         }
 
