@@ -5,18 +5,30 @@ import itertools
 import re
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.core.errors import UserError
+from src.cutting.freeze import freeze
+from src.cutting.parts import head
 from src.cutting.selection import ALL, choose_layers
 from src.dataset import Split, canonical_dataset, known_datasets
 from src.evaluation.activations import keep_activations, require_room
 from src.evaluation.calibration import DRAWS, calibrate
 from src.evaluation.certainty import OPTIONS, Certainty, certainty_of
-from src.evaluation.layer_grid import Comparison, compare_layers, layer_label
+from src.evaluation.identical import (
+    CACHE_FOLDER,
+    IMAGES,
+    STEPS,
+    IdenticalCache,
+    IdenticalInputs,
+    error_text,
+    identical_inputs,
+)
+from src.evaluation.layer_grid import Comparison, compare_layers, join_rows, layer_label
 from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
 from src.metrics.certainty.uncertainty import Difference, difference
@@ -35,7 +47,9 @@ from src.results.comparison_text import (
     versus_lines,
 )
 from src.results.titles import network_names
+from src.stitching.keys import front_inputs, key_inputs
 
+IRI = "iri"  # identically represented inputs
 Layers = tuple[list[str], list[str]]
 
 
@@ -91,6 +105,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar=("SPEC", "LAYER"),
         help="is the first network's layer more like the second's than like this layer of a third network",
     )
+    group.add_argument(
+        "--on",
+        choices=("data", IRI),
+        default="data",
+        help="measure on the images, or, for each layer of the first network, on inputs that it cannot tell from them",
+    )
+    images = f"so many images of a fixed subset, with --on {IRI} (default: all on a GPU, else {IMAGES})"
+    group.add_argument("--iri-images", type=arguments.positive, metavar="N", help=images)
+    steps = f"steps that make such inputs (default: {STEPS})"
+    group.add_argument("--iri-steps", type=arguments.natural, metavar="N", help=steps)
     arguments.add_pair_options(parser)
     arguments.add_split_options(parser)
     arguments.add_run_options(parser, plot="each method's layer x layer heatmap, or bars for one pair")
@@ -138,7 +162,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_certainty(args, single=single)
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
         split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
-        lines, result = compare(args, on_data, layers, split, single=single)
+        alike = identical_of(args, on_data, split, layers[0]) if args.on == IRI else {}
+        split = alike[layers[0][0]].split if single and alike else split
+        lines, result = compare(args, on_data, layers, split, alike, single=single)
         facts = {"networks": [network.facts() for network in on_data.networks]}
         result = {**facts, **result, "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
@@ -146,9 +172,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(
-    args: argparse.Namespace, on_data: NetworksOnDataset, layers: Layers, split: Split, *, single: bool
+    args: argparse.Namespace,
+    on_data: NetworksOnDataset,
+    layers: Layers,
+    split: Split,
+    alike: dict[str, IdenticalInputs],
+    *,
+    single: bool,
 ) -> tuple[list[str], dict[str, Any]]:
-    """All that is asked about every pair of these layers: lines, and what the result says of it."""
+    """All that is asked about every pair of these layers: lines, and what the result says of it.
+
+    alike: where each layer of the first network has inputs of its own, these.
+    """
     front, end = on_data.networks
     networks = front.network, end.network
     room: dict[str, Any] = {
@@ -161,7 +196,14 @@ def compare(
         require_room(networks, layers, on_data.sample, len(split), options=OPTIONS, **kept)
     given = networks, layers, on_data.sample, split
     known = {"group": args.group_at, **on_data.classes_known}
-    comparison = compare_layers(*given, args.methods, view=args.view, on_message=cli.notice, **known, **room)
+    rows = [([layer], alike[layer].split) for layer in layers[0]] if alike else [(layers[0], split)]
+    how = {"view": args.view, "on_message": cli.notice, **known, **room}
+    comparison = join_rows(
+        [
+            compare_layers(networks, (row, layers[1]), on_data.sample, images, args.methods, **how)
+            for row, images in rows
+        ]
+    )
     differences = versus(args, on_data, split, (layers[0][0], layers[1][0])) if args.versus else {}
     certainties = {}
     if args.intervals or args.permutations:
@@ -184,7 +226,27 @@ def compare(
             name: difference if isinstance(difference, str) else asdict(difference)
             for name, difference in differences.items()
         }
+    lines += [report.fill(f"on {error_text(inputs, layer_label(layer))}") for layer, inputs in alike.items()]
+    if alike:
+        result["identical"] = {layer_label(layer): inputs.facts() for layer, inputs in alike.items()}
     return lines, {"frame": comparison.frame(), **result}
+
+
+def identical_of(
+    args: argparse.Namespace, on_data: NetworksOnDataset, split: Split, layers: list[str]
+) -> dict[str, IdenticalInputs]:
+    """For each layer of the first network inputs that it cannot tell from the images."""
+    front = on_data.networks[0]
+    cache = IdenticalCache(Path(args.out_dir) / CACHE_FOLDER, front_inputs(key_inputs(on_data, [])), cli.notice)
+    usual = len(split) if split.device.type == "cuda" else IMAGES
+    how: dict[str, Any] = {
+        "count": args.iri_images or usual,
+        "steps": STEPS if args.iri_steps is None else args.iri_steps,
+    }
+    return {
+        layer: identical_inputs(freeze(head(front.network, layer)).to(split.device), split, layer, cache, **how)
+        for layer in layers
+    }
 
 
 def short_name(text: str, layers: list[str]) -> str:
@@ -196,6 +258,14 @@ def short_name(text: str, layers: list[str]) -> str:
 
 def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
     """Raise UserError where a third network is held against more than one pair, or any of these against groups."""
+    if args.on == IRI and (args.calibrate or args.versus or (not single and (args.intervals or args.permutations))):
+        asked = ("versus", "calibrate", "intervals", "permutations")
+        option = next(name for name in asked if getattr(args, name))
+        text = f"--on {IRI} excludes --{option}: each layer of the first network has images of its own"
+        raise UserError(text + "; name one layer of each" * (option in asked[2:]))
+    for option in ("iri_images", "iri_steps"):
+        if getattr(args, option) is not None and args.on != IRI:
+            raise UserError(f"--{option.replace('_', '-')} is of --on {IRI}")
     if args.versus and not single:
         raise UserError("--versus is of one pair of layers; name one layer of each network")
     for option in ("intervals", "permutations", "versus"):

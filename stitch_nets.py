@@ -1,8 +1,10 @@
 """Stitch two trained networks: the front of one, one trainable affine layer, the end of the other."""
 
 import argparse
+import sys
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from src.cli import arguments
@@ -10,13 +12,15 @@ from src.cli import output as cli
 from src.cli.stitch_output import epochs_of, publish, refuse_diverged
 from src.core.errors import UserError
 from src.cutting.selection import choose_layers, pairs_of_layers
+from src.evaluation.adversarial import with_bound
+from src.evaluation.identical import ALL_IMAGES, CACHE_FOLDER, IMAGES, IdenticalCache
 from src.networks.architectures import untrained
 from src.networks.presentation import NetworksOnDataset
 from src.results import plots
 from src.stitching import CutNetworks, StitchSpec, combinations, spec_names
 from src.stitching.controls import CONTROLS, choose_controls
-from src.stitching.keys import key_inputs, stitch_keys
-from src.stitching.options import OPTIONS
+from src.stitching.keys import front_inputs, key_inputs, stitch_keys
+from src.stitching.options import LADDER, OPTIONS, blind_labels, ladder
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import SET, check_states, resume_states, state_files
 
@@ -50,6 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="all",
         help="of several layers: each front layer with each end layer, or the first with the first",
     )
+    group.add_argument("--family-ladder", action="store_true", help=f"stitches of all families: {LADDER}")
     group = parser.add_argument_group("training and evaluation")
     arguments.add_amp_option(group)
     group.add_argument(
@@ -65,22 +70,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--ood", action="store_true", help="ask whether stitched activations look like the end's own")
     group.add_argument("--no-similarity", action="store_true", help="leave out CKA, the dearest part of many stitches")
+    arguments.add_adversarial_option(group, "robust accuracy: decisions about images changed against each network")
     arguments.add_memory_option(group, "GB of moments held at once; more stitches than fit are taken in groups")
     group.add_argument("--resume", action="store_true", help="go on with the interrupted run of --run-name")
     arguments.add_run_options(
         parser, plot="matrices, singular values, learning curve and accuracies, or what several stitches have in common"
     )
-    return parser.parse_args(argv)
+    return parser.parse_args(with_bound(sys.argv[1:] if argv is None else argv))
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Stitch, train, evaluate, print and write; returns the result of each stitch."""
-    settings = combinations(vars(args))
+    device = cli.device_for_training(args)
+    settings = combinations(vars(args), lambda: ALL_IMAGES if device.type == "cuda" else IMAGES)
     if args.resume and not args.run_name:
         raise UserError("--resume needs the --run-name of the run to go on with: the folder that it left behind")
     if args.plot:
         plots.require_matplotlib()
-    device = cli.device_for_training(args)
     on_data = cli.open_pair(args, targets={setting.target_type for setting in settings})
     scored = on_data
     if args.evaluate_on:
@@ -105,10 +111,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             front_labelled=on_data.shares_classes[0],
             comparable=on_data.comparable,
             ood=args.ood,
+            adversarial=args.adversarial,
             controls=args.controls or (),
             fresh=lambda seed: on_data.with_preprocessing(untrained(on_data.networks[0], seed), on_data.networks[0]),
             memory=1e9 * args.memory,
             resume=state,
+            identical=IdenticalCache(Path(args.out_dir) / CACHE_FOLDER, front_inputs(around), cli.notice),
             callbacks=Callbacks(cli.notice, epochs_of(cuts.specs, always=args.debug)),
         )
         outcomes = stitch(cuts, train, val, plan)
@@ -139,7 +147,10 @@ def cut(args: argparse.Namespace, on_data: NetworksOnDataset, settings: list[Sti
     specs = [replace(setting, front_layer=one, end_layer=other) for one, other in layers for setting in settings]
     networks, asked = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=asked)
-    for line in [*cuts.notes, *on_data.missing_columns]:
+    if args.family_ladder:
+        specs = [rung for spec in specs for rung in ladder(spec, cuts.geometry(spec.cut))]
+        cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=asked)
+    for line in [*cuts.notes, *on_data.missing_columns, *blind_labels(specs)]:
         cli.notice(f"note: {line}")
     return cuts
 

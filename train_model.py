@@ -1,11 +1,13 @@
 """Train a network on a data set."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from src.cli import arguments
 from src.cli import output as cli
 from src.cutting.structure import in_channels_last, needs_plain_memory
+from src.evaluation.adversarial import robust_accuracy, with_bound
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
 from src.networks.checkpoints import seeds_name
@@ -31,16 +33,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.add_reading_options(group)
     training = groups["training"]
     arguments.add_amp_option(training)
+    arguments.add_adversarial_option(training, "train on images that are changed against the network within this bound")
     training.add_argument("--resume", action="store_true", help="go on with the same command's interrupted run")
     arguments.add_run_options(parser, out_dir="snapshots")
-    return parser.parse_args(argv)
+    return parser.parse_args(with_bound(sys.argv[1:] if argv is None else argv))
 
 
 def run(args: argparse.Namespace) -> dict:
     """Train, and return where the weights are with their scores and the training log."""
     device, spec = cli.device_for_training(args), TrainSpec.of(args)
     recipe = spec.recipe
-    seeds = seeds_name(spec.init_noise, spec.gradient_noise, spec.train_fraction, spec.shuffle_labels)
+    how = spec.train_fraction, spec.shuffle_labels, spec.adversarial
+    seeds = seeds_name(spec.init_noise, spec.gradient_noise, *how)
     place = checkpoints.weight_folder(args.out_dir, spec.model, spec.dataset, seeds)
     with (
         reserved(place, resume=args.resume, overwrite=args.overwrite) as folder,
@@ -74,6 +78,10 @@ def run(args: argparse.Namespace) -> dict:
         save_weights(spec, start, final)
         scores = evaluate(start.network, val)
         text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {final}"
+        if spec.adversarial:
+            start.network.eval()
+            scores["robust"] = robust_accuracy(start.network, val, bound=spec.adversarial, title="attacking")
+            text += f"\nrobust accuracy, images changed by up to {spec.adversarial:.4g}: {scores['robust']:.2%}"
         text += f"\ndebug: only {DEBUG_STEPS} batches an epoch" * spec.debug
         chance = train.spec.task.constant_accuracy(train.labels)
         warnings = [] if spec.debug else bad_endings(history.epochs, rate=spec.lr, chance=chance, images=len(train))

@@ -17,6 +17,7 @@ from src.core.errors import UserError
 from src.core.options import NUMBERS, Option, names_among, naturals
 from src.core.text import close_to
 from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
+from src.evaluation.adversarial import OPTION, WORDS, read_bound
 from src.evaluation.passes import BATCH_SIZE
 from src.metrics import MEASURES
 from src.models import model_names
@@ -277,6 +278,8 @@ def _one_of(option: Option) -> Callable[[str], Any]:
 
     if option.kind == "names":
         return checked(partial(names_among, option.choices))
+    if option.check:
+        return checked(lambda text: checked_text(option, text))
 
     def parse(text: str) -> Any:
         if option.kind != "name":
@@ -286,6 +289,13 @@ def _one_of(option: Option) -> Callable[[str], Any]:
         return text
 
     return parse
+
+
+def checked_text(option: Option, text: str) -> str:
+    """A text that an option accepts."""
+    if option.check:
+        option.check(text)
+    return text
 
 
 def _listed(option: Option) -> Callable[[str], list[Any]]:
@@ -300,6 +310,13 @@ def add_amp_option(parser: argparse._ActionsContainer) -> None:
         "--amp",
         action="store_true",
         help="train with bfloat16 products: faster where the GPU or processor has them, results differ slightly",
+    )
+
+
+def add_adversarial_option(parser: argparse._ActionsContainer, text: str) -> None:
+    """A bound of adversarial changes; `with_bound` fills in what a bare option means."""
+    parser.add_argument(
+        OPTION, type=checked(read_bound), default=0.0, metavar="EPS", help=f"{text}, of pixels in 0..1 (bare: {WORDS})"
     )
 
 

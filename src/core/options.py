@@ -15,7 +15,7 @@ class Option:
     kind: what it takes, a key of NUMBERS, or "flag" (nothing), "name" (one of choices), "names" (some of them, with
     commas), "naturals" (numbers with commas, as one value), "text" or "rank" (a positive number, or `full`). many:
     whether it takes several values for as many stitches, set apart by `separator`. default: its default in words, where
-    it is None.
+    it is None. check: raises UserError for a text that is none of its values.
     """
 
     field: str
@@ -28,6 +28,7 @@ class Option:
     many: bool = False
     default: str = ""
     separator: str = ","
+    check: Callable[[str], Any] | None = None
 
 
 def naturals(value: Any) -> int | str:

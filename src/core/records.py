@@ -105,6 +105,7 @@ NETWORK = {
     "iteration": Maybe(NATURAL),
     "train_fraction": Maybe(FRACTION),
     "shuffle_labels": Maybe(SHARE),
+    "adversarial": Maybe(SHARE),
     "sha256": Maybe(DIGEST),
 }
 

@@ -31,6 +31,7 @@ class Split(ABC):
         self.labels = labels
         self.device = device
         self._preprocess: Callable[[Tensor], Tensor] | None = None
+        self._still = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,14 +51,37 @@ class Split(ABC):
         generators, drawn from in this process only: equal seeds give equal batches on every device and for any
         number of workers. `drop_last` leaves out an incomplete last batch.
         """
-        preprocess = self._preprocess or self.spec.preprocessing
         index = torch.arange(len(self)) if order is None else torch.randperm(len(self), generator=order)
         if drop_last:
             index = index[: len(self) - len(self) % batch_size]
         # split makes one empty batch of nothing
         for images, labels in self._read(index, batch_size) if len(index) else ():
-            images = self._crop(images) if augment is None else self._augmented(images, augment)
-            yield preprocess(images), labels
+            changed = augment is not None and not self._still
+            images = self._augmented(images, augment) if changed and augment else self._crop(images)
+            yield self.as_seen(images), labels
+
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images of the data set's own pixels, (n, c, h, w) in 0..255, as a network sees them; it passes gradients."""
+        return (self._preprocess or self.spec.preprocessing)(images)
+
+    @property
+    def pixel_range(self) -> tuple[Tensor, Tensor]:
+        """Black and white as a network sees them, (1, channels, 1, 1) each."""
+        if self._preprocess is _as_they_are:
+            return tuple(torch.full((1, 1, 1, 1), value, device=self.device) for value in (0.0, 255.0))  # pyright: ignore
+        preprocessing = self._preprocess or self.spec.preprocessing
+        assert isinstance(preprocessing, Preprocessing)
+        mean, std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1)
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+        return (0 - mean) / std, (1 - mean) / std
+
+    def unaugmented(self) -> "Split":
+        """The same images, which nobody changes at random."""
+        other = copy.copy(self)
+        other._still = True
+        return other
 
     @property
     def by_class(self) -> bool:
@@ -143,7 +167,7 @@ class PairedImagesSplit(Split):
         super().__init__(split.spec, split.labels, split.device)
         self.images, self.places, self.partners = split, torch.arange(len(split)), partners
         self._one = split._preprocess or split.spec.preprocessing
-        self._preprocess = self._both
+        self._preprocess, self._still = self._both, split._still
 
     def _both(self, images: Tensor) -> Tensor:
         return torch.cat([self._one(half) for half in images.chunk(2, 1)], 1)
@@ -180,7 +204,7 @@ class MarkedSplit(Split):
         super().__init__(split.spec, split.labels, split.device)
         self.images = split
         self.places = torch.arange(first, first + len(split), device=split.device)
-        self._preprocess = split._preprocess
+        self._preprocess, self._still = split._preprocess, split._still
 
     def batches(
         self,

@@ -141,6 +141,14 @@ def compare_layers(
     return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
 
 
+def join_rows(parts: Sequence[Comparison]) -> Comparison:
+    """One comparison of several that have the second network's layers in common: the rows of each below the others'."""
+    layers1 = [layer for part in parts for layer in part.layers1]
+    cells = [part.cells[i, j] for part in parts for i in range(len(part.layers1)) for j in range(len(part.layers2))]
+    columns = len(parts[0].layers2)
+    return Comparison(layers1, parts[0].layers2, {divmod(n, columns): cell for n, cell in enumerate(cells)})
+
+
 def _decisions(
     networks: tuple[nn.Module, nn.Module],
     split: Split,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.core.config import full_precision
 from src.core.progress import bar
-from src.core.task import MULTI_LABEL, Task
+from src.core.task import MULTI_LABEL, SINGLE_LABEL, Task
 from src.dataset import Split
 from src.metrics.algebra.linalg import float64_device
 
@@ -62,8 +62,13 @@ class AgreementCounter:
         if self.target is None:
             return
         probabilities = self.task.probabilities(exact[self.target])
+        one_label = self.task is SINGLE_LABEL
         for name, values in exact.items():
             self._add(("crossentropy", name), images * self.task.crossentropy(values, probabilities))
+            if one_label:
+                own = self.task.probabilities(values)
+                norms = torch.maximum(own.square().sum(1), probabilities.square().sum(1))
+                self._add(("published", name), (100 * (own * probabilities).sum(1) / norms).sum())
             same = decided[name] == decided[self.target]
             self._add(("same", name), same.sum())
             self._keep(("same", name), same)
@@ -104,16 +109,21 @@ class AgreementCounter:
         """How far a network agrees with the target.
 
         `crossentropy` to the target's probabilities, averaged over images and classes (0 only where both are certain);
-        `same_class_out`, the share of equal decisions, 0 to 1; `rel_acc`, accuracy divided by the target's.
+        `same_class_out`, the share of equal decisions, 0 to 1; `rel_acc`, accuracy divided by the target's;
+        `published_agreement`, of one label an image, the mean over images of
+        100 (p . q) / max(norm(p)^2, norm(q)^2), p and q the probabilities of the two (arXiv 2505.20142).
         """
         assert self.target is not None
         if ("same", name) not in self._sums:
-            return {"crossentropy": None, "same_class_out": None, "rel_acc": None}
+            return {"crossentropy": None, "same_class_out": None, "rel_acc": None, "published_agreement": None}
         own, best = self.scores(name)["acc"], self.scores(self.target)["acc"]
         return {
             "crossentropy": self._sums["crossentropy", name].item() / self.images,
             "same_class_out": self._sums["same", name].item() / self.decisions,
             "rel_acc": None if own is None else own / best if best else float("nan"),
+            "published_agreement": self._sums["published", name].item() / self.images
+            if ("published", name) in self._sums
+            else None,
         }
 
     def loss_to_target(self, name: str) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -148,14 +149,35 @@ def soft_match(moments: PairedMoments) -> float:
     UserError where a side is constant or has more than 1,024 channels.
     Source: Khosla and Williams 2024, "Soft Matching Distance".
     """
+    gains = _gains(moments)
+    if gains.shape[0] == gains.shape[1]:
+        return float(gains[scipy.optimize.linear_sum_assignment(gains, maximize=True)].mean())
+    return -float(_transport(gains).fun)
+
+
+def matching_plan(moments: PairedMoments) -> np.ndarray:
+    """The P of `soft_match`, (outputs, inputs) of the channels that vary: shares that sum to 1. Raises as that does."""
+    gains = _gains(moments)
+    if gains.shape[0] == gains.shape[1]:
+        plan = np.zeros_like(gains)
+        plan[scipy.optimize.linear_sum_assignment(gains, maximize=True)] = 1 / len(gains)
+        return plan
+    return _transport(gains).x.reshape(gains.shape)
+
+
+def _gains(moments: PairedMoments) -> np.ndarray:
+    """The correlations (dy, dx) of the channels that vary."""
     nonconstant_x, nonconstant_y = moments.nonconstant()
     require_varying(nonconstant_x, nonconstant_y)
     gains = correlation(moments)[nonconstant_y][:, nonconstant_x].cpu().numpy()
+    if max(gains.shape) > MATCHED:
+        raise UserError(f"{max(gains.shape)} channels are too many to be matched; at most {MATCHED} are")
+    return gains
+
+
+def _transport(gains: np.ndarray) -> Any:
+    """The linear program of the best plan with equal shares."""
     dy, dx = gains.shape
-    if max(dx, dy) > MATCHED:
-        raise UserError(f"{max(dx, dy)} channels are too many to be matched; at most {MATCHED} are")
-    if dx == dy:
-        return float(gains[scipy.optimize.linear_sum_assignment(gains, maximize=True)].mean())
     rows = scipy.sparse.kron(scipy.sparse.eye_array(dy), np.ones((1, dx)))
     columns = scipy.sparse.kron(np.ones((1, dy)), scipy.sparse.eye_array(dx))
     shares = np.concatenate([np.full(dy, 1 / dy), np.full(dx, 1 / dx)])
@@ -164,4 +186,4 @@ def soft_match(moments: PairedMoments) -> float:
     )
     if not found.success:
         raise UserError(f"the linear program of the channels' match has no solution: {found.message}")
-    return -float(found.fun)
+    return found

@@ -33,7 +33,8 @@ class Checkpoint:
     to images, `labels` names its classes, if known; `path` is its file, or the spec where there is none. `layout` is
     how the outputs of its layers are to be read, where the user says so.
     `by_chance` and `by_batch` name the module that makes its answers depend on chance, and on the rest of the batch.
-    `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them.
+    `train_fraction` is the share of the training images that it saw, `shuffle_labels` that of wrong labels among them,
+    `adversarial` the bound within which images were changed against it in training.
     """
 
     network: nn.Module
@@ -49,6 +50,7 @@ class Checkpoint:
     recipe: dict[str, Any] | None = None
     train_fraction: float = 1.0
     shuffle_labels: float = 0.0
+    adversarial: float = 0.0
     sha256: str = ""
     by_chance: str | None = None
     by_batch: str | None = None
@@ -58,7 +60,8 @@ class Checkpoint:
         """What its weight folder is called; "" where the seeds are not known."""
         if self.init_seed is None or self.gradient_seed is None:
             return ""
-        return seeds_name(self.init_seed, self.gradient_seed, self.train_fraction, self.shuffle_labels)
+        how = self.train_fraction, self.shuffle_labels, self.adversarial
+        return seeds_name(self.init_seed, self.gradient_seed, *how)
 
     @property
     def stem(self) -> str:
@@ -83,16 +86,24 @@ class Checkpoint:
             "gradient_seed": self.gradient_seed,
             "train_fraction": self.train_fraction,
             "shuffle_labels": self.shuffle_labels,
+            **({"adversarial": self.adversarial} if self.adversarial else {}),
             "sha256": self.sha256,
         }
 
 
-def seeds_name(init_seed: int, gradient_seed: int, train_fraction: float = 1.0, shuffle_labels: float = 0.0) -> str:
-    """What tells trainings of one network on one data set apart: in<i>-gn<j>[-f<fraction>][-s<share>]."""
+def seeds_name(
+    init_seed: int,
+    gradient_seed: int,
+    train_fraction: float = 1.0,
+    shuffle_labels: float = 0.0,
+    adversarial: float = 0.0,
+) -> str:
+    """What tells trainings of one network on one data set apart: in<i>-gn<j>[-f<fraction>][-s<share>][-adv<bound>]."""
     name = f"in{init_seed}-gn{gradient_seed}"
     # repr: two numbers that differ have names that differ
     name += f"-f{float(train_fraction)!r}".removesuffix(".0") if train_fraction != 1 else ""
-    return name + (f"-s{float(shuffle_labels)!r}".removesuffix(".0") if shuffle_labels else "")
+    name += f"-s{float(shuffle_labels)!r}".removesuffix(".0") if shuffle_labels else ""
+    return name + (f"-adv{float(adversarial)!r}".removesuffix(".0") if adversarial else "")
 
 
 def model_folder(model: str) -> str:

@@ -10,7 +10,7 @@ from src.core.errors import UserError
 from src.core.records import DIGEST, NATURAL, NETWORK, TEXT, Maybe, Several, check, check_key, short
 
 FORMAT = 1
-_RECIPE = {key: NETWORK[key] for key in ("train_fraction", "shuffle_labels")}
+_RECIPE = {key: NETWORK[key] for key in ("train_fraction", "shuffle_labels", "adversarial")}
 _TABLE = {
     **{key: NETWORK[key] for key in ("model", "dataset", "init_seed", "gradient_seed", "iteration", "preprocessing")},
     "format": NATURAL,

@@ -17,10 +17,10 @@ from src.dataset import canonical_dataset
 from src.models import canonical_name
 from src.networks.weight_facts import WeightFacts, check_state
 
-TRAINING = ("init_seed", "gradient_seed", "iteration", "recipe", "train_fraction", "shuffle_labels")  # of a Checkpoint
+TRAINING = ("init_seed", "gradient_seed", "iteration", "recipe", "train_fraction", "shuffle_labels", "adversarial")
 _METADATA = ("model", "dataset", "init_seed", "gradient_seed", "iteration", "recipe", "preprocessing", "labels")
 _NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
-_SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?")
+_SEEDS = re.compile(rf"in(\d+)-gn(\d+)(?:-f({_NUMBER}))?(?:-s({_NUMBER}))?(?:-adv({_NUMBER}))?")
 # under which others keep weights, and averaged ones, beside what they know of a training
 RAW = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
 AVERAGED = (
@@ -151,4 +151,5 @@ def _facts_from_path(path: Path) -> dict[str, Any]:
     facts["iteration"] = int(path.stem) if path.stem.isdecimal() else None
     facts["init_seed"], facts["gradient_seed"] = int(match[1]), int(match[2])
     facts["train_fraction"], facts["shuffle_labels"] = float(match[3] or 1), float(match[4] or 0)
+    facts["adversarial"] = float(match[5] or 0)
     return facts

@@ -26,7 +26,7 @@ Which = tuple[str, int, int]  # a file: its path below the cache's folder, bytes
 SETTINGS = ("front_model", "end_model", *(field.name for field in fields(StitchSpec)))
 # our name -> the key of a network's facts
 NETWORK = {"architecture": "model", "trained_on": "dataset"} | {
-    fact: fact for fact in ("init_seed", "gradient_seed", "train_fraction", "shuffle_labels")
+    fact: fact for fact in ("init_seed", "gradient_seed", "train_fraction", "shuffle_labels", "adversarial")
 }
 VERDICTS = ("penalty", "score")
 BOUNDS = {"": "value", "_low": "low", "_high": "high"}
@@ -37,13 +37,14 @@ def table(folder: Path | str) -> pd.DataFrame:
 
     Columns: run (the folder of the file), dataset, evaluate_on (where it was scored on another), SETTINGS as in
     `params`, of each network front_<fact> and end_<fact> (architecture, trained_on, init_seed, gradient_seed,
-    train_fraction, shuffle_labels), then for each stage (front, end, before, after, ps_inv, ls_train) accuracy_<stage>
-    (0 to 1), and for all but end, compared with the end network: agreement_<stage> (0 to 1),
-    relative_accuracy_<stage>, cka_<stage>, l2_<stage> and l2_relative_<stage>; match_final_<stage> of each map, the
-    error at the end's final features over their variance; accuracy_<control>, penalty and score with their 95%
-    intervals _low and _high; ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best constant answer;
-    rows_per_unknown_ps_inv, at most 1 where ps_inv fits whatever it is given; key; and path. What a file lacks is
-    missing in its row.
+    train_fraction, shuffle_labels, adversarial), then for each stage (front, end, before, after, ps_inv, ls_train)
+    accuracy_<stage> and robust_accuracy_<stage> (0 to 1), and for all but end, compared with the end network:
+    agreement_<stage> (0 to 1), relative_accuracy_<stage>, cka_<stage>, l2_<stage>, l2_relative_<stage> and
+    published_agreement_<stage> (0 to 100); match_final_<stage> of each map, the error at the end's final features over
+    their variance; of a stitch that was trained on inputs that the front cannot tell from the data iri_relative_error
+    and iri_minus_data; accuracy_<control>, penalty and score with their 95% intervals _low and _high;
+    ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best constant answer; rows_per_unknown_ps_inv, at
+    most 1 where ps_inv fits whatever it is given; key; and path. What a file lacks is missing in its row.
     Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in files beside
     the results, where these can be written, by `keep_row` and here, so that results are read once at most. Raises
     FileNotFoundError where there is no such folder.
@@ -179,6 +180,13 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{measure}_{name}": result.get(f"{measure}{stage.suffix}")
             for measure in ("cka", "l2", "l2_relative")
             for name, stage in COMPARED.items()
+        },
+        **{f"published_agreement_{stage}": found.get("published_agreement") for stage, found in similar.items()},
+        **{f"robust_accuracy_{name}": (result.get("robust") or {}).get(name) for name in STAGES},
+        "iri_relative_error": ((result.get("identical") or {}).get("relative_error") or {}).get("mean"),
+        **{
+            f"iri_minus_data{end}": ((result.get("identical") or {}).get("minus_data") or {}).get(key)
+            for end, key in BOUNDS.items()
         },
         **{f"match_final_{stage}": (errors.get(stage) or {}).get("match_final") for stage in MAPS},
         **{f"accuracy_{name}": (controls.get(name) or {}).get("acc") for name in CONTROLS},

@@ -47,6 +47,8 @@ STITCH: dict[str, Any] = {
     "model_results": Each(_SCORES),
     "m2_sim": Maybe(Each(_NUMBERS)),
     "match_errors": Maybe(Each(_NUMBERS)),
+    "identical": Maybe({"relative_error": Each(NUMBER), "minus_data": _VERDICT, "images": NATURAL, "steps": NATURAL}),
+    "robust": Maybe(Each(SCORE)),
     "early_stop": Maybe(Each(NATURAL)),
     "intervals": Maybe(Each(Each(Maybe(Several(Maybe(NUMBER), 2))))),
     "controls": Maybe(Each(_SCORES | {"each": Several(_SCORES)})),

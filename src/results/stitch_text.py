@@ -9,7 +9,8 @@ from src.core.intervals import is_chance
 from src.results.text import columns_text, fill, health_lines
 from src.results.titles import ROLES, at_chance, network_names, stitch_title
 from src.stitching.controls import CEILING, CONTROLS, FLOOR
-from src.stitching.naming import setting_text, varied
+from src.stitching.layer import AFFINE
+from src.stitching.naming import FAMILY, setting_of, varied
 from src.stitching.stages import COMPARED, STAGES
 from src.training.endings import risen_loss
 
@@ -21,7 +22,8 @@ TWO_DECIMALS_FROM = 10_000  # images from which on an accuracy has two decimals
 def stitch_table(result: dict[str, Any]) -> str:
     """What still works: a row for each network, and how close each comes to the end network."""
     lines = [fill(stitch_title(result))]
-    lines.append(" ".join([f"{'':11}", *(f"{title:>{column.width}}" for title, column in COLUMNS.items())]))
+    heads = (f"{title:>{column.width}}" for title, column in columns_of(result).items())
+    lines.append(" ".join([f"{'':11}", *heads]))
     marked, labels = exact_fits(result), {}
     for row, stage in STAGES.items():
         if stage.scores in result["model_results"]:
@@ -42,10 +44,15 @@ def stitch_table(result: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A line of COLUMNS: letters across, and what stands there, of a result, a row by its name, and its figures."""
+    """A line of COLUMNS: letters across, and what stands there, of a result, a row by its name, and its figures.
+
+    key: what a result has where the column is shown; "" for each. instead_of: the column whose place it takes.
+    """
 
     width: int
     text: Callable[[dict[str, Any], str, dict[str, Any]], str]
+    key: str = ""
+    instead_of: str = ""
 
 
 def _share(key: str) -> Callable[[dict[str, Any], str, dict[str, Any]], str]:
@@ -71,11 +78,24 @@ COLUMNS = {
     "agrees": Column(7, _share("same_class_out")),
     "CKA": Column(7, _four("cka")),
     "l2": Column(8, _four("l2")),
+    "robust": Column(
+        7,
+        lambda result, row, figures: _number(result["robust"].get(row), 0, f".{_decimals(result)}%"),
+        key="robust",
+        instead_of="relative",
+    ),
 }
 
 
+def columns_of(result: dict[str, Any]) -> dict[str, Column]:
+    """The columns of a result by their titles; one that not all have takes the place of another, for want of room."""
+    shown = {title: column for title, column in COLUMNS.items() if not column.key or column.key in result}
+    taken = {column.instead_of for column in shown.values()}
+    return {title: column for title, column in shown.items() if title not in taken}
+
+
 def _line(result: dict[str, Any], row: str, mark: str, figures: dict[str, Any]) -> str:
-    cells = (f"{column.text(result, row, figures):>{column.width}}" for column in COLUMNS.values())
+    cells = (f"{column.text(result, row, figures):>{column.width}}" for column in columns_of(result).values())
     return " ".join([f"{row + mark:11}", *cells]).rstrip()
 
 
@@ -129,12 +149,32 @@ def verdict_lines(result: dict[str, Any]) -> list[str]:
 
 
 def training_lines(result: dict[str, Any]) -> list[str]:
-    """What became of a training that was to end early."""
+    """What the maps are and what they were trained on, where that is unusual, and what became of an early end."""
+    params = SimpleNamespace(**result["params"])
+    lines = []
+    if bound := result.get("adversarial"):
+        lines.append(f"robust: accuracy on images changed against each network, each pixel by up to {bound:.4g}")
+    if (family := setting_of(params, FAMILY)) != AFFINE:
+        lines.append(f"family: {family}, {result['parameters']:,} parameters")
+    if made := result.get("identical"):
+        error = made["relative_error"]
+        lines.append(
+            f"trained on {made['images']} images that front cannot tell from the training images: relative error "
+            f"{error['mean']:.3f} ({error['low']:.3f} to {error['high']:.3f}) after {made['steps']} steps"
+        )
+        if apart := made.get("minus_data"):
+            lines.append(f"minus_data: {_points(apart)} points, after here - after of the same images themselves")
     if not (stop := result.get("early_stop")):
-        return []
+        return lines
     asked = result["params"]["epochs"]
     when = f"stopped after {stop['trained']} of {asked}" if stop["trained"] < asked else f"trained for all {asked}"
-    return [f"early stop: the best of {stop['held_out']} images held out came after epoch {stop['epoch']}; {when}"]
+    return [*lines, f"early stop: of {stop['held_out']} images held out epoch {stop['epoch']} was best; {when}"]
+
+
+def _points(difference: dict[str, float]) -> str:
+    """A difference of shares with its interval, in points."""
+    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def ood_lines(ood: dict[str, dict[str, dict[str, float]]], layer: str) -> list[str]:
@@ -221,6 +261,10 @@ def stitches_table(results: Sequence[dict[str, Any]]) -> str:
     notes = [f"before, after, ps_inv: accuracy; {similar}: of after, with end"]
     if any(exact_fits(result) for result in results):
         notes.append(f"{EXACT_MARK}: fitted to fewer rows than unknowns, so it says nothing about the networks")
+    if any("minus_data" in result.get("identical", {}) for result in results):
+        notes.append(
+            "minus_data: after minus that of the data themselves, points, on inputs that front cannot tell from them"
+        )
     doubtful = [(result, text) for result in results for text in fit_warnings(result)]
     if doubtful:
         notes.append(f"warning for {len(doubtful)} of {len(results)} stitches, the first: {doubtful[0][1]}")
@@ -238,7 +282,9 @@ def stitches_table(results: Sequence[dict[str, Any]]) -> str:
 def _place(result: dict[str, Any], settings: Sequence[str]) -> dict[str, str]:
     params = result["params"]
     row = {"front": params["front_layer"] or "output", "end": params["end_layer"] or "output"}
-    return row | {name: setting_text(params[name]) for name in settings}
+    if FAMILY in settings:
+        row["parameters"] = f"{result['parameters']:,}"
+    return row | {name: setting_of(SimpleNamespace(**params), name) for name in settings}
 
 
 def _figures(result: dict[str, Any]) -> dict[str, str]:
@@ -247,7 +293,11 @@ def _figures(result: dict[str, Any]) -> dict[str, str]:
         share = _number(result["model_results"][STAGES[stage].scores]["acc"], 0, f".{digits}%")
         row[stage] = share + EXACT_MARK * (stage in exact_fits(result))
     row["agrees"] = _number(result["m2_sim"]["after"]["same_class_out"], 0, f".{digits}%")
-    return row | {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
+    row |= {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
+    if "robust" in result:
+        row["robust"] = _number(result["robust"]["after"], 0, f".{digits}%")
+    apart = result.get("identical", {}).get("minus_data")
+    return row | ({"minus_data": _points(apart)} if apart else {})
 
 
 def _between(result: dict[str, Any]) -> dict[str, str]:

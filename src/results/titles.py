@@ -6,7 +6,7 @@ from typing import Any
 from src.networks.checkpoints import seeds_name
 
 ROLES = ("front", "end")
-TRAINED = ("train_fraction", "shuffle_labels")  # results of older versions lack these
+TRAINED = ("train_fraction", "shuffle_labels", "adversarial")  # results of older versions lack these
 
 
 def network_name(network: dict[str, Any]) -> str:

@@ -61,13 +61,13 @@ def is_one(spec: StitchSpec, *, exact: bool = True) -> bool:
 
     exact: whether a fit has more rows than features. With fewer it is the identity on the fitted images alone.
     """
-    free = spec.mask == "identity" and spec.low_rank is None
+    free = spec.mask == "identity" and spec.low_rank is None and not (spec.kernel or spec.hidden)
     return free and (spec.init == "eye" or (exact and spec.init in ("ps_inv", "orthogonal")))
 
 
 def _constant(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
     # nothing to regularise: a constant has no CKA
-    return [ControlSpec.of(spec, "front", constant=True, cka_reg=0.0)]
+    return [ControlSpec.of(spec, "front", constant=True, cka_reg=0.0, kernel=0, hidden=0, norm=False)]
 
 
 def _untrained(spec: StitchSpec, exact: bool) -> list[ControlSpec]:
@@ -164,6 +164,7 @@ class ControlSetup:
     seed: int
     layers: list[str]
     fresh: Callable[[int], nn.Module] | None
+    usual: Split
     made: dict[str, Made] = field(default_factory=dict)
 
 
@@ -185,6 +186,7 @@ def _pair_images(setup: ControlSetup) -> None:
     setup.sample = torch.cat([setup.sample, setup.sample], 1)
     setup.train = shuffled(setup.train, derived_seed(setup.seed, "shuffled train"))
     setup.val = shuffled(setup.val, derived_seed(setup.seed, "shuffled val"))
+    setup.usual = shuffled(setup.usual, derived_seed(setup.seed, "shuffled usual"))
 
 
 def _mark_images(setup: ControlSetup) -> None:
@@ -193,6 +195,7 @@ def _mark_images(setup: ControlSetup) -> None:
     setup.made[LABELS] = LabelFront(len(setup.train.spec.labels))
     setup.sample = torch.cat([setup.sample, torch.zeros_like(setup.sample[:, :1]).expand(-1, MARKS, -1, -1)], 1)
     setup.train, setup.val = MarkedSplit(setup.train), MarkedSplit(setup.val, len(setup.train))
+    setup.usual = MarkedSplit(setup.usual)
 
 
 CONTROLS = {
@@ -250,19 +253,20 @@ def prepare_controls(
     cuts: CutNetworks,
     specs: Sequence[StitchSpec],
     names: Sequence[str],
-    train: Split,
-    val: Split,
+    splits: tuple[Split, Split, Split],
     *,
     fresh: Callable[[int], nn.Module] | None,
-) -> tuple[CutNetworks, Split, Split]:
-    """The networks and the two splits with what the named controls of some specs, all of one seed, put beside them.
+) -> tuple[CutNetworks, tuple[Split, Split, Split]]:
+    """The networks and the splits with what the named controls of some specs, all of one seed, put beside them.
 
+    The splits are the images for training, those for scoring, and those that tell what the end network is used to.
     `fresh` as in `ControlSetup`. Raises UserError where untrained networks are asked for and there is no way to make
     them.
     """
     (seed,) = {spec.seed for spec in specs}
     layers = list(dict.fromkeys(spec.front_layer for spec in specs))
-    setup = ControlSetup(dict(cuts.networks), cuts.sample, train, val, seed, layers, fresh)
+    train, val, usual = splits
+    setup = ControlSetup(dict(cuts.networks), cuts.sample, train, val, seed, layers, fresh, usual)
     # pairs of images last, but for marks: all networks that are there by then look at the first of each
     for control in sorted((CONTROLS[name] for name in CONTROLS if name in names), key=lambda control: control.late):
         if control.setup:
@@ -270,7 +274,7 @@ def prepare_controls(
     front, end = setup.networks.pop("front"), setup.networks.pop("end")
     others = {**setup.networks, **setup.made}
     made = CutNetworks(front, end, specs, setup.sample, others=others, layouts=cuts.asked)
-    return made, setup.train, setup.val
+    return made, (setup.train, setup.val, setup.usual)
 
 
 def shuffled(split: Split, seed: int) -> PairedImagesSplit:

@@ -119,7 +119,9 @@ class CutNetworks:
             shapes = {layer: self._found[source][layer].canonical for layer in key[1]}
             return self.made[source].outputs(shapes, images)
         if key not in self._heads:
-            self._heads[key] = freeze(heads(self.networks[source], key[1], self._layouts(source))).to(images.device)
+            with torch.inference_mode(False), torch.no_grad():  # others may want gradients of it later
+                part = freeze(heads(self.networks[source], key[1], self._layouts(source)))
+            self._heads[key] = part.to(images.device)
         return dict(zip(key[1], self._heads[key](images), strict=True))
 
     def front_activations(

@@ -36,6 +36,11 @@ def key_inputs(on_data: NetworksOnDataset, images: list[str], weights: list[str]
     return about
 
 
+def front_inputs(about: dict[str, Any]) -> dict[str, Any]:
+    """Of what decides every stitch of two networks what decides inputs that the front cannot tell apart."""
+    return {name: about[name][0] for name in ("weights", "preprocessing", "code") if name in about}
+
+
 def stitch_key(spec: StitchSpec, geometry: Geometry, about: dict[str, Any]) -> str:
     """The key of a stitch in its surroundings; layouts count where they are not the plain ones."""
     plain = geometry.front_layout.is_plain and geometry.end_layout.is_plain

@@ -55,6 +55,10 @@ class Stitch(nn.Module, ABC):
         """The weights that regularisation shrinks: those of more than one axis."""
         return [parameter for parameter in self.parameters() if parameter.dim() > 1]
 
+    def count(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
     def size(self) -> Tensor:
         """The sum of squares of the map, which weight decay pulls at."""
         return torch.stack([parameter.square().sum() for parameter in self.parameters()]).sum()
@@ -130,7 +134,7 @@ class StitchLayer(Stitch):
     def arrays(self) -> Arrays:
         """`w`, (out, in, 1, 1) where it acts on channels, else (out, in); `b`."""
         w = self.matrix()
-        return {"w": _copied(self._shaped(w)), "b": _copied(self.offset(w))}
+        return {"w": copied(self._shaped(w)), "b": copied(self.offset(w))}
 
     def snapshot(self) -> dict[str, Tensor]:
         """`weight`, shaped as in `arrays`, and `bias`."""
@@ -188,7 +192,7 @@ class LowRankStitch(StitchLayer):
     def arrays(self) -> Arrays:
         """As for a full matrix, and the factors `left` (out, r) and `right` (r, in)."""
         left, right = self.factors()
-        return super().arrays() | {"left": _copied(left), "right": _copied(right)}
+        return super().arrays() | {"left": copied(left), "right": copied(right)}
 
     def snapshot(self) -> dict[str, Tensor]:
         """The factors `left` and `right`, which are smaller than their product, and `bias`."""
@@ -273,7 +277,7 @@ KINDS = {
         {},
     ),
 }
-# the families of stitches by their names in results
+# the families of stitches by their names in results; `families` adds its own
 FAMILIES: dict[str, type[Stitch]] = {AFFINE: StitchLayer}
 
 
@@ -299,5 +303,6 @@ def affine_arrays(affine: Affine, geometry: Geometry) -> Arrays:
     return {"w": w[:, :, None, None] if geometry.is_convolution else w, "b": b}
 
 
-def _copied(tensor: Tensor) -> np.ndarray:
+def copied(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array of its own."""
     return tensor.detach().cpu().numpy().copy()

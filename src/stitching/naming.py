@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from src.stitching.families import WIDENINGS, family_name
 from src.stitching.options import VARIED
-from src.stitching.stitch_spec import StitchSpec
+from src.stitching.stitch_spec import LATER, StitchSpec
+
+FAMILY = "family"
+_FILE = str.maketrans({",": "-", ":": "-", " ": ""})  # what the name of a file cannot hold, or uses otherwise
 
 
 def spec_names(specs: Sequence[StitchSpec]) -> list[str]:
@@ -13,14 +17,22 @@ def spec_names(specs: Sequence[StitchSpec]) -> list[str]:
     names = []
     for spec in specs:
         parts = [f"{spec.front_layer or 'output'}-{spec.end_layer or 'output'}"]
-        settings = {name: setting_text(getattr(spec, name)).replace(",", "-") for name in differing}
+        settings = {name: setting_of(spec, name).translate(_FILE) for name in differing}
         names.append(",".join(parts + [f"{name}={text}" for name, text in settings.items()]))
     return names
 
 
 def varied(specs: Sequence[Any]) -> list[str]:
-    """The options, beside layers, in which some stitches differ."""
-    return [name for name in VARIED if len({getattr(spec, name) for spec in specs}) > 1]
+    """The options, beside layers, in which some stitches differ; those that make a family are one, `family`."""
+    names = dict.fromkeys(FAMILY if name in (*WIDENINGS, FAMILY) else name for name in (*VARIED, FAMILY))
+    return [name for name in names if len({setting_of(spec, name) for spec in specs}) > 1]
+
+
+def setting_of(spec: Any, name: str) -> str:
+    """An option of a spec, or of what has fields of one, in a word."""
+    if name == FAMILY:
+        return family_name(spec)
+    return setting_text(getattr(spec, name, LATER.get(name)))  # which results of before do not say
 
 
 def setting_text(value: Any) -> str:

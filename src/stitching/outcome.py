@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.dataset import Split
+from src.evaluation.adversarial import robust_accuracy
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import Probe
 from src.evaluation.scores import AgreementCounter, tally
@@ -20,8 +21,9 @@ from src.stitching.cka import FRONT
 from src.stitching.controls import CEILING, CONTROLS, FLOOR
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.final_features import FinalFeatures
+from src.stitching.fits import wants_patches
 from src.stitching.geometry import Geometry
-from src.stitching.inits import INITS
+from src.stitching.inits import init_of
 from src.stitching.layer import MaskedStitch, Stitch, affine_arrays, from_arrays
 from src.stitching.moments import mean_variance
 from src.stitching.ood import Scores
@@ -130,6 +132,26 @@ class Outcomes:
         """Every map and control that is scored, by its name, probes left out."""
         return dict(self._stitches)
 
+    def robust(
+        self, cuts: CutNetworks, val: Split, works: Sequence[StitchRun], bound: float
+    ) -> dict[StitchSpec, dict[str, Any]]:
+        """The accuracy of both networks and of each map on images that are changed against it, by spec."""
+        known: dict[str, float] = {}
+
+        def accuracy(name: str) -> float:
+            if name not in known:
+                known[name] = robust_accuracy(_network(cuts, name, self._stitches), val, bound=bound, title="attacking")
+            return known[name]
+
+        rows = {"front": "front"} if self.comparable and not self.unlabelled else {}
+        return {
+            work.spec: {
+                "robust": {row: accuracy(name) for row, name in {**rows, "end": "end", **work.names}.items()},
+                "adversarial": bound,
+            }
+            for work in works
+        }
+
     def score(self, works: Sequence[StitchRun], val: Split, *, labelled: bool) -> AgreementCounter:
         """One pass over the validation images that scores both networks and every map of every stitch."""
         couples = dict.fromkeys(couple for work in works for couple in _couples(work.names).values())
@@ -188,6 +210,7 @@ class Outcomes:
             "geometry": {"front": geometry.front_shape, "end": geometry.end_shape, "layouts": geometry.layouts},
             "trans_fit": pd.DataFrame(work.history.epochs, columns=FIT_COLUMNS),
             "trans_history": {iteration: _published(state) for iteration, state in work.history.snapshots.items()},
+            "parameters": work.layer.count(),
             "trans_m": work.maps,
             "fits": work.fits,
             "model_results": {STAGES[stage].scores: counts.scores(name) for stage, name in stages.items()},
@@ -199,6 +222,15 @@ class Outcomes:
             **({"ood": _rows_of_ood(work, ood)} if ood else {}),
             **work.similar,
         }
+
+
+def _network(cuts: CutNetworks, name: str, stitches: Mapping[str, tuple[StitchSpec, Stitch]]) -> Any:
+    """Images -> logits of one of the two networks, or of a stitched one by its name."""
+    if name not in stitches:
+        return lambda images: cuts.outputs(name, [LOGITS], images)[LOGITS]
+    spec, layer = stitches[name]
+    layer.eval()
+    return lambda images: cuts.logits(spec, layer, cuts.front_activations([spec], images), images)
 
 
 def _health(geometry: Geometry, moments: PairedMoments) -> dict[str, Any]:
@@ -218,7 +250,8 @@ def _resampled(work: StitchRun, *, several: bool) -> list[str]:
     if several:
         return ["front", "end", *work.names.values(), *(name for names in work.controls.values() for name in names)]
     bounds = [work.controls.get(control, []) for control in (CEILING, FLOOR)]
-    return [work.names["after"], *bounds[0], *bounds[1]] if all(bounds) else []
+    twin = [work.names["after"]] if work.spec.iri_images else []
+    return [work.names["after"], *bounds[0], *bounds[1]] if all(bounds) else twin
 
 
 def _verdicts(work: StitchRun, stages: Mapping[str, str], counts: AgreementCounter) -> dict[str, Any]:
@@ -296,8 +329,10 @@ def _add_maps(
     if on_train and fitted:
         work.maps["ls_train"] = affine_arrays(fitted, geometry)
         work.fits["ls_train"] = {"rows": on_train.n, "unknowns": unknowns}
-        if INITS[work.spec.init].needs_moments:
+        if init_of(work.spec.init).needs_moments:
             free = int(max((mask.reshape(len(mask), -1) != 0).sum(1))) + 1
+            if wants_patches(work.spec):
+                free = geometry.inputs * work.spec.kernel**2 + 1
             work.fits["before"] = {"rows": on_train.n, "unknowns": free}
 
 

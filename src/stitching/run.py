@@ -4,25 +4,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
+import numpy as np
+from torch import Generator, Tensor, nn
 
 from src.core.config import MEMORY
+from src.core.errors import UserError
 from src.dataset import Split, hold_out
+from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inputs
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
-from src.metrics.algebra.moments import PairedMoments
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, share, shared_ckas
 from src.stitching.controls import CONTROLS, control_specs, possible_controls, prepare_controls
 from src.stitching.cut_networks import LOGITS, CutNetworks
+from src.stitching.families import KernelStitch, widening_of
+from src.stitching.fits import StartData, check_patches, fitted_kernel, gather_start_data, wants_patches
+from src.stitching.inits import init_of
 from src.stitching.layer import ConstantStitch
 from src.stitching.moments import Moments, end_variances, gather_moments, mean_variance
 from src.stitching.naming import spec_names
 from src.stitching.objective import StitchObjective
 from src.stitching.ood import out_of_distribution
 from src.stitching.outcome import Outcomes, StitchRun
+from src.stitching.significance import paired_shares
 from src.stitching.start import initial_stitch
-from src.stitching.stitch_spec import ControlSpec, Cut, StitchSpec
+from src.stitching.stitch_spec import DATA, IDENTICAL, USUAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
 from src.training.loop import DEBUG_STEPS, Resume, fit
 from src.training.train_state import History, TrainState
@@ -46,9 +52,11 @@ class StitchPlan:
 
     similarity: also CKA with the end network's activation, the dearest part. labelled, front_labelled: whether the
     labels are of the classes of the end, and of the front network. comparable: whether both networks decide between the
-    same classes. ood: also whether what is handed on looks like end's own. controls: names of CONTROLS. fresh(seed): an
-    untrained network of the front's architecture that takes the same images. memory: bytes of moments held at once.
-    `resume` says where the state of those that train together is kept.
+    same classes. ood: also whether what is handed on looks like end's own. adversarial: the bound within which images
+    are changed against each network, 0 for not at all. controls: names of CONTROLS. fresh(seed): an untrained network
+    of the front's architecture that takes the same images. memory: bytes of moments held at once.
+    `resume` says where the state of those that train together is kept, `identical` where inputs are that the front
+    network cannot tell from the training images.
     """
 
     similarity: bool = True
@@ -56,10 +64,12 @@ class StitchPlan:
     front_labelled: bool = True
     comparable: bool = True
     ood: bool = False
+    adversarial: float = 0.0
     controls: Sequence[str] = ()
     fresh: Callable[[int], nn.Module] | None = None
     memory: float = MEMORY
     resume: Callable[[Sequence[StitchSpec]], Resume] | None = None
+    identical: IdenticalCache = field(default_factory=lambda: IdenticalCache(None, {}))
     callbacks: Callbacks = field(default_factory=Callbacks)
 
 
@@ -74,28 +84,65 @@ def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None 
     plan = plan or StitchPlan()
     controls, notes = possible_controls(plan.controls, labelled=plan.labelled, task=train.spec.task)
     plan = replace(plan, controls=controls)
-    for note in notes:
+    if plan.adversarial and not plan.labelled:
+        raise UserError("--adversarial attacks decisions about labels, and these are of other classes than end's")
+    for note in [*notes, *check_patches(cuts, cuts.specs, plan.memory)]:
         plan.callbacks.on_message(note)
     groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
-        seeds = len({spec.seed for spec in cuts.specs}) if plan.controls else 1
+        inputs = len({spec.inputs for spec in cuts.specs})
+        seeds = len({(spec.inputs, spec.seed) for spec in cuts.specs}) if plan.controls else inputs
         reasons = [f"to stay below {plan.memory / 1e9:g} GB of moments"] * (len(groups) > seeds)
-        reasons += ["each seed with controls of its own"] * (seeds > 1)
+        reasons += ["each seed with controls of its own"] * (seeds > inputs)
+        reasons += ["each set of training images on its own"] * (inputs > 1)
         plan.callbacks.on_message(f"{len(cuts.specs)} stitches in {len(groups)} groups, {', and '.join(reasons)}")
     outcomes: dict[StitchSpec, Outcome] = {}
+    right: dict[StitchSpec, np.ndarray] = {}
+    made: dict[TrainingInputs, tuple[Split, dict[str, Any]]] = {}
     for specs in groups:
-        outcomes |= _Group(cuts, specs, train, val, plan).outcomes()
+        (inputs,) = {spec.inputs for spec in specs}
+        if inputs not in made:
+            made = {inputs: _trained_on(inputs, cuts, train, plan)}
+        split, facts = made[inputs]
+        group = _Group(cuts, specs, split, val, plan, usual=train)
+        found = group.outcomes()
+        outcomes |= {spec: outcome | facts if isinstance(outcome, dict) else outcome for spec, outcome in found.items()}
+        right |= group.right
+    _add_differences(outcomes, right)
     return [outcomes[spec] for spec in cuts.specs]
+
+
+def _trained_on(
+    inputs: TrainingInputs, cuts: CutNetworks, train: Split, plan: StitchPlan
+) -> tuple[Split, dict[str, Any]]:
+    """The images that stitches are trained on, and what a result says of them."""
+    if inputs.kind == DATA:
+        return (fixed_subset(train, inputs.images) if inputs.images else train), {}
+    layer = inputs.front_layer
+
+    def forward(images: Tensor) -> Tensor:
+        return cuts.outputs("front", [layer], images)[layer]
+
+    made = identical_inputs(forward, train, layer, plan.identical, steps=inputs.steps, count=inputs.images)
+    return made.split, {"identical": made.facts()}
+
+
+def _add_differences(outcomes: Mapping[StitchSpec, Outcome], right: Mapping[StitchSpec, np.ndarray]) -> None:
+    """Say beside each stitch of identically represented inputs what it reaches minus what its twin of the data does."""
+    for spec, outcome in outcomes.items():
+        twin = replace(spec, train_on=DATA, iri_steps=USUAL["iri_steps"])
+        if isinstance(outcome, dict) and spec.train_on == IDENTICAL and spec in right and twin in right:
+            outcome["identical"] |= {"minus_data": paired_shares(right[spec], right[twin])}
 
 
 def _groups(cuts: CutNetworks, plan: StitchPlan, images: int) -> Iterator[list[StitchSpec]]:
     """The specs by pairs of layers, as many pairs at once as their moments of both splits leave room for.
 
-    Controls belong to a seed, so with them each seed has groups of its own.
+    Controls belong to a seed, so with them each seed has groups of its own, and so has each set of training images.
     """
-    seeds = list(dict.fromkeys(spec.seed for spec in cuts.specs)) if plan.controls else [None]
-    for seed in seeds:
-        specs = [spec for spec in cuts.specs if seed in (None, spec.seed)]
+    sets = dict.fromkeys((spec.inputs, spec.seed if plan.controls else None) for spec in cuts.specs)
+    for inputs, seed in sets:
+        specs = [spec for spec in cuts.specs if spec.inputs == inputs and seed in (None, spec.seed)]
         group: list[StitchSpec] = []
         held = 0.0
         for cut in dict.fromkeys(spec.cut for spec in specs):
@@ -116,15 +163,20 @@ def _groups(cuts: CutNetworks, plan: StitchPlan, images: int) -> Iterator[list[S
 class _Group:
     """Stitches that share their passes over the images, with their controls."""
 
-    def __init__(self, cuts: CutNetworks, specs: list[StitchSpec], train: Split, val: Split, plan: StitchPlan) -> None:
+    def __init__(
+        self, cuts: CutNetworks, specs: list[StitchSpec], train: Split, val: Split, plan: StitchPlan, *, usual: Split
+    ) -> None:
+        """`usual` are the training images as they are, which tell what the end network is used to."""
+        self.right: dict[StitchSpec, np.ndarray] = {}
+        self.plain = cuts, val  # before controls put images beside these
         self.specs, self.plan, self.callbacks = specs, plan, plan.callbacks
         names = [name for name in plan.controls if plan.labelled or not CONTROLS[name].fit]
         self.sewn = {spec: control_specs(cuts.geometry(spec.cut), spec, names, len(train)) for spec in specs}
         self.names = dict(zip(cuts.specs, spec_names(cuts.specs), strict=True))
-        self.cuts, self.train, self.val = cuts, train, val
+        self.cuts, self.train, self.val, self.usual = cuts, train, val, usual
         if names:
-            made = prepare_controls(cuts, specs, names, train, val, fresh=plan.fresh)
-            self.cuts, self.train, self.val = made
+            made = prepare_controls(cuts, specs, names, (train, val, usual), fresh=plan.fresh)
+            self.cuts, (self.train, self.val, self.usual) = made
         self.fits = {name: fit for name in names if (fit := CONTROLS[name].fit)}
 
     def outcomes(self) -> dict[StitchSpec, Outcome]:
@@ -135,8 +187,9 @@ class _Group:
         on_train = gather_moments(
             self.cuts, asking, self.train, title=title, on_message=self.callbacks.on_message, averages=averages
         )
-        works = {spec: self._start(spec, on_train) for spec in self.specs}
-        controls = {spec: self._start_control(spec, on_train) for spec in sewn}
+        data = gather_start_data(self.cuts, [*self.specs, *sewn], self.train, on_train)
+        works = {spec: self._start(spec, data) for spec in self.specs}
+        controls = {spec: self._start_control(spec, data) for spec in sewn}
         self.variances = self._variances([*works, *controls], on_train)
         for together in _training_groups([*works.values(), *controls.values()]):
             self._train(together)
@@ -155,7 +208,11 @@ class _Group:
             outcomes.attach_controls(work, held, {name: heads[name, work.spec.front_layer] for name in self.fits})
         self._tell_diverged(controls)
         counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
-        ood = out_of_distribution(self.cuts, outcomes.sewn(), self.train, self.val) if self.plan.ood else None
+        ood = out_of_distribution(self.cuts, outcomes.sewn(), self.usual, self.val) if self.plan.ood else None
+        for work in done:
+            if work.spec.iri_images and (shares := counts.shares("right", work.names["after"])) is not None:
+                self.right[work.spec] = shares
+        robust = outcomes.robust(*self.plain, done, self.plan.adversarial) if self.plan.adversarial else {}
         surroundings = {
             "constant_accuracy": self.val.spec.task.constant_accuracy(self.val.labels) if self.plan.labelled else None,
             "images": {"train": len(self.train), "val": len(self.val)},
@@ -163,23 +220,24 @@ class _Group:
         return {
             spec: FloatingPointError(work.failure)
             if work.failure
-            else outcomes.result(work, counts, ood) | surroundings
+            else outcomes.result(work, counts, ood) | surroundings | robust.get(spec, {})
             for spec, work in works.items()
         }
 
     def _finish_maps(self, outcomes: Outcomes, done: Sequence[StitchRun], on_train: Moments) -> None:
         """The maps of each stitch, and how near they come to the end network's activation."""
         cuts, val = self.cuts, self.val
-        of: dict[Cut, list[StitchRun]] = {}
-        for work in done:
-            of.setdefault(work.spec.cut, []).append(work)
-        affine = {cut: all(work.layer.affine() is not None for work in works) for cut, works in of.items()}
-        shared = [cut for cut in of if self.plan.similarity and affine[cut] and can_share(cuts.geometry(cut), len(val))]
-        others = [work.spec for work in done if work.spec.cut not in shared]
-        on_val = gather_moments(cuts, others, val, title="moments on val", on_message=self.callbacks.on_message)
-        asked = {cut: outcomes.add(of[cut], moments, on_train.get(cut)) for cut, moments in on_val.items()}
-        for cut in shared:
-            self._share(outcomes, of[cut], on_train)
+        keeps = {work.spec.cut: can_share(cuts.geometry(work.spec.cut), len(val)) for work in done}
+        shared: dict[Cut, list[StitchRun]] = {}
+        others: dict[Cut, list[StitchRun]] = {}
+        for work in done:  # by what a stitch is itself, so that its bits do not depend on its company
+            apart = self.plan.similarity and work.layer.affine() is not None and keeps[work.spec.cut]
+            (shared if apart else others).setdefault(work.spec.cut, []).append(work)
+        specs = [work.spec for works in others.values() for work in works]
+        on_val = gather_moments(cuts, specs, val, title="moments on val", on_message=self.callbacks.on_message)
+        asked = {cut: outcomes.add(others[cut], moments, on_train.get(cut)) for cut, moments in on_val.items()}
+        for works in shared.values():
+            self._share(outcomes, works, on_train)
         if not self.plan.similarity:
             return
         by_stitch = ckas(cuts, asked, val)
@@ -188,7 +246,7 @@ class _Group:
                 self.callbacks.on_message(
                     f"cka: mean over groups of {group} images, since all activations are too large to keep"
                 )
-            outcomes.add_ckas(of[cut], {name: by_stitch[cut, name] for name in (FRONT, *stitches)}, group)
+            outcomes.add_ckas(others[cut], {name: by_stitch[cut, name] for name in (FRONT, *stitches)}, group)
 
     def _share(self, outcomes: Outcomes, works: Sequence[StitchRun], on_train: Moments) -> None:
         """The same for stitches of one pair of layers whose activations are kept meanwhile."""
@@ -223,8 +281,8 @@ class _Group:
                 variances[spec.cut, target] = mean_variance(on_train[spec.cut])
         return {key: value or 1.0 for key, value in variances.items()}  # of a dead layer the squares themselves
 
-    def _start(self, spec: StitchSpec, on_train: Moments) -> StitchRun:
-        layer = _initial(self.cuts, spec, on_train.get(spec.cut))
+    def _start(self, spec: StitchSpec, data: StartData) -> StitchRun:
+        layer = _initial(self.cuts, spec, data)
         if not any(weights.any() for weights in layer.matrices()):
             self.callbacks.on_message(
                 f"warning: --mask {spec.mask} keeps no weight of --init {spec.init}; all weights start at zero"
@@ -236,10 +294,10 @@ class _Group:
             )
         return StitchRun(spec, layer, layer.arrays())
 
-    def _start_control(self, spec: ControlSpec, on_train: Moments) -> StitchRun:
-        layer = _initial(self.cuts, spec, on_train.get(spec.cut))
+    def _start_control(self, spec: ControlSpec, data: StartData) -> StitchRun:
+        layer = _initial(self.cuts, spec, data)
         if spec.constant:  # the best constant, where the end's mean is at hand, else what the stitch itself starts with
-            moments = on_train.get(spec.cut)
+            moments = data.get(spec.cut)
             bias = moments.mean_y if moments else layer.affine().b
             layer = ConstantStitch(bias, layer.geometry).to(self.cuts.device)
         return StitchRun(spec, layer, {})
@@ -312,17 +370,29 @@ class _Group:
         return [_validation(counts, str(number)) if str(number) in scored else None for number in range(len(works))]
 
 
-def _initial(cuts: CutNetworks, spec: StitchSpec, moments: PairedMoments | None) -> Any:
-    return initial_stitch(
-        cuts.geometry(spec.cut),
-        moments,
+def _initial(cuts: CutNetworks, spec: StitchSpec, data: StartData) -> Any:
+    geometry = cuts.geometry(spec.cut)
+    patches = data.patches.get((spec.cut, spec.kernel))
+    if patches is not None and wants_patches(spec):
+        return KernelStitch(*fitted_kernel(patches, spec.kernel), geometry).to(cuts.device)
+    anchors = data.anchors.get((spec.cut, init_of(spec.init).anchors, spec.seed))
+    affine = initial_stitch(
+        geometry,
+        data.get(spec.cut),
         init=spec.init,
         mask=spec.mask,
         rank=spec.low_rank,
         orthogonal=spec.orthogonal,
         seed=spec.seed,
         whiten=spec.whiten,
-    ).to(cuts.device)
+        data=anchors or data.folds.get(spec.cut),
+    )
+    if widening := widening_of(spec):
+        generator = Generator().manual_seed(spec.seed + 1)  # the seed itself drew the affine map
+        start = affine.affine()
+        made = widening.build(start, geometry, getattr(spec, widening.field), data.get(spec.cut), generator)
+        return made.to(cuts.device)
+    return affine.to(cuts.device)
 
 
 def _training_groups(works: Sequence[StitchRun]) -> list[list[StitchRun]]:

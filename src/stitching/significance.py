@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from src.core.intervals import bootstrap, paired_difference, percentiles, wilson
-from src.evaluation.scores import AgreementCounter
+from src.evaluation.scores import HITS, AgreementCounter
 
 Interval = tuple[float, float]
 LEAST_SPAN = 0.05  # between the two controls of a score: below it, nothing can be told apart
@@ -41,6 +41,21 @@ def penalty_of(counts: AgreementCounter, name: str) -> dict[str, float] | None:
         low, high = paired_difference(**hits)
     else:
         low, high = _resampled(counts, "right", [counts.target, name], lambda means: means[:, 0] - means[:, 1])
+    return {"value": value, "low": low, "high": high}
+
+
+def paired_shares(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """The mean of the first minus that of the second, shares of right decisions of the same images, and its interval.
+
+    Newcombe's where each image has one decision, else a bootstrap over images.
+    """
+    value = float(one.mean() - other.mean())
+    if np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all():
+        a, b = one == 1, other == 1
+        hits = dict(zip(HITS, (int(which.sum()) for which in (a & b, a & ~b, ~a & b, ~a & ~b)), strict=True))
+        low, high = paired_difference(**hits)
+    else:
+        low, high = percentiles(bootstrap(np.stack([one, other], 1), lambda means: means[:, 0] - means[:, 1]))
     return {"value": value, "low": low, "high": high}
 
 

@@ -1,20 +1,23 @@
 """Everything that decides a stitch, and nothing about files or devices."""
 
-import hashlib
-import json
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.records import FINITE, FLAG, NATURAL, POSITIVE, TEXT, Maybe
+from src.evaluation.identical import STEPS
 from src.stitching.exclusions import check_options
-from src.stitching.inits import INITS
+from src.stitching.families import family_name
+from src.stitching.inits import init_of
 from src.stitching.masks import MASKS, SPELLINGS
 from src.stitching.start import needs_moments
 from src.stitching.targets import AT_STITCH, TARGETS, TrainingStage, stages_of
 from src.training.recipe import ELEMENTWISE, Recipe
 
+DATA, IDENTICAL = "data", "iri"
+TRAIN_ON = (DATA, IDENTICAL)
 RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
 _OF_TYPE = {"str": TEXT, "bool": FLAG, "int": NATURAL, "float": FINITE, "int | None": Maybe(POSITIVE)}
 FORMAT, WHITENED_FORMAT = 1, 3  # of keys: a change of what a spec means makes other keys
@@ -37,6 +40,18 @@ class Cut(NamedTuple):
     end_layer: str
     flatten: bool
     resize: bool
+
+
+class TrainingInputs(NamedTuple):
+    """What stitches are trained on: the data, or inputs that the front network cannot tell from these at a layer.
+
+    images: so many of a fixed subset, unaugmented; 0 stands for all, augmented as usual.
+    """
+
+    kind: str
+    images: int
+    steps: int = 0
+    front_layer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,12 @@ class StitchSpec:
     match_layers: str = ""
     early_stop: int = 0
     cosine: bool = False
+    train_on: str = DATA
+    iri_images: int = 0
+    iri_steps: int = STEPS
+    kernel: int = 0
+    hidden: int = 0
+    norm: bool = False
 
     def __post_init__(self) -> None:
         for name in FLOATS:
@@ -84,7 +105,8 @@ class StitchSpec:
                 object.__setattr__(self, name, float(value))
         if self.mask in SPELLINGS:
             object.__setattr__(self, "mask", SPELLINGS[self.mask])
-        for name, table in (("init", INITS), ("mask", MASKS), ("optimizer", ELEMENTWISE)):
+        init_of(self.init)
+        for name, table in (("mask", MASKS), ("optimizer", ELEMENTWISE), ("train_on", TRAIN_ON)):
             if getattr(self, name) not in table:
                 known = ", ".join(sorted(table))
                 raise UserError(f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose from {known}")
@@ -107,8 +129,16 @@ class StitchSpec:
 
     @property
     def together(self) -> tuple[Any, ...]:
-        """What stitches agree in that train side by side: what decides the batches, and how they are computed."""
-        return self.seed, self.epochs, self.stage_epochs, self.early_stop, self.batch_size, self.amp, self.debug
+        """What stitches of the same images agree in that train side by side: what decides and computes the batches."""
+        length = self.epochs, self.stage_epochs, self.early_stop
+        return self.seed, *length, self.batch_size, self.amp, self.debug
+
+    @property
+    def inputs(self) -> TrainingInputs:
+        """What it is trained on."""
+        if self.train_on == DATA:
+            return TrainingInputs(DATA, self.iri_images)
+        return TrainingInputs(self.train_on, self.iri_images, self.iri_steps, self.front_layer)
 
     @property
     def cut(self) -> Cut:
@@ -118,7 +148,12 @@ class StitchSpec:
     @property
     def needs_train_moments(self) -> bool:
         matches = any(TARGETS[stage.target].at == AT_STITCH for stage in self.stages)
-        return needs_moments(self.init, self.mask) or self.whiten or matches
+        return needs_moments(self.init, self.mask) or self.whiten or matches or self.norm
+
+    @property
+    def family(self) -> str:
+        """What the family of its maps is called beside others."""
+        return family_name(self)
 
     def values(self) -> dict[str, Any]:
         """The fields by name: all are scalars, so that nothing is copied as `asdict` does."""
@@ -168,23 +203,6 @@ class ControlSpec(StitchSpec):
     def of(cls, spec: StitchSpec, source: str, **changed: Any) -> "ControlSpec":
         options: dict[str, Any] = spec.values() | {"source": source} | changed
         return cls(**options)
-
-
-def digest(record: Any) -> str:
-    """SHA-256 of built-in values, in hexadecimal."""
-    text = json.dumps(_exact(record), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _exact(value: Any) -> Any:
-    """The same with floating-point numbers spelled to the last bit, and apart from whole ones."""
-    if isinstance(value, float):
-        return f"float {value.hex()}"
-    if isinstance(value, dict):
-        return {str(key): _exact(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_exact(item) for item in value]
-    return value
 
 
 @lru_cache(maxsize=1)

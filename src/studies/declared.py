@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
+from src.evaluation.identical import IMAGES
 from src.networks.source_spec import parse_spec
 from src.stitching import StitchSpec, usual_rate
 from src.stitching.options import spec_of
+from src.stitching.stitch_spec import IDENTICAL
 from src.studies.schema import AXES, Study
 from src.studies.toml import Place
 
@@ -90,6 +92,8 @@ def tables_of(study: Study) -> list[Declared]:
             if kind == "stitch":
                 table.axes = {name: values for name in AXES if (values := getattr(says, name)) is not None}
                 table.axes.setdefault("seed", study.says.seeds)
+                if IDENTICAL in table.axes.get("train_on", ()):
+                    table.axes.setdefault("iri_images", [IMAGES])
             _check_pairs(table)
             table.pairs = dict(pairs_of(table))
             tables.append(table)

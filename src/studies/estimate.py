@@ -31,7 +31,10 @@ def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
     """What stitches that train together pay once: both networks on the images of all epochs, moments, and scores."""
     epoch = (costs.train + costs.val) * costs.front
     moments = costs.train * (costs.front + costs.end) if spec.needs_train_moments else 0.0
-    return spec.epochs * epoch + moments + 2 * costs.val * (costs.front + costs.end)
+    made = 0.0
+    if spec.inputs.steps:  # forth and back through the front network in each step
+        made = 3 * costs.front * min(spec.inputs.images, costs.train) * spec.inputs.steps
+    return spec.epochs * epoch + moments + made + 2 * costs.val * (costs.front + costs.end)
 
 
 def own_seconds(spec: StitchSpec, costs: Costs, others: int, geometry: Geometry | None) -> float:

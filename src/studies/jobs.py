@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.records import ANY, FINITE, FLAG, POSITIVE, SIZE, TEXT, Each, Kind, Maybe, Several, check
 from src.networks.source_spec import Named
 from src.stitching import StitchSpec
-from src.stitching.stitch_spec import digest, spec_table
+from src.stitching.stitch_spec import spec_table
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class PairWork:
             if isinstance(spec, CompareSpec):
                 yield Bundle.of(self.pair, self.settings, [timed.item], START + timed.seconds)
             else:
-                groups.setdefault(spec.together, []).append(timed)
+                groups.setdefault((*spec.together, spec.inputs), []).append(timed)
         held: list[Item] = []
         spent = START
         for same in groups.values():

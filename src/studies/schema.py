@@ -79,10 +79,17 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _accepted(check: Callable[[str], Any], value: Any) -> str:
+    check(text(value))
+    return value
+
+
 def check_of(option: Option) -> Callable[[Any], Any]:
     """What an option of a stitch takes here."""
     if option.kind == "names":
         return partial(names_among, option.choices)
+    if option.check:
+        return partial(_accepted, option.check)
     return one_of(*option.choices) if option.kind == "name" else CHECKS[option.kind]
 
 

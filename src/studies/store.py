@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from src import results
+from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.files import atomic_write, make_folder, remove_leftovers
 from src.core.records import LINES, NATURAL, TEXT, check, read_json
 from src.networks.architectures import files_of
-from src.stitching.stitch_spec import digest
 from src.studies.deaths import Death
 from src.studies.declared import texts_of
 from src.studies.jobs import to_record

@@ -14,13 +14,15 @@ from typing import Any
 from src import results
 from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
+from src.evaluation.identical import CACHE_FOLDER, IdenticalCache
 from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
 from src.networks.architectures import untrained
 from src.results.stitch_text import networks_at_chance
 from src.stitching import CutNetworks, StitchSpec
-from src.stitching.keys import key_inputs, stitch_keys
+from src.stitching.keys import front_inputs, key_inputs, stitch_keys
+from src.stitching.options import blind_labels
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import resume_states
 from src.studies.deaths import Death
@@ -90,7 +92,7 @@ def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[s
     specs = [item.spec for item in bundle.items if isinstance(item.spec, StitchSpec)]
     networks, layouts = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=layouts)
-    for line in [*cuts.notes, *on_data.notes, *on_data.missing_columns]:
+    for line in [*cuts.notes, *on_data.notes, *on_data.missing_columns, *blind_labels(specs)]:
         on_message(f"note: {line}")
     train, val = split_of(on_data, "train", device), split_of(scored, "val", device)
     about = key_inputs(on_data, [split.digest() for split in (train, val)])
@@ -106,6 +108,7 @@ def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[s
         fresh=lambda seed: on_data.with_preprocessing(untrained(front, seed), front),
         memory=task.memory,
         resume=resume_states(store.states(bundle.name), [item.name for item in bundle.items], about, every=EVERY),
+        identical=IdenticalCache(task.folder / CACHE_FOLDER, front_inputs(about), on_message),
         callbacks=Callbacks(on_message),
     )
     facts = {"weights": {"front": front.facts(), "end": end.facts()}}

@@ -14,6 +14,7 @@ from src.core.task import Task
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, is_known, load_split, measured, shuffle_labels, take_fraction
 from src.dataset.preprocessing import Preprocessing
+from src.evaluation.adversarial import attacked
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
 from src.networks.architectures import (
@@ -169,7 +170,7 @@ def train_network(
 
     train_state = TrainState(
         trained,
-        _objective(spec, network, train.spec.task),
+        _objective(spec, network, train.spec.task, train.pixel_range if spec.adversarial else None),
         spec.recipe,
         after_step=lambda iteration: save_weights(spec, start, weight_file(folder, iteration)),
         after_step_every=spec.save_frequency,
@@ -186,10 +187,31 @@ def train_network(
     )
 
 
-def _objective(spec: TrainSpec, network: nn.Module, task: Task) -> Objective:
-    """The loss of a network's logits on a batch, and which decisions are right."""
+def _changed(
+    network: nn.Module, images: Tensor, labels: Tensor, task: Task, pixels: tuple[Tensor, Tensor], bound: float
+) -> Tensor:
+    """Images changed against the network as it is, whose statistics do not learn from it."""
+    was = network.training
+    network.eval()
+    try:  # of torch's global generator, whose state a resumed run goes on with
+        start = 2 * torch.rand_like(images) - 1
+        return attacked(network, images, labels, task, *pixels, bound=bound, start=start)
+    finally:
+        network.train(was)
+
+
+def _objective(
+    spec: TrainSpec, network: nn.Module, task: Task, pixels: tuple[Tensor, Tensor] | None = None
+) -> Objective:
+    """The loss of a network's logits on a batch, and which decisions are right.
+
+    `pixels` are black and white as it sees them, where it is trained on images that are changed against it.
+    """
+    bounds = pixels if spec.adversarial else None
 
     def objective(shared: None, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if bounds:
+            images = _changed(network, images, labels, task, bounds, spec.adversarial)
         with mixed_precision(images.device, enabled=spec.amp):
             logits = network(images)
         if text := no_logits(logits):

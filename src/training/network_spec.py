@@ -13,6 +13,7 @@ UNUSUAL = {
     "amp": False,
     "train_fraction": 1.0,
     "shuffle_labels": 0.0,
+    "adversarial": 0.0,
     "freeze_body": False,
     "debug": False,
 }
@@ -40,6 +41,7 @@ class TrainSpec:
     cosine: bool = False
     save_frequency: int = 10000
     amp: bool = False
+    adversarial: float = 0.0
     debug: bool = False
 
     @classmethod

@@ -34,7 +34,7 @@ def scores(
     train, val = load_split("toy", "train"), load_split("toy", "val")
     cuts = CutNetworks(network, network, [spec], SAMPLE)
     if shuffled:
-        cuts, train, val = prepare_controls(cuts, [spec], ["shuffled"], train, val, fresh=None)
+        cuts, (train, val, _) = prepare_controls(cuts, [spec], ["shuffled"], (train, val, train), fresh=None)
         spec = ControlSpec.of(spec, "partner")
     if constant:
         spec = ControlSpec.of(spec, "front", constant=True)

@@ -31,6 +31,9 @@ CHANGES: list[dict[str, Any]] = [
     {"cka_reg": 0.1},
     {"l1": 0.1},
     {"optimizer": "sgd"},
+    {"kernel": 3, "init": "ps_inv"},
+    {"hidden": 8},
+    {"norm": True},
     {"whiten": True},
     {"whiten": True, "mask": "semi-match", "init": "ps_inv", "l1": 0.1},
     {"whiten": True, "low_rank": 2},
@@ -40,7 +43,8 @@ CHANGES: list[dict[str, Any]] = [
 
 
 def specs_of_every_kind() -> list[StitchSpec]:
-    changes = [{"init": init} for init in INITS] + [
+    inits = [f"{init}:9" if init == "relative" else init for init in INITS]
+    changes = [{"init": init} for init in [*inits, "ridge:0.1"]] + [
         {"mask": mask, "init": "ps_inv"} for mask in sorted(MASKS.keys() - SPELLINGS.keys())
     ]
     changes += [{"target_type": target} for target in TARGETS] + CHANGES
@@ -209,7 +213,7 @@ def test_zip_takes_the_first_with_the_first(toy: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-i", "eye,best"], "invalid choice: 'best'"),
+        (["-i", "eye,best"], "unknown init 'best'"),
         (["-r", "1,9"], "rank 9 exceeds 3"),
         (["-r", "1,full", "-m", "semi-match"], "--low-rank 1 excludes --mask semi-match"),
         (["-lr", "0.1,0"], "'0' is not a number above 0"),

@@ -140,7 +140,8 @@ def test_errors_of_activations_by_hand() -> None:
 
 
 ON = {"low_rank": 2, "mask": "semi-match", "l1": 1.0, "orthogonal": True, "flatten": True, "resize": True}
-ON |= {"cosine": True, "whiten": True}
+ON |= {"kernel": 3, "hidden": 64, "norm": True}
+ON |= {"cosine": True, "whiten": True, "iri_steps": 9}
 
 
 @pytest.mark.parametrize("line", EXCLUDED, ids=lambda line: f"{line[0]}-{line[1]}")
@@ -151,7 +152,8 @@ def test_every_excluded_pair_is_refused_and_each_half_is_fine(line) -> None:
     with pytest.raises(ValueError, match=f"excludes.*{reason}"):
         check_options(defaults | halves[0] | halves[1], USUAL)
     for half in halves:
-        check_options(defaults | half, USUAL)
+        beside = {"train_on": "iri"} if "iri_steps" in half else {}
+        check_options(defaults | half | beside, USUAL)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from src.stitching.options import OPTIONS
 SPEC = StitchSpec("bn3", "bn5")
 OTHER = {"low_rank": 2, "orthogonal": True, "flatten": True, "resize": True, "amp": True, "debug": True, "whiten": True}
 OTHER |= {"init": "eye", "mask": "semi-match", "optimizer": "sgd", "target_type": "soft_2", "cosine": True}
-OTHER |= {"stage_epochs": "10,20"}
+OTHER |= {"stage_epochs": "10,20", "train_on": "iri", "norm": True}
 BASES = {  # what a field needs beside it
     "temperature": {"target_type": "soft_1"},
     "match_layers": {"target_type": "match_later"},
+    "iri_steps": {"train_on": "iri", "iri_images": 3},
     "stage_epochs": {"target_type": "match,hard", "stage_epochs": "20,10"},
 }
 

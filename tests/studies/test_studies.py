@@ -329,3 +329,22 @@ def test_stages_and_variants_are_axes_and_their_commands_make_the_same(toy) -> N
     stitch_nets.main([*shlex.split(f"{first} {rest}")[2:], "--run-name", "alone"])
     (alone,) = (results.read(path) for path in Path("results/alone").glob("*.pkl"))
     assert alone["key"] == item.key and alone["model_results"] == pickles()[item.name]["model_results"]
+
+
+def test_what_is_trained_on_is_an_axis_and_its_twins_are_alike(toy) -> None:
+    text = 'pairs = [["a3.pt", "b5.pt"]]\n[stitch]\nlayers = "bn1"\nepochs = 1\nbatch_size = 16\n'
+    made = study(text + 'train_on = ["data", "iri"]\niri_images = 32\niri_steps = 3\ntarget_type = "match_later"\n')
+    specs = [item.spec for bundle in make_plan(made).bundles for item in bundle.items]
+    assert {(spec.train_on, spec.iri_images, spec.iri_steps) for spec in specs if isinstance(spec, StitchSpec)} == {
+        ("data", 32, 200),
+        ("iri", 32, 3),
+    }
+    main(WORK)
+    found = {result["params"]["train_on"]: result for result in pickles().values()}
+    assert found["iri"]["identical"]["images"] == 32 and "identical" not in found["data"]
+    words = "a3.pt b5.pt bn1 bn1 -e 1 -b 16 --target-type match_later --train-on data,iri --iri-images 32 --iri-steps 3"
+    stitch_nets.main([*words.split(), "--run-name", "r"])
+    for path in Path("results/r").glob("*.pkl"):
+        alone = results.read(path)
+        same = found[alone["params"]["train_on"]]
+        assert same["key"] == alone["key"] and same["model_results"] == alone["model_results"]

@@ -185,6 +185,27 @@ class Affine(NamedTuple):
     b: Tensor
 
 
+def joined(parts: Sequence[PairedMoments]) -> PairedMoments:
+    """The moments of the rows of all parts together (Chan, Golub and LeVeque 1983)."""
+    total = PairedMoments(len(parts[0].mean_x), len(parts[0].mean_y), parts[0].device)
+    for part in parts:
+        if not part.n:
+            continue
+        n = total.n + part.n
+        apart = part.mean_x - total.mean_x, part.mean_y - total.mean_y
+        weight = total.n * part.n / n
+        for into, add, one, other in (
+            (total.xx, part.xx, apart[0], apart[0]),
+            (total.xy, part.xy, apart[0], apart[1]),
+            (total.yy, part.yy, apart[1], apart[1]),
+        ):
+            into.add_(add).addr_(one, other, alpha=weight)
+        for side, difference in zip((total.x, total.y), apart, strict=True):
+            side.mean.add_(difference * (part.n / n))
+            side.n = n
+    return total
+
+
 def with_matching_bias(w: Tensor, moments: PairedMoments) -> Affine:
     """Return the map with the matrix w: (dy, dx) whose bias takes the mean of x to the mean of y."""
     return Affine(w, moments.mean_y - w @ moments.mean_x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +21,14 @@ from src.results.plots.style import (
     save,
 )
 from src.results.titles import network_names
-from src.stitching.naming import setting_text
+from src.stitching.naming import FAMILY, setting_of, setting_text
 from src.stitching.stages import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAGES_SHOWN = ("before", "after", "ps_inv")
+KINDS = ("init", "mask", "target_type", "train_on", FAMILY)  # what makes another line, or another panel
 NUMBERS = ("low_rank", "lr")  # what an axis can show in its order
 
 
@@ -69,16 +71,17 @@ def figure_title(found: Sequence[dict[str, Any]]) -> str:
 
 
 def variant(result: dict[str, Any], names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {setting_text(result['params'][name])}" for name in names)
+    return ", ".join(f"{name} {setting_of(SimpleNamespace(**result['params']), name)}" for name in names)
 
 
 def differing(found: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    return [name for name in names if len({result["params"][name] for result in found}) > 1]
+    options = [SimpleNamespace(**result["params"]) for result in found]
+    return [name for name in names if len({setting_of(option, name) for option in options}) > 1]
 
 
 def grid_figure(results: Sequence[dict[str, Any]], fronts: list[str], ends: list[str]) -> Figure:
     """A row of maps, before and after, for each combination of what else differs; means over seeds."""
-    names = differing(results, ("init", "mask", "low_rank", "lr"))
+    names = differing(results, (*KINDS, *NUMBERS))
     variants = ordered(variant(result, names) for result in results)
     untrained = all(not result["params"]["epochs"] for result in results)
     stages = ["before", "ps_inv"] if untrained else ["before", "after"]
@@ -113,9 +116,7 @@ def curves_figure(results: Sequence[dict[str, Any]]) -> Figure:
     """Relative accuracy over a number that varies, or over pairs of layers: every seed a dot, their mean the line."""
     names = differing(results, NUMBERS)
     across = names[0] if names else "layers"
-    others = [
-        name for name in differing(results, ("front_layer", "end_layer", "init", "mask", *NUMBERS)) if name != across
-    ]
+    others = [name for name in differing(results, ("front_layer", "end_layer", *KINDS, *NUMBERS)) if name != across]
     if across == "layers":
         others = [name for name in others if not name.endswith("layer")]
     places = ordered(_place(result, across) for result in results)
