@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from src import results
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
@@ -29,10 +30,13 @@ from src.evaluation.identical import (
     identical_inputs,
 )
 from src.evaluation.layer_grid import Comparison, compare_layers, join_rows, layer_label
+from src.evaluation.saving import save_activations
 from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
 from src.metrics.certainty.uncertainty import Difference, difference
 from src.metrics.engine.plan import Pair
+from src.networks.feature_networks import NONE, FeaturePair, is_features
+from src.networks.feature_networks import open_sides as open_files
 from src.networks.opening import Named, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.results import plots
@@ -65,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("front_layer", metavar="layer1", help=f"{several}, of the first network")
     parser.add_argument("end_layer", metavar="layer2", help=f"{several}, of the second network")
     text = ", ".join(known_datasets())
-    parser.add_argument("dataset", type=arguments.dataset_name, metavar="dataset", help=text)
+    parser.add_argument("dataset", type=dataset_or_none, metavar="dataset", help=f"{text}; {NONE} of two files")
     arguments.add_method_argument(parser)
     add_options(parser)
     options, words = options_first(sys.argv[1:] if argv is None else argv)
@@ -115,6 +119,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--iri-images", type=arguments.positive, metavar="N", help=images)
     steps = f"steps that make such inputs (default: {STEPS})"
     group.add_argument("--iri-steps", type=arguments.natural, metavar="N", help=steps)
+    group.add_argument(
+        "--save-activations",
+        type=Path,
+        metavar="FILE",
+        help="write what was compared into a .safetensors, which features:FILE names: layers 1.LAYER and 2.LAYER",
+    )
     arguments.add_pair_options(parser)
     arguments.add_split_options(parser)
     arguments.add_run_options(parser, plot="each method's layer x layer heatmap, or bars for one pair")
@@ -141,7 +151,7 @@ def with_draws(words: list[str]) -> list[str]:
 
 def is_dataset(word: str) -> bool:
     try:
-        return bool(canonical_dataset(word))
+        return word == NONE or bool(canonical_dataset(word))
     except UserError:
         return False
 
@@ -151,7 +161,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.plot:
         plots.require_matplotlib()
     device = choose_device(args.device)
-    on_data = cli.open_pair(args)
+    on_data = open_sides(args)
     names = args.front_layer, args.end_layer
     chosen = [
         choose_layers(network.network, name, on_data.sample)
@@ -162,7 +172,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_certainty(args, single=single)
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
         split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
-        alike = identical_of(args, on_data, split, layers[0]) if args.on == IRI else {}
+        alike = {}
+        if args.on == IRI:
+            assert isinstance(on_data, NetworksOnDataset)
+            alike = identical_of(args, on_data, split, layers[0])
         split = alike[layers[0][0]].split if single and alike else split
         lines, result = compare(args, on_data, layers, split, alike, single=single)
         facts = {"networks": [network.facts() for network in on_data.networks]}
@@ -171,9 +184,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def open_sides(args: argparse.Namespace) -> NetworksOnDataset | FeaturePair:
+    """Both networks in front of the images; one or both may be files of activations."""
+    specs = args.front_model, args.end_model
+    if not any(map(is_features, specs)):
+        if args.dataset == NONE:
+            raise UserError(f"{NONE} stands for a data set where both sides are files: features:PATH")
+        return cli.open_pair(args)
+    for option, default in (("on", "data"), ("versus", None), ("model1", None), ("model2", None)):
+        if getattr(args, option) not in (default, None):
+            raise UserError(f"features: excludes --{option}: a file has no network that could be asked")
+    return cli.show(open_files(specs, args.dataset, size=args.image_size, on_message=cli.notice))
+
+
+def dataset_or_none(text: str) -> str:
+    """argparse type: a data set, or none where both sides are files."""
+    return text if text == NONE else arguments.dataset_name(text)
+
+
 def compare(
     args: argparse.Namespace,
-    on_data: NetworksOnDataset,
+    on_data: NetworksOnDataset | FeaturePair,
     layers: Layers,
     split: Split,
     alike: dict[str, IdenticalInputs],
@@ -204,7 +235,10 @@ def compare(
             for row, images in rows
         ]
     )
-    differences = versus(args, on_data, split, (layers[0][0], layers[1][0])) if args.versus else {}
+    differences = {}
+    if args.versus:
+        assert isinstance(on_data, NetworksOnDataset)
+        differences = versus(args, on_data, split, (layers[0][0], layers[1][0]))
     certainties = {}
     if args.intervals or args.permutations:
         asked = {"with_intervals": args.intervals, "permutations": args.permutations}
@@ -226,6 +260,12 @@ def compare(
             name: difference if isinstance(difference, str) else asdict(difference)
             for name, difference in differences.items()
         }
+    if args.save_activations:
+        kept = {name: room[name] for name in ("batch_size", "layouts")}
+        about = {"networks": [network.facts() for network in on_data.networks], "dataset": args.dataset}
+        about |= {"split": args.dataset_type, "made_by": results.provenance()["runner_code"]}
+        save_activations(args.save_activations, *given, about=about, overwrite=args.overwrite, **kept)
+        cli.notice(f"activations: {args.save_activations}")
     lines += [report.fill(f"on {error_text(inputs, layer_label(layer))}") for layer, inputs in alike.items()]
     if alike:
         result["identical"] = {layer_label(layer): inputs.facts() for layer, inputs in alike.items()}
@@ -263,6 +303,10 @@ def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
         option = next(name for name in asked if getattr(args, name))
         text = f"--on {IRI} excludes --{option}: each layer of the first network has images of its own"
         raise UserError(text + "; name one layer of each" * (option in asked[2:]))
+    if (path := args.save_activations) and (path.suffix != ".safetensors" or args.on == IRI):
+        raise UserError("--save-activations writes the activations of the images into a .safetensors, named so")
+    if path and path.exists() and not args.overwrite:
+        raise FileExistsError(f"{path} exists already; give --overwrite or another name")
     for option in ("iri_images", "iri_steps"):
         if getattr(args, option) is not None and args.on != IRI:
             raise UserError(f"--{option.replace('_', '-')} is of --on {IRI}")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from src.core.files import sole_maker
 from src.core.text import visible
 from src.evaluation.certainty import Certainty
 from src.metrics import MEASURES, Cell
+from src.networks.feature_networks import FeaturePair
 from src.networks.opening import open_pair as open_networks
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.networks.source_spec import Named
@@ -33,6 +34,7 @@ from src.training.train_state import History
 
 # What to do where the memory for a comparison is short.
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
+Shown = TypeVar("Shown", NetworksOnDataset, FeaturePair)
 _REMEDY = "remedy"  # the attribute of an OSError that says what to do about it
 USER_ERRORS = (UserError, OSError, FloatingPointError)
 
@@ -51,7 +53,7 @@ def open_pair(args: argparse.Namespace, *, targets: Collection[str] = ()) -> Net
     return show(on_data)
 
 
-def show(on_data: NetworksOnDataset) -> NetworksOnDataset:
+def show(on_data: Shown) -> Shown:
     """Tell the user what figures on these images rest on."""
     for line in on_data.notes:
         notice(f"note: {line}")

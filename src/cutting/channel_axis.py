@@ -110,7 +110,7 @@ def layout_warnings(model: nn.Module, outputs: dict[str, Output]) -> list[str]:
         more = f", and of {len(guessed) - 1} more layers likewise" if len(guessed) > 1 else ""
         taken = f"{layer or 'output'} of {kind} are taken to be {layout.kind}{more}"
         lines.append(f"a guess: outputs of {taken}; ?layout= behind the network says it")
-    if not all(output.is_traced for output in outputs.values()):
+    if not all(output.is_traced for output in outputs.values()) and not getattr(model, "reads_files", False):
         lines.append(f"{kind} cannot be traced at these layers, so hooks cut it: each part runs the whole network")
     return lines
 

@@ -102,7 +102,7 @@ def parse_spec(text: str) -> NetworkSpec:
     """
     if Path(text).is_file():
         return NetworkSpec(text, "file", text)
-    body, view = _split_view(text)
+    body, view = split_view(text)
     if Path(body).is_file():
         return NetworkSpec(text, "file", body, view=view)
     prefix, _, rest = body.partition(":")
@@ -119,7 +119,7 @@ def parse_spec(text: str) -> NetworkSpec:
     return NetworkSpec(text, "file", body, view=view)
 
 
-def _split_view(text: str) -> tuple[str, dict[str, Any]]:
+def split_view(text: str) -> tuple[str, dict[str, Any]]:
     body, *options = re.split(r"[?&](?=\w+=)", text)
     view = {}
     for option in options:

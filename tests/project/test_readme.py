@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name, code in re.findall(r"`(\w+\.py)`[^`]*```python\n(.*?)```", text, re.DOTALL):
                 Path(name).write_text(code)
         runpy.run_path("images.py")
+        runpy.run_path("saved.py")
+        np.save("cortex.npy", np.load("cortex.npy")[:IMAGES])  # as many as commands see of the data set here
         make = runpy.run_path("nets.py")["make"]
         for name in ("first.pt", "second.pt"):
             torch.save(make(classes=10, channels=1).state_dict(), name)

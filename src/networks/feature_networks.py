@@ -1,0 +1,270 @@
+"""Saved activations in the place of a network: `features:PATH`, beside a network or another file."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, fx, nn
+
+from src.core.errors import UserError
+from src.core.task import SINGLE_LABEL
+from src.core.text import in_line
+from src.cutting.layout import RANKS
+from src.dataset import DATASETS, DatasetSpec, Split
+from src.dataset.feature_files import FeatureFile, Saved, read_features
+from src.dataset.preprocessing import Preprocessing
+from src.networks.checkpoints import Checkpoint
+from src.networks.opening import open_network
+from src.networks.presentation import put_on_dataset
+from src.networks.source_spec import Named, split_view
+
+PREFIX = "features:"
+NONE = "none"  # in the place of a data set, where both sides are files
+ROWS = "rows"  # the attribute of a batch of images that says which rows of a file belong to it
+
+
+class _Layer(nn.Module):
+    """Images -> the rows of an array that belong to them; blank ones where nobody says which these are."""
+
+    def __init__(self, saved: Saved, layout: str, order: Tensor | None) -> None:
+        super().__init__()
+        self.saved, self.layout, self.order = saved, layout, order
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self._forward_hooks:  # nobody asks for it
+            return images
+        return rows_of(self.saved, images, self.order)
+
+
+def rows_of(saved: Saved, images: Tensor, order: Tensor | None) -> Tensor:
+    """The rows of a batch in float32, on its device."""
+    rows = getattr(images, ROWS, None)
+    if rows is None:
+        return torch.zeros(len(images), *saved.shape[1:], device=images.device)
+    rows = rows if order is None else order[rows]
+    first, last = int(rows[0]), int(rows[-1])
+    in_a_row = last - first + 1 == len(rows) and torch.equal(rows, torch.arange(first, last + 1))
+    index: Any = slice(first, last + 1) if in_a_row else rows.numpy()
+    values = np.ascontiguousarray(saved.read(index), dtype=np.float32)
+    return torch.from_numpy(values.copy() if not values.flags.writeable else values).to(images.device)
+
+
+class FeatureNetwork(nn.Module):
+    """The layers of a file as those of a network, by their names, dots and all; it gives the file's outputs."""
+
+    reads_files = True
+
+    def __init__(self, file: FeatureFile, layouts: Mapping[str, str], order: Tensor | None = None) -> None:
+        super().__init__()
+        self.saved, self.order, self.names = file.output, order, list(file.layers)
+        for name, saved in file.layers.items():
+            *homes, last = name.split(".")
+            home: nn.Module = self
+            for part in homes:
+                if part not in home._modules:
+                    home.add_module(part, nn.Module())
+                home = home.get_submodule(part)
+            home.add_module(last, _Layer(saved, layouts[name], order))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor | None:
+        if isinstance(images, fx.Proxy):
+            raise TypeError("files are read by hooks")
+        for name in self.names:
+            self.get_submodule(name)(images)
+        return None if self.saved is None else rows_of(self.saved, images, self.order)
+
+
+class RowsSplit(Split):
+    """The images of a split, or none, by the rows of files that belong to them."""
+
+    def __init__(self, spec: DatasetSpec, labels: Tensor, device: torch.device, inner: Split | None = None) -> None:
+        super().__init__(spec, labels, device)
+        self.inner, self.rows = inner, torch.arange(len(labels))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        order: Generator | None = None,
+        augment: Generator | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        index = torch.arange(len(self))
+        if order is not None:
+            index = torch.randperm(len(self), generator=Generator().set_state(order.get_state()))
+        parts = (index[: len(index) - len(index) % batch_size] if drop_last else index).split(batch_size)
+        if self.inner is None:
+            given: Any = ((torch.zeros(len(part), 1, 1, 1, device=self.device), self.labels[part]) for part in parts)
+        else:
+            given = self.inner.batches(batch_size, order=order, drop_last=drop_last)
+        for part, (images, labels) in zip(parts, given, strict=True):
+            setattr(images, ROWS, self.rows[part])
+            yield images, labels
+
+    def take(self, index: Tensor) -> "RowsSplit":
+        other = copy.copy(self)
+        other.rows, other.labels = self.rows[index], self.labels[index]
+        other.inner = self.inner.take(index) if self.inner else None
+        return other
+
+    def _read(self, index: Tensor, batch_size: int) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def _contents(self) -> Any:
+        return self.rows.numpy().tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePair:
+    """Two sides, at least one of which is a file, as `NetworksOnDataset` has two networks; `notes` say what was taken
+    for granted."""
+
+    networks: tuple[Checkpoint, Checkpoint]
+    files: tuple[FeatureFile | None, FeatureFile | None]
+    sample: Tensor
+    dataset: str
+    spec: DatasetSpec
+    notes: tuple[str, ...]
+    shown: Any = None  # the network in front of the images, as NetworksOnDataset, where one side is one
+
+    @property
+    def classes_known(self) -> dict[str, bool]:
+        outputs = [file.output for file in self.files if file]
+        known = all(saved is not None and len(saved.shape) == 2 for saved in outputs)
+        widths = {saved.shape[1] for saved in outputs if saved is not None and len(saved.shape) == 2}
+        if self.shown:
+            widths.add(self.shown.spec.classes)
+        has_labels = bool(self.shown and self.shown.labelled) or any(file.labels for file in self.files if file)
+        alike = known and len(widths) == 1
+        return {"labelled": alike and has_labels, "comparable": alike}
+
+    def split(self, name: str, *, device: torch.device, **reading: Any) -> RowsSplit:
+        """All images of both sides, in the order of the first file, or of the data set."""
+        inner = self.shown.split(name, device=device, **reading) if self.shown else None
+        files = [file for file in self.files if file]
+        images = len(inner) if inner is not None else files[0].images
+        for file in files:
+            if file.images != images:
+                where = f"{self.dataset} ({name})" if inner is not None else str(files[0].path)
+                raise UserError(f"{file.path} has {file.images} images, {where} {images}; they are to be the same ones")
+        labels = inner.labels.cpu() if inner is not None else self._labels(files)
+        return RowsSplit(self.spec, labels, device, inner)
+
+    def _labels(self, files: Sequence[FeatureFile]) -> Tensor:
+        labelled = next((file for file in files if file.labels), None)
+        if labelled is None or labelled.labels is None:
+            return torch.zeros(files[0].images, dtype=torch.int64)
+        values = labelled.labels.read(slice(None))
+        if values.ndim != 1 or values.dtype.kind not in "iu" or values.min() < 0:
+            raise UserError(f"{labelled.labels.place}: labels are whole numbers from 0, one an image")
+        labels = torch.from_numpy(values.astype(np.int64))
+        order = getattr(self.networks[self.files.index(labelled)].network, "order", None)
+        return labels if order is None else labels[order]
+
+
+def is_features(spec: str) -> bool:
+    return spec.startswith(PREFIX)
+
+
+def open_features(spec: str) -> tuple[FeatureFile, dict[str, str]]:
+    """The file that a spec names, and the layout of each layer. UserError where axes could be read in several ways."""
+    body, view = (
+        split_view(spec.removeprefix(PREFIX))
+        if not Path(spec.removeprefix(PREFIX)).exists()
+        else (
+            spec.removeprefix(PREFIX),
+            {},
+        )
+    )
+    if odd := view.keys() - {"layout"}:
+        raise UserError(f"{spec}: {min(odd)} says nothing of saved activations; only layout does")
+    file = read_features(Path(body))
+    return file, {name: _layout(spec, name, saved, view.get("layout")) for name, saved in file.layers.items()}
+
+
+def _layout(spec: str, name: str, saved: Saved, asked: str | None) -> str:
+    rank = len(saved.shape)
+    if rank == RANKS["features"]:
+        return "features"
+    if asked and RANKS[asked] == rank:
+        return asked
+    if rank == RANKS["maps"] and asked in (None, "tokens"):
+        return "maps"
+    if rank == RANKS["tokens"]:
+        raise UserError(
+            f"{spec}: {in_line(name)} gives {saved.shape[1:]} for an image, which may be tokens or channels; say it "
+            "with ?layout=tokens behind it, or save it with four axes"
+        )
+    raise UserError(
+        f"{spec}: {in_line(name)} gives {saved.shape[1:]} for an image: neither maps nor tokens nor features"
+    )
+
+
+def matched(first: FeatureFile, second: FeatureFile) -> tuple[Tensor | None, str]:
+    """Where the images of the first file are in the second, None for the same places; and what to say of it.
+
+    Raises UserError where ids differ, with the first that does.
+    """
+    if first.ids is None or second.ids is None:
+        who = "neither file says" if first.ids is None and second.ids is None else "one file does not say"
+        return None, f"{who} which images it is of; they are taken to be the same ones in the same order"
+    if first.ids == second.ids:
+        return None, ""
+    places = {name: number for number, name in enumerate(second.ids)}
+    if missing := next((name for name in first.ids if name not in places), None):
+        raise UserError(f"{second.path} has no image {in_line(missing)!r}, which {first.path} has")
+    if len(second.ids) > len(first.ids):
+        more = next(name for name in second.ids if name not in set(first.ids))
+        raise UserError(f"{first.path} has no image {in_line(more)!r}, which {second.path} has")
+    order = torch.tensor([places[name] for name in first.ids])
+    return order, f"the images of {second.path} are in another order; they are matched by their ids"
+
+
+def checkpoint_of(spec: str, file: FeatureFile, layouts: Mapping[str, str], order: Tensor | None) -> Checkpoint:
+    network = FeatureNetwork(file, layouts, order)
+    plain = Preprocessing(1, (0.0,), (1.0,))
+    return Checkpoint(network, file.path.stem, None, spec, plain)
+
+
+def spec_of_files(files: Sequence[FeatureFile]) -> DatasetSpec:
+    """What stands for the data set of files alone: as many classes as their outputs are wide."""
+    widths = [file.output.shape[1] for file in files if file.output is not None and len(file.output.shape) == 2]
+    labels = tuple(map(str, range(widths[0] if widths else 1)))
+    return replace(DATASETS["digits"], name=NONE, folder="", labels=labels, task=SINGLE_LABEL)
+
+
+def open_sides(
+    specs: tuple[str, str], dataset: str, *, size: int | None = None, on_message: Callable[[str], None]
+) -> FeaturePair:
+    """Two sides of which one or both are files; the network among them sees the images of the data set, in order."""
+    opened = [open_features(spec) if is_features(spec) else None for spec in specs]
+    found = [side for side in opened if side]
+    shown, notes, order = None, [], None
+    if len(found) == len(specs):
+        if dataset != NONE:
+            raise UserError(f"both sides are files, which see no images: say {NONE} in the place of {dataset}")
+        order, note = matched(found[0][0], found[1][0])
+        notes += [note] * bool(note)
+    else:
+        if dataset == NONE:
+            raise UserError(f"the network sees the images of a data set: name it in the place of {NONE}")
+        text = next(spec for spec in specs if not is_features(spec))
+        network = open_network(Named(text), dataset=dataset, size=size, on_message=on_message)
+        shown = put_on_dataset([network], dataset, size=size)
+        notes += [*shown.notes, f"{found[0][0].path} is taken to be of the images of {dataset}, in their order"]
+    sides = []
+    for spec, side, moved in zip(specs, opened, (None, order), strict=True):
+        if side is None:
+            assert shown
+            sides.append(shown.networks[0])
+        else:
+            sides.append(checkpoint_of(spec, *side, moved))
+    files = [side[0] if side else None for side in opened]
+    sample = shown.sample if shown else torch.zeros(2, 1, 1, 1)
+    spec = shown.spec if shown else spec_of_files([side[0] for side in found])
+    return FeaturePair((sides[0], sides[1]), (files[0], files[1]), sample, dataset, spec, tuple(notes), shown)
