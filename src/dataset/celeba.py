@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.files import naming
 
 ATTRIBUTES = 40
 # as in the published scripts `val` is the official test set, so the official validation set is `valid`
@@ -41,7 +42,7 @@ def _read_official(root: Path, split: str) -> pd.DataFrame:
     attribute_file, partition_file = (
         _find_list(root, name) for name in ("list_attr_celeba.txt", "list_eval_partition.txt")
     )
-    with attribute_file.open(encoding="utf-8") as lines:
+    with naming(attribute_file), attribute_file.open(encoding="utf-8") as lines:
         next(lines, "")  # the number of images
         names = next(lines, "").split()
     attributes = _table(attribute_file, sep=r"\s+", skiprows=2, names=["img", *names]).set_index("img")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.files import naming
 from src.core.task import MULTI_LABEL, SINGLE_LABEL
 from src.dataset import augment
 from src.dataset.dataset_spec import SPLITS, DatasetSpec
@@ -126,7 +127,7 @@ def _with_folders(home: Path) -> Listing:
 def _with_table(home: Path) -> Listing:
     table = home / TABLE
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
+        with naming(table), table.open(newline="", encoding="utf-8-sig") as file:
             head, *rows = [row for row in csv.reader(file) if row] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is no table of comma-separated UTF-8 text: {error}") from None

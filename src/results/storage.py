@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.files import atomic_write
+from src.core.files import atomic_write, read_bytes
 from src.core.text import in_line
 from src.results.reader import parse
 from src.results.schema import check_result
@@ -24,7 +24,7 @@ def read(path: Path | str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no result file {path}")
     try:
-        result = parse(path.read_bytes())
+        result = parse(read_bytes(path))
         check_result(result)
     except OSError:
         raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
+from src.core.files import is_failing
 from src.core.progress import bar
 from src.core.records import ANY, NATURAL, Each, Several, check, read_json
 from src.networks.source_spec import Named
@@ -91,6 +92,8 @@ def _opened(study: Study, tables: list[Declared], cache: NetworkCache, left_out:
             on_data = cache.pair((Named(pair[0]), Named(pair[1])), says.dataset, says.image_size)
             work = PairWork(pair, settings, on_data, cache, left_out)
         except (UserError, OSError) as error:
+            if is_failing(error):
+                raise
             raise study.document.complaint(place, str(error)) from None
         for table in (table for table in tables if pair in table.pairs):
             with _At(table):

@@ -14,6 +14,7 @@ from typing import Any
 from src import results
 from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
+from src.core.files import is_failing
 from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
@@ -72,6 +73,12 @@ def perform(task: WorkerTask, *, alive: Callable[[], bool] = lambda: True) -> Re
             diverged = make(task, lambda line: notes.update({line: None}))
             store.forget_states(task.bundle.name)
             return Report(task, diverged=diverged, notes=tuple(notes))
+    except OSError as error:
+        if not is_failing(error):
+            store.forget_states(task.bundle.name)
+            return Report(task, trace=traceback.format_exc(), notes=tuple(notes))
+        words = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        return Report(task, death=Death(f"a disk failed ({words})"), notes=tuple(notes))
     except Exception:  # whatever it is, the driver decides; a worker has others to do
         store.forget_states(task.bundle.name)
         return Report(task, trace=traceback.format_exc(), notes=tuple(notes))

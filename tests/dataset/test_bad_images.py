@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,9 +261,10 @@ DEEP_COLOUR = deep_colour()
 
 
 def test_names_of_arrays_are_printed_without_their_control_characters(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **{"\x1b[2Jx": np.zeros(1)})
+    odd: dict[str, Any] = {"\x1b[2Jx": np.zeros(1)}
+    np.savez(tmp_path / "a.npz", **odd)
     with pytest.raises(UserError, match=re.escape("it has: \\x1b[2Jx")):
         arrays_spec("a", tmp_path / "a.npz")
-    np.savez(tmp_path / "b.npz", x_val=np.zeros((1, 8, 8), np.uint8), **{"\x1b[2Jx": np.zeros(1)})
+    np.savez(tmp_path / "b.npz", x_val=np.zeros((1, 8, 8), np.uint8), **odd)
     with pytest.raises(UserError, match=re.escape("has no y_val; it has: x_val, \\x1b[2Jx")):
         arrays_spec("b", tmp_path / "b.npz")
