@@ -15,7 +15,7 @@ from src.dataset.lookup import (
 )
 from src.dataset.registry import DATASETS
 from src.dataset.split import PairedImagesSplit, Split
-from src.dataset.subset import shuffle_labels, take_fraction
+from src.dataset.subset import shuffle_labels, take_fraction, take_images
 
 __all__ = [
     "DATASETS",
@@ -35,4 +35,5 @@ __all__ = [
     "measured",
     "shuffle_labels",
     "take_fraction",
+    "take_images",
 ]

@@ -99,7 +99,8 @@ def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[s
     cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=layouts)
     for line in [*cuts.notes, *on_data.notes, *on_data.missing_columns]:
         on_message(f"note: {line}")
-    train, val = split_of(on_data, "train", device), split_of(scored, "val", device)
+    pairs = ((on_data, "train"), (scored, "val"))
+    train, val = (split_of(seen, name, device, settings.images) for seen, name in pairs)
     about = key_inputs(on_data, [split.digest() for split in (train, val)])
     _check_keys(bundle, stitch_keys(cuts, about))
     store, diverged = Store(task.folder), {}
@@ -135,7 +136,7 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     assert isinstance(spec, CompareSpec)
     (on_data, _), device = networks_on_data(task.bundle), choose_device(task.device)
     front, end = on_data.networks
-    split = split_of(on_data, spec.split, device)
+    split = split_of(on_data, spec.split, device, task.bundle.settings.images)
     _check_keys(task.bundle, [spec.key(**key_inputs(on_data, [split.digest()]))])
     comparison = compare_layers(
         (front.network, end.network),
