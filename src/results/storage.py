@@ -1,6 +1,7 @@
 """Result files are read without running anything in them, and written whole or not at all."""
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,14 @@ def write(path: Path, result: dict[str, Any], *, overwrite: bool) -> None:
 
 
 def _portable(value: Any) -> Any:
-    """The same with frames whose texts are plain objects: pandas' own kinds of text vary with its version."""
+    """The same with frames whose texts are plain objects: pandas' own kinds of text vary with its version.
+
+    Equal texts become one object, as which pickle writes them, so that equal results are equal bytes.
+    """
     if isinstance(value, dict):
-        return {key: _portable(part) for key, part in value.items()}
+        return {_portable(key): _portable(part) for key, part in value.items()}
+    if type(value) is str:
+        return sys.intern(value)
     if isinstance(value, (list, tuple)):
         return type(value)(_portable(part) for part in value)
     if not isinstance(value, pd.DataFrame):
