@@ -36,9 +36,10 @@ def publish(
         return
     if not args.json:
         cli.say(stitches_table(outcomes))
+    made_by = results.provenance() if any(paths) else {}
     for path, result in zip(paths, outcomes, strict=True):
         if path:
-            results.write(path, result | results.provenance(), overwrite=args.overwrite or args.resume)
+            results.write(path, result | made_by, overwrite=args.overwrite or args.resume)
             results.keep_row(path, result)
     pictures = cli.picture_paths(args, paths[0].with_name(f"{SET}.pkl")) if paths[0] and args.plot else []
     for picture in pictures:
