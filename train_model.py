@@ -66,30 +66,31 @@ def run(args: argparse.Namespace) -> dict:
         start.network.to(device)
         if not needs_plain_memory(start.network):
             in_channels_last(start.network)
-        history = train_network(
-            spec,
-            start,
-            train,
-            val,
-            resume_file=resume_file,
-            epoch_done=lambda history: cli.tell_epoch(history, recipe.epochs),
-            resumed=lambda epochs: cli.tell_resumed(epochs, recipe.epochs),
-        )
-        save_weights(spec, start, final)
-        scores = evaluate(start.network, val)
-        text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {final}"
-        if spec.adversarial:
-            start.network.eval()
-            scores["robust"] = robust_accuracy(start.network, val, bound=spec.adversarial, title="attacking")
-            text += f"\nrobust accuracy, images changed by up to {spec.adversarial:.4g}: {scores['robust']:.2%}"
-        text += f"\ndebug: only {DEBUG_STEPS} batches an epoch" * spec.debug
-        chance = train.spec.task.constant_accuracy(train.labels)
-        warnings = [] if spec.debug else bad_endings(history.epochs, rate=spec.lr, chance=chance, images=len(train))
-        text += "".join(f"\n{fill(f'warning: {line}')}" for line in warnings)
-        result = {"weights": str(final), "iteration": iteration, "val": scores, "log": numbered(history.epochs)}
-        result["warnings"] = warnings
-        cli.publish(args, path, result, text)
-        resume_file.unlink(missing_ok=True)  # not before the result is safe
+        with cli.going_on(resume_file.is_file, "--resume goes on from the last whole epoch"):
+            history = train_network(
+                spec,
+                start,
+                train,
+                val,
+                resume_file=resume_file,
+                epoch_done=lambda history: cli.tell_epoch(history, recipe.epochs),
+                resumed=lambda epochs: cli.tell_resumed(epochs, recipe.epochs),
+            )
+            save_weights(spec, start, final)
+            scores = evaluate(start.network, val)
+            text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {final}"
+            if spec.adversarial:
+                start.network.eval()
+                scores["robust"] = robust_accuracy(start.network, val, bound=spec.adversarial, title="attacking")
+                text += f"\nrobust accuracy, images changed by up to {spec.adversarial:.4g}: {scores['robust']:.2%}"
+            text += f"\ndebug: only {DEBUG_STEPS} batches an epoch" * spec.debug
+            chance = train.spec.task.constant_accuracy(train.labels)
+            warnings = [] if spec.debug else bad_endings(history.epochs, rate=spec.lr, chance=chance, images=len(train))
+            text += "".join(f"\n{fill(f'warning: {line}')}" for line in warnings)
+            result = {"weights": str(final), "iteration": iteration, "val": scores, "log": numbered(history.epochs)}
+            result["warnings"] = warnings
+            cli.publish(args, path, result, text)
+            resume_file.unlink(missing_ok=True)  # not before the result is safe
         remove_older(folder, iteration, facts)
     return result
 
@@ -100,7 +101,8 @@ def interrupted(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    cli.run_script(parse_args, run, argv, interrupted=interrupted)
+    goes_on = "the same command with --overwrite begins anew"
+    cli.run_script(parse_args, run, argv, interrupted=interrupted, goes_on=goes_on)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,10 @@ def act(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     remedy = "interrupted; the same command goes on with what is missing"
-    cli.run_script(parse_args, act, argv, interrupted=remedy, less_memory="lower --memory, or --workers")
+    goes_on = "the same command goes on with what is missing"
+    cli.run_script(
+        parse_args, act, argv, interrupted=remedy, less_memory="lower --memory, or --workers", goes_on=goes_on
+    )
 
 
 if __name__ == "__main__":

@@ -199,6 +199,12 @@ def add_reading_options(parser: argparse._ActionsContainer) -> None:
     """How images are read."""
     add_size_option(parser)
     parser.add_argument(
+        "--images",
+        type=positive,
+        metavar="N",
+        help="take N images of each split, as many of each class and always the same, for a first try",
+    )
+    parser.add_argument(
         "--num-workers",
         type=natural,
         metavar="N",
@@ -246,7 +252,8 @@ def reading(args: argparse.Namespace, on_message: Callable[[str], None]) -> dict
     """What `load_split` is told of how images are read; `on_message` hears what a cache could not hold."""
     if args.cache and args.cache.exists() and not args.cache.is_dir():
         raise UserError(f"--cache {args.cache} is no folder")
-    return {"num_workers": args.num_workers, "keep": CacheOptions(args.cache, args.cache_gb, on_message)}
+    keep = CacheOptions(args.cache, args.cache_gb, on_message)
+    return {"num_workers": args.num_workers, "keep": keep, "images": args.images}
 
 
 def add_spec_options(

@@ -17,7 +17,7 @@ import torch
 from src import results
 from src.core.config import choose_device, multiplies_bfloat16
 from src.core.errors import REPORT, UserError
-from src.core.files import sole_maker
+from src.core.files import NotWritten, is_failing, sole_maker
 from src.core.text import visible
 from src.evaluation.certainty import Certainty
 from src.metrics import MEASURES, Cell
@@ -36,6 +36,7 @@ from src.training.train_state import History
 GROUPS_HELP = "lower --batch-size, or average over groups of images with --group-at"
 Shown = TypeVar("Shown", NetworksOnDataset, FeaturePair)
 _REMEDY = "remedy"  # the attribute of an OSError that says what to do about it
+GOES_ON = "goes_on"  # of an error: how to go on after it
 USER_ERRORS = (UserError, OSError, FloatingPointError)
 
 
@@ -115,13 +116,18 @@ def run_script(
 
 @contextlib.contextmanager
 def one_line_errors(
-    *, traceback: bool, interrupted: str = "interrupted", less_memory: str = "lower --batch-size"
+    *,
+    traceback: bool,
+    interrupted: str = "interrupted",
+    less_memory: str = "lower --batch-size",
+    goes_on: str = "the same command begins anew",
 ) -> Iterator[None]:
     """End the script with one line on stderr and exit code 2 for what a user can mend; with `traceback`, with that.
 
     Any other exception is a mistake of ours: below its traceback stands what to do with it. `less_memory` says what to
-    do where memory was short. Ctrl-C ends with exit code 130 and SIGTERM with 143, both with
-    the line `interrupted`, or that of `resumable`, and after all that clears up behind an error.
+    do where memory was short, `goes_on` where a disk failed and `going_on` knew no better. Ctrl-C ends with exit code
+    130 and SIGTERM with 143, both with the line `interrupted`, or that of `resumable`, and after all that clears up
+    behind an error.
     """
     try:
         with _terminable():
@@ -129,7 +135,7 @@ def one_line_errors(
     except USER_ERRORS as error:
         if traceback:
             raise
-        _fail(_describe(error), 2)
+        _fail(_describe(error) + _kept(error, goes_on), 2)
     except Exception as error:
         if traceback:
             raise
@@ -188,6 +194,25 @@ def _describe(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _kept(error: BaseException, goes_on: str) -> str:
+    """Where a disk failed, what is lost, what is kept, and how to go on."""
+    if not is_failing(error):
+        return ""
+    what = "this file is lost, those before it are whole" if isinstance(error, NotWritten) else "nothing is lost"
+    return f"; {what}; {getattr(error, GOES_ON, goes_on)}"
+
+
+@contextlib.contextmanager
+def going_on(kept: Callable[[], object], how: str) -> Iterator[None]:
+    """Say how to go on where a disk fails within the block, if something is kept by then."""
+    try:
+        yield
+    except OSError as error:
+        if kept() and not hasattr(error, GOES_ON):
+            setattr(error, GOES_ON, how)
+        raise
+
+
 def _fail(message: str, code: int) -> None:
     print(f"error: {visible(message, keep='')}", file=sys.stderr)
     raise SystemExit(code) from None
@@ -238,13 +263,16 @@ def tell_epoch(history: History, epochs: int, *, always: bool = False, whose: st
 @contextlib.contextmanager
 def resumable(paths: Sequence[Path | None]) -> Iterator[None]:
     """Make the line of an interrupted run say how to go on with it: in the name of the folder of its results."""
-    try:
+    if paths[0] is None:
         yield
+        return
+    folder = paths[0].parent
+    how = f"--resume --run-name {folder.name} goes on from the last whole epoch"
+    try:
+        with going_on(lambda: list(folder.glob("*.resume.pt")), how):
+            yield
     except (KeyboardInterrupt, _Terminated) as error:
-        if paths[0] is None:
-            raise
-        name = paths[0].parent.name
-        raise type(error)(f"interrupted; --resume --run-name {name} goes on from the last whole epoch") from None
+        raise type(error)(f"interrupted; {how}") from None
 
 
 @dataclass(frozen=True, slots=True)

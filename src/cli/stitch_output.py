@@ -35,10 +35,11 @@ def publish(
     if single:
         cli.publish(args, cli.Place(paths[0]), outcomes[0], stitch_table(outcomes[0]), draw=plots.draw_stitch)
         return
+    made_by = results.provenance() if any(paths) else {}
     try:
         for path, result in zip(paths, outcomes, strict=True):
             if path:
-                results.write(path, result | results.provenance(), overwrite=args.overwrite or args.resume)
+                results.write(path, result | made_by, overwrite=args.overwrite or args.resume)
                 results.keep_row(path, result)
     finally:
         if not args.json:

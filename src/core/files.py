@@ -1,5 +1,6 @@
 """Files that are either whole or absent: write beside the target, then rename."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -9,8 +10,51 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+# what a disk says that is full, failing, over its quota, or of a machine that is gone; nothing that the user misnamed
+FAILING = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EIO",
+        "ENOSPC",
+        "EDQUOT",
+        "ESTALE",
+        "EREMOTEIO",
+        "ENXIO",
+        "ENODEV",
+        "ENOTCONN",
+        "EHOSTDOWN",
+        "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+)
 ATTEMPTS = 100  # at what another process may undo in the moment that it is done
 T = TypeVar("T")
+
+
+class NotWritten(OSError):
+    """A disk failed while a file was written: what it was to hold is lost, what it held before is there."""
+
+
+def is_failing(error: BaseException) -> bool:
+    """Whether an error is of a disk that fails, is full or is gone."""
+    return isinstance(error, OSError) and error.errno in FAILING
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Give errors of reading the file that they are of: once it is open, the system no longer says."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """All bytes of a file; raises OSError with its name, also where its disk fails on the way."""
+    with naming(path):
+        return path.read_bytes()
 
 
 def make_folder(folder: Path) -> None:
@@ -50,10 +94,12 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
         # users know their file, not our temporary one; a full disk names no file at all
         if error.errno is None or error.filename not in (None, str(temporary or "")):
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        kind = NotWritten if is_failing(error) else OSError
+        raise kind(error.errno, error.strerror, str(path)) from None
     finally:
         if temporary:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # where it cannot be removed, the next writer does it
+                temporary.unlink(missing_ok=True)
 
 
 def open_temporary(path: Path) -> tuple[Path, BinaryIO]:
@@ -103,7 +149,8 @@ def sole_maker(path: Path, remedy: str = "give another --run-name") -> Iterator[
         try:
             yield
         finally:
-            claim.unlink(missing_ok=True)
+            with suppress(OSError):
+                claim.unlink(missing_ok=True)
 
 
 def _publish(temporary: Path, path: Path, *, overwrite: bool) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from src.core.errors import UserError
+from src.core.files import naming
 from src.core.text import has_controls, in_line
 
 MAX_TEXT = 20_000
@@ -163,7 +164,7 @@ def short(value: Any) -> str:
 
 def read_json(path: Path, most: int) -> Any:
     """The value of a JSON file of so many bytes at most; raises OSError, or UserError for what is none."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise UserError(f"{path} is larger than such a file is")

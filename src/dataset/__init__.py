@@ -15,7 +15,7 @@ from src.dataset.lookup import (
 )
 from src.dataset.registry import DATASETS
 from src.dataset.split import MARKS, MarkedSplit, PairedImagesSplit, Split
-from src.dataset.subset import hold_out, shuffle_labels, take_fraction
+from src.dataset.subset import hold_out, shuffle_labels, take_fraction, take_images
 
 __all__ = [
     "DATASETS",
@@ -38,4 +38,5 @@ __all__ = [
     "measured",
     "shuffle_labels",
     "take_fraction",
+    "take_images",
 ]

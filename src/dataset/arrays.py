@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.files import is_failing, naming
 from src.core.task import SINGLE_LABEL
 from src.core.text import in_line
 from src.dataset import augment
@@ -60,6 +61,10 @@ class _opened:
         self.path = path
 
     def __enter__(self) -> Any:
+        with naming(self.path):
+            return self._open()
+
+    def _open(self) -> Any:
         if not self.path.is_file():
             raise FileNotFoundError(f"no file {self.path}")
         self.bytes = self.path.open("rb")  # by us: numpy leaves a damaged file open
@@ -70,7 +75,7 @@ class _opened:
             return np.load(self.bytes, allow_pickle=False)
         except (*DAMAGED, ValueError) as error:  # of numpy: it is taken for a pickle
             self.bytes.close()
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) or is_failing(error):
                 raise
             raise UserError(f"{self.path} is a damaged .npz file: {in_line(str(error))}") from None
         except BaseException:
@@ -79,6 +84,8 @@ class _opened:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.bytes.close()
+        if isinstance(error, OSError) and is_failing(error):
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         if isinstance(error, DAMAGED):
             raise UserError(f"{self.path} is a damaged .npz file: {in_line(str(error))}") from None
 

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import mmap
 import os
 import re
 from abc import ABC, abstractmethod
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.files import make_folder, open_temporary, remove_leftovers
+from src.core.files import make_folder, naming, open_temporary, remove_leftovers
 from src.dataset.decode import Target
 
 FORMAT = 1  # of the files' names: a change of how images are decoded makes other names
@@ -79,14 +78,13 @@ class InFile(Rows):
         super().__init__(count, shape)
         self._path, self._stride = path, int(np.prod(shape))
         self._temporary: Path | None = None
-        self._whole = _whole(path, (count, *shape))
-        if self._whole is not None:
+        self._maker = os.getpid()
+        if self._open_whole():
             self.known[:] = True
             with contextlib.suppress(OSError):
                 os.utime(path)  # the file that was longest unused goes first where room is short
             return
         remove_leftovers(path)
-        self._maker = os.getpid()
         self._temporary, self._file = open_temporary(path)
         try:
             self._begin = _write_header(self._file, (count, *shape))
@@ -98,29 +96,44 @@ class InFile(Rows):
     def put(self, index: Tensor, images: Tensor) -> None:
         if self._temporary is None:
             return
-        for row, image in zip(index.tolist(), images.contiguous().numpy(), strict=True):
-            _write_at(self._file.fileno(), memoryview(image).cast("B"), self._begin + row * self._stride)
+        with naming(self._path):
+            for row, image in zip(index.tolist(), images.contiguous().numpy(), strict=True):
+                _write_at(self._file.fileno(), memoryview(image).cast("B"), self._begin + row * self._stride)
         self.known[index] = True
         if self.known.all():
-            os.fsync(self._file.fileno())
+            with naming(self._path):
+                os.fsync(self._file.fileno())
             self._temporary.replace(self._path)
             self._temporary = None
             self._file.close()
-            self._whole = _whole(self._path, (len(self.known), *self.shape))
-            if self._whole is None:
+            if not self._open_whole():
                 raise OSError(f"{self._path} went away as soon as it was made; choose another --cache")
 
     def get(self, index: Tensor) -> Tensor:
-        if self._whole is not None:
-            images = self._whole[index.numpy()]
-            # pages that have been read count as this process's memory until they are given back
-            if hasattr(mmap, "MADV_DONTNEED"):
-                self._whole._mmap.madvise(mmap.MADV_DONTNEED)  # pyright: ignore[reportAttributeAccessIssue]
-            return torch.from_numpy(np.asarray(images))
         images = np.empty((len(index), *self.shape), dtype=np.uint8)
-        for image, row in zip(images, index.tolist(), strict=True):
-            _read_at(self._file.fileno(), memoryview(image).cast("B"), self._begin + row * self._stride)
+        with naming(self._path):
+            # not through a map of the file: where its disk fails, that kills the process without a word
+            for image, row in zip(images, index.tolist(), strict=True):
+                _read_at(self._file.fileno(), memoryview(image).cast("B"), self._begin + row * self._stride)
         return torch.from_numpy(images)
+
+    def _open_whole(self) -> bool:
+        """Open the file of that name, if it is there and whole."""
+        try:
+            file = self._path.open("rb")
+        except OSError:
+            return False
+        try:
+            with naming(self._path):
+                begin = _begin_of(file, (len(self.known), *self.shape))
+        except OSError:
+            file.close()
+            raise
+        if begin is None:
+            file.close()
+            return False
+        self._file, self._begin = file, begin
+        return True
 
     def close(self) -> None:
         """Remove what is not whole; a worker that inherited it leaves it alone."""
@@ -128,7 +141,7 @@ class InFile(Rows):
             with contextlib.suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
             self._temporary = None
-            self._file.close()
+        self._file.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
@@ -186,12 +199,16 @@ def cache_key(files: Sequence[Path], target: Target) -> str:
     return digest.hexdigest()
 
 
-def _whole(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
+def _begin_of(file: BinaryIO, shape: tuple[int, ...]) -> int | None:
+    """Where the images of a .npy file begin; None where it is none of whole images of this shape."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None
+        found, fortran, kind = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, EOFError):
         return None
-    return array if array.shape == shape and array.dtype == np.uint8 else None
+    whole = file.tell() + int(np.prod(shape)) == os.fstat(file.fileno()).st_size
+    return file.tell() if whole and found == shape and not fortran and kind == np.uint8 else None
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.files import naming
 
 ATTRIBUTES = 40
 # as in the published scripts `val` is the official test set, so the official validation set is `valid`
@@ -56,7 +57,7 @@ def _read_list(file: Path, names: list[str] | None = None) -> pd.DataFrame:
         return table.set_axis(["img", *(names or table.columns[1:])], axis=1).astype({"img": str})
     if names:
         return _table(file, sep=r"\s+", names=["img", *names])
-    with file.open(encoding="utf-8") as lines:
+    with naming(file), file.open(encoding="utf-8") as lines:
         next(lines, "")  # the number of images
         names = next(lines, "").split()
     return _table(file, sep=r"\s+", skiprows=2, names=["img", *names])

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.core.errors import UserError
+from src.core.files import is_failing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
@@ -92,7 +93,7 @@ def decode_batches(
 ) -> Iterator[Tensor]:
     """The images of each batch of indices, (n, *target.shape), decoded by `num_workers` processes.
 
-    Raises UserError for an image that cannot be read, OSError where a process died.
+    Raises UserError for an image that cannot be read, OSError where a disk failed or a process died.
     """
     loader = DataLoader(
         _Decoder(files, target),
@@ -104,7 +105,7 @@ def decode_batches(
     )
     try:
         for images in loader:
-            if isinstance(images, UserError):
+            if isinstance(images, Exception):
                 raise images
             yield images
     except torch.OutOfMemoryError:
@@ -117,7 +118,7 @@ def decode_batches(
 class _Decoder(Dataset):
     """Indices of files -> one uint8 batch.
 
-    Returns a UserError for an image that cannot be read: raised in a worker, it would arrive with a traceback in it.
+    Returns the error for an image that cannot be read: raised in a worker, it would arrive with a traceback in it.
     """
 
     def __init__(self, files: Sequence[Path], target: Target) -> None:
@@ -128,10 +129,10 @@ class _Decoder(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, indices: Sequence[int]) -> Tensor | UserError:
+    def __getitem__(self, indices: Sequence[int]) -> Tensor | Exception:
         try:
             return torch.stack([self._decode(self.files[index]) for index in indices])
-        except UserError as error:
+        except (UserError, OSError) as error:
             return error
 
     def _decode(self, file: Path) -> Tensor:
@@ -139,7 +140,7 @@ class _Decoder(Dataset):
 
 
 class _named:
-    """Turn whatever a decoder raises into a UserError that names the file."""
+    """Turn whatever a decoder raises into a UserError that names the file; that of a failing disk stays an OSError."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -148,6 +149,8 @@ class _named:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError) and is_failing(error):
+            raise OSError(error.errno, error.strerror, str(self.file)) from None
         if isinstance(error, Exception):  # of many kinds, by format and damage
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             reason = "it is no image" if "cannot identify" in text else getattr(error, "strerror", None) or text

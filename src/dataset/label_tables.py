@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.files import naming
 from src.dataset.decode import SUFFIXES, Files
 
 TABLE = "labels.csv"  # of yes/no labels, or of classes
@@ -91,7 +92,8 @@ def _values(rows: Sequence[Sequence[str]], column: int) -> set[str]:
 def _rows(table: Path) -> list[list[str]]:
     """The rows of a table that are not empty, cut at commas, tabs, semicolons or spaces: what its first line has."""
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        with naming(table):
+            lines = table.read_text(encoding="utf-8-sig").splitlines()
         first = next((line for line in lines if line.strip()), "")
         mark = next((mark for mark in "\t,;" if mark in first), " ")
         return [row for row in csv.reader(lines, delimiter=mark, skipinitialspace=mark == " ") if row]

@@ -17,6 +17,7 @@ from src.dataset.dataset_spec import DatasetSpec
 from src.dataset.folder import folder_spec
 from src.dataset.registry import DATASETS
 from src.dataset.split import FolderSplit, MemorySplit, Split
+from src.dataset.subset import take_images
 
 KINDS = {"folder": folder_spec, "arrays": arrays_spec}
 _FOLDER_ALIASES = {"celebagenerator": "celeba"}
@@ -88,24 +89,28 @@ def load_split(
     device: torch.device | str = "cpu",
     num_workers: int | None = None,
     keep: CacheOptions | None = None,
+    images: int | None = None,
 ) -> Split:
     """Open the `train` or `val` images of a data set, or its `valid` ones where it has such (CelebA).
 
     `root` overrides the configured folder. In-memory sets live on `device`; `num_workers` processes decode the
-    images of the others (None: one a core, at most 8), and `keep` says where decoded ones stay. Raises UserError for
-    unknown names and FileNotFoundError, with the remedy, for data that are not there.
+    images of the others (None: one a core, at most 8), and `keep` says where decoded ones stay. `images` is how many
+    are taken, as `take_images` does. Raises UserError for unknown names and FileNotFoundError, with the remedy, for
+    data that are not there.
     """
     spec = dataset_of(name)
     if split not in spec.splits:
         raise UserError(f"{spec.name} has no split {split!r}; choose from {', '.join(spec.splits)}")
     if spec.root and root is None:
         root = config.data_root(spec.root)
-    images, targets = spec.read(root, split)
+    pixels, targets = spec.read(root, split)
     if len(targets) == 0:
         raise UserError(f"the {split} split of {spec.name} in {root} is empty")
     if spec.in_memory:
-        return MemorySplit(spec, _of_size(images, spec.size).to(device), targets.to(device))
-    return FolderSplit(spec, images, targets, device=device, num_workers=num_workers, keep=keep)
+        whole = MemorySplit(spec, _of_size(pixels, spec.size).to(device), targets.to(device))
+    else:
+        whole = FolderSplit(spec, pixels, targets, device=device, num_workers=num_workers, keep=keep)
+    return take_images(whole, images) if images else whole
 
 
 def _of_size(images: Tensor, size: int) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.core.errors import UserError, first_line
+from src.core.files import naming
 
 DIGITS_FILE = Path(__file__).with_name("digits.csv.gz")
 PATIENCE = 30  # seconds without a byte until a download has failed
@@ -44,7 +45,8 @@ def _open_torchvision(kind: str, root: Path, train: bool) -> Any:
     reader = getattr(torchvision.datasets, kind)
     split = {"split": "train" if train else "test"} if kind in _CHANNELS_FIRST else {"train": train}
     try:
-        return reader(root, **split)
+        with naming(root / kind):
+            return reader(root, **split)
     except (RuntimeError, ValueError, AssertionError) as error:
         if "not found" not in str(error):  # torchvision looks at the names of MNIST's files, not at what is in them
             raise UserError(

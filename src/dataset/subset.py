@@ -36,6 +36,23 @@ def hold_out(split: Split, share: float, *, seed: int) -> tuple[Split, Split]:
     return split.take((~out).nonzero().flatten()), split.take(out.nonzero().flatten())
 
 
+def take_images(split: Split, count: int) -> Split:
+    """A fixed subset of so many images, as nearly as many of each class; in the split's own order, all if it has fewer.
+
+    A smaller one is a part of each larger one. Where images have several labels, it is a plain random subset.
+    """
+    if count >= len(split):
+        return split
+    generator = _generator("images", 0)
+    strata = split.spec.task.strata(split.labels).cpu()
+    turn = torch.empty_like(strata)  # of an image among those of its class, drawn at random
+    for stratum in strata.unique():
+        members = (strata == stratum).nonzero().flatten()
+        turn[members[torch.randperm(len(members), generator=generator)]] = torch.arange(len(members))
+    by_class = strata.argsort(stable=True)
+    return split.take(by_class[turn[by_class].argsort(stable=True)][:count].sort().values)
+
+
 def shuffle_labels(split: Split, share: float, *, seed: int) -> Split:
     """The split with the labels of a random `share` (0 to 1) of its images dealt out among these anew.
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from src.core.errors import UserError
+from src.core.files import read_bytes
 from src.dataset import DATASETS, DatasetSpec, dataset_of
 from src.dataset.labels import is_numbered
 from src.networks.checkpoints import Checkpoint
@@ -23,7 +24,7 @@ def classes_of(text: str) -> tuple[str, ...]:
         if not Path(text).is_file():
             raise UserError(f"?classes={text} is neither a data set nor a file with a name a line") from None
     try:
-        names = tuple(line.strip() for line in Path(text).read_text(encoding="utf-8-sig").splitlines())
+        names = tuple(line.strip() for line in read_bytes(Path(text)).decode("utf-8-sig").splitlines())
     except UnicodeDecodeError:
         raise UserError(f"{text} is no text of a name a line") from None
     names = names[: len(names) - next((i for i, name in enumerate(reversed(names)) if name), len(names))]

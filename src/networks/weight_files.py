@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.files import read_bytes
 from src.core.tensor_files import Skipped, parse_safetensors, parse_tensors
 from src.core.text import in_line
 from src.dataset import canonical_dataset
@@ -53,7 +54,7 @@ def read_weights(path: Path, *, averaged: bool = False) -> WeightFile:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path}")
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         record = parse_safetensors(content) if path.suffix == ".safetensors" else parse_tensors(content, skip=True)
     except UserError as error:

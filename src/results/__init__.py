@@ -50,20 +50,22 @@ def run_folder(out_dir: Path, run_name: str | None) -> Path:
 
 def provenance() -> dict[str, Any]:
     """Branch and commit of the code (None outside a checkout), libraries' versions, and the command line that runs."""
+    commit, branch = (_git("rev-parse", "HEAD", "--abbrev-ref", "HEAD") or [None, None])[:2]
     return {
         "versions": {
             "python": platform.python_version(),
             **{module.__name__: str(module.__version__) for module in (torch, np, scipy, pd)},
         },
-        "git": {"branch": _git("rev-parse", "--abbrev-ref", "HEAD"), "commit": _git("rev-parse", "HEAD")},
+        "git": {"branch": branch, "commit": commit},
         "runner_code": shlex.join(["python", *sys.argv]),
     }
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str) -> list[str] | None:
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    lines = done.stdout.strip().splitlines()
+    return lines if done.returncode == 0 and len(lines) == 2 else None

@@ -11,6 +11,7 @@ from torch import nn
 
 from src import results
 from src.core.errors import UserError
+from src.core.files import read_bytes
 from src.cutting.channel_axis import find_outputs, layouts_of
 from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
@@ -199,7 +200,7 @@ def _by_digest(result: Path, sha256: str) -> str | None:
     """A weight file of this digest below a `model_weights/` beside the result, above it, or in the working folder."""
     for folder in dict.fromkeys((*result.resolve().parents, Path.cwd())):
         for file in sorted((folder / "model_weights").rglob("*.pt")):
-            if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
+            if hashlib.sha256(read_bytes(file)).hexdigest() == sha256:
                 return str(file)
     return None
 

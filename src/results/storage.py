@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.files import atomic_write
+from src.core.files import atomic_write, read_bytes
 from src.core.text import in_line
 from src.results.reader import parse
 from src.results.schema import check_result
@@ -25,7 +25,7 @@ def read(path: Path | str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no result file {path}")
     try:
-        result = parse(path.read_bytes())
+        result = parse(read_bytes(path))
         check_result(result)
     except OSError:
         raise
@@ -47,12 +47,12 @@ def write(path: Path, result: dict[str, Any], *, overwrite: bool) -> None:
 def _portable(value: Any) -> Any:
     """The same with frames whose texts are plain objects: pandas' own kinds of text vary with its version.
 
-    Equal texts are one object: a pickle writes an object once, so that equal results would else differ in their bytes.
+    Equal texts become one object, as which pickle writes them, so that equal results are equal bytes.
     """
-    if type(value) is str:
-        return sys.intern(value)
     if isinstance(value, dict):
         return {_portable(key): _portable(part) for key, part in value.items()}
+    if type(value) is str:
+        return sys.intern(value)
     if isinstance(value, (list, tuple)):
         return type(value)(_portable(part) for part in value)
     if not isinstance(value, pd.DataFrame):

@@ -160,10 +160,11 @@ def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str
         if value != said(usual, option.field):
             words += [option.flags[-1], *([] if option.kind == "flag" else [_text(value)])]
     words += ["--amp"] * spec.amp
-    for name in ("dataset", "evaluate_on", "image_size"):
+    for name in ("dataset", "evaluate_on", "image_size", "images"):
         if (value := asdict(settings)[name]) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--controls", ",".join(settings.controls)] if settings.controls else []
+    words += ["--batch-dependent"] * settings.batch_dependent
     words += ["--ood"] * settings.ood + ["--no-similarity"] * (not settings.similarity)
     return shlex.join(["python", "stitch_nets.py", *bundle.pair]), shlex.join(words)
 

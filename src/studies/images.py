@@ -27,36 +27,36 @@ def networks_on_data(bundle: Bundle) -> tuple[NetworksOnDataset, NetworksOnDatas
     return on_data, on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
 
 
-def split_of(on_data: NetworksOnDataset, name: str, device: torch.device) -> Split:
-    """The images of a split, read once a process: bundles of one study come one after the other."""
-    key = *_key(on_data, name), str(device)
+def split_of(on_data: NetworksOnDataset, name: str, device: torch.device, images: int | None = None) -> Split:
+    """The images of a split, or so many, read once a process: bundles of one study come one after the other."""
+    key = *_key(on_data, name, images), str(device)
     if key not in _READ:
         if len(_READ) > 4:
             _READ.clear()
-        held = _handed_over(on_data, name, device)
-        _READ[key] = on_data.split(name, device=device) if held is None else held
+        held = _handed_over(on_data, name, device, images)
+        _READ[key] = on_data.split(name, device=device, images=images) if held is None else held
     return _READ[key].with_preprocessing(on_data.shared)
 
 
-def _key(on_data: NetworksOnDataset, name: str) -> tuple[Any, ...]:
-    return on_data.spec.name, on_data.spec.size, on_data.answers, name
+def _key(on_data: NetworksOnDataset, name: str, images: int | None) -> tuple[Any, ...]:
+    return on_data.spec.name, on_data.spec.size, on_data.answers, name, images
 
 
-def _handed_over(on_data: NetworksOnDataset, name: str, device: torch.device) -> Split | None:
-    if (arrays := _HANDED_OVER.get(_key(on_data, name))) is None:
+def _handed_over(on_data: NetworksOnDataset, name: str, device: torch.device, images: int | None) -> Split | None:
+    if (arrays := _HANDED_OVER.get(_key(on_data, name, images))) is None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is shared cannot be written, and nobody here writes to images
-        images, labels = (torch.from_numpy(array).to(device) for array in arrays)
-    return MemorySplit(on_data.spec, images, labels)
+        pixels, labels = (torch.from_numpy(array).to(device) for array in arrays)
+    return MemorySplit(on_data.spec, pixels, labels)
 
 
 def arrays_of(bundle: Bundle) -> Arrays:
     """All images of a bundle that are held in memory, to be handed over; those in files are for each to decode."""
-    on_data, scored = networks_on_data(bundle)
+    (on_data, scored), images = networks_on_data(bundle), bundle.settings.images
     splits = {}
     for one, name in ((on_data, "train"), (on_data, "val"), (scored, "val")):
-        splits[_key(one, name)] = split_of(one, name, torch.device("cpu"))
+        splits[_key(one, name, images)] = split_of(one, name, torch.device("cpu"), images)
     return {
         key: (split.images.numpy(), split.labels.numpy())
         for key, split in splits.items()

@@ -52,6 +52,8 @@ class Settings:
     controls: tuple[str, ...] = ()
     ood: bool = False
     similarity: bool = True
+    images: int | None = None
+    batch_dependent: bool = False
 
     @property
     def extras(self) -> dict[str, Any]:
@@ -113,6 +115,8 @@ _SETTINGS = {
     "controls": Several(TEXT),
     "ood": FLAG,
     "similarity": FLAG,
+    "images": Maybe(POSITIVE),
+    "batch_dependent": FLAG,
 }
 _COMPARE = {
     "front_layers": Several(TEXT),

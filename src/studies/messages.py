@@ -72,7 +72,7 @@ def at_chance_lines(stitches: Frame) -> list[str]:
 
 def _how_often(failure: Failure) -> str:
     parts = [f"failed {counted(failure.count, 'time', 'times')}"] if failure.count or not failure.deaths else []
-    parts += [f"its process ended {counted(failure.deaths, 'time', 'times')}"] if failure.deaths else []
+    parts += [f"stopped from outside {counted(failure.deaths, 'time', 'times')}"] if failure.deaths else []
     return ", ".join(parts)
 
 

@@ -40,14 +40,14 @@ class NetworkCache:
             self.networks[key] = sources.open_network(text, dataset=dataset, size=size, on_message=self.on_message)
         return self.networks[key]
 
-    def images(self, on_data: NetworksOnDataset, name: str) -> tuple[str, int]:
-        """The digest of a split as these networks' labels are arranged, and how many images it holds."""
+    def images(self, on_data: NetworksOnDataset, name: str, images: int | None) -> tuple[str, int]:
+        """The digest of a split, or of so many of its images, as these networks' labels are arranged; and how many."""
 
         def read() -> tuple[str, int]:
-            split = on_data.split(name, device=torch.device("cpu"))
+            split = on_data.split(name, device=torch.device("cpu"), images=images)
             return split.digest(), len(split)
 
-        return self._once((on_data.spec.name, on_data.spec.size, on_data.answers, name), read)
+        return self._once((on_data.spec.name, on_data.spec.size, on_data.answers, name, images), read)
 
     def of(self, on_data: NetworksOnDataset, number: int) -> "CachedNetwork":
         """One of the two networks, as it looks in this pair."""

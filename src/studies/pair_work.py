@@ -49,7 +49,9 @@ class PairWork:
             scored = on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
         possible_controls(settings.controls, labelled=on_data.end_labelled, task=on_data.spec.task)
         self.sides: tuple[CachedNetwork, CachedNetwork] = cache.of(on_data, 0), cache.of(on_data, 1)
-        (train, n_train), (val, n_val) = cache.images(on_data, "train"), cache.images(scored, "val")
+        (train, n_train), (val, n_val) = (
+            cache.images(seen, split, settings.images) for seen, split in ((on_data, "train"), (scored, "val"))
+        )
         self.about = key_inputs(on_data, [train, val], [seen.digest for seen in self.sides])
         self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, cache.products)
         self.items: list[_Priced] = []
@@ -80,7 +82,8 @@ class PairWork:
     def add_stitches(self, table: Declared, draft: tuple[list[StitchSpec], Counter[str]], steps: tqdm) -> None:
         """Add every stitch of a table; `steps` moves on by its combinations, left out or not."""
         specs, left_out = draft
-        self.on_data.require_for(teachers_of(spec.target_type for spec in specs))
+        teachers = teachers_of(spec.target_type for spec in specs)
+        self.on_data.require_for(teachers, batch_dependent=self.settings.batch_dependent)
         for front, end in self.couples(table):
             for reason, count in left_out.items():
                 self.left_out[reason] += count
@@ -137,7 +140,7 @@ class PairWork:
         if self.settings.evaluate_on:
             raise UserError("evaluate_on is for stitches; a comparison has its own data set")
         spec = CompareSpec(tuple(fronts), tuple(ends), tuple(table.metrics), table.view, table.group_at, table.split)
-        images, count = self.cache.images(self.on_data, table.split)
+        images, count = self.cache.images(self.on_data, table.split, self.settings.images)
         key = spec.key(**self.about | {"images": [images]})
         cells = len(fronts) * len(ends) * len(table.metrics)
         seconds = count * (self.costs.front + self.costs.end) * (1 + 0.02 * cells)

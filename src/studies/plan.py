@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
+from src.core.files import is_failing
 from src.core.progress import bar
 from src.core.records import ANY, NATURAL, Each, Several, check, read_json
 from src.networks.source_spec import Named
@@ -79,9 +80,11 @@ def make_plan(study: Study, on_message: Callable[[str], None] = lambda line: Non
 def _opened(study: Study, tables: list[Declared], cache: NetworkCache, left_out: Counter[str]) -> list[PairWork]:
     """The networks of all pairs on their data, where the couples of layers that tables ask for are counted."""
     says = study.says
-    settings = Settings(
-        study.name, says.dataset, says.evaluate_on, says.image_size, tuple(says.controls), says.ood, says.similarity
-    )
+    known: dict[str, Any] = {
+        field.name: getattr(says, field.name) for field in fields(Settings) if field.name != "study"
+    }
+    known["controls"] = tuple(says.controls)
+    settings = Settings(study.name, **known)
     places: dict[Pair, Place] = {}
     for table in tables:
         places |= {pair: place for pair, place in table.pairs.items() if pair not in places}
@@ -91,6 +94,8 @@ def _opened(study: Study, tables: list[Declared], cache: NetworkCache, left_out:
             on_data = cache.pair((Named(pair[0]), Named(pair[1])), says.dataset, says.image_size)
             work = PairWork(pair, settings, on_data, cache, left_out)
         except (UserError, OSError) as error:
+            if is_failing(error):
+                raise
             raise study.document.complaint(place, str(error)) from None
         for table in (table for table in tables if pair in table.pairs):
             with _At(table):

@@ -26,8 +26,9 @@ PAUSE = 0.5  # seconds between looks at what others hold
 class Options:
     """How a study is run.
 
-    retries: attempts at a result beside the first. deaths: processes that may be ended from outside while they are at
-    a result, without its getting further. patience: seconds until a silent holder is given up.
+    retries: attempts at a result beside the first, in all runs together. deaths: processes that may be ended from
+    outside in this run while they are at a result, without its getting further. patience: seconds until a silent
+    holder is given up.
     """
 
     retries: int = 2
@@ -48,6 +49,7 @@ class Driver:
     on_message: Callable[[str], None]
     runner: str = field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     _told: set[str] = field(default_factory=set)
+    _deaths: dict[str, int] = field(default_factory=dict)  # result -> deaths in runs before this one
     _ends: dict[str, "_Ends"] = field(default_factory=dict)  # bundle -> how its processes ended
 
     def run(self, bundles: list[Bundle] | None = None) -> dict[str, Failure]:
@@ -55,6 +57,7 @@ class Driver:
         waiting = deque(self.plan.bundles if bundles is None else bundles)
         leases = Leases(self.store.leases, runner=self.runner, patience=self.options.patience)
         progress = _Progress(self.plan, self.store, self.on_message)
+        self._deaths = {name: failure.deaths for name, failure in self.store.failures().items()}
         with _ending(self.engine, leases):
             while True:
                 started = self._hand_out(waiting, leases)
@@ -93,9 +96,11 @@ class Driver:
         return bool(tasks)
 
     def _given_up(self) -> set[str]:
-        most = self.options
-        failures = self.store.failures().items()
-        return {name for name, failure in failures if failure.count > most.retries or failure.deaths > most.deaths}
+        most, failures = self.options, self.store.failures()
+        failed = {name for name, failure in failures.items() if failure.count > most.retries}
+        return failed | {
+            name for name, failure in failures.items() if failure.deaths - self._deaths.get(name, 0) > most.deaths
+        }
 
     def _take(self, report: Report, waiting: deque[Bundle]) -> None:
         """What failed is noted and comes again until its attempts are spent; many that fail at once come in halves.

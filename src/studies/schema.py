@@ -115,6 +115,8 @@ STUDY = {
     "dataset": (lambda value: canonical_dataset(text(value)), None),
     "evaluate_on": (lambda value: canonical_dataset(text(value)), None),
     "image_size": (CHECKS["positive"], None),
+    "images": (CHECKS["positive"], None),
+    "batch_dependent": (FLAG, False),
     "controls": (controls, []),
     "ood": (FLAG, False),
     "similarity": (FLAG, True),

@@ -175,4 +175,4 @@ def fingerprint(study: Study) -> str:
     for text in texts_of(study):
         found = [file.stat() for file in files_of(text) if file.is_file()]
         stamps.append([text, [[status.st_size, status.st_mtime_ns] for status in found]])
-    return digest(["plan 3", study.document.text, stamps])[:16]
+    return digest(["plan 4", study.document.text, stamps])[:16]

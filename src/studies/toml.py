@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
+from src.core.files import read_bytes
 from src.core.text import visible
 
 Place = tuple[str | int, ...]  # keys and positions, from the outside in
@@ -26,7 +27,7 @@ class Document:
             raise FileNotFoundError(f"no study file {path}")
         self.path = path
         try:
-            self.text = path.read_text(encoding="utf-8")
+            self.text = read_bytes(path).decode("utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{path}:1: no UTF-8 text") from None
         self.values = _parse(self.text, path)

@@ -14,6 +14,7 @@ from typing import Any
 from src import results
 from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
+from src.core.files import is_failing
 from src.evaluation.identical import CACHE_FOLDER, IdenticalCache
 from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
@@ -74,6 +75,12 @@ def perform(task: WorkerTask, *, alive: Callable[[], bool] = lambda: True) -> Re
             diverged = make(task, lambda line: notes.update({line: None}))
             store.forget_states(task.bundle.name)
             return Report(task, diverged=diverged, notes=tuple(notes))
+    except OSError as error:
+        if not is_failing(error):
+            store.forget_states(task.bundle.name)
+            return Report(task, trace=traceback.format_exc(), notes=tuple(notes))
+        words = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        return Report(task, death=Death(f"a disk failed ({words})"), notes=tuple(notes))
     except Exception:  # whatever it is, the driver decides; a worker has others to do
         store.forget_states(task.bundle.name)
         return Report(task, trace=traceback.format_exc(), notes=tuple(notes))
@@ -94,7 +101,8 @@ def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[s
     cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=layouts)
     for line in [*cuts.notes, *on_data.notes, *on_data.missing_columns, *blind_labels(specs)]:
         on_message(f"note: {line}")
-    train, val = split_of(on_data, "train", device), split_of(scored, "val", device)
+    pairs = ((on_data, "train"), (scored, "val"))
+    train, val = (split_of(seen, name, device, settings.images) for seen, name in pairs)
     about = key_inputs(on_data, [split.digest() for split in (train, val)])
     _check_keys(bundle, stitch_keys(cuts, about))
     store, diverged = Store(task.folder), {}
@@ -131,7 +139,7 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     assert isinstance(spec, CompareSpec)
     (on_data, _), device = networks_on_data(task.bundle), choose_device(task.device)
     front, end = on_data.networks
-    split = split_of(on_data, spec.split, device)
+    split = split_of(on_data, spec.split, device, task.bundle.settings.images)
     _check_keys(task.bundle, [spec.key(**key_inputs(on_data, [split.digest()]))])
     comparison = compare_layers(
         (front.network, end.network),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
-from src.core.files import atomic_write, sole_maker
+from src.core.files import atomic_write, read_bytes, sole_maker
 from src.core.tensor_files import parse_tensors
 
 RESUME, LOG = "resume.pt", "training_log.csv"
@@ -69,7 +69,7 @@ def snapshots(folder: Path) -> list[Path]:
 def recipe_of(path: Path) -> dict[str, Any]:
     """The recipe of a weight file; empty where it has none or is none of ours."""
     try:
-        record = parse_tensors(path.read_bytes())
+        record = parse_tensors(read_bytes(path))
     except ValueError:
         return {}
     recipe = record.get("recipe") if isinstance(record, dict) else None

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from src.core.errors import UserError
+from src.core.files import read_bytes
 from src.core.progress import bar
 from src.core.records import ANY, ARRAY, LINES, NATURAL, NUMBER, Each, Maybe, Several, check
 from src.core.tensor_files import parse_tensors, write_tensors
@@ -319,7 +320,7 @@ class _Run:
     def load(self, resume: Resume) -> None:
         broken = f"cannot resume from {resume.file}: {{}}; without that file training starts anew"
         try:
-            record = parse_tensors(resume.file.read_bytes())
+            record = parse_tensors(read_bytes(resume.file))
         except ValueError as error:
             raise UserError(broken.format(error)) from None
         if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):

@@ -11,6 +11,7 @@ RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")
 UNUSUAL = {
     "cosine": False,
     "amp": False,
+    "images": None,
     "train_fraction": 1.0,
     "shuffle_labels": 0.0,
     "adversarial": 0.0,
@@ -26,6 +27,7 @@ class TrainSpec:
     model: str = "tiny10"
     dataset: str = "cifar10"
     image_size: int | None = None
+    images: int | None = None
     validate_on: str = "val"
     train_fraction: float = 1.0
     shuffle_labels: float = 0.0

@@ -161,7 +161,8 @@ def test_a_full_disk_leaves_the_old_result_and_is_named(tmp_path: Path, epochs: 
         pytest.skip("no disk may be mounted here")
     before, code, after, *names = done.stdout.splitlines()
     failed = "results/run/bn7-bn7." + ("resume.pt" if epochs else "pkl")
-    assert done.stderr == f"error: No space left on device: {failed}\n"
+    rest = "this file is lost, those before it are whole; the same command begins anew"
+    assert done.stderr == f"error: No space left on device: {failed}; {rest}\n"
     assert code == "code 2"
     assert before == after
     assert names == ["bn7-bn7.pkl"]

@@ -432,3 +432,14 @@ def test_weights_that_only_moved_do_not_hinder_a_resumed_run(toy, monkeypatch) -
     whole, resumed = (results.read(Path(f"results/{run}/bn1-bn1.pkl")) for run in ("whole", "s"))
     assert whole["key"] == resumed["key"]
     assert pickle.dumps(whole["trans_m"]) == pickle.dumps(resumed["trans_m"])
+
+
+def test_git_is_asked_once_for_all_stitches_of_a_command(toy, monkeypatch) -> None:
+    asked, run = [], subprocess.run
+    monkeypatch.setattr(results.subprocess, "run", lambda words, **how: asked.append(words) or run(words, **how))
+    stitch_nets.main(["a3.pt", "b3.pt", "bn1", "bn1", "-e", "0", "-i", "ps_inv,random,eye", "--run-name", "r"])
+    assert asked == [["git", "rev-parse", "HEAD", "--abbrev-ref", "HEAD"]]
+    found = [results.read(path)["git"] for path in Path("results/r").glob("*.pkl")]
+    assert len(found) == 3 and all(set(git) == {"branch", "commit"} for git in found)
+    in_checkout = run([*asked[0]], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert [found[0]["commit"], found[0]["branch"]] == (in_checkout or [None, None])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.dataset import DATASETS, load_split, shuffle_labels, take_fraction
+from src.dataset import DATASETS, load_split, shuffle_labels, take_fraction, take_images
 from src.dataset.split import FolderSplit, MemorySplit, Split
 
 
@@ -94,3 +94,23 @@ def test_real_digits_give_whole_batches() -> None:
     images, labels = next(part.batches(64))
     assert images.shape == (64, 1, 32, 32) and len(part) == 144
     assert labels.bincount(minlength=10).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "counts"), [(1, [1, 0, 0]), (3, [1, 1, 1]), (12, [4, 4, 4]), (60, [27, 27, 6]), (110, [40, 64, 6])]
+)
+def test_so_many_images_are_as_many_of_each_class(count: int, counts: list[int]) -> None:
+    split = numbered(LABELS)
+    part = take_images(split, count)
+    assert part.labels.bincount(minlength=3).tolist() == counts and len(part) == count
+    assert colours(part) == sorted(set(colours(part))) == colours(take_images(split, count))
+    assert part.labels.tolist() == LABELS[colours(part)].tolist()
+    assert set(colours(part)) < set(colours(take_images(split, count + 1)))
+    assert colours(take_images(split, 126)) == colours(take_images(split, 1000)) == list(range(126))
+
+
+def test_so_many_images_are_not_the_first_ones_and_may_have_many_labels() -> None:
+    assert colours(take_images(numbered(torch.zeros(100, dtype=torch.int64)), 10)) != list(range(10))
+    many = numbered(torch.ones(50, 40), "celeba")
+    assert len(take_images(many, 7)) == 7
+    assert len(load_split("digits", "val", images=25)) == 25

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
+from src import results
 from src.results import read
 from tests.paths import ROOT
 from tests.results.test_results import frame, result
@@ -261,6 +262,7 @@ def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
         path.write_bytes(BOMBS[kind](tmp_path))
     code = """
 import resource, sys, time
+from src import results
 from src.results import read
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -339,3 +341,12 @@ def test_the_spoilt_published_result_is_read_or_refused(reference: Path, tmp_pat
             read(path)
         except ValueError as error:
             assert len(str(error).splitlines()) == 1
+
+
+def test_equal_results_are_equal_bytes_whichever_objects_their_texts_are(tmp_path: Path) -> None:
+    """A plan that was just made and one that was read give texts that are one object here, and two there."""
+    one, other = "bn1", "".join(["b", "n1"])
+    assert one is not other
+    for name, end in (("a", one), ("b", other)):
+        results.write(tmp_path / name, {"params": {"front_layer": one, "end_layer": end, end: [end]}}, overwrite=False)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -184,7 +184,7 @@ def test_failure_notes_of_before_are_read(toy) -> None:
     store.fail("x", "ValueError: again", "a")
     assert store.failures()["x"] == Failure(3, "ValueError: again", "a", deaths=1)
     assert failure_lines(list(store.failures().values())) == [
-        "failed 3 times, its process ended 1 time: a: ValueError: again"
+        "failed 3 times, stopped from outside 1 time: a: ValueError: again"
     ]
 
 

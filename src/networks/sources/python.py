@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from src.core.errors import UserError, first_line
+from src.core.files import read_bytes
 from src.networks.sources.library import LibraryModel, Source
 
 
@@ -58,7 +59,7 @@ def digest_of(name: str) -> str:
     file = split_name(name)[0]
     if not file.is_file():
         raise FileNotFoundError(f"no Python file {file}")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 def _load(file: Path, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from src.core.errors import UserError, first_line
+from src.core.files import read_bytes
 from src.core.tensor_files import parse_tensors
 from src.dataset.labels import IMAGENET
 from src.dataset.preprocessing import Preprocessing
@@ -54,7 +55,7 @@ def cached(name: str) -> Path | None:
 def published(name: str, file: Path | None = None) -> State:
     """The weights that torchvision offers for a network: of a file, else it downloads them where it has not yet."""
     if file:
-        return dict(parse_tensors(file.read_bytes()))
+        return dict(parse_tensors(read_bytes(file)))
     try:
         return dict(_weights(name).get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
