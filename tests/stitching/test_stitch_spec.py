@@ -10,7 +10,7 @@ from src.stitching.options import OPTIONS
 SPEC = StitchSpec("bn3", "bn5")
 OTHER = {"low_rank": 2, "orthogonal": True, "flatten": True, "resize": True, "amp": True, "debug": True, "whiten": True}
 OTHER |= {"init": "eye", "mask": "semi-match", "optimizer": "sgd", "target_type": "soft_2", "cosine": True}
-OTHER |= {"stage_epochs": "10,20", "train_on": "iri", "norm": True}
+OTHER |= {"stage_epochs": "10,20", "train_on": "iri", "norm": True, "train_end_norm": True}
 BASES = {  # what a field needs beside it
     "temperature": {"target_type": "soft_1"},
     "match_layers": {"target_type": "match_later"},
