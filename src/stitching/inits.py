@@ -166,7 +166,7 @@ def _ridge(text: str) -> Init:
 
 def _relative(text: str) -> Init:
     if not text:
-        raise UserError("--init relative takes the number of its anchors, relative:K")
+        raise UserError("say the number of its anchors, relative:K")
     return Init(of=relative, anchors=NUMBERS["positive"].read(text))
 
 

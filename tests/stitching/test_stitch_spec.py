@@ -52,7 +52,7 @@ def test_a_key_stays_what_it_is() -> None:
         ({"optimizer": "muon"}, "unknown optimizer 'muon'; choose from adam, sgd"),
         ({"init": "best"}, "unknown init 'best'; choose from eye"),
         ({"target_type": "easy"}, "unknown target type 'easy'"),
-        ({"target_type": "match,hard"}, "match,hard has 2 stages and --epochs 30 1; give .* such as -e 2,2"),
+        ({"target_type": "match,hard"}, "match,hard is trained in 2 stages, and --epochs 30 says .* such as -e 2,2"),
         ({"target_type": "match,hard", "stage_epochs": "1,2"}, "stages of 1,2 epochs are not 30 epochs in all"),
         ({"target_type": "hard", "stage_epochs": "30"}, "stages of 30 epochs"),
         ({"low_rank": 2, "mask": "semi-match"}, "excludes"),
