@@ -14,7 +14,9 @@ from pathlib import Path
 
 from src.metrics import MEASURES, Metric
 from src.stitching.controls import CONTROLS
+from src.stitching.exclusions import EXCLUDED, OF_ONE_STAGE, OF_TARGETS
 from src.stitching.stages import STAGES
+from src.stitching.targets import TARGETS
 from studies.__main__ import COMMANDS, parser_of
 
 ROOT = Path(__file__).parents[1]
@@ -190,6 +192,25 @@ def stages(_: str) -> str:
     return "\n".join(_lines(head, rows))
 
 
+def exclusions(_: str) -> str:
+    """What excludes what, the options that a reason is about in one row."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for first, second, why in EXCLUDED:
+        rows.setdefault((_option(second), why), []).append(_option(first))
+    for option, (belongs, why) in OF_TARGETS.items():
+        others = ", ".join(f"`{name}`" for name, target in TARGETS.items() if not belongs(target))
+        rows.setdefault((f"`--target-type` of {others} alone", why), []).append(_option(option))
+    for option, why in OF_ONE_STAGE.items():
+        rows.setdefault(("several stages of `--target-type`", why), []).append(_option(option))
+    table = [(", ".join(options), other, why) for (other, why), options in rows.items()]
+    return "\n".join(_lines(("option", "excludes", "because"), table))
+
+
+def _option(option: str | tuple[str, str]) -> str:
+    name, value = option if isinstance(option, tuple) else (option, "")
+    return f"`--{name.replace('_', '-')}{f' {value}' * bool(value)}`"
+
+
 MAKERS: dict[str, Callable[[str], str]] = {
     "options": options,
     "published": published,
@@ -197,6 +218,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "studies": studies,
     "metrics": metrics,
     "controls": controls,
+    "exclusions": exclusions,
     "stages": stages,
 }
 

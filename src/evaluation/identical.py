@@ -99,7 +99,7 @@ def identical_inputs(
     with bar(len(originals), f"inputs alike at {layer or 'output'}", unit="image") as progress:
         told = store.has(0, len(originals))
         for number, (x, _) in enumerate(raw.batches(BATCH)):
-            found = store.read(number)
+            found = store.read(number, x.shape)
             if found is None:
                 if not told:
                     seconds = _seconds(forward, originals, x) * steps * (len(originals) / len(x) - number)
@@ -146,6 +146,17 @@ def _descend(forward: Forward, split: Split, x: Tensor, steps: int, number: int)
         return kept.cpu(), (apart / norms.clamp(min=torch.finfo(torch.float64).tiny)).float().cpu()
 
 
+def read_batch(path: Path, key: str, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Images and relative errors of a file; raises OSError, ValueError or UserError for what is no such batch."""
+    record = parse_tensors(path.read_bytes())
+    check(record, _KEPT, required=_KEPT)
+    images, errors = torch.as_tensor(record["images"]), torch.as_tensor(record["errors"])
+    fits = images.dtype == torch.uint8 and images.shape == shape and errors.shape == shape[:1]
+    if record["key"] != key or not fits or not errors.is_floating_point() or not errors.isfinite().all():
+        raise UserError(f"{path} holds no batch of these inputs")
+    return images, errors.float()
+
+
 class _Store:
     """The batches of one set, a file each, in a folder of the cache; without one nothing is kept."""
 
@@ -164,15 +175,12 @@ class _Store:
         assert self.folder
         return self.folder / f"{number:05}.pt"
 
-    def read(self, number: int) -> tuple[Tensor, Tensor] | None:
-        """A batch that is kept; None for one that is not there, or broken, which is made anew."""
+    def read(self, number: int, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+        """A batch that is kept, of images of this shape; None for one that is not there, or spoilt: it is made anew."""
         if not self.folder or not self._file(number).is_file():
             return None
         try:
-            record = parse_tensors(self._file(number).read_bytes())
-            check(record, _KEPT, required=_KEPT)
-            fits = record["key"] == self.key and record["images"].dtype == torch.uint8
-            return (record["images"], record["errors"]) if fits else None
+            return read_batch(self._file(number), self.key, shape)
         except (UserError, ValueError, OSError):
             return None
 

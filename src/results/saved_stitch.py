@@ -65,17 +65,27 @@ class SavedStitch:
 
     @property
     def network(self) -> StitchedNetwork:
+        if self.stitch.norms:
+            return self._with_tail("")
         stitched = self.pair.stitched(self.stitch)
         stitched.eval()
         return stitched
+
+    def _with_tail(self, until: str) -> StitchedNetwork:
+        """The stitched network until a layer, with the statistics that this stitch gave the end network."""
+        network, asked = self.end.network, self.end.layout
+        layers = [layer for layer in (self.end_layer, until) if layer]
+        layouts = layouts_of(find_outputs(network, layers, self.on_data.sample, asked))
+        part = tail(network, self.end_layer, until, layouts)
+        part = self.stitch.norms.linked(until, part) if self.stitch.norms else freeze(part)
+        return StitchedNetwork(self.pair.front_head, self.stitch, part).eval()
 
     def heads(self, layer: str | None) -> tuple[nn.Module, nn.Module]:
         """Images -> the stitched network's output, and the end network's own, at the stitched or a later layer."""
         layer = self.end_layer if layer is None else layer
         network, asked = self.end.network, self.end.layout
         layouts = layouts_of(find_outputs(network, [self.end_layer, layer], self.on_data.sample, asked))
-        part = freeze(tail(network, self.end_layer, layer, layouts))
-        return StitchedNetwork(self.pair.front_head, self.stitch, part).eval(), freeze(head(network, layer, layouts))
+        return self._with_tail(layer), freeze(head(network, layer, layouts))
 
 
 def load_stitch(

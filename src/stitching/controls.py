@@ -62,6 +62,7 @@ def is_one(spec: StitchSpec, *, exact: bool = True) -> bool:
     exact: whether a fit has more rows than features. With fewer it is the identity on the fitted images alone.
     """
     free = spec.mask == "identity" and spec.low_rank is None and not (spec.kernel or spec.hidden)
+    free = free and not spec.train_end_norm
     return free and (spec.init == "eye" or (exact and spec.init in ("ps_inv", "orthogonal")))
 
 

@@ -16,6 +16,7 @@ from src.cutting.layout import Shape
 from src.cutting.parts import Layouts, dependent_layers, final_input, follows, heads, later_layers, tail, tails
 from src.cutting.selection import choose_layers
 from src.cutting.structure import split_layer
+from src.stitching.end_norms import EndNorms
 from src.stitching.exclusions import check_sizes
 from src.stitching.geometry import Geometry
 from src.stitching.layer import Stitch
@@ -64,6 +65,7 @@ class CutNetworks:
         self.networks |= {name: other for name, other in others.items() if isinstance(other, nn.Module)}
         self._heads: dict[tuple[str, tuple[str, ...]], nn.Module] = {}
         self._tails: dict[tuple[str, ...], nn.Module] = {}
+        self._open_tails: dict[tuple[str, ...], nn.Module] = {}
         self._later: dict[tuple[str, ...], list[str]] = {}
         self._final: dict[str, str | None] = {}
         self.asked = layouts
@@ -78,6 +80,8 @@ class CutNetworks:
         for spec in self.specs:
             check_sizes(asdict(spec), self.geometry(spec.cut))
             self.end_tail(spec.end_layer)  # a tail that cannot be cut is refused now, too
+            if spec.train_end_norm:
+                self.end_norms(spec.end_layer)
             for stage in spec.stages:
                 self.matched(spec, stage.target)
 
@@ -157,6 +161,25 @@ class CutNetworks:
             self._tails[key] = freeze(tails(self.networks["end"], layer, untils, self._layouts("end")))
         return self._tails[key]
 
+    def _behind(self, stitch: Stitch | None, layer: str, untils: tuple[str, ...]) -> nn.Module:
+        """The same part, with the statistics of a stitch where it has its own."""
+        if stitch is None or stitch.norms is None:
+            return self._through(layer, untils)
+        key = layer, *untils
+        if key not in self._open_tails:
+            with torch.inference_mode(False), torch.no_grad():
+                self._open_tails[key] = tails(self.networks["end"], layer, untils, self._layouts("end"))
+        with torch.inference_mode(False):
+            return stitch.norms.linked(key, self._open_tails[key])
+
+    def end_norms(self, layer: str) -> EndNorms:
+        """The statistics of the BatchNorms that run behind a layer; raises UserError where there are none."""
+        found = EndNorms.of(tails(self.networks["end"], layer, [LOGITS], self._layouts("end")))
+        if not found.names:
+            end = type(self.networks["end"]).__name__
+            raise UserError(f"--train-end-norm: {end} has no BatchNorm behind {layer or 'its output'}")
+        return found.to(self.device)
+
     def later(self, layer: str) -> list[str]:
         """A layer of the end network and those that follow from it and change anything."""
         if (layer,) not in self._later:
@@ -172,10 +195,10 @@ class CutNetworks:
         self._found["end"] |= {name: found for name, found in known.items() if name not in self._found["end"]}
         return list(known)
 
-    def downstream(self, layer: str) -> tuple[list[str], nn.Module]:
+    def downstream(self, layer: str, stitch: Stitch | None = None) -> tuple[list[str], nn.Module]:
         """A layer of the end network, those that follow from it, and (output of it, images) -> outputs of all."""
         names = self.later(layer)
-        return names, self._through(layer, (*names[1:], LOGITS))
+        return names, self._behind(stitch, layer, (*names[1:], LOGITS))
 
     def matched(self, spec: StitchSpec, target: str) -> list[str]:
         """The layers of the end network at which a target compares the stitched network with the end network.
@@ -222,15 +245,20 @@ class CutNetworks:
         return self._later[layer, text]
 
     def forward_through(
-        self, layer: str, untils: tuple[str, ...], activation: Tensor, images: Tensor
+        self, layer: str, untils: tuple[str, ...], activation: Tensor, images: Tensor, stitch: Stitch | None = None
     ) -> tuple[Tensor, ...]:
-        """Outputs of layers behind an activation of the end network, which may be one for all images."""
+        """Outputs of layers behind an activation of the end network, which may be one for all images.
+
+        `stitch`: whose statistics the end network has there, where it has its own.
+        """
         if len(activation) != len(images):
             activation = activation.expand(len(images), *activation.shape[1:]).contiguous()
-        return self._through(layer, untils)(activation, images)
+        return self._behind(stitch, layer, untils)(activation, images)
 
-    def forward_from(self, layer: str, activation: Tensor, images: Tensor) -> Tensor:
-        """The end network's logits from an activation of its layer on, which may be one for all images."""
+    def forward_from(self, layer: str, activation: Tensor, images: Tensor, stitch: Stitch | None = None) -> Tensor:
+        """The end network's logits from an activation of its layer on, likewise."""
+        if stitch is not None and stitch.norms is not None:
+            return self.forward_through(layer, (LOGITS,), activation, images, stitch)[0]
         part = self.end_tail(layer)
         if len(activation) == len(images):
             return part(activation, images)
@@ -240,7 +268,7 @@ class CutNetworks:
 
     def logits(self, spec: StitchSpec, stitch: Stitch, front_activations: Shared, images: Tensor) -> Tensor:
         """What a stitched network says, given the outputs of `fronts`."""
-        return self.forward_from(spec.end_layer, self.stitched(spec, stitch, front_activations), images)
+        return self.forward_from(spec.end_layer, self.stitched(spec, stitch, front_activations), images, stitch)
 
     @staticmethod
     def stitched(spec: StitchSpec, stitch: Stitch, front_activations: Shared) -> Tensor:

@@ -67,6 +67,9 @@ def _check_target(options: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
             raise UserError(f"{_spelled(option, options)} excludes {spelled}: {reason}")
 
 
+SIZED = ("init", "low_rank", "kernel", "hidden")  # fields that must suit the sizes of two layers
+
+
 def check_sizes(options: Mapping[str, Any], geometry: Geometry) -> None:
     """Raise UserError where an init or a rank does not suit the sizes of the two layers."""
     rank, limit = options.get("low_rank"), min(geometry.outputs, geometry.inputs)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from src.stitching.cut_networks import LOGITS, CutNetworks
+from src.stitching.layer import Stitch
 from src.stitching.moments import Spread
+from src.stitching.stitch_spec import StitchSpec
 
 
 class FinalFeatures:
@@ -28,12 +30,15 @@ class FinalFeatures:
         for layer, spread in self._spreads.items():
             spread.add(outputs[layer])
 
-    def logits(self, name: str, layer: str, stitched: Tensor, images: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    def logits(
+        self, name: str, sewn: tuple[StitchSpec, Stitch], stitched: Tensor, images: Tensor, own: Mapping[str, Tensor]
+    ) -> Tensor:
         """The logits of a stitched network, and its error at the final features on the way, where it has these."""
+        (spec, stitch), layer = sewn, sewn[0].end_layer
         if name not in self.layers:
-            return self.cuts.forward_from(layer, stitched, images)
+            return self.cuts.forward_from(spec.end_layer, stitched, images, stitch)
         final = self.layers[name]
-        features, logits = self.cuts.forward_through(layer, (final, LOGITS), stitched, images)
+        features, logits = self.cuts.forward_through(layer, (final, LOGITS), stitched, images, stitch)
         squares = (features - own[final]).flatten(1).square().mean(1).sum()
         self._errors.setdefault(name, []).append(squares)
         return logits

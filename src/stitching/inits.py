@@ -10,6 +10,7 @@ from torch import Generator
 
 from src.core.errors import UserError
 from src.core.options import NUMBERS
+from src.core.text import close_to
 from src.metrics.algebra.moments import (
     Affine,
     PairedMoments,
@@ -166,7 +167,7 @@ def _ridge(text: str) -> Init:
 
 def _relative(text: str) -> Init:
     if not text:
-        raise UserError("--init relative takes the number of its anchors, relative:K")
+        raise UserError("say the number of its anchors, relative:K")
     return Init(of=relative, anchors=NUMBERS["positive"].read(text))
 
 
@@ -174,7 +175,7 @@ def init_of(text: str) -> Init:
     """The init that a text names, with what stands behind its colon; raises UserError for an unknown one."""
     name, colon, rest = text.partition(":")
     if name not in INITS or (colon and not INITS[name].read):
-        raise UserError(f"unknown init {text!r}; choose from {', '.join(INIT_NAMES)}")
+        raise UserError(f"unknown init {text!r}{close_to(text, INIT_NAMES)}; choose from {', '.join(INIT_NAMES)}")
     try:
         return INITS[name].read(rest) if INITS[name].read else INITS[name]  # pyright: ignore[reportOptionalCall]
     except UserError as error:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from src.core.errors import UserError
 from src.metrics.algebra.moments import Affine, orthogonal_factor, reduced_rank
+from src.stitching.end_norms import EndNorms
 from src.stitching.geometry import Geometry
 from src.stitching.whitening import Whitening
 
@@ -29,6 +30,15 @@ class Stitch(nn.Module, ABC):
 
     family: ClassVar[str]  # its line in FAMILIES, which results hold where it is not the affine one
     geometry: Geometry
+    norms: EndNorms | None  # the end network's statistics, where they follow this stitch
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = None
+
+    def all_arrays(self) -> Arrays:
+        """What a result file holds of it: the map, and the end network's statistics where it has its own."""
+        return self.arrays() | (self.norms.arrays() if self.norms else {})
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +304,9 @@ def from_arrays(arrays: Arrays, geometry: Geometry) -> Stitch:
     family = str(arrays.get("family", AFFINE))
     if family not in FAMILIES:
         raise UserError(f"the family {family!r} of stitches is unknown here; known are {', '.join(FAMILIES)}")
-    return FAMILIES[family].from_arrays(arrays, geometry)
+    stitch = FAMILIES[family].from_arrays(arrays, geometry)
+    stitch.norms = EndNorms.from_arrays(arrays)
+    return stitch
 
 
 def affine_arrays(affine: Affine, geometry: Geometry) -> Arrays:

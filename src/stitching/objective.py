@@ -63,9 +63,11 @@ class StitchObjective:
         if at in ("", AT_STITCH):
             # the logits are no part of what is matched at the stitch
             with torch.no_grad() if at else nullcontext():
-                logits = self.cuts.forward_from(spec.end_layer, stitched, images)
+                logits = self.cuts.forward_from(spec.end_layer, stitched, images, self.stitch)
         else:
             later = [layer for layer in layers if layer != spec.end_layer]
-            *outputs, logits = self.cuts.forward_through(spec.end_layer, (*later, LOGITS), stitched, images)
+            *outputs, logits = self.cuts.forward_through(
+                spec.end_layer, (*later, LOGITS), stitched, images, self.stitch
+            )
             made |= dict(zip(later, outputs, strict=True))
         return [(made[layer].float(), shared["end"][layer].float()) for layer in layers], logits

@@ -42,7 +42,7 @@ def out_of_distribution(cuts: CutNetworks, sewn: Mapping[str, Sewn], train: Spli
 
 
 def _at(cuts: CutNetworks, layer: str, sewn: Mapping[str, Sewn], train: Split, val: Split) -> dict[str, Scores]:
-    names, part = cuts.downstream(layer)
+    names, _ = cuts.downstream(layer)
     places = [*names, LOGITS]
     layers = [name for name in names if name not in (ENERGY, LOGITS)]
 
@@ -61,6 +61,7 @@ def _at(cuts: CutNetworks, layer: str, sewn: Mapping[str, Sewn], train: Split, v
         fronts = cuts.front_activations([spec for spec, _ in sewn.values()], images)
         stitched = {}
         for name, (spec, stitch) in sewn.items():
+            _, part = cuts.downstream(layer, stitch)
             activation = cuts.stitched(spec, stitch, fronts)
             if len(activation) != len(images):
                 activation = activation.expand(len(images), *activation.shape[1:]).contiguous()

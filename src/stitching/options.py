@@ -136,6 +136,12 @@ OPTIONS = (
         default=f"with iri all on a GPU, else {IMAGES}",
     ),
     Option("iri_steps", ("--iri-steps",), "training", "steps that make such inputs", "natural", "N"),
+    Option(
+        "train_end_norm",
+        ("--train-end-norm",),
+        "training",
+        "let the BatchNorm statistics of end follow what the stitch hands on, which is no longer the same network",
+    ),
     Option("cosine", ("--cosine",), "training", "the rate falls to 0 along half a cosine instead"),
 )
 TARGET_TYPE = USUAL["target_type"]

@@ -20,6 +20,7 @@ from src.metrics.diagnostics import diagnose, facts_of_sums
 from src.stitching.cka import FRONT
 from src.stitching.controls import CEILING, CONTROLS, FLOOR
 from src.stitching.cut_networks import LOGITS, CutNetworks
+from src.stitching.end_norms import PREFIX
 from src.stitching.final_features import FinalFeatures
 from src.stitching.fits import wants_patches
 from src.stitching.geometry import Geometry
@@ -101,7 +102,7 @@ class Outcomes:
         key = work.spec.cut, *_bytes_of(work.maps[stage])
         if key not in self._known:
             self._known[key] = name = f"map {len(self._known)}"
-            layer = from_arrays(work.maps[stage], self.cuts.geometry(work.spec.cut)).to(self.cuts.device)
+            layer = from_arrays(work.maps[stage], self.cuts.geometry(work.spec.cut)).to(self.cuts.device).eval()
             self._stitches[name] = work.spec, layer
         return self._known[key]
 
@@ -181,7 +182,7 @@ class Outcomes:
                 stitched = self.cuts.stitched(spec, layer, fronts)
                 if name in measured:
                     self._errors.setdefault(name, []).append((stitched - fronts["end"][spec.end_layer]).square().sum())
-                logits[name] = self._finals.logits(name, spec.end_layer, stitched, images, fronts["end"])
+                logits[name] = self._finals.logits(name, (spec, layer), stitched, images, fronts["end"])
             return logits | {name: head(fronts["front"][layer]) for name, (layer, head) in self._heads.items()}
 
         return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
@@ -309,7 +310,7 @@ def _add_maps(
     work: StitchRun, on_val: PairedMoments, exact: Affine, on_train: PairedMoments | None, fitted: Affine | None
 ) -> None:
     """before, after, their difference; least squares on validation and on training images; the first minus after."""
-    after, geometry = work.layer.arrays(), work.layer.geometry
+    after, geometry = work.layer.all_arrays(), work.layer.geometry
     ps_inv = affine_arrays(exact, geometry)
     mask = (
         work.layer.mask.cpu().numpy()
@@ -339,7 +340,8 @@ def _add_maps(
 def _bytes_of(arrays: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells a map from others: its family and its float32 numbers, of an affine one without its factors."""
     family = arrays.get("family")
-    names = ("w", "b") if family is None else sorted(arrays.keys() - {"family"})
+    statistics = sorted(name for name in arrays if name.startswith(PREFIX))
+    names = ["w", "b", *statistics] if family is None else sorted(arrays.keys() - {"family"})
     return family, *(np.asarray(arrays[name], dtype=np.float32).tobytes() for name in names)
 
 

@@ -20,7 +20,7 @@ from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.families import KernelStitch, widening_of
 from src.stitching.fits import StartData, check_patches, fitted_kernel, gather_start_data, wants_patches
 from src.stitching.inits import init_of
-from src.stitching.layer import ConstantStitch
+from src.stitching.layer import ConstantStitch, Stitch
 from src.stitching.moments import Moments, end_variances, gather_moments, mean_variance
 from src.stitching.naming import spec_names
 from src.stitching.objective import StitchObjective
@@ -282,7 +282,7 @@ class _Group:
         return {key: value or 1.0 for key, value in variances.items()}  # of a dead layer the squares themselves
 
     def _start(self, spec: StitchSpec, data: StartData) -> StitchRun:
-        layer = _initial(self.cuts, spec, data)
+        layer = self._with_norms(spec, _initial(self.cuts, spec, data))
         if not any(weights.any() for weights in layer.matrices()):
             self.callbacks.on_message(
                 f"warning: --mask {spec.mask} keeps no weight of --init {spec.init}; all weights start at zero"
@@ -300,7 +300,13 @@ class _Group:
             moments = data.get(spec.cut)
             bias = moments.mean_y if moments else layer.affine().b
             layer = ConstantStitch(bias, layer.geometry).to(self.cuts.device)
-        return StitchRun(spec, layer, {})
+        return StitchRun(spec, self._with_norms(spec, layer), {})
+
+    def _with_norms(self, spec: StitchSpec, layer: Stitch) -> Stitch:
+        """The stitch with statistics of its own of the end network, where these are to follow it."""
+        if spec.train_end_norm:
+            layer.norms = self.cuts.end_norms(spec.end_layer)
+        return layer
 
     def _train(self, works: Sequence[StitchRun]) -> None:
         specs, task = [work.spec for work in works], self.train.spec.task
@@ -331,6 +337,7 @@ class _Group:
         )
         for train_state, work in zip(train_states, works, strict=True):
             work.history, work.failure = train_state.history, train_state.failure
+            work.layer.eval()
             if train_state.watch and held_out:
                 watch = train_state.watch
                 work.early_stop = {"epoch": watch.epoch, "trained": watch.seen, "held_out": len(held_out)}
@@ -358,6 +365,8 @@ class _Group:
         labelled, cuts = self.plan.labelled, self.cuts
         scored = {str(number): work for number, work in enumerate(works) if not isinstance(work.spec, ControlSpec)}
         specs = [work.spec for work in scored.values()]
+        for work in scored.values():
+            work.layer.eval()
 
         def forward(images: Tensor) -> dict[str, Tensor]:
             fronts = cuts.front_activations(specs, images, {} if labelled else {"end": [LOGITS]})

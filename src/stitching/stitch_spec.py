@@ -98,6 +98,7 @@ class StitchSpec:
     kernel: int = 0
     hidden: int = 0
     norm: bool = False
+    train_end_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in FLOATS:

@@ -14,6 +14,7 @@ from src.metrics import METRICS
 from src.networks.presentation import NetworksOnDataset
 from src.stitching import ControlSpec, CutNetworks, Geometry, StitchSpec, check_sizes
 from src.stitching.controls import control_specs, possible_controls
+from src.stitching.exclusions import SIZED
 from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
 from src.stitching.targets import TARGETS, teachers_of
@@ -56,7 +57,7 @@ class PairWork:
         self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, cache.products)
         self.items: list[_Priced] = []
         self.sewn: set[ControlSpec] = set()
-        self.matched: dict[tuple[str, ...], Any] = {}
+        self.matched: dict[tuple[Any, ...], Any] = {}
 
     @property
     def seconds(self) -> float:
@@ -100,7 +101,7 @@ class PairWork:
                 outputs = self.sides[0].output(spec.front_layer), self.sides[1].output(spec.end_layer)
                 geometries[form] = pair_geometry(*outputs, flatten=spec.flatten, resize=spec.resize)
             geometry = geometries[form]
-            check_sizes({"init": spec.init, "low_rank": spec.low_rank}, geometry)  # pyright: ignore[reportArgumentType]
+            check_sizes({name: getattr(spec, name) for name in SIZED}, geometry)  # pyright: ignore[reportArgumentType]
             assert isinstance(geometry, Geometry)
             self._check_matched(spec)
         except UserError as error:
@@ -114,14 +115,16 @@ class PairWork:
 
     def _check_matched(self, spec: StitchSpec) -> None:
         """Raise UserError where the end network has nothing of what a target compares."""
-        if not any(TARGETS[stage.target].at for stage in spec.stages):
+        if not (spec.train_end_norm or any(TARGETS[stage.target].at for stage in spec.stages)):
             return
-        asked = spec.end_layer, spec.target_type, spec.match_layers
+        asked = spec.end_layer, spec.target_type, spec.match_layers, spec.train_end_norm
         if asked not in self.matched:
             plain = StitchSpec(spec.end_layer, spec.end_layer)
             end = self.sides[1].checkpoint
             cuts = CutNetworks(end.network, end.network, [plain], self.on_data.sample, layouts=(end.layout, end.layout))
             try:
+                if spec.train_end_norm:
+                    cuts.end_norms(spec.end_layer)
                 self.matched[asked] = [cuts.matched(spec, stage.target) for stage in spec.stages]
             except UserError as error:
                 self.matched[asked] = error

@@ -16,6 +16,7 @@ import eval_stitch
 from src import results
 from src.core.errors import UserError
 from src.dataset import dataset_of, load_split
+from src.evaluation.identical import read_batch
 from src.evaluation.kept_passes import Keep
 from src.metrics.engine.grid import Grid
 from src.metrics.engine.plan import plan_grid
@@ -122,6 +123,12 @@ def read_plan(path: Path) -> None:
             assert set(item.name) <= set("0123456789abcdef")
 
 
+def read_inputs(path: Path) -> None:
+    """Inputs that a front cannot tell from the data: the numbers of spoilt ones are as plain as those of whole ones."""
+    images, errors = read_batch(path, "ab", torch.Size([2, 1, 8, 8]))
+    assert images.dtype == torch.uint8 and images.shape == (2, 1, 8, 8) and errors.isfinite().all()
+
+
 def read_arrays(path: Path) -> None:
     spec = dataset_of(f"arrays:{path}")
     for split in spec.splits:
@@ -168,6 +175,7 @@ READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "kept": ("case.pt", go_on),
     "failure": ("case.failed.json", read_failure),
     "plan": ("case.json", read_plan),
+    "identical": ("case.pt", read_inputs),
     "timm": ("case.pt", lambda path: open_weights(path, "timm:test_vit@{}")),
     "torchvision": ("case.pt", lambda path: open_weights(path, "torchvision:squeezenet1_1@{}")),
     "transformers": ("case.folder", open_folder),

@@ -42,6 +42,11 @@ lr = [1e-3, 2e-3]
 layers = ["bn1", "conv2"]
 metrics = ["cka", "l2"]
 """
+BATCH = {
+    "key": "ab",
+    "images": torch.arange(128, dtype=torch.uint8).view(2, 1, 8, 8),
+    "errors": torch.tensor([0.1, 0.2]),
+}
 
 
 def register() -> None:
@@ -73,6 +78,7 @@ def make(folder: Path) -> dict[str, list[bytes]]:
         "lease": [_json({"runner": "host-1-ab", "host": "host", "pid": 123, "id": "ab12", "count": 3})],
         "failure": [_json({"about": "a stitch", "count": 2, "trace": "Traceback\nUserError: no"})],
         "plan": [_plan(folder)],
+        "identical": [saved(BATCH)],
         "timm": _library("timm"),
         "torchvision": _library("torchvision"),
         "transformers": _transformers(),

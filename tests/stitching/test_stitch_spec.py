@@ -10,7 +10,7 @@ from src.stitching.options import OPTIONS
 SPEC = StitchSpec("bn3", "bn5")
 OTHER = {"low_rank": 2, "orthogonal": True, "flatten": True, "resize": True, "amp": True, "debug": True, "whiten": True}
 OTHER |= {"init": "eye", "mask": "semi-match", "optimizer": "sgd", "target_type": "soft_2", "cosine": True}
-OTHER |= {"stage_epochs": "10,20", "train_on": "iri", "norm": True}
+OTHER |= {"stage_epochs": "10,20", "train_on": "iri", "norm": True, "train_end_norm": True}
 BASES = {  # what a field needs beside it
     "temperature": {"target_type": "soft_1"},
     "match_layers": {"target_type": "match_later"},
@@ -52,7 +52,7 @@ def test_a_key_stays_what_it_is() -> None:
         ({"optimizer": "muon"}, "unknown optimizer 'muon'; choose from adam, sgd"),
         ({"init": "best"}, "unknown init 'best'; choose from eye"),
         ({"target_type": "easy"}, "unknown target type 'easy'"),
-        ({"target_type": "match,hard"}, "match,hard has 2 stages and --epochs 30 1; give .* such as -e 2,2"),
+        ({"target_type": "match,hard"}, "match,hard is trained in 2 stages, and --epochs 30 says .* such as -e 2,2"),
         ({"target_type": "match,hard", "stage_epochs": "1,2"}, "stages of 1,2 epochs are not 30 epochs in all"),
         ({"target_type": "hard", "stage_epochs": "30"}, "stages of 30 epochs"),
         ({"low_rank": 2, "mask": "semi-match"}, "excludes"),

@@ -43,7 +43,7 @@ BAD = {
     "an unknown key of a table": ("init =", "inti =", "s.toml:7: stitch.inti: no such key; init?"),
     "a key far from all": ("seeds", "zzz", "s.toml:3: zzz: no such key; known are networks, pairs, dataset"),
     "an unknown table": ("[compare]", "[compares]", "s.toml:13: compares: no such key; compare?"),
-    "an init that is none": ('"ps_inv"', '"foo"', "s.toml:7: stitch.init: 'foo' is none of eye, "),
+    "an init that is none": ('"ps_inv"', '"foo"', "s.toml:7: stitch.init: unknown init 'foo'; choose from eye, "),
     "a rank that is none": ('"full"', '"half"', "s.toml:8: stitch.low_rank: 'half' is not a whole number above 0"),
     "a rank of 0": ("    1,", "    0,", "s.toml:8: stitch.low_rank: 0 is not a whole number above 0"),
     "a seed below 0": ("[0, 1]", "[0, -1]", "s.toml:3: seeds: -1 is not a whole number from 0"),

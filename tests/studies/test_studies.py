@@ -15,6 +15,7 @@ import eval_stitch
 import src.studies.work
 import stitch_nets
 from src import results
+from src.core.errors import UserError
 from src.stitching import StitchSpec
 from src.studies.engines.local import Here
 from src.studies.frames import command_of
@@ -348,3 +349,13 @@ def test_what_is_trained_on_is_an_axis_and_its_twins_are_alike(toy) -> None:
         alone = results.read(path)
         same = found[alone["params"]["train_on"]]
         assert same["key"] == alone["key"] and same["model_results"] == alone["model_results"]
+
+
+def test_what_sizes_and_networks_exclude_is_left_out_of_a_plan(toy) -> None:
+    text = 'pairs = [["a3.pt", "b5.pt"]]\n[stitch]\nlayers = ["bn1", "fc1"]\nlayer_pairs = "zip"\ninit = "ps_inv"\n'
+    plan = make_plan(study(text + "hidden = [4, 6]\n"))
+    assert len(plan.names) == 2 and any("--hidden 4 cannot start" in why for why in plan.left_out)
+    with pytest.raises(UserError, match="nothing is left to do: --train-end-norm: Toy has no BatchNorm behind bn1"):
+        make_plan(study(text + "train_end_norm = true\n"))
+    plan = make_plan(study(text + 'kernel = [1, 3]\ntarget_type = "match_final"\n'))
+    assert any("--kernel 3 is of maps" in why for why in plan.left_out) and len(plan.names) == 3

@@ -58,12 +58,15 @@ def test_scripts_and_studies_say_that_a_network_is_at_chance(toy, capsys) -> Non
         assert ("warning: the network is at chance" in capsys.readouterr().out) == chance
     stitch_nets.main([good, bad, "bn1", "bn1", "-e", "0", "--no-save"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "warning: the end network, toy_w3 in0-gn0, is at chance" in out and "a stitch to it means nothing" in out
+    assert (
+        f"warning: the end network, toy_w3 in0-gn0 ({Path(bad).name}), is at chance" in out
+        and "a stitch to it means nothing" in out
+    )
     assert "the front network" not in out and "after training the stitch" not in out
     Path("s.toml").write_text(f'networks = ["{good}", "{bad}"]\n[stitch]\nlayers = "bn1"\nepochs = 0\n')
     main(["worker", "s.toml", "--shard", "1/1", "--device", "cpu"])
     captured = capsys.readouterr()
-    assert captured.err.count("warning: the end network, toy_w3 in0-gn0, is at chance: right on ") == 1
+    assert captured.err.count(f"the end network, toy_w3 in0-gn0 ({Path(bad).name}), is at chance: right on ") == 1
     main(["report", "s.toml"])
     page = Path("results/s/report.html").read_text()
     assert "toy_w3 in0-gn0, is at chance" in page
