@@ -191,7 +191,7 @@ def open_sides(args: argparse.Namespace) -> NetworksOnDataset | FeaturePair:
         if args.dataset == NONE:
             raise UserError(f"{NONE} stands for a data set where both sides are files: features:PATH")
         return cli.open_pair(args)
-    for option, default in (("on", "data"), ("versus", None), ("model1", None), ("model2", None)):
+    for option, default in (("on", "data"), ("versus", None), ("model1", None), ("model2", None), ("images", None)):
         if getattr(args, option) not in (default, None):
             raise UserError(f"features: excludes --{option}: a file has no network that could be asked")
     return cli.show(open_files(specs, args.dataset, size=args.image_size, on_message=cli.notice))

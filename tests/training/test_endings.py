@@ -69,7 +69,7 @@ def test_scripts_and_studies_say_that_a_network_is_at_chance(toy, capsys) -> Non
     assert captured.err.count(f"the end network, toy_w3 in0-gn0 ({Path(bad).name}), is at chance: right on ") == 1
     main(["report", "s.toml"])
     page = Path("results/s/report.html").read_text()
-    assert "toy_w3 in0-gn0, is at chance" in page
+    assert f"in0-gn0 ({Path(bad).name}), is at chance" in page
 
 
 def test_a_debugged_training_is_not_told(toy, capsys) -> None:
