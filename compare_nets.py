@@ -216,37 +216,13 @@ def compare(
     alike: where each layer of the first network has inputs of its own, these.
     """
     front, end = on_data.networks
-    networks = front.network, end.network
-    room: dict[str, Any] = {
-        "batch_size": args.batch_size,
-        "memory": 1e9 * args.memory,
-        "layouts": (front.layout, end.layout),
-    }
-    if args.intervals or args.permutations:
-        kept = {name: room[name] for name in ("memory", "layouts")}
-        require_room(networks, layers, on_data.sample, len(split), options=OPTIONS, **kept)
-    given = networks, layers, on_data.sample, split
-    known = {"group": args.group_at, **on_data.classes_known}
-    rows = [([layer], alike[layer].split) for layer in layers[0]] if alike else [(layers[0], split)]
-    how = {"view": args.view, "on_message": cli.notice, **known, **room}
-    comparison = join_rows(
-        [
-            compare_layers(networks, (row, layers[1]), on_data.sample, images, args.methods, **how)
-            for row, images in rows
-        ]
-    )
-    differences = {}
-    if args.versus:
-        assert isinstance(on_data, NetworksOnDataset)
-        differences = versus(args, on_data, split, (layers[0][0], layers[1][0]))
-    certainties = {}
-    if args.intervals or args.permutations:
-        asked = {"with_intervals": args.intervals, "permutations": args.permutations}
-        valued = {pair: list(cell.values) for pair, cell in comparison.cells.items()}
-        certainties = certainty_of(*given, valued, view=args.view, **asked, **room)
-    titles = network_names([network.facts() for network in on_data.networks])
+    given = (front.network, end.network), layers, on_data.sample, split
+    room: dict[str, Any] = {"batch_size": args.batch_size, "memory": 1e9 * args.memory}
+    room["layouts"] = front.layout, end.layout
+    comparison, certainties = measure(args, given, alike, room, on_data.classes_known)
     make_report = pair_report if single else grid_report
-    (title, *lines), result = make_report(comparison, titles, certainties)
+    names = network_names([network.facts() for network in on_data.networks])
+    (title, *lines), result = make_report(comparison, names, certainties)
     lines = [report.fill(f"{title} ({args.dataset}, {args.dataset_type})"), *lines]
     if args.calibrate:
         draws = None if args.calibrate == DRAWS else args.calibrate
@@ -254,22 +230,54 @@ def compare(
         lines += calibration_lines(calibration, single=single)
         result["calibrated"] = calibration_record(calibration, single=single)
     if args.versus:
-        spec, layer = args.versus
-        lines += versus_lines(spec, layer, differences)
-        result["versus"] = {
-            name: difference if isinstance(difference, str) else asdict(difference)
-            for name, difference in differences.items()
-        }
+        assert isinstance(on_data, NetworksOnDataset)
+        differences = versus(args, on_data, split, (layers[0][0], layers[1][0]))
+        lines += versus_lines(args.versus[0], args.versus[1], differences)
+        result["versus"] = {name: how if isinstance(how, str) else asdict(how) for name, how in differences.items()}
     if args.save_activations:
-        kept = {name: room[name] for name in ("batch_size", "layouts")}
-        about = {"networks": [network.facts() for network in on_data.networks], "dataset": args.dataset}
-        about |= {"split": args.dataset_type, "made_by": results.provenance()["runner_code"]}
-        save_activations(args.save_activations, *given, about=about, overwrite=args.overwrite, **kept)
-        cli.notice(f"activations: {args.save_activations}")
+        save(args, on_data, given, room)
     lines += [report.fill(f"on {error_text(inputs, layer_label(layer))}") for layer, inputs in alike.items()]
     if alike:
         result["identical"] = {layer_label(layer): inputs.facts() for layer, inputs in alike.items()}
     return lines, {"frame": comparison.frame(), **result}
+
+
+def measure(
+    args: argparse.Namespace,
+    given: tuple[Any, Layers, Any, Split],
+    alike: dict[str, IdenticalInputs],
+    room: dict[str, Any],
+    classes_known: dict[str, bool],
+) -> tuple[Comparison, dict[Pair, Certainty]]:
+    """Every pair of layers compared, and how sure that is; `given` is what all passes take."""
+    networks, layers, sample, split = given
+    if args.intervals or args.permutations:
+        kept = {name: room[name] for name in ("memory", "layouts")}
+        require_room(networks, layers, sample, len(split), options=OPTIONS, **kept)
+    rows = [([layer], alike[layer].split) for layer in layers[0]] if alike else [(layers[0], split)]
+    how = {"view": args.view, "on_message": cli.notice, "group": args.group_at, **classes_known, **room}
+    comparison = join_rows(
+        [compare_layers(networks, (row, layers[1]), sample, images, args.methods, **how) for row, images in rows]
+    )
+    if not (args.intervals or args.permutations):
+        return comparison, {}
+    asked = {"with_intervals": args.intervals, "permutations": args.permutations}
+    valued = {pair: list(cell.values) for pair, cell in comparison.cells.items()}
+    return comparison, certainty_of(*given, valued, view=args.view, **asked, **room)
+
+
+def save(
+    args: argparse.Namespace,
+    on_data: NetworksOnDataset | FeaturePair,
+    given: tuple[Any, Layers, Any, Split],
+    room: dict[str, Any],
+) -> None:
+    """Write the activations that were compared."""
+    about = {"networks": [network.facts() for network in on_data.networks], "dataset": args.dataset}
+    about |= {"split": args.dataset_type, "made_by": results.provenance()["runner_code"]}
+    kept = {name: room[name] for name in ("batch_size", "layouts")}
+    save_activations(args.save_activations, *given, about=about, overwrite=args.overwrite, **kept)
+    cli.notice(f"activations: {args.save_activations}")
 
 
 def identical_of(

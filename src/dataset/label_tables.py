@@ -39,14 +39,14 @@ def the_table(home: Path) -> Path:
     """The one table beside images that lie in one folder; UserError where there is none, or more than one."""
     if (home / TABLE).is_file():
         return home / TABLE
-    found = [entry for entry in scan(home) if entry.name.lower().endswith(TABLES)]
-    if len(found) != 1:
-        names = ", ".join(entry.name for entry in found) or "none"
+    tables = [entry for entry in scan(home) if entry.name.lower().endswith(TABLES)]
+    if len(tables) != 1:
+        names = ", ".join(entry.name for entry in tables) or "none"
         raise UserError(
             f"{home} has images without a folder for each class, and of tables that name their classes: {names}; one "
             f"is needed, {TABLE} or another with a file and a class in a row"
         )
-    return Path(found[0].path)
+    return Path(tables[0].path)
 
 
 def with_table(home: Path, table: Path, folder: Path) -> Listing:

@@ -42,38 +42,56 @@ def save_activations(
         freeze(heads(network, list(names), layouts_of(outputs))).to(split.device)
         for network, names, outputs in zip(networks, layers, outputs_of, strict=True)
     ]
-    places, header, kinds, start = [], {}, {}, 0
-    for name, layer, outputs in _named(layers, outputs_of):
-        shape = outputs[layer].canonical
-        size = 4 * len(split) * math.prod(shape)
-        places.append((start, 4 * math.prod(shape)))
-        header[name] = {"dtype": "F32", "shape": (len(split), *shape), "data_offsets": (start, start + size)}
-        kinds[name] = str(outputs[layer].layout)
-        start += size
+    kinds = {name: str(outputs[layer].layout) for name, layer, outputs in _named(layers, outputs_of)}
+    shapes = {name: outputs[layer].canonical for name, layer, outputs in _named(layers, outputs_of)}
     labels = split.labels.cpu().numpy().astype("<i8" if split.labels.dim() == 1 else "<f4")
-    kind = "I64" if labels.dtype.kind == "i" else "F32"
-    header["labels"] = {"dtype": kind, "shape": labels.shape, "data_offsets": (start, start + labels.nbytes)}
-    ids = [f"{split.spec.name}-{number}" for number in range(len(split))]
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    header["__metadata__"] = texts | {"ids": json.dumps(ids), "layouts": json.dumps(kinds)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    head, places, end = _header(shapes, labels, _metadata(split, about | {"layouts": kinds}))
     with atomic_write(path, overwrite=overwrite) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        body, done = file.tell(), 0
-        file.truncate(body + start + labels.nbytes)
+        file.write(head)
+        file.truncate(len(head) + end)
+        done = 0
 
         def write(*sides: Sequence[Tensor]) -> None:
             nonlocal done
             tensors = [tensor for side in sides for tensor in side]
             for (place, row), tensor in zip(places, tensors, strict=True):
-                file.seek(body + place + done * row)
+                file.seek(len(head) + place + done * row)
                 file.write(np.ascontiguousarray(tensor.float().cpu().numpy(), dtype="<f4").tobytes())
             done += len(tensors[0])
 
         feed(parts, split, write, batch_size=batch_size, title="saving activations")
-        file.seek(body + start)
+        file.seek(len(head) + end - labels.nbytes)
         file.write(labels.tobytes())
+
+
+def _metadata(split: Split, about: dict[str, Any]) -> dict[str, str]:
+    """Texts, as the format wants them: what is none as JSON."""
+    ids = [f"{split.spec.name}-{number}" for number in range(len(split))]
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in (about | {"ids": ids}).items()
+    }
+
+
+def _header(
+    shapes: dict[str, tuple[int, ...]], labels: np.ndarray, metadata: dict[str, str]
+) -> tuple[bytes, list[tuple[int, int]], int]:
+    """What the file begins with; where each layer begins behind it, with the bytes of an image; and where all ends."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    places, start = [], 0
+    for name, shape in shapes.items():
+        row = 4 * math.prod(shape)
+        places.append((start, row))
+        header[name] = {
+            "dtype": "F32",
+            "shape": (len(labels), *shape),
+            "data_offsets": (start, start + len(labels) * row),
+        }
+        start += len(labels) * row
+    kind = "I64" if labels.dtype.kind == "i" else "F32"
+    header["labels"] = {"dtype": kind, "shape": labels.shape, "data_offsets": (start, start + labels.nbytes)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, places, start + labels.nbytes
 
 
 def _named(layers: tuple[Sequence[str], Sequence[str]], outputs_of: Sequence[Any]) -> list[tuple[str, str, Any]]:

@@ -243,12 +243,12 @@ def open_sides(
 ) -> FeaturePair:
     """Two sides of which one or both are files; the network among them sees the images of the data set, in order."""
     opened = [open_features(spec) if is_features(spec) else None for spec in specs]
-    found = [side for side in opened if side]
+    files_found = [side for side in opened if side]
     shown, notes, order = None, [], None
-    if len(found) == len(specs):
+    if len(files_found) == len(specs):
         if dataset != NONE:
             raise UserError(f"both sides are files, which see no images: say {NONE} in the place of {dataset}")
-        order, note = matched(found[0][0], found[1][0])
+        order, note = matched(files_found[0][0], files_found[1][0])
         notes += [note] * bool(note)
     else:
         if dataset == NONE:
@@ -256,7 +256,7 @@ def open_sides(
         text = next(spec for spec in specs if not is_features(spec))
         network = open_network(Named(text), dataset=dataset, size=size, on_message=on_message)
         shown = put_on_dataset([network], dataset, size=size)
-        notes += [*shown.notes, f"{found[0][0].path} is taken to be of the images of {dataset}, in their order"]
+        notes += [*shown.notes, f"{files_found[0][0].path} is taken to be of the images of {dataset}, in their order"]
     sides = []
     for spec, side, moved in zip(specs, opened, (None, order), strict=True):
         if side is None:
@@ -266,5 +266,5 @@ def open_sides(
             sides.append(checkpoint_of(spec, *side, moved))
     files = [side[0] if side else None for side in opened]
     sample = shown.sample if shown else torch.zeros(2, 1, 1, 1)
-    spec = shown.spec if shown else spec_of_files([side[0] for side in found])
+    spec = shown.spec if shown else spec_of_files([side[0] for side in files_found])
     return FeaturePair((sides[0], sides[1]), (files[0], files[1]), sample, dataset, spec, tuple(notes), shown)

@@ -137,16 +137,16 @@ def _test(ones: Frame, others: Frame, measure: str) -> dict[str, float]:
         kept = [part[(part[ENDS] != network).all(axis=1)] for part in (ones, others)]
         if all(map(len, kept)):
             left_out.append(float(kept[0][measure].mean() - kept[1][measure].mean()))
-    found = {"networks": len(networks), "difference": difference, "low": np.nan, "high": np.nan, "p": np.nan}
+    tested = {"networks": len(networks), "difference": difference, "low": np.nan, "high": np.nan, "p": np.nan}
     count = len(left_out)
     if count < max(FEW, len(networks)):  # a network without which a group is empty cannot be left out
-        return found
+        return tested
     spread = np.array(left_out) - np.mean(left_out)
     error = float(np.sqrt((count - 1) / count * np.sum(spread**2)))
     half = float(stats.t.ppf(0.975, count - 1)) * error
     ratio = abs(difference) / error if error else (np.inf if difference else 0.0)
     p = 2 * float(stats.t.sf(ratio, count - 1))
-    return found | {"low": difference - half, "high": difference + half, "p": p}
+    return tested | {"low": difference - half, "high": difference + half, "p": p}
 
 
 def _with_holm(frame: Frame, measure: str) -> Frame:

@@ -173,15 +173,15 @@ class Grid:
     def _finish_group(self, on_block: Call = _nothing, on_found: Call = _nothing) -> None:
         rows = [{k: layer.centre() for k, layer in layers.items()} for layers in self.layers]
         pairs = self.plan.gram_pairs()
-        some = [sorted({pair[side] for pair in pairs}) for side in (0, 1)]
+        wanted = [sorted({pair[side] for pair in pairs}) for side in (0, 1)]
         sums = {}
         if pairs:
-            xs, ys = ([rows[side][k] for k in some[side]] for side in (0, 1))
+            xs, ys = ([rows[side][k] for k in wanted[side]] for side in (0, 1))
             sums = gram_sums(xs, ys, on_block=on_block, begun=self.found.setdefault(("gram", self.done), Begun()))
         for i, j in pairs:
             scales = (4.0 ** layers[k].exponent for layers, k in zip(self.layers, (i, j), strict=True))
             self.grams.setdefault(("images", (i, j)), []).append(
-                sums[some[0].index(i), some[1].index(j)].times(*scales)
+                sums[wanted[0].index(i), wanted[1].index(j)].times(*scales)
             )
         for (i, j), cell in self.plan.cells.items():
             for name in cell.of("rows"):
@@ -216,14 +216,14 @@ class Grid:
         kept: dict[int, Tensor] = {}
         for i, layer in sides[0].items():
             own = None
-            for j, other in sides[1].items():
+            for j, second in sides[1].items():
                 names = self.plan.cells[i, j].of("row_space")
                 if not names:
                     continue
                 moments = None
                 if not all(("part", name, (i, j), self.done) in self.found for name in names):
                     own = layer.coordinates() if own is None else own
-                    coordinates = kept[j] if j in kept else other.coordinates()
+                    coordinates = kept[j] if j in kept else second.coordinates()
                     if row_space_bytes(layer.n) * len(self.layers[1]) <= KEPT_BYTES:
                         kept[j] = coordinates
                     moments = moments_of(own, coordinates)
