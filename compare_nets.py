@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from src import results
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
@@ -39,7 +38,7 @@ from src.networks.feature_networks import NONE, FeaturePair, is_features
 from src.networks.feature_networks import open_sides as open_files
 from src.networks.opening import Named, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
-from src.results import plots
+from src.results import plots, provenance
 from src.results import text as report
 from src.results.comparison_text import (
     calibration_lines,
@@ -274,7 +273,7 @@ def save(
 ) -> None:
     """Write the activations that were compared."""
     about = {"networks": [network.facts() for network in on_data.networks], "dataset": args.dataset}
-    about |= {"split": args.dataset_type, "made_by": results.provenance()["runner_code"]}
+    about |= {"split": args.dataset_type, "made_by": provenance()["runner_code"]}
     kept = {name: room[name] for name in ("batch_size", "layouts")}
     save_activations(args.save_activations, *given, about=about, overwrite=args.overwrite, **kept)
     cli.notice(f"activations: {args.save_activations}")

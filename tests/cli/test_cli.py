@@ -464,11 +464,12 @@ def test_where_nothing_may_be_written_the_ways_out_are_named(
     assert capsys.readouterr().err.endswith(f"error: Permission denied: results; give {remedy}\n")
 
 
-def test_ctrl_c_while_importing_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_while_importing_is_one_line(script: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")  # which comes as the first of many seconds
     surroundings = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "compare_nets.py"), "--help"],
+        [sys.executable, str(ROOT / f"{script}.py"), "--help"],
         env=surroundings,
         cwd=tmp_path,
         capture_output=True,
