@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from src.cli import arguments  # first, since it ends a Ctrl-C in one line while all else is imported
+
+# isort: split
 import torch
 
-from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.core.errors import UserError

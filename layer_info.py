@@ -3,10 +3,12 @@
 import argparse
 import math
 
+from src.cli import arguments  # first, since it ends a Ctrl-C in one line while all else is imported
+
+# isort: split
 import pandas as pd
 from torch import Tensor, nn
 
-from src.cli import arguments
 from src.cli import output as cli
 from src.cutting.channel_axis import Output, find_outputs, layout_warnings, require_fit
 from src.cutting.parts import layer_names

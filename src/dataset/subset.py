@@ -25,12 +25,16 @@ def take_fraction(split: Split, fraction: float, *, seed: int) -> Split:
 
 
 def hold_out(split: Split, share: float, *, seed: int) -> tuple[Split, Split]:
-    """The split without a `share` (0 to 1) of its images, of each class alike, and these, chosen by a seed."""
+    """The split without a `share` (0 to 1) of its images, of each class alike, and these, chosen by a seed.
+
+    Of a class of two images or more at least one is held out, and one stays.
+    """
     strata = split.spec.task.strata(split.labels).cpu()
     generator, held = _generator("hold out", seed), []
     for stratum in strata.unique():
         members = (strata == stratum).nonzero().flatten()
-        held.append(members[torch.randperm(len(members), generator=generator)][: round(share * len(members))])
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held.append(members[torch.randperm(len(members), generator=generator)][:count])
     out = torch.zeros(len(split), dtype=torch.bool)
     out[torch.cat(held)] = True
     return split.take((~out).nonzero().flatten()), split.take(out.nonzero().flatten())

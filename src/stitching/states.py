@@ -1,7 +1,6 @@
 """Files of stitches, and where the state of an interrupted run lies."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def resume_states(
     def state(together: Sequence[StitchSpec]) -> Resume:
         epochs = together[0].epochs
         if len(names) == 1:
-            file, identity = folder / f"{names[0]}.resume.pt", asdict(together[0]) | about
+            file, identity = folder / f"{names[0]}.resume.pt", together[0].identity() | about
         else:
             keys = [spec.key(**about) for spec in together]
             file, identity = folder / f"{SET}-{keys[0][:16]}.resume.pt", {"stitches": keys}

@@ -116,9 +116,10 @@ def stages_of(target_type: str, epochs: int, stage_epochs: str = "") -> list[Tra
     names = target_names(target_type)
     counts = [int(text) for text in stage_epochs.split(BETWEEN_STAGES)] if stage_epochs else [epochs]
     if len(counts) != len(names):
+        said = stage_epochs or epochs
         raise UserError(
-            f"--target-type {target_type} is trained in {len(names)} stages, and --epochs {stage_epochs or epochs} "
-            f"says the length of {len(counts)}; give that of each, such as -e {','.join(['2'] * len(names))}"
+            f"--target-type {target_type} is trained in {len(names)} stages, and --epochs {said} says the length of "
+            f"{len(counts)}; give that of each, such as -e {','.join(['2'] * len(names))}"
         )
     if sum(counts) != epochs or (len(counts) == 1 and stage_epochs):
         raise UserError(f"stages of {stage_epochs} epochs are not {epochs} epochs in all")

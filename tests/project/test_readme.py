@@ -27,7 +27,6 @@ IMAGES = 200
 SHORTER = {
     "compare_nets": ["--run-name", "c", "--overwrite"],
     "train_model": ["-e", "1", "--overwrite"],
-    "stitch_nets": ["-e", "1", "--overwrite"],
 }
 
 
@@ -100,10 +99,11 @@ def run(script: str, arguments: str) -> None:
     if script == "train_model":
         arguments = arguments.replace("cifar10", "digits")  # the same code, in seconds
     shorter = SHORTER.get(script, [])
-    if script == "stitch_nets" and (stages := re.search(r"-e (\d+(?:,\d+)+)", arguments)):
-        shorter = [re.sub(r"\d+", "1", stages[1]) if word == "1" else word for word in shorter]
-    if script == "stitch_nets" and "cifar10" in arguments.lower():
-        shorter = ["-e", "0", "--overwrite"]  # epochs run with the digits already
+    if script == "stitch_nets":
+        epochs = "0" if "cifar10" in arguments.lower() else "1"  # epochs run with the digits already
+        stages = re.search(r"-e (\d+(?:,\d+)+)", arguments)
+        shorter = ["-e", re.sub(r"\d+", epochs, stages[1]) if stages else epochs, "--overwrite"]
+    shorter = [*shorter, *(["--iri-steps", "2"] if " iri" in arguments else [])]
     importlib.import_module(script).main([*shlex.split(arguments), *shorter])
 
 

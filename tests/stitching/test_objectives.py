@@ -18,6 +18,7 @@ from src.networks.checkpoints import load
 from src.stitching import TARGETS, CutNetworks, StitchObjective, StitchSpec, initial_stitch
 from src.stitching.options import combinations
 from src.stitching.run import StitchPlan, stitch
+from src.stitching.states import resume_states
 from src.training.loop import fit
 from src.training.train_state import TrainState
 from tests.same import assert_same
@@ -194,6 +195,11 @@ def test_images_that_are_held_out_are_other_ones_by_seed_and_of_all_classes() ->
     train, held_out = hold_out(split, 0.1, seed=0)
     assert len(train) + len(held_out) == len(split) and abs(len(held_out) - len(split) / 10) < 6
     assert held_out.labels.unique().tolist() == list(range(10))
+    few = split.take(torch.arange(25))
+    counts = few.labels.bincount()
+    kept, one_each = hold_out(few, 0.01, seed=0)
+    assert one_each.labels.bincount().max() == 1 and len(one_each) == int((counts > 1).sum())
+    assert len(kept) + len(one_each) == 25
     assert hold_out(split, 0.1, seed=0)[1].digest() == held_out.digest() != hold_out(split, 0.1, seed=1)[1].digest()
 
 
@@ -213,6 +219,13 @@ def test_variants_and_stages_of_a_command() -> None:
     staged, plain = combinations(options)
     assert (staged.target_type, staged.stage_epochs, staged.epochs) == ("match_final,hard", "2,3", 5)
     assert (plain.target_type, plain.stage_epochs, plain.epochs) == ("hard", "", 5)
+
+
+def test_the_state_of_a_run_of_before_is_that_of_today(tmp_path: Path) -> None:
+    """What came later and is not asked for stands in no state, so that yesterday's goes on."""
+    resume = resume_states(tmp_path, ["bn1-bn1"], {"dataset": "toy"})([StitchSpec("bn1", "bn1")])
+    assert not {"stage_epochs", "train_on", "kernel", "cosine"} & resume.identity.keys()
+    assert resume.identity["target_type"] == "hard" and resume.identity["dataset"] == "toy"
 
 
 # the script
