@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy
 import torch
 from torch import Tensor
 
