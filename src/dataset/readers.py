@@ -16,6 +16,7 @@ from torch import Tensor
 
 from src.core.errors import UserError, first_line
 from src.core.files import naming
+from src.dataset.cifar import FILES, read_cifar
 
 DIGITS_FILE = Path(__file__).with_name("digits.csv.gz")
 PATIENCE = 30  # seconds without a byte until a download has failed
@@ -30,6 +31,8 @@ def read_torchvision(kind: str, root: Path, split: str, *, pad: int = 0) -> Arra
     Raises FileNotFoundError, with the remedies, where it is neither there nor to be had, and UserError for files
     that are cut.
     """
+    if kind in FILES and not pad and (straight := read_cifar(kind, root, split)):
+        return straight
     dataset = _open_torchvision(kind, root, split == "train")
     images = torch.as_tensor(np.asarray(dataset.data))
     if kind not in _CHANNELS_FIRST:

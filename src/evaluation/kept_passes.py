@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.core.errors import UserError
 from src.core.tensor_files import parse_tensors, write_tensors
 from src.metrics.engine.grid import Grid
 from src.metrics.engine.kept import encoded, found_of, gathered, gathered_bytes, restore
@@ -55,7 +54,9 @@ class KeptPass:
             record = parse_tensors(path.read_bytes())
             if record["identity"] == self._identity:
                 return take(record)
-        except (OSError, UserError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+        except FileNotFoundError:
+            pass
+        except Exception:  # of any kind, by what is wrong in it; nothing of it was taken
             path.unlink(missing_ok=True)
         return None
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy.optimize
+import scipy
 import torch
 from torch import Tensor
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy
 import torch
 from torch import Tensor
 

@@ -14,6 +14,9 @@ from src.evaluation import layer_grid
 from src.evaluation.kept_passes import Keep, KeptPass
 from src.evaluation.layer_grid import Comparison, compare_layers
 from src.metrics.engine.grid import Grid
+from src.metrics.engine.kept import gathered, restore
+from tests.fuzz.readers import grid_of_toys
+from tests.fuzz.seeds import saved
 from tests.toy import save_toy
 
 NAMES = ["cka", "procrustes", "mutual_knn", "soft_match", "l2", "cca", "lr", "ps_inv", "corr"]
@@ -119,3 +122,29 @@ def test_a_state_that_would_cost_more_than_a_fiftieth_is_not_written(networks, t
     monkeypatch.setattr(src.evaluation.kept_passes, "RATE", 1.0)  # a byte a second
     compare(networks, keep=Keep(tmp_path, {}), names=["l2"], batch_size=8)
     assert set(written) == {"pass-1-found.pt"}
+
+
+def test_a_state_that_fits_in_part_leaves_the_grid_as_it_was() -> None:
+    """Found by the fuzzer: rows that are fewer than layers."""
+    grid = grid_of_toys()
+    sides = [[torch.ones(4, *shape) for shape in shapes] for shapes in grid.plan.shapes]
+    grid.update(*sides)
+    record = gathered(grid)
+    spoilt: list[dict[str, Any]] = [
+        record | {"rows": record["rows"][:-1]},
+        record | {"seen": -4},
+        record | {"done": True},
+        record | {"states": [record["states"][0] | {"filled": 99}, *record["states"][1:]]},
+        record | {"states": [record["states"][0] | {"mean": torch.zeros(3)}, *record["states"][1:]]},
+        record | {"facts": {"items": []}},
+        record | {"unavailable": {"items": [["a", 3]]}},
+    ]
+    for bad in spoilt:
+        fresh = grid_of_toys()
+        before = saved(gathered(fresh))
+        with pytest.raises((ValueError, TypeError)):
+            restore(fresh, bad)
+        assert saved(gathered(fresh)) == before
+    fresh = grid_of_toys()
+    restore(fresh, record)
+    assert saved(gathered(fresh)) == saved(record)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import scipy.stats
+import scipy
 import torch
 from torch import Generator, Tensor
 

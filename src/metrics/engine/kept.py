@@ -34,7 +34,9 @@ RESULTS = ("facts", "grams", "parts", "unavailable")
 def gathered(grid: Grid) -> dict[str, Any]:
     """All that a grid has of the images that it has seen."""
     states = [{name: getattr(one, name) for name in FIELDS[type(one)]} for one in _accumulators(grid)]
-    rows = [one.buffer[: one.filled] for one in _accumulators(grid) if isinstance(one, Layer)]
+    layers = [one for one in _accumulators(grid) if isinstance(one, Layer)]
+    # a copy of what is filled: with a view torch writes the whole buffer
+    rows = [one.buffer if one.filled == len(one.buffer) else one.buffer[: one.filled].clone() for one in layers]
     results = {name: encoded(getattr(grid, name)) for name in RESULTS}
     return {"seen": grid.seen, "done": grid.done, "states": states, "rows": rows, **results}
 
@@ -71,18 +73,47 @@ def gathered_bytes(grid: Grid) -> int:
 
 @torch.no_grad()
 def restore(grid: Grid, record: dict[str, Any]) -> None:
-    """Put what `gathered` gave into a fresh grid of the same plan; raises UserError where it does not fit."""
+    """Put what `gathered` gave into a fresh grid of the same plan.
+
+    Raises UserError, or KeyError, TypeError, ValueError for what it did not give, and then leaves the grid as it was.
+    """
     accumulators = list(_accumulators(grid))
-    rows = iter(record["rows"])
-    for one, values in zip(accumulators, record["states"], strict=True):
-        device = next(value.device for name in FIELDS[type(one)] if isinstance(value := getattr(one, name), Tensor))
-        for name in FIELDS[type(one)]:
-            setattr(one, name, _fitting(getattr(one, name), values[name], device))
-        if isinstance(one, Layer):
-            one.buffer[: one.filled] = next(rows)
-    for name in RESULTS:
-        setattr(grid, name, decoded(record[name]))
-    grid.seen, grid.done = int(record["seen"]), int(record["done"])
+    layers = [one for one in accumulators if isinstance(one, Layer)]
+    states = [_state_of(one, values) for one, values in zip(accumulators, record["states"], strict=True)]
+    filled = [state["filled"] for one, state in zip(accumulators, states, strict=True) if isinstance(one, Layer)]
+    rows = list(record["rows"])
+    for layer, count, given in zip(layers, filled, rows, strict=True):
+        if not isinstance(given, Tensor) or given.shape != layer.buffer[:count].shape or given.dtype != torch.float32:
+            raise UserError("it is of other layers")
+    results = {name: decoded(record[name]) for name in RESULTS}
+    _check_results(results)
+    seen, done = record["seen"], record["done"]
+    if (
+        type(seen) is not int
+        or type(done) is not int
+        or not (0 < seen <= grid.n_images and 0 <= done < len(grid.sizes))
+    ):
+        raise UserError("it is of other images")
+    for one, state in zip(accumulators, states, strict=True):
+        for name, value in state.items():
+            setattr(one, name, value)
+    for layer, count, given in zip(layers, filled, rows, strict=True):
+        layer.buffer[:count] = given
+    for name, value in results.items():
+        setattr(grid, name, value)
+    grid.seen, grid.done = seen, done
+
+
+def _check_results(results: dict[str, Any]) -> None:
+    facts, grams, parts, unavailable = (results[name] for name in RESULTS)
+    sides = isinstance(facts, tuple) and len(facts) == 2 and all(isinstance(side, dict) for side in facts)
+    tables = sides and all(isinstance(table, dict) for table in (grams, parts, unavailable))
+    if not tables or not all(isinstance(fact, Facts) for side in facts for fact in side.values()):
+        raise UserError("it holds nothing that a comparison found")
+    sums = all(isinstance(one, GramSums) for several in grams.values() for one in several)
+    values = all(isinstance(one, float | int | dict) for several in parts.values() for one in several)
+    if not sums or not values or not all(isinstance(why, str) for why in unavailable.values()):
+        raise UserError("it holds nothing that a comparison found")
 
 
 def _accumulators(grid: Grid) -> Any:
@@ -94,12 +125,25 @@ def _accumulators(grid: Grid) -> Any:
     yield from grid.differences.values()
 
 
-def _fitting(before: Any, value: Any, device: torch.device) -> Any:
-    if isinstance(before, Tensor) and (
-        not isinstance(value, Tensor) or value.shape != before.shape or value.dtype != before.dtype
-    ):
-        raise UserError("it is of other layers")
-    return value.to(device) if isinstance(value, Tensor) else value
+def _state_of(one: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """What is to become of an accumulator; raises UserError for what fits no such one."""
+    own = {name: getattr(one, name) for name in FIELDS[type(one)]}
+    device = next(value.device for value in own.values() if isinstance(value, Tensor))
+    state = {}
+    for name, before in own.items():
+        value = values[name]
+        if name == "shift" and isinstance(value, Tensor):  # none before the first image
+            fits = value.shape == one.mean.shape
+        elif isinstance(before, Tensor):
+            fits = isinstance(value, Tensor) and value.shape == before.shape and value.dtype == before.dtype
+        else:
+            fits = type(value) is type(before)
+        if not fits or (name in ("n", "filled") and value < 0):
+            raise UserError("it is of other layers")
+        state[name] = value.to(device) if isinstance(value, Tensor) else value
+    if isinstance(one, Layer) and not state["filled"] <= state["n"] <= len(one.buffer):
+        raise UserError("it is of other images")
+    return state
 
 
 def encoded(value: Any) -> Any:
