@@ -45,6 +45,7 @@ class WeightFacts:
                 check_key(key, str, "recipe")
         except UserError as error:
             raise UserError(f"{path} says of itself what no network can be: {error}") from None
+        recipe = recipe and {key: value for key, value in recipe.items() if _is_plain(value)}
         known = {name: record.get(name) for name in cls.__slots__ if name != "recipe"}
         return cls(**known, recipe=recipe)
 
@@ -52,6 +53,15 @@ class WeightFacts:
         """All of it, with what of the recipe tells networks apart where it is said."""
         told = {key: value for key, value in (self.recipe or {}).items() if key in _RECIPE and value is not None}
         return asdict(self) | {"recipe": self.recipe} | told
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is of built-in values, as every recipe of ours; what a later version adds beside these is not read."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def check_state(path: Path, state: Any) -> dict[str, Tensor]:
