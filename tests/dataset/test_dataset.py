@@ -166,7 +166,9 @@ def test_data_sets_are_known_by_their_folder_in_any_case(name: str, canonical: s
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown data set 'imagenette'; choose from celeba, cifar10, .*mnist"):
+    with pytest.raises(
+        ValueError, match="unknown data set 'imagenette'; close: imagenet; choose from celeba, cifar10, .*mnist"
+    ):
         load_split("imagenette", "train")
     with pytest.raises(ValueError, match="digits has no split 'valid'; choose from train, val"):
         load_split("digits", "valid")

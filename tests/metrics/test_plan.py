@@ -44,7 +44,7 @@ def test_refusals_before_any_work():
     def make(name, shape_x=(5, 3, 3), shape_y=(5, 3, 3), n=120, view=None):
         return planned([name], n, shape_x, shape_y, view=view)
 
-    with pytest.raises(ValueError, match=r"unknown metric ckka; known are .*cka_rbf"):
+    with pytest.raises(ValueError, match=r"unknown metric ckka; close: cka; known are .*cka_rbf"):
         make("ckka")
     with pytest.raises(ValueError, match=r"cca of 45 features needs at least 47 images, got 46.*--view channels"):
         make("cca", n=46)
