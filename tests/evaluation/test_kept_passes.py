@@ -8,13 +8,15 @@ import torch
 
 import src.evaluation.kept_passes
 import src.metrics.algebra.gram
+from src.core.errors import UserError
 from src.core.files import make_folder
 from src.dataset import load_split
 from src.evaluation import layer_grid
 from src.evaluation.kept_passes import Keep, KeptPass
 from src.evaluation.layer_grid import Comparison, compare_layers
+from src.metrics import Cell
 from src.metrics.engine.grid import Grid
-from src.metrics.engine.kept import gathered, restore
+from src.metrics.engine.kept import encoded, found_of, gathered, restore
 from tests.fuzz.readers import grid_of_toys
 from tests.fuzz.seeds import saved
 from tests.toy import save_toy
@@ -148,3 +150,14 @@ def test_a_state_that_fits_in_part_leaves_the_grid_as_it_was() -> None:
     fresh = grid_of_toys()
     restore(fresh, record)
     assert saved(gathered(fresh)) == saved(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("cka", {"r2": 1.0}), ("ps_inv", 0.5), ("ps_inv", {"w": 1}), ("none", 0.5)]
+)
+def test_a_value_that_its_metric_does_not_give_is_refused(name: str, value: Any) -> None:
+    """A table in the place of a number ended in a traceback where the number was asked for."""
+    cell = Cell({name: value}, {}, {name: "images"}, {})
+    with pytest.raises(UserError, match="nothing that a comparison found"):
+        found_of(encoded({("cell", 0, 0): cell}))
+    assert found_of(encoded({("cell", 0, 0): Cell({"cka": 0.5}, {}, {"cka": "images"}, {})}))

@@ -18,7 +18,7 @@ from src.metrics.algebra.moments import PairedMoments, Sums
 from src.metrics.diagnostics import Diagnostics
 from src.metrics.difference import Differences
 from src.metrics.engine.grid import Cell, Grid
-from src.metrics.registry import METRICS
+from src.metrics.registry import METRICS, Metric
 
 RECORDS: dict[str, Any] = {kind.__name__: kind for kind in (Begun, Cell, Diagnostics, Facts, GramSums)}
 # what changes in each accumulator while images come; the rows of a layer come beside
@@ -57,7 +57,7 @@ def _is_whole(cell: Cell) -> bool:
     tables = cell.values, cell.unavailable, cell.views, cell.health
     if not all(isinstance(table, dict) and all(isinstance(name, str) for name in table) for table in tables):
         return False
-    values = all(isinstance(value, float | int | dict) and name in METRICS for name, value in cell.values.items())
+    values = all(name in METRICS and _is_value(METRICS[name], value) for name, value in cell.values.items())
     return values and all(isinstance(health, Diagnostics) for health in cell.health.values())
 
 
@@ -123,6 +123,13 @@ def _accumulators(grid: Grid) -> Any:
     yield from grid.sums.values()
     yield from grid.moments.values()
     yield from grid.differences.values()
+
+
+def _is_value(metric: Metric, value: Any) -> bool:
+    """Whether it is what a metric gives: a number, or a table with its one number."""
+    if metric.summary:
+        return isinstance(value, dict) and isinstance(value.get(metric.summary), float | int)
+    return isinstance(value, float | int)
 
 
 def _state_of(one: Any, values: dict[str, Any]) -> dict[str, Any]:
