@@ -64,7 +64,7 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str
     layer = saved.end_layer if args.layer is None else args.layer
     stitched, end = (part.to(device) for part in saved.heads(layer))
     sample = saved.on_data.sample.to(device)
-    split = saved.on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    split = saved.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
     functional = [name for name in args.methods if name in FUNCTIONAL]
     others = [name for name in args.methods if name not in FUNCTIONAL]
     cells: list[Cell] = []

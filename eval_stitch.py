@@ -51,7 +51,7 @@ def evaluate_one(args: argparse.Namespace, file: Path, device: Any, told: set[st
     saved = load_stitch(file, args.stitch_type, **moved, size=args.image_size, on_message=tell)
     cli.tell_weights(saved, told)
     saved.on_data.require_decisions()
-    split = saved.on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    split = saved.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
     scores = evaluate(saved.network.to(device), split, batch_size=args.batch_size, title="evaluating")
     about = {"stitch": str(file), "name": saved.called(file), "title": saved.title, "type": args.stitch_type}
     return {**about, "images": len(split), **scores}

@@ -15,10 +15,12 @@ from src.core.files import read_bytes
 from src.cutting.channel_axis import find_outputs, layouts_of
 from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
+from src.dataset import Split
 from src.networks.checkpoints import Checkpoint
 from src.networks.opening import names_file, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.networks.source_spec import Asker, Named
+from src.networks.sources.offline import offline
 from src.results.titles import stitch_title
 from src.stitching import Geometry, Pair, Stitch, StitchedNetwork, cut_pair, from_arrays
 from src.stitching.stages import MAPS
@@ -54,6 +56,11 @@ class SavedStitch:
         if not re.fullmatch(r"[0-9a-f]{64}", file.stem):
             return file.stem
         return f"{file.stem[:8]} {self.front_layer or 'output'}-{self.end_layer or 'output'}"
+
+    def split(self, name: str, **reading: Any) -> Split:
+        """The images of the stitch's data set, which only the result names: nothing is downloaded for it."""
+        with offline():
+            return self.on_data.split(name, **reading)
 
     @property
     def dataset(self) -> str:

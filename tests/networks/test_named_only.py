@@ -14,6 +14,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import nn
 import stitch_nets
 import studies.__main__ as studies
 from src import results
+from src.dataset import DATASETS
 from src.networks.architectures import architecture
 from src.networks.opening import open_network, open_pair
 from src.networks.source_spec import Asker, Named
@@ -474,3 +476,19 @@ def test_a_folder_whose_architecture_lies_on_a_hub_reaches_none(toy: Path, capsy
     save_toy(toy / "a3.pt", 3, 0)
     for command in ("eval_net hf:net -d toy", "stitch_nets hf:net a3.pt x bn1 -d toy"):
         assert "hf:net is no image classifier that can be opened" in refused(capsys, command)
+
+
+@pytest.mark.parametrize("script", ["eval_stitch", "compare_frank_m2"])
+def test_a_result_starts_no_download_of_its_images(
+    script: str, toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stitch_nets.main(["a3.pt", "b3.pt", "conv2", "conv2", "-d", "toy", "-e", "0", "--run-name", "r"])
+
+    def reach(*_: object) -> None:
+        urllib.request.urlopen("http://example.org/toy.zip", timeout=5)
+
+    monkeypatch.setitem(DATASETS, "toy", replace(DATASETS["toy"], read=reach))
+    words = ["results/r/conv2-conv2.pkl", "after", *(["cka"] if script == "compare_frank_m2" else [])]
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(script).main([*words, "--no-save"])
+    assert "no file makes a download" in capsys.readouterr().err
