@@ -190,6 +190,8 @@ def open_sides(args: argparse.Namespace) -> NetworksOnDataset | FeaturePair:
         if args.dataset == NONE:
             raise UserError(f"{NONE} stands for a data set where both sides are files: features:PATH")
         return cli.open_pair(args)
+    if args.dataset == NONE and args.image_size:
+        raise UserError("--image-size is of images, and two files see none")
     for option, default in (("on", "data"), ("versus", None), ("model1", None), ("model2", None), ("images", None)):
         if getattr(args, option) not in (default, None):
             raise UserError(f"features: excludes --{option}: a file has no network that could be asked")

@@ -114,9 +114,9 @@ def _of_file(path: Path) -> tuple[dict[str, Saved], tuple[str, ...] | None]:
         raise UserError(f"{path} is no {', '.join(SUFFIXES)}")
     try:
         arrays, ids = readers[path.suffix](path)
-    except UserError:
+    except (UserError, OSError):
         raise
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, OverflowError, MemoryError) as error:
+    except Exception as error:  # a damaged file makes numpy, zipfile and json raise anything, RecursionError too
         raise UserError(f"{path} is damaged, or no {path.suffix}: {in_line(first_line(error))}") from None
     beside = path.with_name(NAMES)
     return arrays, ids or (_lines(beside) if beside.is_file() else None)

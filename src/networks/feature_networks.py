@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, fx, nn
+from torch import Tensor, fx, nn
 
 from src.core.errors import UserError
 from src.core.task import SINGLE_LABEL
@@ -60,23 +60,31 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, file: FeatureFile, layouts: Mapping[str, str], order: Tensor | None = None) -> None:
         super().__init__()
-        self.saved, self.order, self.names = file.output, order, list(file.layers)
-        for name, saved in file.layers.items():
+        self._output, self._order, self._names = file.output, order, list(file.layers)
+        for name, saved in sorted(file.layers.items()):  # a layer comes before those within it
             *homes, last = name.split(".")
             home: nn.Module = self
-            for part in homes:
-                if part not in home._modules:
-                    home.add_module(part, nn.Module())
-                home = home.get_submodule(part)
-            home.add_module(last, _Layer(saved, layouts[name], order))
+            try:
+                for part in homes:
+                    if part not in home._modules:
+                        home.add_module(part, nn.Module())
+                    home = home.get_submodule(part)
+                home.add_module(last, _Layer(saved, layouts[name], order))
+            except KeyError:  # which torch needs itself, or that is empty
+                raise UserError(f"{saved.place}: no layer can have the name {in_line(name)!r}") from None
         self.eval()
+
+    @property
+    def order_of_images(self) -> Tensor | None:
+        """Where the images of the other side are in this file; None: at the same places."""
+        return self._order
 
     def forward(self, images: Tensor) -> Tensor | None:
         if isinstance(images, fx.Proxy):
             raise TypeError("files are read by hooks")
-        for name in self.names:
+        for name in self._names:
             self.get_submodule(name)(images)
-        return None if self.saved is None else rows_of(self.saved, images, self.order)
+        return None if self._output is None else rows_of(self._output, images, self._order)
 
 
 class RowsSplit(Split):
@@ -86,34 +94,31 @@ class RowsSplit(Split):
         super().__init__(spec, labels, device)
         self.inner, self.rows = inner, torch.arange(len(labels))
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        order: Generator | None = None,
-        augment: Generator | None = None,
-        drop_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        index = torch.arange(len(self))
-        if order is not None:
-            index = torch.randperm(len(self), generator=Generator().set_state(order.get_state()))
-        parts = (index[: len(index) - len(index) % batch_size] if drop_last else index).split(batch_size)
-        if self.inner is None:
-            given: Any = ((torch.zeros(len(part), 1, 1, 1, device=self.device), self.labels[part]) for part in parts)
-        else:
-            given = self.inner.batches(batch_size, order=order, drop_last=drop_last)
-        for part, (images, labels) in zip(parts, given, strict=True):
-            setattr(images, ROWS, self.rows[part])
-            yield images, labels
-
     def take(self, index: Tensor) -> "RowsSplit":
         other = copy.copy(self)
         other.rows, other.labels = self.rows[index], self.labels[index]
         other.inner = self.inner.take(index) if self.inner else None
         return other
 
-    def _read(self, index: Tensor, batch_size: int) -> Iterator[Any]:
-        raise NotImplementedError
+    def as_seen(self, images: Tensor) -> Tensor:
+        return images  # the inner split's own view already
+
+    def _crop(self, images: Tensor) -> Tensor:
+        return images
+
+    def _read(self, index: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = index.split(batch_size)
+        for part, (images, labels) in zip(parts, self._images(index, batch_size), strict=True):
+            setattr(images, ROWS, self.rows[part])
+            yield images, labels
+
+    def _images(self, index: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.inner is None:
+            for part in index.split(batch_size):
+                yield torch.zeros(len(part), 1, 1, 1, device=self.device), self.labels[part]
+            return
+        for images, labels in self.inner._read(index, batch_size):
+            yield self.inner.as_seen(self.inner._crop(images)), labels
 
     def _contents(self) -> Any:
         return self.rows.numpy().tobytes()
@@ -163,7 +168,7 @@ class FeaturePair:
         if values.ndim != 1 or values.dtype.kind not in "iu" or values.min() < 0:
             raise UserError(f"{labelled.labels.place}: labels are whole numbers from 0, one an image")
         labels = torch.from_numpy(values.astype(np.int64))
-        order = getattr(self.networks[self.files.index(labelled)].network, "order", None)
+        order = getattr(self.networks[self.files.index(labelled)].network, "order_of_images", None)
         return labels if order is None else labels[order]
 
 
@@ -173,14 +178,8 @@ def is_features(spec: str) -> bool:
 
 def open_features(spec: str) -> tuple[FeatureFile, dict[str, str]]:
     """The file that a spec names, and the layout of each layer. UserError where axes could be read in several ways."""
-    body, view = (
-        split_view(spec.removeprefix(PREFIX))
-        if not Path(spec.removeprefix(PREFIX)).exists()
-        else (
-            spec.removeprefix(PREFIX),
-            {},
-        )
-    )
+    path = spec.removeprefix(PREFIX)
+    body, view = (path, {}) if Path(path).exists() else split_view(path)
     if odd := view.keys() - {"layout"}:
         raise UserError(f"{spec}: {min(odd)} says nothing of saved activations; only layout does")
     file = read_features(Path(body))

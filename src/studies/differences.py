@@ -92,6 +92,8 @@ def difference_tables(results: StudyResults, by: str) -> dict[str, tuple[Frame, 
         tables["stitches"] = frame, [fill(title), *difference_lines(frame, [results.value])]
     if len(results.comparisons) and len(frame := comparison_differences(results, by)):
         tables["comparisons"] = frame, [fill(f"differences of methods by {by}"), *difference_lines(frame, [])]
+    if not tables:
+        raise UserError(f"no stitches of this study say what its networks are, by {by}; comparisons alone do not")
     return tables
 
 

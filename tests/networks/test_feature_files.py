@@ -127,6 +127,13 @@ def test_what_is_taken_for_granted_is_said(capsys: pytest.CaptureFixture[str]) -
     assert "note" not in capsys.readouterr().err
 
 
+def test_layers_may_lie_within_layers_and_be_called_as_ours() -> None:
+    x, y = activations()
+    save("x.npz", **{"block.fc": x, "block": y, "order": x, "names": y})
+    words = ["features:x.npz", "features:x.npz", "block.fc,block,order,names", "block", "none", "cka"]
+    assert values(*words) == pytest.approx([values(*words[:2], "order", "names", "none", "cka")[0], 1] * 2, abs=1e-6)
+
+
 def test_ids_of_whole_numbers_lines_and_metadata() -> None:
     x, _ = activations()
     save("numbers.npz", layer=x, ids=np.arange(IMAGES))
@@ -268,6 +275,13 @@ BAD: dict[str, tuple[Callable[[], Any], str, str]] = {
     "another shape": (header("F32", [4, 5], [0, 64]), "x.safetensors", "promises other bytes than are there"),
     "a negative shape": (header("F32", [-4, -4], [0, 64]), "x.safetensors", "promises other bytes than are there"),
     "an unknown type": (header("F8_E4M3", [8, 8], [0, 64]), "x.safetensors", "holds F8_E4M3 values"),
+    "a name that torch needs": (lambda: save("x.npz", training=GOOD), "x.npz", "no layer can have the name 'training'"),
+    "an empty part of a name": (lambda: save("x.npz", **{"a..b": GOOD}), "x.npz", "no layer can have the name 'a..b'"),
+    "a head without end": (
+        lambda: Path("x.safetensors").write_bytes((200_000).to_bytes(8, "little") + b"[" * 200_000),
+        "x.safetensors",
+        "is damaged, or no .safetensors",
+    ),
     "NaN": (lambda: np.save("x.npy", np.where(GOOD > 2, np.nan, GOOD)), "x.npy", "NaN or infinite values"),
     "a size behind the ?": (lambda: np.save("x.npy", GOOD), "x.npy?size=3", "size says nothing of saved activations"),
 }
@@ -296,6 +310,7 @@ def test_a_bad_file_is_one_line(case: str, capsys: pytest.CaptureFixture[str]) -
         ),
         (["features:x.npy", "features:x.npy", "x", "x", "digits", "cka"], "say none in the place of digits"),
         (["features:x.npy", DIGITS[0], "x", "bn3", "none", "cka"], "name it in the place of none"),
+        (["features:x.npy", "features:x.npy", "x", "x", "none", "cka", "--image-size", "8"], "two files see none"),
         ([*DIGITS, "bn3", "bn3", "none", "cka"], "none stands for a data set where both sides are files"),
         (["features:x.npy", "features:x.npy", "y", "x", "none", "cka"], "has no layer 'y'"),
         (["features:x.npy", "features:x.npy", "x", "x", "none", "jsd"], "not logits"),

@@ -101,3 +101,10 @@ def test_comparisons_are_tested_by_what_networks_are() -> None:
 def test_what_does_not_tell_pairs_apart_is_refused() -> None:
     with pytest.raises(ValueError, match="not told apart by 'inits'; close: init; choose from init, architecture"):
         differences(study(3, 0.0), "inits")
+
+
+def test_comparisons_alone_do_not_say_what_networks_are() -> None:
+    pair = {"spec1": "a", "spec2": "b", "network1": "t in0-gn0", "network2": "t in1-gn1"}
+    rows = pd.DataFrame([pair | {"method": "cka", "layer1": "bn3", "layer2": "bn3", "value": 0.5}])
+    with pytest.raises(ValueError, match="comparisons alone do not"):
+        difference_tables(with_names(pd.DataFrame(columns=list(_row({}, Path()))), rows), "architecture")
