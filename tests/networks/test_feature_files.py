@@ -324,3 +324,20 @@ def test_sides_that_do_not_fit_are_one_line(words: list[str], message: str, caps
     with pytest.raises(SystemExit, match="2"):
         compare_nets.main(words)
     assert message in capsys.readouterr().err
+
+
+def test_labels_follow_their_images_wherever_they_stand() -> None:
+    """Labels of the second file, whose images are in another order; and groups of images that come class by class."""
+    random = np.random.default_rng(4)
+    x, y = activations()
+    first, second = random.normal(size=(2, IMAGES, 4)).astype(np.float32)
+    labels, order = np.sort(np.arange(IMAGES) % 4), random.permutation(IMAGES)
+    save("x.npz", layer=x, output=first, ids=ids_of())
+    save("y.npz", layer=y[order], output=second[order], labels=labels[order], ids=ids_of()[order])
+    words = ["features:x.npz", "features:y.npz", "layer", "layer", "none"]
+    expected = abs((first.argmax(1) == labels).mean() - (second.argmax(1) == labels).mean())
+    assert values(*words, "abs_acc_diff") == pytest.approx([expected])
+    save("z.npz", layer=y, output=second, labels=labels, ids=ids_of())
+    grouped = values("features:x.npz", "features:z.npz", *words[2:], "cka", "-g", "10")
+    assert values(*words, "cka", "-g", "10") == pytest.approx(grouped, abs=1e-6)
+    assert grouped != pytest.approx(values("features:x.npz", "features:z.npz", *words[2:], "cka"))

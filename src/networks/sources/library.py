@@ -1,6 +1,5 @@
 """What the sources share: an architecture of a library, and the one-line ends of what can go wrong with it."""
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError, first_line
+from src.core.text import close_to
 from src.cutting.structure import in_plain_memory
 from src.dataset.preprocessing import Preprocessing
 from src.networks.followed import OwnProcessor
@@ -87,8 +87,7 @@ def in_hub_folder(url: str) -> Path | None:
 
 
 def unknown(library: str, name: str, names: Iterable[str]) -> UserError:
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return UserError(f"{library} has no classifier {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
+    return UserError(f"{library} has no classifier {name!r}{close_to(name, names)}")
 
 
 def check_forward(network: nn.Module, name: str, *, channels: int, size: int) -> nn.Module:
