@@ -66,7 +66,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
             "--between",
             metavar="NAME",
             help="test whether groups of pairs differ, by an option of stitches such as init, or by architecture, "
-            "train_fraction or shuffle_labels of both networks",
+            "train_fraction, shuffle_labels or adversarial of both networks",
         )
     if command == "worker":
         parser.add_argument("--shard", type=shard_of, required=True, metavar="I/N", help="the I-th of N shares")

@@ -10,12 +10,12 @@ from scipy import stats
 from src.core.errors import UserError
 from src.core.text import close_to
 from src.results.text import columns_text, fill
-from src.studies.frames import ENDS, LAYERS, NETWORKS, Frame, StudyResults, subsets
+from src.studies.frames import ENDS, FACTS, LAYERS, NETWORKS, Frame, StudyResults, subsets
 from src.studies.means import FEW, MEASURES
 from src.studies.table import heading, key_text, scale
 
-# what pairs may be grouped by beside the options that tell stitches apart: facts of both networks
-FACTS = ("architecture", "train_fraction", "shuffle_labels")
+# columns of a fact of the two networks: of stitches, and of comparisons
+STITCHED, COMPARED = ("front_{}", "end_{}"), ("{}1", "{}2")
 COLUMNS = [
     "measure",
     "group",
@@ -32,9 +32,8 @@ COLUMNS = [
 
 
 def groupings(results: StudyResults) -> list[str]:
-    """What the pairs of a study can be grouped by: that in which they differ."""
-    facts = [name for name in FACTS if len(set(_of_both(results.stitches, name))) > 1]
-    return [*results.axes, *facts]
+    """What the stitches of a study can be grouped by: that in which they differ."""
+    return [*results.axes, *_facts(results.stitches, STITCHED)]
 
 
 def differences(results: StudyResults, by: str) -> Frame:
@@ -48,9 +47,7 @@ def differences(results: StudyResults, by: str) -> Frame:
     """
     known = groupings(results)
     if by not in known:
-        raise UserError(
-            f"stitches are not told apart by {by!r}{close_to(by, known)}; choose from {', '.join(known) or 'nothing'}"
-        )
+        raise _not_told_apart("stitches", by, known)
     frame = results.stitches.assign(_group=_groups(results.stitches, by))
     keys = [*LAYERS, *(axis for axis in results.axes if axis != by)]
     measures = [name for name in (*MEASURES, *results.controls) if frame[name].notna().any()]
@@ -68,11 +65,8 @@ def differences(results: StudyResults, by: str) -> Frame:
 def comparison_differences(results: StudyResults, by: str) -> Frame:
     """The same of what compares networks, by a fact of both networks; columns: method, layer1, layer2, COLUMNS."""
     keys = ["method", "layer1", "layer2"]
-    known = results.stitches.drop_duplicates(ENDS).assign(_group=lambda part: _groups(part, by))
-    groups = known.set_index(ENDS)["_group"] if by in FACTS else pd.Series(dtype=object)
     frame = results.comparisons.rename(columns=dict(zip(NETWORKS, ENDS, strict=True)))
-    pairs = list(zip(frame[ENDS[0]], frame[ENDS[1]], strict=True))
-    frame = frame.assign(_group=[groups.get(pair) for pair in pairs]).dropna(subset=["_group"])
+    frame = frame.assign(_group=_words(_of_both(frame, by, COMPARED)))
     rows = [
         {**dict(zip(keys, key, strict=True)), **row, "measure": key[0]}
         for key, part in subsets(frame, keys)
@@ -83,30 +77,48 @@ def comparison_differences(results: StudyResults, by: str) -> Frame:
 
 
 def difference_tables(results: StudyResults, by: str) -> dict[str, tuple[Frame, list[str]]]:
-    """Tests of stitches and of comparisons: frames, and lines for a terminal, of the measure that charts show."""
+    """Tests of stitches and of comparisons: frames, and lines for a terminal, of the measure that charts show.
+
+    Comparisons can be grouped by FACTS in which their networks differ, stitches by options, too. Raises UserError where
+    neither can.
+    """
     tables = {}
-    if len(results.stitches):
+    if by in _facts(results.comparisons, COMPARED):
+        frame = comparison_differences(results, by)
+        tables["comparisons"] = frame, [fill(f"differences of methods by {by}"), *difference_lines(frame, [])]
+    if len(results.stitches) and (by in groupings(results) or not tables):
         frame = differences(results, by)
         unit = " (points)" if scale(results.value) > 1 else ""
         title = f"{results.value}{unit}: differences between groups of pairs by {by}; the units are networks"
-        tables["stitches"] = frame, [fill(title), *difference_lines(frame, [results.value])]
-    if len(results.comparisons) and len(frame := comparison_differences(results, by)):
-        tables["comparisons"] = frame, [fill(f"differences of methods by {by}"), *difference_lines(frame, [])]
+        tables = {"stitches": (frame, [fill(title), *difference_lines(frame, [results.value])])} | tables
     if not tables:
-        raise UserError(f"no stitches of this study say what its networks are, by {by}; comparisons alone do not")
+        raise _not_told_apart("comparisons", by, _facts(results.comparisons, COMPARED))
     return tables
 
 
-def _of_both(frame: Frame, fact: str) -> list[tuple[Any, Any]]:
-    sides = [frame[f"{role}_{fact}"].where(frame[f"{role}_{fact}"].notna(), None) for role in ("front", "end")]
-    return list(zip(*sides, strict=True))
+def _not_told_apart(what: str, by: str, known: Sequence[str]) -> UserError:
+    text = f"{what} are not told apart by {by!r}{close_to(by, known)}"
+    return UserError(f"{text}; choose from {', '.join(known) or 'nothing'}")
+
+
+def _facts(frame: Frame, columns: Sequence[str]) -> list[str]:
+    """The facts of both networks in which pairs differ."""
+    return [fact for fact in FACTS if len(set(_of_both(frame, fact, columns))) > 1]
+
+
+def _of_both(frame: Frame, fact: str, columns: Sequence[str] = STITCHED) -> list[tuple[Any, Any]]:
+    """A fact of the first and the second network of each row; columns: how these are called, with {} for the fact."""
+    sides = [frame[column.format(fact)] for column in columns]
+    return list(zip(*(side.astype(object).where(side.notna(), None) for side in sides), strict=True))
 
 
 def _groups(frame: Frame, by: str) -> list[str]:
     """The group of each row, in words."""
-    if by not in FACTS:
-        return [key_text(by, value) for value in frame[by]]
-    return [str(one) if one == other else f"{one} \N{RIGHTWARDS ARROW} {other}" for one, other in _of_both(frame, by)]
+    return _words(_of_both(frame, by)) if by in FACTS else [key_text(by, value) for value in frame[by]]
+
+
+def _words(both: Sequence[tuple[Any, Any]]) -> list[str]:
+    return [str(one) if one == other else f"{one} \N{RIGHTWARDS ARROW} {other}" for one, other in both]
 
 
 def _rows(part: Frame, measures: Sequence[str]) -> Iterator[dict[str, Any]]:

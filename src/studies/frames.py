@@ -27,8 +27,11 @@ Frame = Any  # a frame of pandas; its stubs leave open what an operation gives
 AXES = tuple(field.name for field in fields(StitchSpec) if field.name not in ("front_layer", "end_layer", "seed"))
 ROLES, ENDS, NETWORKS = ("front", "end"), ["front_network", "end_network"], ["network1", "network2"]
 LAYERS = ["front_layer", "end_layer"]
-# columns of a comparison: the two networks by what the study calls them, and in words; then what was found
+# what networks are, by which pairs of them may be grouped
+FACTS = ("architecture", "train_fraction", "shuffle_labels", "adversarial")
+# columns of a comparison: the two networks by what the study calls them, and in words; what was found; what they are
 COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer2", "value"]
+COMPARED += [f"{fact}{i}" for fact in FACTS for i in (1, 2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ def _comparison(result: dict[str, Any], pair: tuple[str, str]) -> Frame:
     facts = {}
     for i, (spec, network) in enumerate(zip(pair, result["networks"], strict=True), start=1):
         facts |= {f"spec{i}": spec, f"network{i}": network_name(network)}
+        facts |= {f"{fact}{i}": network.get(NETWORK[fact]) for fact in FACTS}
     return result["frame"].assign(**facts)[COMPARED]
 
 

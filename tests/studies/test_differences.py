@@ -9,7 +9,7 @@ import pytest
 
 from src.results.frame import _row
 from src.studies.differences import comparison_differences, difference_tables, differences, groupings
-from src.studies.frames import COMPARED, StudyResults, with_names
+from src.studies.frames import COMPARED, FACTS, StudyResults, with_names
 
 NONE = pd.DataFrame(columns=COMPARED)
 
@@ -85,6 +85,9 @@ def test_comparisons_are_tested_by_what_networks_are() -> None:
                 "spec2": pair.end_model,
                 "network1": pair.front_network,
                 "network2": pair.end_network,
+                **{f"{fact}{i}": None for fact in FACTS for i in (1, 2)},
+                "architecture1": pair.front_network.split()[0],
+                "architecture2": pair.end_network.split()[0],
             }
             | {"method": "cka", "layer1": "bn3", "layer2": "bn3", "value": 0.5 + 0.4 * same + 0.01 * random.random()}
         )
@@ -103,8 +106,29 @@ def test_what_does_not_tell_pairs_apart_is_refused() -> None:
         differences(study(3, 0.0), "inits")
 
 
-def test_comparisons_alone_do_not_say_what_networks_are() -> None:
-    pair = {"spec1": "a", "spec2": "b", "network1": "t in0-gn0", "network2": "t in1-gn1"}
-    rows = pd.DataFrame([pair | {"method": "cka", "layer1": "bn3", "layer2": "bn3", "value": 0.5}])
-    with pytest.raises(ValueError, match="comparisons alone do not"):
-        difference_tables(with_names(pd.DataFrame(columns=list(_row({}, Path()))), rows), "architecture")
+def compared(*architectures: str) -> StudyResults:
+    """Comparisons of pairs of networks without any stitch; each pair's networks have one architecture."""
+    rows = []
+    for number, architecture in enumerate(architectures):
+        for other in range(number):
+            pair = {"spec1": f"{number}", "spec2": f"{other}", "network1": f"n{number}", "network2": f"n{other}"}
+            facts = {f"{fact}{i}": None for fact in FACTS for i in (1, 2)}
+            facts |= {"architecture1": architecture, "architecture2": architectures[other]}
+            value = 0.5 + 0.3 * (architecture == architectures[other]) + 0.001 * number * other
+            rows.append({**pair, "method": "cka", "layer1": "bn3", "layer2": "bn3", "value": value, **facts})
+    return with_names(pd.DataFrame(columns=list(_row({}, Path()))), pd.DataFrame(rows))
+
+
+def test_comparisons_alone_are_tested_by_what_their_networks_are() -> None:
+    tables = difference_tables(compared("t", "t", "t", "r", "r", "r"), "architecture")
+    assert set(tables) == {"comparisons"}
+    frame = tables["comparisons"][0]
+    mixed = frame[frame["group"].str.contains("\N{RIGHTWARDS ARROW}")]
+    assert len(mixed) == 1 and mixed["difference"].item() == pytest.approx(-0.3, abs=0.01) and mixed["p"].item() < 0.05
+
+
+def test_comparisons_alone_say_by_what_they_can_be_grouped() -> None:
+    with pytest.raises(ValueError, match="not told apart by 'architectur'; close: architecture; choose from arch"):
+        difference_tables(compared("t", "r", "t"), "architectur")
+    with pytest.raises(ValueError, match="choose from nothing"):
+        difference_tables(compared("t", "t", "t"), "architecture")
