@@ -1,6 +1,5 @@
 """How much more alike than chance layers of two networks are: one pass keeps their activations of some images."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from src.dataset import Split
 from src.evaluation.activations import Activations, keep_activations
 from src.evaluation.layer_grid import layer_label
 from src.metrics.certainty.calibration import CalibratedGrid, calibrate_grid, draw_of, orders, subset
-from src.metrics.certainty.uncertainty import Sample, value_of
+from src.metrics.certainty.uncertainty import Sample
 from src.metrics.engine.plan import plan_cell
 from src.metrics.functional import FUNCTIONAL
 from src.metrics.registry import METRICS
@@ -129,10 +128,8 @@ def _grid(
         raise UserError("its value for equal representations depends on these")
     cells, samples, taken = _samples(name, view, kept)
     shape = len(kept.sides[0]), len(kept.sides[1])
-    observed = torch.full(shape, math.nan, dtype=torch.float64)
-    for cell, one in zip(cells, samples, strict=True):
-        observed[cell] = value_of(metric, taken, one)
     draw, every = draw_of(metric, taken, samples, cells, shape), orders(len(samples[0]), draws)
+    observed = draw(torch.arange(len(samples[0])))
     start = time.monotonic()
     drawn = [draw(order) for order in every[:1]]
     left = (time.monotonic() - start) * (draws - 1)

@@ -12,7 +12,7 @@ from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.matrix_rows import paired, unit
 from src.metrics.algebra.products import times
 
-ROWS = 256  # of permuted Gram matrices that are made at once; their products are float32, the sums of these float64
+ROWS = 32  # of permuted Gram matrices that are made at once; their products are float32, the sums of these float64
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
@@ -160,17 +160,24 @@ def bias_of(groups: Sequence[GramSums]) -> float | None:
 def permuted_cka(xs: Sequence[Layer], ys: Sequence[Layer], *, debiased: bool = False) -> Callable[[Tensor], Tensor]:
     """An order of the images -> CKA of each of xs with each of ys, whose images are in that order, (xs, ys) float64.
 
-    Norms are the same in any order, so of each draw only the inner products of centred Gram matrices are taken anew.
-    Raises UserError where a side is constant or images are too few.
+    Norms are the same in any order, so of each draw only the inner products of centred Gram matrices are taken anew: of
+    those of ys what one pair of images has in all layers lies side by side, and of those of xs half is enough, since
+    they are symmetric. Raises UserError where a side is constant or images are too few.
     """
-    firsts, seconds = (torch.stack([_unit_gram(layer, debiased) for layer in layers]) for layers in (xs, ys))
-    n = firsts.shape[1]
+    n, halves = xs[0].n, []
+    seconds = torch.stack([_unit_gram(layer, debiased) for layer in ys], 2)
+    firsts = torch.stack([_unit_gram(layer, debiased) for layer in xs])
+    for start in range(0, n, ROWS):
+        half = firsts[:, start : start + ROWS, start:].clone()
+        half[:, :, ROWS:] *= 2
+        halves.append(half.flatten(1))
+    del firsts
 
     def draw(order: Tensor) -> Tensor:
-        total = torch.zeros(len(firsts), len(seconds), dtype=torch.float64, device=firsts.device)
-        for rows in torch.arange(n, device=firsts.device).split(ROWS):
-            others = seconds[:, order[rows]][:, :, order]
-            total += times(firsts[:, rows].flatten(1), others.flatten(1)).double()
+        total = torch.zeros(len(xs), len(ys), dtype=torch.float64, device=seconds.device)
+        for start, half in zip(range(0, n, ROWS), halves, strict=True):
+            others = seconds[order[start : start + ROWS]].index_select(1, order[start:])
+            total += (half @ others.flatten(0, 1)).double()
         return total
 
     return draw
