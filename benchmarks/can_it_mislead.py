@@ -11,7 +11,6 @@ import argparse
 import colorsys
 import contextlib
 import io
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 import compare_nets
 import stitch_nets
 import train_model
+from benchmarks.pages import table_text, write
 from src import results
 from src.dataset import load_split
 from src.evaluation.evaluate import evaluate
@@ -153,11 +153,6 @@ def rows(folder: Path, asked: argparse.Namespace) -> list[list[str]]:
     return found
 
 
-def renew(text: str, table: str) -> str:
-    """The page with this table in the place of its own."""
-    return re.sub(r"(<!-- made: can_it_mislead -->\n).*?(<!-- /made -->)", rf"\1\n{table}\n\n\2", text, flags=re.DOTALL)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results/can_it_mislead"))
@@ -172,10 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     variants = [f"{variant} agree / indep. / conflict" for variant in ("hard", "match_later", "match_later on iri")]
     head = ["front", "layer", *variants, "CKA", "CKA on iri", "rel. error of iri"]
-    lines = [head, ["---"] * len(head), *rows(asked.folder, asked)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    if asked.page.exists():
-        asked.page.write_text(renew(asked.page.read_text(), table))
+    write(asked.page, "can_it_mislead", table_text([head, *rows(asked.folder, asked)]))
     print(f"{(time.monotonic() - start) / 60:.1f} min")
 
 
