@@ -1,9 +1,9 @@
 """What passes for more than chance, and should or should not: python -m benchmarks.chance [PART ...]
 
 type_one: independent Gaussian activations and 39 random pairings, where the level of .05 is exact: the share of trials
-with p <= .05 is to lie within four binomial standard errors. power: the same of copies with noise, by the correlation of
-a unit with its copy. closed: CKA by chance, as its formula says and as random pairings have it. layers: the shipped
-networks of CIFAR-10, layer by layer. What is done is kept in a file, and gone on from; docs/chance.md gets the tables.
+with p <= .05 is to lie within four binomial standard errors. power: the same of copies with noise, by the correlation
+of a unit with its copy. closed: CKA by chance, by its formula and by random pairings. layers: the shipped networks of
+CIFAR-10, layer by layer. What is done is kept in a file, and gone on from; docs/chance.md gets the tables.
 About two hours on one core.
 """
 

@@ -1,30 +1,17 @@
 """Canonical correlations (CCA) and the numbers people make of them, from moments."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.linalg import rank_floor, require_varying, unit_spectrum
-from src.metrics.algebra.moments import PairedMoments
+from src.metrics.algebra.linalg import rank_floor, require_varying
+from src.metrics.algebra.moments import PairedMoments, Sums
 from src.metrics.algebra.products import eigh
 
 # Share of the variance that the principal directions kept by svcca explain.
 SVCCA_VARIANCE = 0.99
 # Canonical correlations closer than this count as equal: their directions are then rounding.
 TIE = 1e-6
-
-
-class Bases(NamedTuple):
-    """Orthonormal bases of both sides, as far as canonical correlations need them.
-
-    cross: (rank_x, rank_y) inner products of the basis vectors; its singular values are the canonical correlations.
-    loading: (rank_x, dx) inner products of x's basis vectors with x's own features.
-    """
-
-    cross: Tensor
-    loading: Tensor
 
 
 def require_images(n: int, features: int, what: str, remedy: str = "use more images or --view channels") -> None:
@@ -44,8 +31,8 @@ def r2_cca(moments: PairedMoments) -> float:
     Raise UserError where rows <= features + 1 or a side is constant.
     Source: Kornblith et al. 2019, table 1 (features there assumed centred); Raghu et al. 2017 for rank truncation.
     """
-    bases = _bases(moments)
-    return min(1.0, float(bases.cross.square().sum()) / min(bases.cross.shape))
+    cross = _cross(moments)
+    return min(1.0, float(cross.square().sum()) / min(cross.shape))
 
 
 def mean_cca(moments: PairedMoments) -> float:
@@ -53,7 +40,7 @@ def mean_cca(moments: PairedMoments) -> float:
 
     Range, meaning, invariances and errors as `r2_cca`. Source: Kornblith et al. 2019, table 1; Raghu et al. 2017.
     """
-    return _mean_correlation(_bases(moments).cross)
+    return _mean_correlation(_cross(moments))
 
 
 def pwcca(moments: PairedMoments) -> float:
@@ -65,9 +52,8 @@ def pwcca(moments: PairedMoments) -> float:
     then the principal axes of x's features within it, which do not depend on y. Errors as `r2_cca`.
     Source: Morcos et al. 2018, "Insights on representational similarity", section 3.
     """
-    bases = _bases(moments)
-    u, correlations, _ = torch.linalg.svd(bases.cross, full_matrices=False)
-    loadings = u.T @ bases.loading
+    u, correlations, _ = _directions(moments)
+    loadings = u.T @ _loading(moments.x)
     for tied in _ties(correlations):
         loadings[tied] = torch.linalg.svd(loadings[tied], full_matrices=False)[0].T @ loadings[tied]
     weights = loadings.abs().sum(1)
@@ -76,9 +62,16 @@ def pwcca(moments: PairedMoments) -> float:
 
 def pwcca_ties(moments: PairedMoments) -> str:
     """Say in words how many canonical correlations tie; empty where none do."""
-    cross = _bases(moments).cross
-    count = sum(tied.stop - tied.start for tied in _ties(torch.linalg.svdvals(cross)))
-    return f"pwcca: {count} of {min(cross.shape)} correlations tie, their axes are a convention" if count else ""
+    correlations = _directions(moments)[1]
+    count = sum(tied.stop - tied.start for tied in _ties(correlations))
+    return f"pwcca: {count} of {len(correlations)} correlations tie, their axes are a convention" if count else ""
+
+
+def _directions(moments: PairedMoments) -> tuple[Tensor, Tensor, Tensor]:
+    """Canonical directions of both sides in their bases, and the correlations between, found once a pair."""
+    if "directions" not in moments.known:
+        moments.known["directions"] = torch.linalg.svd(_cross(moments), full_matrices=False)
+    return moments.known["directions"]
 
 
 def _ties(correlations: Tensor) -> list[slice]:
@@ -96,7 +89,7 @@ def svcca(moments: PairedMoments) -> float:
     Source: Raghu et al. 2017, "SVCCA: Singular Vector Canonical Correlation Analysis", section 2.
     """
     require_varying(*moments.nonconstant())
-    whiten_x, whiten_y = _principal_whitening(moments.xx), _principal_whitening(moments.yy)
+    whiten_x, whiten_y = _principal_whitening(moments.x), _principal_whitening(moments.y)
     # Where both sides' directions together outnumber images, some correlations are 1 whatever the data.
     kept = whiten_x.shape[1] + whiten_y.shape[1]
     require_images(moments.n, kept, "svcca (principal directions of both sides together)")
@@ -107,28 +100,43 @@ def _mean_correlation(cross: Tensor) -> float:
     return float(torch.linalg.svdvals(cross).clamp(max=1).mean())
 
 
-def _bases(moments: PairedMoments) -> Bases:
-    """Read the bases from sums of products; directions weaker than 3e-7 of the strongest are left out."""
+def _cross(moments: PairedMoments) -> Tensor:
+    """Inner products (rank_x, rank_y) of orthonormal bases of both sides, whose singular values are the correlations.
+
+    Found once a pair; directions weaker than 3e-7 of the strongest are left out.
+    """
     require_images(moments.n, max(moments.xy.shape), "CCA")
     require_varying(*moments.nonconstant())
-    whiten_x, whiten_y = (
-        _whitening(gram, mean, moments.n) for gram, mean in ((moments.xx, moments.mean_x), (moments.yy, moments.mean_y))
-    )
-    return Bases(whiten_x.T @ moments.xy @ whiten_y, whiten_x.T @ moments.xx)
+    if "cross" not in moments.known:
+        moments.known["cross"] = _whitening(moments.x).T @ moments.xy @ _whitening(moments.y)
+    return moments.known["cross"]
 
 
-def _whitening(gram: Tensor, mean: Tensor, n: int) -> Tensor:
-    spectrum = unit_spectrum(gram, mean, n)
-    whiten = gram.new_zeros(len(gram), len(spectrum.values))
-    whiten[spectrum.nonconstant] = spectrum.vectors / spectrum.values.sqrt() / spectrum.scale[:, None]
-    return whiten
+def _loading(sums: Sums) -> Tensor:
+    """Inner products (rank, d) of the vectors of a layer's basis with its own features, found once a layer."""
+    if "loading" not in sums.known:
+        sums.known["loading"] = _whitening(sums).T @ sums.products
+    return sums.known["loading"]
 
 
-def _principal_whitening(gram: Tensor) -> Tensor:
-    values, vectors = eigh(gram)
-    values, vectors = values.flip(0), vectors.flip(1)
-    kept = _principal(values)
-    return vectors[:, :kept] / values[:kept].sqrt()
+def _whitening(sums: Sums) -> Tensor:
+    """The map (d, rank) to uncorrelated features with sums of squares of 1, of those that vary; found once a layer."""
+    if "whitening" not in sums.known:
+        spectrum = sums.spectrum()
+        whiten = sums.products.new_zeros(sums.d, len(spectrum.values))
+        whiten[spectrum.nonconstant] = spectrum.vectors / spectrum.values.sqrt() / spectrum.scale[:, None]
+        sums.known["whitening"] = whiten
+    return sums.known["whitening"]
+
+
+def _principal_whitening(sums: Sums) -> Tensor:
+    """The same of the principal directions that explain SVCCA_VARIANCE, found once a layer."""
+    if "principal" not in sums.known:
+        values, vectors = eigh(sums.products)
+        values, vectors = values.flip(0), vectors.flip(1)
+        kept = _principal(values)
+        sums.known["principal"] = vectors[:, :kept] / values[:kept].sqrt()
+    return sums.known["principal"]
 
 
 def _principal(variances: Tensor) -> int:

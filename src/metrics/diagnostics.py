@@ -45,10 +45,19 @@ def facts_of_sums(sums: Sums, *, ranked: bool) -> Facts:
     facts = facts_of_spread(sums.mean, sums.products.diagonal(), sums.n)
     if not ranked:
         return facts
+    if "rank" not in sums.known:
+        sums.known["rank"] = _rank(sums)
+    return facts._replace(rank=sums.known["rank"])
+
+
+def _rank(sums: Sums) -> tuple[int, bool]:
+    """The rank, and whether the true one may be larger."""
     step = -(-len(sums.mean) // RANK_FEATURES)
+    if step == 1:
+        return len(sums.spectrum().values), False
     part = sums.products[::step, ::step]
     rank = len(unit_spectrum(part, sums.mean[::step], sums.n).values)
-    return facts._replace(rank=(rank, step > 1 and rank == len(part)))
+    return rank, rank == len(part)
 
 
 def diagnose(

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.linalg import float64_device, nonconstant_features, unit_spectrum
+from src.metrics.algebra.linalg import Spectrum, float64_device, nonconstant_features, unit_spectrum
 from src.metrics.algebra.matrix_rows import require_real
 from src.metrics.algebra.products import add_times
 
@@ -44,7 +44,7 @@ class Sums:
     n: rows seen. mean: (d,). products: (d, d), centred, not divided by n. Batches are centred about their own mean and
     then merged (Chan, Golub and LeVeque 1983), so nothing cancels, however large the means. With `energies` the
     squared distance of a row from the first rows' mean is one more feature, which only `energy` sees; `most` is the
-    largest of them.
+    largest of them. known: what was made of the sums as they are, for all who ask; the next rows make it forgotten.
     """
 
     def __init__(self, d: int, device: torch.device | str = "cpu", *, energies: bool = False) -> None:
@@ -52,6 +52,7 @@ class Sums:
         self.all_means, self.all_products = _zeros(device, d + energies), _zeros(device, d + energies, d + energies)
         self.shift: Tensor | None = None
         self.buffer, self.most = _zeros(device, 0), _zeros(device, 1)
+        self.known: dict[str, Any] = {}
 
     mean = property(lambda self: self.all_means[: self.d])
     products = property(lambda self: self.all_products[: self.d, : self.d])
@@ -80,10 +81,17 @@ class Sums:
 
     def merge(self) -> None:
         """Add the rows that are held."""
+        self.known.clear()
         _add_products(self.all_products, self, self)
         rows = self.batch.shape[1]
         self.n += rows
         self.all_means += self.delta * (rows / self.n)
+
+    def spectrum(self) -> Spectrum:
+        """The directions of the features at unit variance, found once."""
+        if "spectrum" not in self.known:
+            self.known["spectrum"] = unit_spectrum(self.products, self.mean, self.n)
+        return self.known["spectrum"]
 
     def energy(self) -> Tensor:
         """Weights (d + 1,) of a row's features that give its squared distance from the mean, less its average."""
@@ -110,6 +118,7 @@ class PairedMoments:
     every direction weaker than about 3e-4 of the strongest.
 
     n: rows seen. mean_x: (dx,), mean_y: (dy,). xx: (dx, dx), xy: (dx, dy), yy: (dy, dy), centred, not divided by n.
+    known: as that of `Sums`.
     """
 
     def __init__(self, dx: int, dy: int, device: torch.device | str = "cpu") -> None:
@@ -125,6 +134,7 @@ class PairedMoments:
     def _join(self, x: Sums, y: Sums) -> None:
         self.x, self.y, self.device = x, y, x.mean.device
         self.all_xy = _zeros(self.device, len(x.all_means), len(y.all_means))
+        self.known: dict[str, Any] = {}
 
     n = property(lambda self: self.x.n)
     mean_x, mean_y = property(lambda self: self.x.mean), property(lambda self: self.y.mean)
@@ -143,6 +153,7 @@ class PairedMoments:
 
     def add_held(self) -> None:
         """Add the products of the rows that both sides hold, before these settle."""
+        self.known.clear()
         _add_products(self.all_xy, self.x, self.y)
 
     def nonconstant(self) -> tuple[Tensor, Tensor]:
@@ -225,25 +236,30 @@ def least_squares(moments: PairedMoments, mask: Tensor | None = None) -> Affine:
     """
     _require_rows(moments)
     if mask is None:
-        return with_matching_bias(_solution(moments, slice(None), slice(None)), moments)
+        return with_matching_bias(_solution(moments.x.spectrum(), moments.xy, moments.x.known), moments)
     w = moments.xy.new_zeros(moments.xy.T.shape)
     patterns, kind = mask.to(w.device).bool().unique(dim=0, return_inverse=True)
     for number, allowed in enumerate(patterns):  # outputs that may read the same inputs are one problem
         inputs, outputs = allowed.nonzero()[:, 0], (kind == number).nonzero()[:, 0]
         if len(inputs):
-            w[outputs[:, None], inputs] = _solution(moments, inputs, outputs)
+            spectrum = unit_spectrum(moments.xx[inputs][:, inputs], moments.mean_x[inputs], moments.n)
+            w[outputs[:, None], inputs] = _solution(spectrum, moments.xy[inputs][:, outputs], {})
     return with_matching_bias(w, moments)
 
 
-def _solution(moments: PairedMoments, inputs: Tensor | slice, outputs: Tensor | slice) -> Tensor:
-    """The least-squares matrix (outputs, inputs) from some of the channels of x to some of those of y."""
-    xx, xy = moments.xx[inputs][:, inputs], moments.xy[inputs][:, outputs]
-    values, vectors, null, scale, nonconstant = unit_spectrum(xx, moments.mean_x[inputs], moments.n)
+def _solution(spectrum: Spectrum, xy: Tensor, known: dict[str, Any]) -> Tensor:
+    """The least-squares matrix (dy, dx) from x, whose spectrum and sums of products with y are given.
+
+    known: keeps what is the same for any y.
+    """
+    values, vectors, null, scale, nonconstant = spectrum
     scale = scale[:, None]
     solution = vectors @ ((vectors.T @ (xy[nonconstant] / scale)) / values[:, None]) / scale
     if null.shape[1]:
         # Directions that x does not have: scaled features made the solution small in their own units, not in x's.
-        absent = torch.linalg.qr(null / scale)[0]
+        if "absent" not in known:
+            known["absent"] = torch.linalg.qr(null / scale)[0]
+        absent = known["absent"]
         solution = solution - absent @ (absent.T @ solution)
     w = xy.new_zeros(xy.T.shape)
     w[:, nonconstant] = solution.T
