@@ -41,18 +41,37 @@ def cka_group(geometry: Geometry, images: int) -> int | None:
     return group if group < images else None
 
 
-def share(cuts: CutNetworks, cut: Cut, split: Split) -> MappedSimilarity:
-    """One pass over a split for all stitches of one pair of layers that can share: moments, and all that CKA takes."""
-    geometry = cuts.geometry(cut)
-    shared = MappedSimilarity(
-        n_images=len(split), shape_x=geometry.front_shape, shape_y=geometry.end_shape, device=split.device
-    )
+def passes(cuts: CutNetworks, asked: Sequence[Cut], images: int) -> list[list[Cut]]:
+    """Pairs of layers that can share, by which of them go through one pass: as many as `STORE_BYTES` hold."""
+    made, room = [], 0
+    for cut in asked:
+        size = 4 * images * _features(cuts.geometry(cut))
+        if not made or size > room:
+            made.append([])
+            room = STORE_BYTES
+        made[-1].append(cut)
+        room -= size
+    return made
+
+
+def share(cuts: CutNetworks, asked: Sequence[Cut], split: Split) -> dict[Cut, MappedSimilarity]:
+    """One pass over a split for all stitches of pairs of layers that can share: moments, and all that CKA takes."""
+    geometries = {cut: cuts.geometry(cut) for cut in asked}
+    shared = {
+        cut: MappedSimilarity(
+            n_images=len(split), shape_x=shapes.front_shape, shape_y=shapes.end_shape, device=split.device
+        )
+        for cut, shapes in geometries.items()
+    }
 
     def add(outputs: Shared) -> None:
-        shared.update(outputs[cut.source][cut.front_layer], outputs["end"][cut.end_layer])
+        for cut, one in shared.items():
+            one.update(outputs[cut.source][cut.front_layer], outputs["end"][cut.end_layer])
 
-    title = f"activations on val, {cut.front_layer} and {cut.end_layer}"
-    feed([partial(_outputs, cuts, [(cut.source, cut.front_layer)], [cut.end_layer])], split, add, title=title)
+    fronts = list(dict.fromkeys((cut.source, cut.front_layer) for cut in asked))
+    ends = list(dict.fromkeys(cut.end_layer for cut in asked))
+    which = f"{len(asked)} pairs of layers" if len(asked) > 1 else f"{fronts[0][1]} and {ends[0]}"
+    feed([partial(_outputs, cuts, fronts, ends)], split, add, title=f"activations on val, {which}")
     return shared
 
 

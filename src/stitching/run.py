@@ -14,7 +14,7 @@ from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inp
 from src.evaluation.passes import BATCH_SIZE
 from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
-from src.stitching.cka import FRONT, can_share, cka_group, ckas, share, shared_ckas
+from src.stitching.cka import FRONT, can_share, cka_group, ckas, passes, share, shared_ckas
 from src.stitching.controls import CONTROLS, control_specs, possible_controls, prepare_controls
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.families import KernelStitch, widening_of
@@ -236,8 +236,11 @@ class _Group:
         specs = [work.spec for works in others.values() for work in works]
         on_val = gather_moments(cuts, specs, val, title="moments on val", on_message=self.callbacks.on_message)
         asked = {cut: outcomes.add(others[cut], moments, on_train.get(cut)) for cut, moments in on_val.items()}
-        for works in shared.values():
-            self._share(outcomes, works, on_train)
+        for some in passes(cuts, list(shared), len(val)):
+            both = share(cuts, some, val)
+            for cut in some:  # whose activations are kept meanwhile
+                stitches = outcomes.add(shared[cut], both[cut].moments, on_train.get(cut))
+                outcomes.add_ckas(shared[cut], shared_ckas(both.pop(cut), stitches))
         if not self.plan.similarity:
             return
         by_stitch = ckas(cuts, asked, val)
@@ -247,12 +250,6 @@ class _Group:
                     f"cka: mean over groups of {group} images, since all activations are too large to keep"
                 )
             outcomes.add_ckas(others[cut], {name: by_stitch[cut, name] for name in (FRONT, *stitches)}, group)
-
-    def _share(self, outcomes: Outcomes, works: Sequence[StitchRun], on_train: Moments) -> None:
-        """The same for stitches of one pair of layers whose activations are kept meanwhile."""
-        cut = works[0].spec.cut
-        both = share(self.cuts, cut, self.val)
-        outcomes.add_ckas(works, shared_ckas(both, outcomes.add(works, both.moments, on_train.get(cut))))
 
     def _tell_diverged(self, controls: Mapping[ControlSpec, StitchRun]) -> None:
         for control, work in controls.items():
