@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from src.core.config import MEMORY
 from src.core.errors import UserError
+from src.core.precision import full_precision
 from src.dataset import Split, hold_out
 from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inputs
 from src.evaluation.passes import BATCH_SIZE
@@ -73,6 +74,7 @@ class StitchPlan:
     callbacks: Callbacks = field(default_factory=Callbacks)
 
 
+@full_precision()
 def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None = None) -> list[Outcome]:
     """The result of each of `cuts.specs`, in their order; a FloatingPointError stands for one that diverged.
 
@@ -333,6 +335,7 @@ class _Group:
             after_epoch=tell_epoch,
             resume=self.plan.resume(specs) if self.plan.resume else None,
             max_steps=DEBUG_STEPS if specs[0].debug else None,
+            tf32=specs[0].tf32,
             title=f"stitch {layers}",
         )
         for train_state, work in zip(train_states, works, strict=True):

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from src.core.errors import UserError
 from src.core.files import read_bytes
+from src.core.precision import full_precision, products
 from src.core.progress import bar
 from src.core.records import ANY, ARRAY, LINES, NATURAL, NUMBER, Each, Maybe, Several, check
 from src.core.tensor_files import parse_tensors, write_tensors
@@ -58,6 +59,7 @@ class Resume:
         return max(self.every, DEAR * took) if self.every else 0.0
 
 
+@full_precision()
 def fit(
     train_states: Sequence[TrainState],
     split: Split,
@@ -70,6 +72,7 @@ def fit(
     max_steps: int | None = None,
     title: str = "training",
     held_out: Split | None = None,
+    tf32: bool = False,
 ) -> None:
     """Train learners side by side on the same batches; what became of each stands in its history, or its failure.
 
@@ -82,7 +85,8 @@ def fit(
     With `resume` the state is kept after each epoch (see there), and training goes on from it if the file exists: the
     result equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
     `after_epoch` is told the number of epochs done. Images that are `held_out` are those at which the `watch` of a
-    learner looks: one that has learnt enough stops, and each ends in its best state.
+    learner looks: one that has learnt enough stops, and each ends in its best state. With `tf32` a GPU rounds the
+    factors of products in the steps of training, and nowhere else.
 
     Raises UserError where fewer images than one batch are left and where the file is another run's.
     """
@@ -103,7 +107,8 @@ def fit(
                     break  # all have learnt enough, which a resumed run begins with
                 for train_state in run.alive():
                     train_state.enter(epoch)
-                rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
+                with products(tf32=tf32):
+                    rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
                 _add_scores(train_states, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
                 run.epochs += 1
                 alive = run.alive()
