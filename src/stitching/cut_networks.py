@@ -164,6 +164,10 @@ class CutNetworks:
             self._tails[layer,] = freeze(tail(self.networks["end"], layer, layouts=self._layouts("end")))
         return self._tails[layer,]
 
+    def reads_images(self, layer: str, untils: tuple[str, ...] = ()) -> bool:
+        """Whether the part behind a layer looks at the images, around its activation."""
+        return _reads_images(self._through(layer, (*untils, LOGITS)) if untils else self.end_tail(layer))
+
     def _through(self, layer: str, untils: tuple[str, ...]) -> nn.Module:
         """(output of a layer of the end network, images) -> outputs of later ones, from one pass."""
         key = layer, *untils
