@@ -286,7 +286,9 @@ def identical_of(
 ) -> dict[str, IdenticalInputs]:
     """For each layer of the first network inputs that it cannot tell from the images."""
     front = on_data.networks[0]
-    cache = IdenticalCache(Path(args.out_dir) / CACHE_FOLDER, front_inputs(key_inputs(on_data, [])), cli.notice)
+    cache = IdenticalCache(
+        Path(args.out_dir) / CACHE_FOLDER, front_inputs(key_inputs(on_data, [], device=split.device)), cli.notice
+    )
     usual = len(split) if split.device.type == "cuda" else IMAGES
     how: dict[str, Any] = {
         "count": args.iri_images or usual,

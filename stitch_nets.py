@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--family-ladder", action="store_true", help=f"stitches of all families: {LADDER}")
     group = parser.add_argument_group("training and evaluation")
-    arguments.add_amp_option(group)
+    arguments.add_precision_options(group)
     group.add_argument(
         "--controls",
         type=arguments.checked(choose_controls),
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             cli.notice(text)
         how = {"device": device, **arguments.reading(args, cli.notice)}
         train, val = on_data.split("train", **how), scored.split("val", **how)
-        around = key_inputs(on_data, [split.digest() for split in (train, val)])
+        around = key_inputs(on_data, [split.digest() for split in (train, val)], device=device)
         keys = stitch_keys(cuts, around)
         state = resume_states(folder, names, identity(args, on_data, around), cli.tell_resumed) if folder else None
         plan = StitchPlan(
@@ -157,7 +157,7 @@ def cut(args: argparse.Namespace, on_data: NetworksOnDataset, settings: list[Sti
 
 def identity(args: argparse.Namespace, on_data: NetworksOnDataset, around: dict[str, Any]) -> dict[str, Any]:
     """What a resumed run must agree in, beside the specs; `around` is what decides all stitches."""
-    networks, about = on_data.networks, {name: around[name] for name in ("images", "code") if name in around}
+    networks, about = on_data.networks, {name: around[name] for name in ("images", "code", "device") if name in around}
     about |= {"front weights": networks[0].sha256, "end weights": networks[1].sha256, "dataset": on_data.dataset}
     about |= {name: getattr(args, name) for name in ("controls", "evaluate_on", "image_size") if getattr(args, name)}
     asked = zip(("front layout", "end layout"), networks, strict=True)

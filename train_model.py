@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     groups = arguments.add_spec_options(parser, OPTIONS, TrainSpec())
     arguments.add_reading_options(group)
     training = groups["training"]
-    arguments.add_amp_option(training)
+    arguments.add_precision_options(training)
     arguments.add_adversarial_option(training, "train on images that are changed against the network within this bound")
     training.add_argument("--resume", action="store_true", help="go on with the same command's interrupted run")
     arguments.add_run_options(parser, out_dir="snapshots")

@@ -50,7 +50,7 @@ def command(checkpoint: Checkpoint) -> str:
     for name, flag in flags.items():
         if recipe.get(name, defaults[name]) != defaults[name]:
             parts += [flag, f"{recipe[name]:g}" if isinstance(recipe[name], float) else str(recipe[name])]
-    parts += [f"--{name}" for name in ("cosine", "amp") if recipe.get(name)]
+    parts += [f"--{name}" for name in ("cosine", "amp", "tf32") if recipe.get(name)]
     return shlex.join(["python", "train_model.py", *parts])
 
 

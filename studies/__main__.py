@@ -16,7 +16,7 @@ from src.studies import messages as say
 from src.studies.differences import difference_tables
 from src.studies.engines import ENGINES, choose_workers
 from src.studies.engines.local import Here
-from src.studies.frames import collect, command_of, remember
+from src.studies.frames import collect, command_of, devices_of, remember
 from src.studies.means import OVER, grouped
 from src.studies.page import write_page
 from src.studies.plan import StudyPlan
@@ -123,7 +123,8 @@ def run(args: argparse.Namespace) -> None:
         engine = ENGINES[args.engine](workers, **how)
     options = Options(args.retries, args.deaths, args.patience, args.device, 1e9 * args.memory)
     failures = Driver(plan, store, engine, options, cli.notice).run(bundles)
-    remember(store.folder)
+    for line in say.device_lines(devices_of(remember(store.folder))):
+        cli.notice(f"warning: {line}")
     cli.say("\n".join([*say.status_lines(plan, store), f"results: {store.folder}"]))
     if failures:
         raise SystemExit(1)
@@ -147,6 +148,8 @@ def table(args: argparse.Namespace) -> None:
     plan, store, _ = read(args)
     found = collect(plan, store)
     tests = difference_tables(found, args.between) if args.between else {}
+    for line in say.device_lines(found.devices):
+        cli.notice(f"warning: {line}")
     if len(found.stitches):
         cli.say("\n".join(text_lines(grouped(found, args.over))))
     places = write_tables(found, args.over, store.folder)

@@ -311,12 +311,17 @@ def _listed(option: Option) -> Callable[[str], list[Any]]:
     return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(option.separator)))
 
 
-def add_amp_option(parser: argparse._ActionsContainer) -> None:
-    """Mixed precision in training."""
+def add_precision_options(parser: argparse._ActionsContainer) -> None:
+    """Less than float32 in training."""
     parser.add_argument(
         "--amp",
         action="store_true",
         help="train with bfloat16 products: faster where the GPU or processor has them, results differ slightly",
+    )
+    parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="train with products of factors rounded to 10 bits (TF32), on GPUs of NVIDIA that have them",
     )
 
 

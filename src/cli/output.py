@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import torch
 
 from src import results
-from src.core.config import choose_device, multiplies_bfloat16
+from src.core.config import choose_device
 from src.core.errors import REPORT, UserError
 from src.core.files import NotWritten, is_failing, sole_maker
+from src.core.precision import full_precision, multiplies_bfloat16, require_tf32
 from src.core.text import visible
 from src.evaluation.certainty import Certainty
 from src.metrics import MEASURES, Cell
@@ -110,7 +111,7 @@ def run_script(
     """What every script does: parse, run, and end in one line; `lines` of `one_line_errors` may depend on arguments."""
     args = parse(argv)
     said = {name: line if isinstance(line, str) else line(args) for name, line in lines.items()}
-    with one_line_errors(traceback=args.traceback, **said):
+    with one_line_errors(traceback=args.traceback, **said), full_precision():
         run(args)
 
 
@@ -241,8 +242,15 @@ def tell_weights(saved: SavedStitch, told: set[str]) -> None:
 
 
 def device_for_training(args: argparse.Namespace) -> torch.device:
-    """The device asked for; a line on stderr where `--amp` would be slower on it than training without."""
+    """The device asked for; a line on stderr where `--amp` would be slower on it than training without.
+
+    Raises UserError where it has no TF32 and `--tf32` asks for that.
+    """
     device = choose_device(args.device)
+    if args.tf32:
+        if args.amp:
+            raise UserError("--tf32 excludes --amp: training multiplies in one precision")
+        require_tf32(device)
     if args.amp and not multiplies_bfloat16(device):
         notice("note: this processor does not multiply bfloat16 itself; training is faster without --amp")
     return device
@@ -374,7 +382,7 @@ def publish(
     `draw` gets what was written and the picture's path; it is called for --plot only. What was written is there
     whatever becomes of the terminal, and the numbers of a long run are seen even where the disk is full.
     """
-    record = {"params": parameters(args), **result, **results.provenance()}
+    record = {"params": parameters(args), **result, **made_by(args)}
     places: dict[str, str | None] = {"result": None}
     try:
         if place.path:
@@ -399,6 +407,11 @@ def publish(
         say("\n".join(f"{what}: {where}" for what, where in places.items()))
     if place.problem:
         raise place.problem
+
+
+def made_by(args: argparse.Namespace) -> dict[str, Any]:
+    """What a result says of how it came about: code, libraries, command, and the device where it is no processor."""
+    return results.provenance(choose_device(args.device), tf32=getattr(args, "tf32", False))
 
 
 def say(text: str) -> None:

@@ -35,7 +35,7 @@ def publish(
     if single:
         cli.publish(args, cli.Place(paths[0]), outcomes[0], stitch_table(outcomes[0]), draw=plots.draw_stitch)
         return
-    made_by = results.provenance() if any(paths) else {}
+    made_by = cli.made_by(args) if any(paths) else {}
     try:
         for path, result in zip(paths, outcomes, strict=True):
             if path:

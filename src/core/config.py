@@ -1,11 +1,8 @@
-"""Where the data sets are, and which device computes in which precision."""
+"""Where the data sets are, and which device computes."""
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from dotenv import dotenv_values
@@ -60,35 +57,3 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps' asked for, but there is none; try --device cpu")
     return torch.device(name)
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16 products; also True where that is not known."""
-    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return known.get("architecture") != "x86_64" or bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """A context in which GPUs multiply float32 numbers as they are.
-
-    Otherwise torch lets recent ones round the factors of convolutions to 10 bits (TF32), too few for the numbers that
-    are published.
-    """
-    backends: tuple[Any, Any] = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
-
-
-def mixed_precision(device: torch.device, *, enabled: bool) -> torch.autocast:
-    """A context in which matrix products and convolutions run in bfloat16 on the device, if `enabled`.
-
-    Bfloat16 has the range of float32, so gradients need no scaling.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

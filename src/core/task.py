@@ -69,7 +69,8 @@ class SingleLabel(Task):
         return F.cross_entropy(logits, probabilities) / logits.shape[1]
 
     def divergence(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        return F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+        said, wanted = logits.log_softmax(1), wanted.log_softmax(1)
+        return (wanted.exp() * (wanted - said)).sum() / len(logits)
 
     def constant_accuracy(self, labels: Tensor) -> float:
         return labels.bincount().max().item() / len(labels)

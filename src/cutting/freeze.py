@@ -2,9 +2,13 @@
 
 import copy
 import operator
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from src.cutting.structure import in_channels_last, needs_plain_memory, share_structure
 from src.cutting.tracing import FOLDS
@@ -26,6 +30,41 @@ def freeze(part: nn.Module) -> nn.Module:
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()
     return part if needs_plain_memory(part) else in_channels_last(part)
+
+
+def cast_once(part: nn.Module, *inputs: Tensor) -> nn.Module:
+    """A copy of a frozen part whose parameters are bfloat16 where autocast would cast them at each call.
+
+    Autocast remembers casts of parameters that learn, and of no others. Which it casts is seen from one pass of
+    `inputs` under it; a parameter that is also read as it is stays. Outputs are the same to the bit.
+    """
+    watched = _Casts(part)
+    with watched:
+        part(*inputs)
+    low = {id(value) for value in watched.cast.values()} - {id(value) for value in watched.read.values()}
+    return share_structure(part, lambda value: _in_bfloat16(value) if id(value) in low else value)
+
+
+def _in_bfloat16(value: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False)
+
+
+class _Casts(TorchDispatchMode):
+    """Notes which parameters of a part become bfloat16 within the block, and which are read otherwise."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self._known = {id(value): value for value in part.parameters()}
+        self.cast: dict[int, nn.Parameter] = {}
+        self.read: dict[int, nn.Parameter] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        casts = function is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.bfloat16
+        for value in tree_leaves((args, kwargs)):
+            if id(value) in self._known:
+                (self.cast if casts else self.read)[id(value)] = value
+        return function(*args, **kwargs)
 
 
 def _fold_batchnorms(part: fx.GraphModule) -> None:

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Generator, Tensor
 
-from src.core.config import full_precision
 from src.core.errors import UserError
+from src.core.precision import full_precision
 from src.core.progress import bar
 from src.core.task import Task
 from src.dataset import Split

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.core.precision import full_precision
 from src.dataset import Split
 from src.evaluation.passes import BATCH_SIZE, Head, feed
 from src.evaluation.scores import AgreementCounter, tally
@@ -43,6 +44,7 @@ def evaluate(
     return counts.scores("") | ({} if part is None else {"part": counts.scores("part")})
 
 
+@full_precision()
 def compare(
     heads: tuple[Head, Head],
     shapes: tuple[tuple[int, ...], tuple[int, ...]],

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from src.core.config import full_precision
 from src.core.digests import digest
 from src.core.errors import UserError
+from src.core.precision import full_precision
 from src.core.progress import bar
 from src.core.records import ARRAY, TEXT, check
 from src.core.tensor_files import parse_tensors, write_tensors
 from src.dataset import Split
 from src.dataset.split import MemorySplit
+from src.metrics.algebra.linalg import as_float64
 
 BATCH = 64  # images that descend together: part of what is computed, since a processor's sums depend on it
 STEPS, IMAGES = 200, 5000  # steps, and images where there is no GPU, unless somebody says otherwise
@@ -141,8 +142,8 @@ def _descend(forward: Forward, split: Split, x: Tensor, steps: int, number: int)
                 (gradient,) = torch.autograd.grad(error, made)
             made = (made.detach() - gradient.sign()).clamp_(0, 255)
         kept = made.to(torch.uint8)
-        apart = (forward(split.as_seen(kept)) - wanted).flatten(1).double().norm(dim=1)
-        norms = wanted.flatten(1).double().norm(dim=1)
+        apart = as_float64((forward(split.as_seen(kept)) - wanted).flatten(1)).norm(dim=1)
+        norms = as_float64(wanted.flatten(1)).norm(dim=1)
         return kept.cpu(), (apart / norms.clamp(min=torch.finfo(torch.float64).tiny)).float().cpu()
 
 

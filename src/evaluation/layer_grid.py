@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from src.core.config import MEMORY
 from src.core.errors import UserError
+from src.core.precision import full_precision
 from src.core.progress import bar
 from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layouts_of, require_fit
 from src.cutting.freeze import freeze
@@ -82,6 +83,7 @@ def layer_label(name: str) -> str:
     return name or "output"
 
 
+@full_precision()
 def compare_layers(
     networks: tuple[nn.Module, nn.Module],
     layers: tuple[list[str], list[str]],
@@ -198,6 +200,7 @@ def _without_values(reasons: dict[str, str]) -> Cell:
     return Cell({}, reasons, dict.fromkeys(reasons, "logits"), {})
 
 
+@full_precision()
 def compare_outputs(
     networks: tuple[Head, Head],
     split: Split,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from src.core.config import full_precision
+from src.core.precision import full_precision
 from src.core.progress import bar
 from src.dataset import Split
 

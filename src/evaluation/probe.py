@@ -20,7 +20,7 @@ class Probe:
         self.mean, self.scale, self.w, self.b = mean, scale, w, b
 
     def __call__(self, activation: Tensor) -> Tensor:
-        x = (global_avg_pool(activation).to(self.mean) - self.mean) / self.scale
+        x = (global_avg_pool(activation).to(self.mean.device).double() - self.mean) / self.scale
         return x @ self.w.T + self.b
 
 
@@ -35,7 +35,7 @@ def fit_probe(x: Tensor, labels: Tensor, task: Task, classes: int) -> Probe:
     Minimises the mean loss plus |w|^2 / (2 n) over standardised channels by L-BFGS (Liu and Nocedal 1989); a channel
     without variance counts for nothing. The bias is not held down.
     """
-    x = x.double().cpu()
+    x = x.cpu().double()
     mean, scale = x.mean(0), x.std(0, correction=0)
     scale[scale <= 1e-12 * mean.abs()] = torch.inf
     x, labels = (x - mean) / scale, labels.cpu()
@@ -68,10 +68,10 @@ class PooledFeatures:
 
     def add(self, outputs: Mapping[str, Tensor]) -> None:
         for layer, parts in self._parts.items():
-            parts.append(global_avg_pool(outputs[layer]).cpu())
+            parts.append(global_avg_pool(outputs[layer]))
 
     def probe(self, layer: str, split: Split) -> Probe:
         """The probe of a layer for the labels of a split, all of whose images were seen in their order."""
         with torch.inference_mode(False):
-            x = torch.cat(self._parts[layer]).clone()
+            x = torch.cat(self._parts[layer]).cpu().clone()
             return fit_probe(x, split.labels.cpu(), split.spec.task, split.spec.classes)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.config import full_precision
+from src.core.precision import full_precision
 from src.core.progress import bar
 from src.core.task import MULTI_LABEL, SINGLE_LABEL, Task
 from src.dataset import Split
@@ -89,12 +89,12 @@ class AgreementCounter:
 
     def _keep(self, key: tuple[str, str], which: Tensor) -> None:
         if key in self._kept:
-            self._kept[key].append(which.view(len(which), -1).double().mean(1).cpu())
+            self._kept[key].append(which.view(len(which), -1).double().mean(1))
 
     def shares(self, kind: str, name: str) -> np.ndarray | None:
         """For each image the share of a kept network's decisions that are right, or those of the target, (images,)."""
         parts = self._kept[kind, name]
-        return torch.cat(parts).numpy() if parts else None
+        return torch.cat(parts).cpu().numpy() if parts else None
 
     def scores(self, name: str) -> dict[str, Any]:
         """Loss (nats) and accuracy (0 to 1)."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.linalg import float64_device, nonconstant_features
+from src.metrics.algebra.linalg import float64_device, is_read_at_once, nonconstant_features
 from src.metrics.algebra.matrix_rows import float64_pieces, require_real
 
 
@@ -18,14 +18,14 @@ class Differences:
     def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
         self.device = float64_device(device)
         self.n = 0
-        self.total = 0.0
         with torch.inference_mode(False):  # tensors made in inference mode could not be added to outside of it
+            self.total = torch.zeros((), dtype=torch.float64, device=self.device)
             self.mean, self.squares = (torch.zeros(2, d, dtype=torch.float64, device=self.device) for _ in range(2))
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Add rows. Raise UserError where the shapes differ or a value is not finite."""
+        """Add rows. Raise UserError where the shapes differ or a value is not finite (see `require_finite`)."""
         if x.shape != y.shape:
             raise UserError(f"a difference needs equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
         require_real(x)
@@ -34,11 +34,16 @@ class Differences:
             return
         for piece_x, piece_y in zip(float64_pieces(x, self.device), float64_pieces(y, self.device), strict=True):
             self._add(piece_x, piece_y)
+        if is_read_at_once(self.device):
+            self.require_finite()
+
+    def require_finite(self) -> None:
+        """Raise UserError where a value was not finite; of a GPU who reads the sums asks, since `update` does not."""
         if not self.total < float("inf"):
             raise UserError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
     def _add(self, x: Tensor, y: Tensor) -> None:
-        self.total += float((x - y).square().sum())
+        self.total += (x - y).square().sum()
         rows = len(x)
         for index, side in enumerate((x, y)):
             mean = side.mean(0)
@@ -72,7 +77,8 @@ def l2(differences: Differences) -> float:
     """
     if differences.n == 0:
         raise UserError("no activations were seen: the data set is empty")
-    return differences.total / (differences.n * differences.mean.shape[1])
+    differences.require_finite()
+    return float(differences.total) / (differences.n * differences.mean.shape[1])
 
 
 def l2_relative(differences: Differences) -> float:
@@ -82,6 +88,7 @@ def l2_relative(differences: Differences) -> float:
     predicts y no better than a constant does. No invariance, not symmetric; this is 1 - R2 of the identity map.
     Raise UserError for a constant y.
     """
+    differences.require_finite()
     if not nonconstant_features(differences.squares[1], differences.mean[1], differences.n).any():
         raise UserError("the second representation is constant: its spread cannot be a unit")
-    return differences.total / float(differences.squares[1].sum())
+    return float(differences.total) / float(differences.squares[1].sum())

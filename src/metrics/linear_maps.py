@@ -4,11 +4,11 @@ import math
 from typing import TypedDict
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from src.metrics.algebra.linalg import require_varying
 from src.metrics.algebra.moments import ROUNDING, PairedMoments, correlation, least_squares, r_squared
+from src.metrics.algebra.products import svdvals
 from src.metrics.canonical import require_images
 
 
@@ -66,7 +66,7 @@ def procrustes_distance(moments: PairedMoments) -> float:
     Source: Ding, Denain and Steinhardt 2021, "Grounding Representation Similarity"; Schönemann 1966.
     """
     require_varying(*moments.nonconstant())
-    nuclear = torch.linalg.svdvals(moments.xy).sum()
+    nuclear = svdvals(moments.xy).sum()
     return max(0.0, 2 - 2 * float(nuclear / moments.xx.trace().sqrt() / moments.yy.trace().sqrt()))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.gram import BLOCK, BlockProduct, block_sum, row_energies, upper_blocks
+from src.metrics.algebra.gram import BLOCK, BlockProduct, block_side, block_sum, row_energies, upper_blocks
 from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.products import times
 from src.metrics.cosines import CHEAP, Cosines
@@ -24,6 +24,8 @@ ROUGH = 1e-4
 # Images that tell where most lie; the shares of a typical squared distance that its rounding, and that of the features
 # themselves, may be.
 PICKED, CLOSE, LOST = 256, 1e-6, 1e-6
+# Distances that are sorted at once on a GPU.
+SORTED = 1 << 28
 # Distances that the first, rough estimate of the median looks at.
 SAMPLE = 1 << 21
 
@@ -59,16 +61,16 @@ def _alignment(kernel_x: Kernel, kernel_y: Kernel, n: int) -> float:
     """Align two matrices, centred in rows and columns, block by block; no n x n matrix is held."""
     row_sums = torch.zeros(2, n, dtype=torch.float64, device=kernel_x.device)
     spare = torch.empty_like(kernel_x.buffer)
-    totals = [0.0, 0.0, 0.0]
-    for rows, columns in upper_blocks(n):
+    sums = torch.zeros(3, dtype=torch.float64, device=kernel_x.device)
+    for rows, columns in upper_blocks(n, block_side(kernel_x.device)):
         k, other_k = kernel_x(rows, columns), kernel_y(rows, columns)
-        for sums, block in zip(row_sums, (k, other_k), strict=True):
-            sums[rows] += block.sum(1)
+        for of_rows, block in zip(row_sums, (k, other_k), strict=True):
+            of_rows[rows] += block.sum(1)
             if rows != columns:
-                sums[columns] += block.sum(0)
+                of_rows[columns] += block.sum(0)
         for index, (a, b) in enumerate(((k, other_k), (k, k), (other_k, other_k))):
-            totals[index] += (1 if rows == columns else 2) * block_sum(a, b, spare)
-    pairs = ((0, 1), (0, 0), (1, 1))
+            sums[index] += (1 if rows == columns else 2) * block_sum(a, b, spare)
+    pairs, totals = ((0, 1), (0, 0), (1, 1)), sums.tolist()
     hsic = [
         total - 2 / n * float(row_sums[i] @ row_sums[j]) + float(row_sums[i].sum() * row_sums[j].sum()) / n**2
         for total, (i, j) in zip(totals, pairs, strict=True)
@@ -156,17 +158,19 @@ def median_squared_distance(x: Tensor) -> float:
 
 
 def _median(distances: _Distances) -> float:
-    n = len(distances.energy)
+    n, device = len(distances.energy), distances.energy.device
     # Of n^2 sorted entries the first n are the diagonal's and each pair of images then fills two.
     middle = [((n * n - 1) // 2 - n) // 2, (n * n // 2 - n) // 2]
-    for low, high in (_bracket(distances), (0.0, float("inf"))):
-        below, kept = 0, []
-        for rows, columns in upper_blocks(n):
+    # a GPU sorts all of them sooner than it is asked how many lie where
+    whole = device.type == "cuda" and n * n // 2 <= SORTED
+    for low, high in (*([] if whole else [_bracket(distances)]), (0.0, float("inf"))):
+        below, kept = torch.zeros((), dtype=torch.long, device=device), []
+        for rows, columns in upper_blocks(n, block_side(device)):
             block = distances(rows, columns)
             values = block[tuple(torch.triu_indices(len(block), len(block), 1))] if rows == columns else block.flatten()
-            below += int((values < low).sum())
-            kept.append(values[(values >= low) & (values <= high)])
-        inside = torch.cat(kept)
+            below += (values < low).sum()
+            kept.append(values.clone() if whole else values[(values >= low) & (values <= high)])
+        inside, below = torch.cat(kept), int(below)
         if below <= middle[0] and middle[1] < below + len(inside):
             inside = inside.sort().values
             return float(inside[middle[0] - below].double() + inside[middle[1] - below].double()) / 2
@@ -326,23 +330,20 @@ def _nearest(layer: Layer, k: int, kind: str) -> Tensor:
     if key not in layer.known:
         far = _by_cosine(layer) if kind == "cosine" else _by_distance(layer, k)
         near = torch.empty(layer.n, k, dtype=torch.long, device=layer.rows.device)
-        for start in range(0, layer.n, BLOCK):
-            some = torch.arange(start, min(start + BLOCK, layer.n), device=near.device)
-            near[some] = far(some).topk(k, largest=False).indices
+        side = block_side(near.device)
+        for start in range(0, layer.n, side):
+            images = slice(start, min(start + side, layer.n))
+            near[images] = far(images).topk(k, largest=False).indices
         layer.known[key] = near
     return layer.known[key]
 
 
-def _by_cosine(layer: Layer) -> Callable[[Tensor], Tensor]:
-    cosines = Cosines(layer)
-
-    def far(images: Tensor) -> Tensor:
-        return _but_itself(-cosines(slice(int(images[0]), int(images[-1]) + 1)), images)
-
-    return far
+def _by_cosine(layer: Layer) -> Callable[[slice], Tensor]:
+    cosines, every = Cosines(layer), torch.arange(layer.n, device=layer.rows.device)
+    return lambda images: _but_itself(-cosines(images), every[images])
 
 
-def _by_distance(layer: Layer, k: int) -> Callable[[Tensor], Tensor]:
+def _by_distance(layer: Layer, k: int) -> Callable[[slice], Tensor]:
     """How far images are from all others: squared distances less their own |x|^2, which does not change the order.
 
     In float32 where products are many; of images whose neighbours are so near, beside how far they all lie from the
@@ -352,10 +353,11 @@ def _by_distance(layer: Layer, k: int) -> Callable[[Tensor], Tensor]:
     exact = row_energies(rows)
     if layer.n**2 * rows.shape[1] <= CHEAP:
         rows = rows.double()
-    energy = exact.to(rows.dtype)
+    energy, every = exact.to(rows.dtype), torch.arange(layer.n, device=rows.device)
 
-    def far(images: Tensor) -> Tensor:
-        distances = _but_itself(times(rows[images], rows).mul_(-2).add_(energy), images)
+    def far(some: slice) -> Tensor:
+        images = every[some]
+        distances = _but_itself(times(rows[some], rows).mul_(-2).add_(energy), images)
         if rows.dtype == torch.float64:
             return distances
         distance, near = distances.topk(k, largest=False)

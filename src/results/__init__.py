@@ -19,6 +19,7 @@ import torch
 
 from src.core.errors import UserError
 from src.core.files import make_folder
+from src.core.precision import device_facts
 from src.results.frame import keep_row, table
 from src.results.storage import FORMAT, read, write
 
@@ -48,8 +49,12 @@ def run_folder(out_dir: Path, run_name: str | None) -> Path:
     raise FileExistsError(f"{out_dir / stamp} and its successors exist already; give --run-name")
 
 
-def provenance() -> dict[str, Any]:
-    """Branch and commit of the code (None outside a checkout), libraries' versions, and the command line that runs."""
+def provenance(device: torch.device | None = None, *, tf32: bool = False) -> dict[str, Any]:
+    """Branch and commit of the code (None outside a checkout), libraries' versions, and the command line that runs.
+
+    Of another device than the processor also `device`: what it is, and whether training rounded to TF32.
+    """
+    facts = device_facts(device) if device else {}
     commit, branch = (_git("rev-parse", "HEAD", "--abbrev-ref", "HEAD") or [None, None])[:2]
     return {
         "versions": {
@@ -58,6 +63,7 @@ def provenance() -> dict[str, Any]:
         },
         "git": {"branch": branch, "commit": commit},
         "runner_code": shlex.join(["python", *sys.argv]),
+        **({"device": {**facts, "tf32": tf32}} if facts else {}),
     }
 
 

@@ -44,10 +44,10 @@ def table(folder: Path | str) -> pd.DataFrame:
     their variance; of a stitch that was trained on inputs that the front cannot tell from the data iri_relative_error
     and iri_minus_data; accuracy_<control>, penalty and score with their 95% intervals _low and _high;
     ood_auroc_<stage>, at the stitched layer; accuracy_chance, of the best constant answer; rows_per_unknown_ps_inv, at
-    most 1 where ps_inv fits whatever it is given; key; and path. What a file lacks is missing in its row.
-    Other results are passed over; files that cannot be read are listed in one warning. Rows are kept in files beside
-    the results, where these can be written, by `keep_row` and here, so that results are read once at most. Raises
-    FileNotFoundError where there is no such folder.
+    most 1 where ps_inv fits whatever it is given; device, where it was no processor; key; and path. What a file lacks
+    is missing in its row. Other results are passed over; files that cannot be read are listed in one warning. Rows are
+    kept in files beside the results, where these can be written, by `keep_row` and here, so that results are read once
+    at most. Raises FileNotFoundError where there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -206,6 +206,7 @@ def _row(result: dict[str, Any], path: Path) -> dict[str, Any]:
         **{name: params.get(name, LATER.get(name)) for name in SETTINGS},
         **{f"{role}_{fact}": facts.get(key) for role, facts in networks.items() for fact, key in NETWORK.items()},
         **{name: math.nan if value is None else float(value) for name, value in numbers.items()},
+        "device": (result.get("device") or {}).get("name"),
         "key": result.get("key"),
         "path": str(path),
     }

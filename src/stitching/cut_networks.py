@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from src.core.config import mixed_precision
 from src.core.errors import UserError
+from src.core.precision import mixed_precision
 from src.cutting.channel_axis import Output, find_outputs, layout_warnings, layouts_of, require_fit
-from src.cutting.freeze import freeze
+from src.cutting.freeze import cast_once, freeze
 from src.cutting.layout import Shape
 from src.cutting.parts import Layouts, dependent_layers, final_input, follows, heads, later_layers, tail, tails
 from src.cutting.selection import choose_layers
@@ -66,6 +66,7 @@ class CutNetworks:
         self._heads: dict[tuple[str, tuple[str, ...]], nn.Module] = {}
         self._tails: dict[tuple[str, ...], nn.Module] = {}
         self._open_tails: dict[tuple[str, ...], nn.Module] = {}
+        self._cast: dict[nn.Module, nn.Module] = {}
         self._later: dict[tuple[str, ...], list[str]] = {}
         self._final: dict[str, str | None] = {}
         self.asked = layouts
@@ -126,7 +127,16 @@ class CutNetworks:
             with torch.inference_mode(False), torch.no_grad():  # others may want gradients of it later
                 part = freeze(heads(self.networks[source], key[1], self._layouts(source)))
             self._heads[key] = part.to(images.device)
-        return dict(zip(key[1], self._heads[key](images), strict=True))
+        return dict(zip(key[1], self._run(self._heads[key], images), strict=True))
+
+    def _run(self, part: nn.Module, *inputs: Tensor) -> Any:
+        """What a frozen part gives, its parameters cast beforehand where it multiplies in bfloat16."""
+        if torch.is_autocast_enabled(inputs[0].device.type):
+            if part not in self._cast:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._cast[part] = cast_once(part, *(value.clone() for value in inputs))
+            part = self._cast[part]
+        return part(*inputs)
 
     def front_activations(
         self, specs: Sequence[StitchSpec], images: Tensor, more: Mapping[str, Sequence[str]] | None = None
@@ -153,6 +163,10 @@ class CutNetworks:
         if (layer,) not in self._tails:
             self._tails[layer,] = freeze(tail(self.networks["end"], layer, layouts=self._layouts("end")))
         return self._tails[layer,]
+
+    def reads_images(self, layer: str, untils: tuple[str, ...] = ()) -> bool:
+        """Whether the part behind a layer looks at the images, around its activation."""
+        return _reads_images(self._through(layer, (*untils, LOGITS)) if untils else self.end_tail(layer))
 
     def _through(self, layer: str, untils: tuple[str, ...]) -> nn.Module:
         """(output of a layer of the end network, images) -> outputs of later ones, from one pass."""
@@ -253,7 +267,10 @@ class CutNetworks:
         """
         if len(activation) != len(images):
             activation = activation.expand(len(images), *activation.shape[1:]).contiguous()
-        return self._behind(stitch, layer, untils)(activation, images)
+        part = self._behind(stitch, layer, untils)
+        if stitch is not None and stitch.norms is not None:  # its own, which is no frozen one
+            return part(activation, images)
+        return self._run(part, activation, images)
 
     def forward_from(self, layer: str, activation: Tensor, images: Tensor, stitch: Stitch | None = None) -> Tensor:
         """The end network's logits from an activation of its layer on, likewise."""
@@ -261,10 +278,10 @@ class CutNetworks:
             return self.forward_through(layer, (LOGITS,), activation, images, stitch)[0]
         part = self.end_tail(layer)
         if len(activation) == len(images):
-            return part(activation, images)
+            return self._run(part, activation, images)
         if _reads_images(part):
-            return part(activation.expand(len(images), *activation.shape[1:]).contiguous(), images)
-        return part(activation, images[:1]).expand(len(images), -1)
+            return self._run(part, activation.expand(len(images), *activation.shape[1:]).contiguous(), images)
+        return self._run(part, activation, images[:1]).expand(len(images), -1)
 
     def logits(self, spec: StitchSpec, stitch: Stitch, front_activations: Shared, images: Tensor) -> Tensor:
         """What a stitched network says, given the outputs of `fronts`."""

@@ -21,6 +21,7 @@ EXCLUDED = (
     ("orthogonal", ONES, "no orthogonal matrix is nearest to one of ones"),
     ("flatten", "resize", "flattened layers need no equal heights and widths"),
     ("iri_steps", ("train_on", "data"), "the data are taken as they are; iri makes inputs in steps"),
+    ("tf32", "amp", "training multiplies in one precision"),
     ("cosine", "whiten", "whitened coordinates are trained with a rate that falls along a cosine already"),
 )
 EXCLUDED += tuple(

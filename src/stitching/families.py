@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from src.core.errors import UserError
+from src.metrics.algebra.linalg import as_float64, float64_device
 from src.metrics.algebra.moments import Affine, PairedMoments
 from src.stitching.geometry import Geometry
 from src.stitching.layer import AFFINE, FAMILIES, Arrays, Stitch, StitchLayer, copied
@@ -123,7 +124,7 @@ class NormStitch(StitchLayer):
         super().__init__(affine, geometry)
         self.register_buffer("mean", moments.mean_x.detach().clone())
         self.register_buffer("covariance", (moments.xx / moments.n).detach().clone())
-        w, b = affine.w.detach().to(self.mean), affine.b.detach().to(self.mean)
+        w, b = (part.detach().to(self.mean.device).double() for part in affine)
         spread = (self.covariance.diagonal() + EPSILON).sqrt()
         self.gain_before = nn.Parameter(spread.float())  # so that it starts as the affine map
         self.shift_before = nn.Parameter(self.mean.float())
@@ -131,10 +132,18 @@ class NormStitch(StitchLayer):
         self.gain_after = nn.Parameter((variance + EPSILON).sqrt().float())
         self.bias = nn.Parameter((w @ self.mean + b).float())
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "NormStitch":
+        """What `to` does; the statistics stay float64, on the CPU where the device has none."""
+        held = {name: self._buffers.pop(name) for name in ("mean", "covariance")}
+        super()._apply(fn, recurse)
+        device = float64_device(self.bias.device)
+        self._buffers |= {name: value.to(device) for name, value in held.items() if value is not None}
+        return self
+
     def _folded(self) -> tuple[Tensor, Tensor]:
         """W and b with the statistics of all training images, in float64."""
         before, shift, w, after, bias = (
-            value.to(self.mean)
+            as_float64(value)
             for value in (self.gain_before, self.shift_before, self.weight, self.gain_after, self.bias)
         )
         inner = w * (before / (self.covariance.diagonal() + EPSILON).sqrt())
@@ -143,10 +152,10 @@ class NormStitch(StitchLayer):
         return outer, bias - outer @ self.mean
 
     def matrix(self) -> Tensor:
-        return self._folded()[0].float()
+        return self._folded()[0].float().to(self.bias.device)
 
     def offset(self, w: Tensor) -> Tensor:
-        return self._folded()[1].float()
+        return self._folded()[1].float().to(self.bias.device)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

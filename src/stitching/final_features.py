@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from src.stitching.cut_networks import LOGITS, CutNetworks
@@ -48,5 +49,5 @@ class FinalFeatures:
         if name not in self._errors:
             return None
         variance = self._spreads[self.layers[name]].variance
-        error = math.fsum(map(float, self._errors[name])) / images
+        error = math.fsum(torch.stack(self._errors[name]).tolist()) / images
         return error / variance if variance else float("nan")

@@ -132,10 +132,10 @@ def _gather_folds(
         nonlocal done
         for cut, geometry in geometries.items():
             x, y = outputs[cut.source][cut.front_layer], outputs["end"][cut.end_layer]
-            belongs = part[done : done + len(x)].to(x.device)
+            belongs = part[done : done + len(x)]
             for fold, moments in enumerate(data.folds[cut]):
-                mine = belongs == fold
-                if mine.any():
+                mine = (belongs == fold).nonzero()[:, 0].to(x.device, non_blocking=True)
+                if len(mine):
                     moments.update(geometry.front_rows(x[mine]), geometry.end_rows(y[mine]))
         done += len(x)
 
@@ -152,7 +152,7 @@ def _anchors(cuts: CutNetworks, spec: StitchSpec, split: Split) -> Rows:
 
     def add(outputs: Shared) -> None:
         x, y = outputs[spec.source][spec.front_layer], outputs["end"][spec.end_layer]
-        parts.append((geometry.front_rows(x).double().cpu(), geometry.end_rows(y).double().cpu()))
+        parts.append((geometry.front_rows(x).cpu().double(), geometry.end_rows(y).cpu().double()))
 
     feed([_outputs(cuts, [spec])], split.take(chosen), add, title="anchors")
     return Rows(*(torch.cat(side) for side in zip(*parts, strict=True)))

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+
+from src.core.precision import device_facts
 from src.dataset import is_known
 from src.networks.architectures import code_of
 from src.networks.checkpoints import weights_digest
@@ -16,10 +19,17 @@ def stitch_keys(cuts: CutNetworks, about: dict[str, Any]) -> list[str]:
     return [stitch_key(spec, cuts.geometry(spec.cut), about) for spec in cuts.specs]
 
 
-def key_inputs(on_data: NetworksOnDataset, images: list[str], weights: list[str] | None = None) -> dict[str, Any]:
+def key_inputs(
+    on_data: NetworksOnDataset,
+    images: list[str],
+    weights: list[str] | None = None,
+    *,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
     """What decides every stitch of two networks beside its spec.
 
-    `images` are the digests of the splits, `weights` those of the networks, where somebody knows them already.
+    `images` are the digests of the splits, `weights` those of the networks, where somebody knows them already. Another
+    `device` than the processor rounds otherwise.
     """
     networks = on_data.networks
     about: dict[str, Any] = {
@@ -33,12 +43,15 @@ def key_inputs(on_data: NetworksOnDataset, images: list[str], weights: list[str]
         about["augmentation"] = on_data.dataset.partition(":")[0]
     if any(on_data.reordered):
         about["classes"] = [on_data.answers, *(network.labels for network in networks)]
+    if device and (facts := device_facts(device)):
+        about["device"] = facts
     return about
 
 
 def front_inputs(about: dict[str, Any]) -> dict[str, Any]:
     """Of what decides every stitch of two networks what decides inputs that the front cannot tell apart."""
-    return {name: about[name][0] for name in ("weights", "preprocessing", "code") if name in about}
+    own = {name: about[name][0] for name in ("weights", "preprocessing", "code") if name in about}
+    return own | {name: about[name] for name in ("device",) if name in about}
 
 
 def stitch_key(spec: StitchSpec, geometry: Geometry, about: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from src.dataset import Split
 from src.evaluation.passes import feed
 from src.evaluation.probe import PooledFeatures
 from src.metrics import channels_last_rows
-from src.metrics.algebra.linalg import float64_device
+from src.metrics.algebra.linalg import as_float64
 from src.metrics.algebra.moments import PairedMoments, Sums, gather, rows_at_once
 from src.stitching.cut_networks import CutNetworks, Outputs, Shared
 from src.stitching.geometry import Geometry
@@ -63,7 +63,7 @@ class Spread:
     def add(self, output: Tensor) -> None:
         """Take in a layer's output for a batch of images, (n, channels, ...), in canonical form."""
         rows = channels_last_rows(output)
-        rows = rows.to(float64_device(rows.device)).double()
+        rows = as_float64(rows)
         apart = rows.mean(0) - self.mean
         self.squares = self.squares + (rows - rows.mean(0)).square().sum(0)
         self.squares = self.squares + apart.square() * self.n * len(rows) / (self.n + len(rows))
@@ -100,6 +100,7 @@ class _Gathering:
         self.geometries = {cut: cuts.geometry(cut) for cut in chosen}
         small = {cut: geometry for cut, geometry in self.geometries.items() if is_upsampled(geometry)}
         self.upsampled = Upsampled(small, device) if small else None
+        self.device = device
         self.sums: dict[tuple, Sums] = {}
         self.direct: Moments = {}
         self.groups: dict[tuple, list[Cut]] = {}
@@ -114,10 +115,9 @@ class _Gathering:
     def _sums(self, key: tuple, features: int, device: torch.device) -> Sums:
         return self.sums.setdefault(key, Sums(features, device))
 
-    @staticmethod
-    def _layout(geometry: Geometry) -> tuple:
+    def _layout(self, geometry: Geometry) -> tuple:
         """What decides the rows of a batch: flat or the positions, and how many become float64 at a time."""
-        return geometry.is_flat, geometry.places, rows_at_once(geometry.inputs, geometry.outputs)
+        return geometry.is_flat, geometry.places, rows_at_once(geometry.inputs, geometry.outputs, self.device)
 
     def add(self, outputs: Shared) -> None:
         if self.upsampled:
@@ -135,6 +135,8 @@ class _Gathering:
             gather(shared, [self.direct[cut] for cut in cuts if cut in self.direct], rows=layout[-1])
 
     def moments(self) -> Moments:
+        for sums in self.sums.values():
+            sums.require_finite()
         by_cut = dict(self.direct)
         if self.upsampled:
             ends = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.core.config import mixed_precision
+from src.core.precision import mixed_precision
 from src.core.task import Task
 from src.metrics import linear_cka
 from src.stitching.cut_networks import LOGITS, CutNetworks, Shared

@@ -12,6 +12,7 @@ from src.core.task import Task
 from src.dataset import Split
 from src.evaluation.passes import feed
 from src.metrics import channels_last_rows
+from src.metrics.algebra.linalg import as_float64
 from src.metrics.algebra.moments import Sums, gather, rows_at_once
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.layer import Stitch
@@ -84,10 +85,11 @@ class _Reference:
         for name in self.names:
             rows = channels_last_rows(outputs[name])
             sums = self.sums.setdefault(name, Sums(rows.shape[1], rows.device))
-            gather([(sums, rows)], [], rows=rows_at_once(sums.d, sums.d))
+            gather([(sums, rows)], [], rows=rows_at_once(sums.d, sums.d, rows.device))
 
     def merge(self) -> None:
         for name, sums in self.sums.items():
+            sums.require_finite()
             values, vectors = torch.linalg.eigh(sums.products / sums.n)
             least = WEAKEST * values.max().clamp(min=0)
             # where nothing varies, nothing is known of what is far
@@ -95,7 +97,7 @@ class _Reference:
 
     def distances(self, name: str, x: Tensor) -> Tensor:
         """d2 of each image of a layer's output (n, channels, ...), (n,)."""
-        rows = channels_last_rows(x).to(self.sums[name].mean) - self.sums[name].mean
+        rows = as_float64(channels_last_rows(x)) - self.sums[name].mean
         return (rows @ self.whitening[name]).square().sum(1).view(len(x), -1).mean(1)
 
 
@@ -115,29 +117,29 @@ class _Distances:
     def _add(self, kept: dict[str, list[Tensor]], outputs: Mapping[str, Tensor]) -> None:
         for place, x in outputs.items():
             if place in self.reference.whitening:
-                kept.setdefault(place, []).append(self.reference.distances(place, x).cpu())
+                kept.setdefault(place, []).append(self.reference.distances(place, x))
             if place == LOGITS:
-                kept.setdefault(ENERGY, []).append(self.reference.task.energy(x.double()).cpu())
+                kept.setdefault(ENERGY, []).append(self.reference.task.energy(as_float64(x)))
 
     def add(self, own: Mapping[str, Tensor], stitched: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.add_own(own)
         for place, x in own.items():
-            rows = channels_last_rows(x).double()
+            rows = as_float64(channels_last_rows(x))
             total, squares, n = self._spread.get(place, (0.0, 0.0, 0))
             self._spread[place] = rows.sum(0) + total, rows.square().sum(0) + squares, n + len(rows)
         for name, outputs in stitched.items():
             self._add(self._stitched[name], outputs)
             for place, x in outputs.items():
-                square = (x.double() - own[place].double()).square().flatten(1).mean(1).sum()
+                square = (as_float64(x) - as_float64(own[place])).square().flatten(1).mean(1).sum()
                 self._squares[name, place] = self._squares.get((name, place), torch.zeros_like(square)) + square
 
     def own(self) -> dict[str, np.ndarray]:
-        return {place: torch.cat(parts).numpy() for place, parts in self._own.items()}
+        return {place: torch.cat(parts).cpu().numpy() for place, parts in self._own.items()}
 
     def scores(self, name: str, centres: Mapping[str, float]) -> Scores:
         by_place = {}
         for place, own in self.own().items():
-            stitched = torch.cat(self._stitched[name][place]).numpy()
+            stitched = torch.cat(self._stitched[name][place]).cpu().numpy()
             own_score, score = np.abs(own - centres[place]), np.abs(stitched - centres[place])
             key = LOGITS if place == ENERGY else place
             total, squares, n = self._spread[key]

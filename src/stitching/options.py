@@ -16,6 +16,7 @@ from src.stitching.stitch_spec import (
     DATA,
     IDENTICAL,
     LATER,
+    PRECISIONS,
     RATE,
     TRAIN_ON,
     USUAL,
@@ -155,7 +156,7 @@ def combinations(options: Mapping[str, Any], iri_images: Callable[[], int] = lam
     iri_images: how many images are taken where inputs are made of them and nobody says. Raises UserError for a
     combination that would be refused alone.
     """
-    values = {name: options[name] for name in (*(option.field for option in OPTIONS), "amp", "debug")}
+    values = {name: options[name] for name in (*(option.field for option in OPTIONS), *PRECISIONS, "debug")}
     values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
     values |= {name: values[name] or usual for name, usual in LATER.items() if name in values}
     if IDENTICAL in values["train_on"]:

@@ -195,7 +195,9 @@ class Outcomes:
         stages = {"front": "front", "end": "end", **work.names}
         for stage, name in work.names.items():
             if name in self._errors:
-                l2 = math.fsum(map(float, self._errors[name])) / (counts.images * math.prod(geometry.end_shape))
+                l2 = math.fsum(torch.stack(self._errors[name]).tolist()) / (
+                    counts.images * math.prod(geometry.end_shape)
+                )
                 suffix = COMPARED[stage].suffix
                 work.similar |= {f"l2{suffix}": l2, f"l2_relative{suffix}": _over(l2, work.variance)}
         errors = {

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Generator, Tensor, nn
 
 from src.core.config import MEMORY
 from src.core.errors import UserError
+from src.core.precision import full_precision
 from src.dataset import Split, hold_out
 from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inputs
 from src.evaluation.passes import BATCH_SIZE
@@ -27,10 +30,11 @@ from src.stitching.objective import StitchObjective
 from src.stitching.ood import out_of_distribution
 from src.stitching.outcome import Outcomes, StitchRun
 from src.stitching.significance import paired_shares
+from src.stitching.stacked import CHUNK, stack
 from src.stitching.start import initial_stitch
 from src.stitching.stitch_spec import DATA, IDENTICAL, USUAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
-from src.training.loop import DEBUG_STEPS, Resume, fit
+from src.training.loop import DEBUG_STEPS, Course, Resume, fit_together
 from src.training.train_state import History, TrainState
 from src.training.watch import Watch
 
@@ -56,7 +60,8 @@ class StitchPlan:
     are changed against each network, 0 for not at all. controls: names of CONTROLS. fresh(seed): an untrained network
     of the front's architecture that takes the same images. memory: bytes of moments held at once.
     `resume` says where the state of those that train together is kept, `identical` where inputs are that the front
-    network cannot tell from the training images.
+    network cannot tell from the training images. stacked: so many stitches are computed together, 0 for each on its
+    own, whatever the device has.
     """
 
     similarity: bool = True
@@ -71,8 +76,15 @@ class StitchPlan:
     resume: Callable[[Sequence[StitchSpec]], Resume] | None = None
     identical: IdenticalCache = field(default_factory=lambda: IdenticalCache(None, {}))
     callbacks: Callbacks = field(default_factory=Callbacks)
+    stacked: int | None = None
+
+    def chunk(self, device: torch.device) -> int:
+        """Stitches that are computed together on a device; 0: each takes its own step, as on a processor."""
+        usual = CHUNK if device.type == "cuda" else 0
+        return usual if self.stacked is None else self.stacked
 
 
+@full_precision()
 def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None = None) -> list[Outcome]:
     """The result of each of `cuts.specs`, in their order; a FloatingPointError stands for one that diverged.
 
@@ -191,8 +203,9 @@ class _Group:
         works = {spec: self._start(spec, data) for spec in self.specs}
         controls = {spec: self._start_control(spec, data) for spec in sewn}
         self.variances = self._variances([*works, *controls], on_train)
-        for together in _training_groups([*works.values(), *controls.values()]):
-            self._train(together)
+        stacked = self.plan.chunk(self.train.device) > 0
+        for groups in _training_groups([*works.values(), *controls.values()], stacked=stacked):
+            self._train(groups)
         done = [work for work in works.values() if not work.failure]
         outcomes = Outcomes(self.cuts, front_labelled=self.plan.front_labelled, comparable=self.plan.comparable)
         self._finish_maps(outcomes, done, on_train)
@@ -305,10 +318,36 @@ class _Group:
             layer.norms = self.cuts.end_norms(spec.end_layer)
         return layer
 
-    def _train(self, works: Sequence[StitchRun]) -> None:
-        specs, task = [work.spec for work in works], self.train.spec.task
-        train_states = [self._learner(work, task) for work in works]
-        of = {id(train_state): work for train_state, work in zip(train_states, works, strict=True)}
+    def _train(self, groups: Sequence[Sequence[StitchRun]]) -> None:
+        """Train stitches, those of each group on the same batches, step by step next to each other."""
+        learners = {id(work): self._learner(work, self.train.spec.task) for works in groups for work in works}
+        of = {id(learners[id(work)]): work for works in groups for work in works}
+        courses = [self._course(works, [learners[id(work)] for work in works]) for works in groups]
+        specs = [work.spec for works in groups for work in works]
+        own = [spec for spec in specs if not isinstance(spec, ControlSpec)]
+        layers = f"{own[0].front_layer} -> {own[0].end_layer}" if len(own) == 1 else f"{len(own)} stitches"
+        chunk = self.plan.chunk(self.train.device)
+        captured = self.train.device.type == "cuda"
+        fit_together(
+            courses,
+            validate=lambda those: self._validate([of[id(train_state)] for train_state in those]),
+            max_steps=DEBUG_STEPS if specs[0].debug else None,
+            tf32=specs[0].tf32,
+            title=f"stitch {layers}",
+            stack=partial(stack, chunk=chunk, captured=captured) if chunk else None,
+        )
+        for course, works in zip(courses, groups, strict=True):
+            for train_state, work in zip(course.train_states, works, strict=True):
+                work.history, work.failure = train_state.history, train_state.failure
+                work.layer.eval()
+                if train_state.watch and course.held_out:
+                    watch = train_state.watch
+                    images = len(course.held_out)
+                    work.early_stop = {"epoch": watch.epoch, "trained": watch.seen, "held_out": images}
+
+    def _course(self, works: Sequence[StitchRun], train_states: Sequence[TrainState]) -> Course:
+        """What stitches of one seed are trained on, and who hears of it."""
+        specs = [work.spec for work in works]
 
         def tell_epoch(_: int) -> None:
             for train_state, work in zip(train_states, works, strict=True):
@@ -318,26 +357,15 @@ class _Group:
         train, held_out = self.train, None
         if specs[0].early_stop:
             train, held_out = hold_out(self.train, HELD_OUT, seed=specs[0].seed)
-        own = [spec for spec in specs if not isinstance(spec, ControlSpec)]
-        layers = f"{own[0].front_layer} -> {own[0].end_layer}" if len(own) == 1 else f"{len(own)} stitches"
-        fit(
+        return Course(
             train_states,
             train,
-            seed=specs[0].seed,
+            specs[0].seed,
             share=lambda images: self.cuts.share(specs, images, stage=train_states[0].stage),
-            held_out=held_out,
-            validate=lambda those: self._validate([of[id(train_state)] for train_state in those]),
             after_epoch=tell_epoch,
             resume=self.plan.resume(specs) if self.plan.resume else None,
-            max_steps=DEBUG_STEPS if specs[0].debug else None,
-            title=f"stitch {layers}",
+            held_out=held_out,
         )
-        for train_state, work in zip(train_states, works, strict=True):
-            work.history, work.failure = train_state.history, train_state.failure
-            work.layer.eval()
-            if train_state.watch and held_out:
-                watch = train_state.watch
-                work.early_stop = {"epoch": watch.epoch, "trained": watch.seen, "held_out": len(held_out)}
 
     def _learner(self, work: StitchRun, task: Any) -> TrainState:
         spec, is_control = work.spec, isinstance(work.spec, ControlSpec)
@@ -401,12 +429,17 @@ def _initial(cuts: CutNetworks, spec: StitchSpec, data: StartData) -> Any:
     return affine.to(cuts.device)
 
 
-def _training_groups(works: Sequence[StitchRun]) -> list[list[StitchRun]]:
-    """Those that see the same batches in the same precision."""
+def _training_groups(works: Sequence[StitchRun], *, stacked: bool) -> list[list[list[StitchRun]]]:
+    """Those that see the same batches in the same precision; where these are `stacked`, beside those of other seeds."""
     groups: dict[tuple, list[StitchRun]] = {}
     for work in works:
         groups.setdefault(work.spec.together, []).append(work)
-    return list(groups.values())
+    if not stacked:
+        return [[group] for group in groups.values()]
+    side_by_side: dict[tuple, list[list[StitchRun]]] = {}
+    for key, group in groups.items():
+        side_by_side.setdefault(key[1:], []).append(group)  # all but the seed
+    return list(side_by_side.values())
 
 
 def _validation(counts: AgreementCounter, name: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from src.stitching.targets import AT_STITCH, TARGETS, TrainingStage, stages_of
 from src.training.recipe import ELEMENTWISE, Recipe
 
 DATA, IDENTICAL = "data", "iri"
+PRECISIONS = ("amp", "tf32")  # of training, where it is less than float32
 TRAIN_ON = (DATA, IDENTICAL)
 RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
 _OF_TYPE = {"str": TEXT, "bool": FLAG, "int": NATURAL, "float": FINITE, "int | None": Maybe(POSITIVE)}
@@ -99,6 +100,7 @@ class StitchSpec:
     hidden: int = 0
     norm: bool = False
     train_end_norm: bool = False
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         for name in FLOATS:
@@ -132,7 +134,7 @@ class StitchSpec:
     def together(self) -> tuple[Any, ...]:
         """What stitches of the same images agree in that train side by side: what decides and computes the batches."""
         length = self.epochs, self.stage_epochs, self.early_stop
-        return self.seed, *length, self.batch_size, self.amp, self.debug
+        return self.seed, *length, self.batch_size, self.amp, self.tf32, self.debug
 
     @property
     def inputs(self) -> TrainingInputs:

@@ -4,7 +4,7 @@ import math
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from src.stitching import StitchSpec, usual_rate
 from src.stitching.controls import CONTROLS
 from src.stitching.naming import setting_text
 from src.stitching.options import OPTIONS, said
+from src.stitching.stitch_spec import PRECISIONS
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.plan import StudyPlan
 from src.studies.store import Store
@@ -26,6 +27,7 @@ Frame = Any  # a frame of pandas; its stubs leave open what an operation gives
 # what may tell stitches apart beside networks, layers and seeds, in the order of columns
 AXES = tuple(field.name for field in fields(StitchSpec) if field.name not in ("front_layer", "end_layer", "seed"))
 ROLES, ENDS, NETWORKS = ("front", "end"), ["front_network", "end_network"], ["network1", "network2"]
+PROCESSOR = "the processor"  # of which results say nothing
 LAYERS = ["front_layer", "end_layer"]
 # what networks are, by which pairs of them may be grouped
 FACTS = ("architecture", "train_fraction", "shuffle_labels", "adversarial")
@@ -41,12 +43,13 @@ class StudyResults:
     stitches: a row each, as `results.table` has them, with `front_network` and `end_network` in words, `networks`, the
     pair, `name` of the file, and `relative`, accuracy after over that of the end network, or agreement where there is
     no accuracy. comparisons: a row each value: networks, network1, network2, method, layer1, layer2, value. axes: the
-    options that tell the stitches apart.
+    options that tell the stitches apart. devices: what made the results, by name.
     """
 
     stitches: Frame
     comparisons: Frame
     axes: list[str]
+    devices: tuple[str, ...] = ()
 
     @property
     def value(self) -> str:
@@ -80,15 +83,20 @@ def collect(plan: StudyPlan, store: Store) -> StudyResults:
     order = {name: number for number, name in enumerate(items)}
     frame = frame.sort_values("name", key=lambda names: names.map(order)).reset_index(drop=True)
     compared = {name: bundle for name, (bundle, spec) in items.items() if isinstance(spec, CompareSpec)}
-    comparisons = [
-        _comparison(results.read(store.path(name)), bundle.pair)
-        for name, bundle in compared.items()
-        if store.path(name).is_file()
+    read = [
+        (results.read(store.path(name)), bundle.pair) for name, bundle in compared.items() if store.path(name).is_file()
     ]
+    comparisons = [_comparison(result, pair) for result, pair in read]
     both = pd.concat(comparisons, ignore_index=True) if comparisons else pd.DataFrame(columns=COMPARED)
     if frame.empty and both.empty:
         raise UserError(f"no results of this study in {store.folder} yet; run it first")
-    return with_names(frame, both)
+    devices = devices_of(frame) | {(result.get("device") or {}).get("name", PROCESSOR) for result, _ in read}
+    return replace(with_names(frame, both), devices=tuple(sorted(devices)))
+
+
+def devices_of(frame: Frame) -> set[str]:
+    """The devices that made the stitches of a frame of `results.table`, by name."""
+    return set(frame["device"].fillna(PROCESSOR))
 
 
 def remember(folder: Path) -> Frame:
@@ -163,7 +171,7 @@ def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str
         value = said(spec, option.field)
         if value != said(usual, option.field):
             words += [option.flags[-1], *([] if option.kind == "flag" else [_text(value)])]
-    words += ["--amp"] * spec.amp
+    words += [f"--{name}" for name in PRECISIONS if getattr(spec, name)]
     for name in ("dataset", "evaluate_on", "image_size", "images"):
         if (value := asdict(settings)[name]) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]

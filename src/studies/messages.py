@@ -1,6 +1,6 @@
 """What a study is, costs and has come to, in lines."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,6 +70,13 @@ def at_chance_lines(stitches: Frame) -> list[str]:
     return list(lines)
 
 
+def device_lines(devices: Collection[str]) -> list[str]:
+    """A warning where results of several devices, which round otherwise, stand in one study."""
+    if len(devices) < 2:
+        return []
+    return [f"results of {len(devices)} devices stand side by side: {', '.join(sorted(devices))}"]
+
+
 def _how_often(failure: Failure) -> str:
     parts = [f"failed {counted(failure.count, 'time', 'times')}"] if failure.count or not failure.deaths else []
     parts += [f"stopped from outside {counted(failure.deaths, 'time', 'times')}"] if failure.deaths else []
@@ -99,6 +106,7 @@ def summary(plan: StudyPlan, store: Store, found: StudyResults) -> list[tuple[st
             for axis in found.axes
         ]
         lines += [("warning", text) for text in at_chance_lines(stitches)]
+    lines += [("warning", text) for text in device_lines(found.devices)]
     if len(found.comparisons):
         lines.append(("comparisons", ", ".join(found.comparisons["method"].unique())))
     return [*lines, *(("left out", f"{count:,}: {reason}") for reason, count in plan.left_out.items())]

@@ -153,7 +153,7 @@ class Driver:
 
     def _reached(self, rest: Bundle) -> tuple[int, ...]:
         """How far a bundle is: results that are missing, and when its states were written."""
-        states = self.store.states(rest.name).glob("*.pt")
+        states = self.store.states(rest.name).rglob("*.pt")
         return len(rest.items), *sorted(file.stat().st_mtime_ns for file in states)
 
 

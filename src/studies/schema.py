@@ -13,6 +13,7 @@ from src.dataset import SPLITS, canonical_dataset
 from src.metrics import MEASURES
 from src.stitching.controls import choose_controls
 from src.stitching.options import OPTIONS
+from src.stitching.stitch_spec import PRECISIONS
 from src.studies.toml import Document
 
 PAIRS = ("all", "self")
@@ -95,7 +96,8 @@ def check_of(option: Option) -> Callable[[Any], Any]:
 
 _LAYERS = {"layers": (layers, None), "front_layers": (layers, None), "end_layers": (layers, None)}
 # key -> (check, default); `...` where it has to be there
-AXES = {option.field: (several(check_of(option)), None) for option in OPTIONS} | {"amp": (several(FLAG), None)}
+AXES = {option.field: (several(check_of(option)), None) for option in OPTIONS}
+AXES |= {name: (several(FLAG), None) for name in PRECISIONS}
 # of a table alone, where it says others than the study does
 _NETWORKS = {"networks": (several(text), None), "pairs": (pairs, None)}
 STITCH = _NETWORKS | _LAYERS | {"layer_pairs": (one_of(*LAYER_PAIRS), "all")} | AXES

@@ -11,10 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src import results
 from src.core.config import MEMORY, choose_device
+from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.files import is_failing
+from src.core.precision import device_facts, full_precision, require_tf32
 from src.evaluation.identical import CACHE_FOLDER, IdenticalCache
 from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
@@ -68,7 +72,7 @@ def perform(task: WorkerTask, *, alive: Callable[[], bool] = lambda: True) -> Re
     leases = Leases(store.leases, runner=task.runner, patience=task.patience)
     notes: dict[str, None] = {}
     try:
-        with leases.held(task.bundle.name, alive=alive) as mine:
+        with full_precision(), leases.held(task.bundle.name, alive=alive) as mine:
             if not mine:
                 return Report(task, held=True)
             make = compare_bundle if task.bundle.is_comparison else stitch_bundle
@@ -86,9 +90,9 @@ def perform(task: WorkerTask, *, alive: Callable[[], bool] = lambda: True) -> Re
         return Report(task, trace=traceback.format_exc(), notes=tuple(notes))
 
 
-@lru_cache(maxsize=1)
-def _provenance() -> dict[str, Any]:
-    return results.provenance()
+@lru_cache(maxsize=8)
+def _provenance(device: torch.device, *, tf32: bool = False) -> dict[str, Any]:
+    return results.provenance(device, tf32=tf32)
 
 
 def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[str, str]:
@@ -99,13 +103,18 @@ def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[s
     specs = [item.spec for item in bundle.items if isinstance(item.spec, StitchSpec)]
     networks, layouts = (front.network.to(device), end.network.to(device)), (front.layout, end.layout)
     cuts = CutNetworks(*networks, specs, on_data.sample.to(device), layouts=layouts)
+    if any(spec.tf32 for spec in specs):
+        require_tf32(device)
     for line in [*cuts.notes, *on_data.notes, *on_data.missing_columns, *blind_labels(specs)]:
         on_message(f"note: {line}")
     pairs = ((on_data, "train"), (scored, "val"))
     train, val = (split_of(seen, name, device, settings.images) for seen, name in pairs)
     about = key_inputs(on_data, [split.digest() for split in (train, val)])
-    _check_keys(bundle, stitch_keys(cuts, about))
+    _check_keys(bundle, stitch_keys(cuts, about))  # a plan knows of no device; what comes of it says where it was made
+    about = key_inputs(on_data, about["images"], about["weights"], device=device)
+    keys = stitch_keys(cuts, about)
     store, diverged = Store(task.folder), {}
+    states = _states(store, bundle, device)
     plan = StitchPlan(
         similarity=settings.similarity,
         labelled=on_data.end_labelled,
@@ -115,17 +124,17 @@ def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[s
         controls=settings.controls,
         fresh=lambda seed: on_data.with_preprocessing(untrained(front, seed), front),
         memory=task.memory,
-        resume=resume_states(store.states(bundle.name), [item.name for item in bundle.items], about, every=EVERY),
+        resume=resume_states(states, [item.name for item in bundle.items], about, every=EVERY),
         identical=IdenticalCache(task.folder / CACHE_FOLDER, front_inputs(about), on_message),
         callbacks=Callbacks(on_message),
     )
     facts = {"weights": {"front": front.facts(), "end": end.facts()}}
-    for item, spec, outcome in zip(bundle.items, specs, stitch(cuts, train, val, plan), strict=True):
+    for item, key, spec, outcome in zip(bundle.items, keys, specs, stitch(cuts, train, val, plan), strict=True):
         if isinstance(outcome, FloatingPointError):
             diverged[item.name] = f"FloatingPointError: {outcome}"
             continue
         params = parameters(bundle) | on_data.dataset_param | asdict(spec)
-        result = {"params": params, "key": item.key, **facts, **outcome, **_provenance()}
+        result = {"params": params, "key": key, **facts, **outcome, **_provenance(device, tf32=spec.tf32)}
         store.publish(item.name, result)
         for line in networks_at_chance(result):
             on_message(f"warning: {line}")
@@ -140,7 +149,8 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     (on_data, _), device = networks_on_data(task.bundle), choose_device(task.device)
     front, end = on_data.networks
     split = split_of(on_data, spec.split, device, task.bundle.settings.images)
-    _check_keys(task.bundle, [spec.key(**key_inputs(on_data, [split.digest()]))])
+    _check_keys(task.bundle, [spec.key(**(about := key_inputs(on_data, [split.digest()])))])
+    key = spec.key(**key_inputs(on_data, about["images"], about["weights"], device=device))
     comparison = compare_layers(
         (front.network, end.network),
         (list(spec.front_layers), list(spec.end_layers)),
@@ -152,15 +162,21 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
         memory=task.memory,
         layouts=(front.layout, end.layout),
         **on_data.classes_known,
-        keep=Keep(Store(task.folder).states(task.bundle.name), {"key": item.key, "device": str(device)}, EVERY),
+        keep=Keep(Store(task.folder).states(task.bundle.name), {"key": key, "device": str(device)}, EVERY),
         on_message=lambda line: on_message(line) if line.startswith("note") else None,
     )
     asked = {"methods": list(spec.metrics), "view": spec.view, "group_at": spec.group_at, "dataset_type": spec.split}
     params = parameters(task.bundle) | asked | {"dataset": on_data.dataset}
     params |= {"front_layer": ",".join(spec.front_layers), "end_layer": ",".join(spec.end_layers)}
     found = {"networks": [front.facts(), end.facts()], **comparison.record(), "products": described(device)}
-    Store(task.folder).publish(item.name, {"params": params, "key": item.key, **found, **_provenance()})
+    Store(task.folder).publish(item.name, {"params": params, "key": key, **found, **_provenance(device)})
     return {}
+
+
+def _states(store: Store, bundle: Bundle, device: torch.device) -> Path:
+    """Where a bundle's trainings keep their states: what another kind of device began is begun anew."""
+    facts = device_facts(device)
+    return store.states(bundle.name) / digest(facts)[:16] if facts else store.states(bundle.name)
 
 
 def _check_keys(bundle: Bundle, keys: list[str]) -> None:

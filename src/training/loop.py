@@ -2,60 +2,28 @@
 
 import contextlib
 import math
-import re
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.files import read_bytes
+from src.core.precision import full_precision, products
 from src.core.progress import bar
-from src.core.records import ANY, ARRAY, LINES, NATURAL, NUMBER, Each, Maybe, Several, check
-from src.core.tensor_files import parse_tensors, write_tensors
-from src.core.text import in_line
 from src.dataset import Split
+from src.dataset.split import Batch
+from src.training.run_state import Course, Resume, Run, take_snapshots
+from src.training.stacked import Member, Share, Stacked
 from src.training.train_state import History, Losses, TrainState, steps_ahead
 
-_LEARNER = {
-    "trained": Each(ARRAY),
-    "optimizer": Each(ANY),
-    "history": {"epochs": Several(Each(NUMBER)), "snapshots": Each(Each(ARRAY), int)},
-    "failure": Maybe(LINES),
-}
-KEPT = {
-    "order": ARRAY,
-    "augment": ARRAY,
-    "dropout": Several(ARRAY, 2),
-    "epochs": NATURAL,
-    "learners": Several(_LEARNER),
-}  # what a state of a training holds beside what run it is of
+__all__ = ["DEBUG_STEPS", "Course", "Resume", "Stack", "Validate", "fit", "fit_one", "fit_together"]
+
 DEBUG_STEPS = 4  # batches an epoch with --debug
-DEAR = 50  # times as long as a state takes to be written, training goes on before the next one, where states are rare
 Validate = Callable[[Sequence[TrainState]], Sequence[dict[str, float] | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Where the state of a training is kept after each epoch, and what run it belongs to.
-
-    Where training goes on, `told` hears once how many epochs are done: the interruption may have come before it did.
-    With `every` a state is kept after an epoch only when that many seconds have gone by since the last one, or since
-    the start, and no more often than costs a fiftieth of the time.
-    """
-
-    file: Path
-    identity: dict[str, Any]
-    told: Callable[[int], None] | None = None
-    every: float = 0.0
-
-    def pause(self, took: float = 0.0) -> float:
-        """Seconds until the next state, when writing the last one took so many."""
-        return max(self.every, DEAR * took) if self.every else 0.0
+Rows = dict[int, dict[str, float]]  # of an epoch, by the id of the learner
+# learners with their courses, and what these share -> those that step together; None where nobody does
+Stack = Callable[[Sequence[Member], Sequence[Share]], Stacked | None]
 
 
 def fit(
@@ -64,12 +32,14 @@ def fit(
     *,
     seed: int,
     validate: Validate,
-    share: Callable[[Tensor], Any] = lambda images: None,
+    share: Share = lambda images: None,
     after_epoch: Callable[[int], None] | None = None,
     resume: Resume | None = None,
     max_steps: int | None = None,
     title: str = "training",
     held_out: Split | None = None,
+    tf32: bool = False,
+    stack: Stack | None = None,
 ) -> None:
     """Train learners side by side on the same batches; what became of each stands in its history, or its failure.
 
@@ -78,74 +48,96 @@ def fit(
     `share` gives what all of them need of a batch of images; each then takes its own step, so that only one of their
     graphs is alive at a time, and trains as it would alone, to the last bit on a CPU. `validate` gives `loss` and `acc`
     of each learner after an epoch, None for one that nobody watches. A loss that is not finite stops its learner alone:
-    on a processor at once, on a GPU some steps later, but before anybody is shown the parameters.
+    on a processor at once, on a GPU at the end of its epoch, but before anybody is shown the parameters.
     With `resume` the state is kept after each epoch (see there), and training goes on from it if the file exists: the
     result equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
     `after_epoch` is told the number of epochs done. Images that are `held_out` are those at which the `watch` of a
-    learner looks: one that has learnt enough stops, and each ends in its best state.
+    learner looks: one that has learnt enough stops, and each ends in its best state. With `tf32` a GPU rounds the
+    factors of products in the steps of training, and nowhere else. `stack` says which learners step together.
 
     Raises UserError where fewer images than one batch are left and where the file is another run's.
     """
-    epochs, batch_size = _in_common(train_states)
-    steps = len(split) // batch_size
-    if steps == 0 and epochs:
-        raise UserError(f"batch size {batch_size} exceeds the {len(split)} training images; lower --batch-size")
+    course = Course(train_states, split, seed, share, after_epoch, resume, held_out)
+    fit_together([course], validate=validate, max_steps=max_steps, title=title, tf32=tf32, stack=stack)
+
+
+@full_precision()
+def fit_together(
+    courses: Sequence[Course],
+    *,
+    validate: Validate,
+    max_steps: int | None = None,
+    title: str = "training",
+    tf32: bool = False,
+    stack: Stack | None = None,
+) -> None:
+    """Train the learners of several courses, step by step next to each other, each with its batches; as `fit` does."""
+    everyone = [train_state for course in courses for train_state in course.train_states]
+    epochs, batch_size = _in_common(everyone)
+    steps = _steps(courses, batch_size, epochs)
     steps = min(steps, max_steps or steps)
-    with _randomness(seed, split.device):
-        run = _Run(train_states, Generator().manual_seed(seed), Generator().manual_seed(seed + 1), split.device)
-        run.begin(resume)
-        if run.epochs == 0:
-            _look(train_states, held_out, share, 0)
-        due = time.monotonic() + (resume.pause() if resume else 0.0)
-        with bar(epochs * steps, title, unit="batch", initial=run.epochs * steps) as progress:
-            for epoch in range(run.epochs, epochs):
-                if not run.alive():
-                    break  # all have learnt enough, which a resumed run begins with
-                for train_state in run.alive():
+    with _randomness(courses[0].seed, courses[0].split.device):
+        runs = [Run(course) for course in courses]
+        for run in runs:
+            run.begin()
+            if run.epochs == 0:
+                _look(run.train_states, run.course, 0)
+        stacks = _Stacks(stack)
+        first = min(run.epochs for run in runs)
+        with bar(epochs * steps, title, unit="batch", initial=first * steps) as progress:
+            while going := [run for run in runs if run.epochs < epochs and run.alive()]:
+                epoch = min(run.epochs for run in going)
+                now = [run for run in going if run.epochs == epoch]
+                for train_state in (train_state for run in now for train_state in run.alive()):
                     train_state.enter(epoch)
-                rows = _train_epoch(run, split, share, epoch, steps, batch_size, progress.update)
-                _add_scores(train_states, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
-                run.epochs += 1
-                alive = run.alive()
-                if not alive:
-                    break  # the file is that of the last epoch that somebody came through
-                _look(alive, held_out, share, run.epochs)
-                if run.epochs == epochs:
-                    _take_snapshots(alive, epochs * steps)
-                progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
-                if resume and (start := time.monotonic()) >= due:
-                    run.save(resume)
-                    due = time.monotonic() + resume.pause(time.monotonic() - start)
-                if after_epoch:
-                    after_epoch(run.epochs)
-    for train_state in train_states:
+                with products(tf32=tf32):
+                    rows = _train_epoch(now, stacks, epoch, steps, batch_size, progress.update)
+                learners = [train_state for run in now for train_state in run.train_states]
+                _add_scores(learners, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
+                for run in now:
+                    _close(run, epochs, epochs * steps, progress)
+    for train_state in everyone:
+        train_state.settle()
         if train_state.watch and not train_state.failure:
             train_state.watch.restore(train_state.trained)
 
 
+def _close(run: Run, epochs: int, iterations: int, progress: Any) -> None:
+    """What follows on an epoch's scores: the state that is kept is that of the last one that somebody came through."""
+    run.epochs += 1
+    if not (alive := run.alive()):
+        return
+    _look(alive, run.course, run.epochs)
+    if run.epochs == epochs:
+        take_snapshots(alive, iterations)
+    for train_state in alive:
+        train_state.settle()
+    progress.set_postfix({key: f"{value:.4f}" for key, value in alive[0].history.epochs[-1].items()})
+    run.save_if_due()
+    if run.course.after_epoch:
+        run.course.after_epoch(run.epochs)
+
+
 @torch.no_grad()
-def _look(
-    train_states: Sequence[TrainState], held_out: Split | None, share: Callable[[Tensor], Any], epoch: int
-) -> None:
+def _look(train_states: Sequence[TrainState], course: Course, epoch: int) -> None:
     """Show held-out images, as they are, to those that are watched, after so many epochs."""
     watched = [(train_state, train_state.watch) for train_state in train_states if train_state.watch]
-    if held_out is None or not watched:
+    if course.held_out is None or not watched:
         return
-    totals = [0.0] * len(watched)
+    losses: list[list[Tensor]] = [[] for _ in watched]
+    sizes = []
     for train_state, _ in watched:
         train_state.trained.eval()
-    for images, labels in held_out.batches(watched[0][0].recipe.batch_size):
-        shared = share(images)
-        for number, (train_state, _) in enumerate(watched):
-            totals[number] += float(train_state.objective(shared, images, labels)[0]) * len(images)
-    for total, (train_state, watch) in zip(totals, watched, strict=True):
-        watch.look(train_state.trained, epoch, total / len(held_out))
-
-
-def _take_snapshots(train_states: Sequence[TrainState], iteration: int) -> None:
-    for train_state in train_states:
-        if train_state.snapshot_every:
-            train_state.take_snapshot(iteration)
+    for images, labels in course.held_out.batches(watched[0][0].recipe.batch_size):
+        shared = course.share(images)
+        sizes.append(len(images))
+        for seen, (train_state, _) in zip(losses, watched, strict=True):
+            seen.append(train_state.objective(shared, images, labels)[0])
+    for seen, (train_state, watch) in zip(losses, watched, strict=True):
+        total = 0.0
+        for loss, size in zip(torch.stack(seen).tolist(), sizes, strict=True):
+            total += loss * size
+        watch.look(train_state.trained, epoch, total / len(course.held_out))
 
 
 @contextlib.contextmanager
@@ -182,58 +174,104 @@ def _in_common(train_states: Sequence[TrainState]) -> tuple[int, int]:
     return sum(lengths), batch_size
 
 
-def _add_scores(
-    train_states: Sequence[TrainState],
-    rows: dict[int, dict[str, float]],
-    validate: Validate,
-    where: str,
-) -> None:
+def _steps(courses: Sequence[Course], batch_size: int, epochs: int) -> int:
+    """Whole batches of an epoch, as many in each course."""
+    counts = {len(course.split) // batch_size for course in courses}
+    if len(counts) != 1:
+        raise UserError(f"what trains together has epochs of one length, not {sorted(counts)} batches")
+    steps = counts.pop()
+    if steps == 0 and epochs:
+        images = len(courses[0].split)
+        raise UserError(f"batch size {batch_size} exceeds the {images} training images; lower --batch-size")
+    return steps
+
+
+def _add_scores(train_states: Sequence[TrainState], rows: Rows, validate: Validate, where: str) -> None:
     """Validate those that learn still and close their rows of the epoch."""
-    alive = [number for number, train_state in enumerate(train_states) if train_state.learns]
-    for number, scores in zip(
-        alive, validate([train_states[number] for number in alive]) if alive else (), strict=True
-    ):
-        train_state = train_states[number]
+    alive = [train_state for train_state in train_states if train_state.learns]
+    for train_state, scores in zip(alive, validate(alive) if alive else (), strict=True):
+        row = rows[id(train_state)]
         if scores is None:
-            train_state.history.epochs.append(rows[number])
+            train_state.history.epochs.append(row)
         elif not math.isfinite(scores["loss"]):  # the last step's damage, which no training loss has shown
             train_state.failure = f"the validation loss is {scores['loss']} {where}; lower the rate with --lr"
         else:
             scored = {"val_loss": scores["loss"], "val_accuracy": scores["acc"]}
-            train_state.history.epochs.append(rows[number] | scored)
+            train_state.history.epochs.append(row | scored)
+
+
+class _Stacks:
+    """Those that step together, made anew where others do, or for something else."""
+
+    def __init__(self, stack: Stack | None) -> None:
+        self._stack, self._known, self._made = stack, (), None
+
+    def of(self, runs: Sequence[Run]) -> Stacked | None:
+        if self._stack is None:
+            return None
+        members = [Member(train_state, i) for i, run in enumerate(runs) for train_state in run.train_states]
+        known = tuple((id(one.train_state), id(one.train_state.objective), one.train_state.learns) for one in members)
+        if known != self._known:
+            self._known = known
+            self._made = self._stack(members, [run.course.share for run in runs])
+        return self._made
+
+
+class _Shared(Sequence[Any]):
+    """What the learners of each course need of its batch, found where somebody asks for it."""
+
+    def __init__(self, runs: Sequence[Run], batches: Sequence[Batch]) -> None:
+        self._runs, self._batches = runs, batches
+        self._found: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __getitem__(self, number: Any) -> Any:
+        if number not in self._found:
+            self._found[number] = self._runs[number].course.share(self._batches[number][0])
+        return self._found[number]
 
 
 def _train_epoch(
-    run: "_Run",
-    split: Split,
-    share: Callable[[Tensor], Any],
+    runs: Sequence[Run],
+    stacks: _Stacks,
     epoch: int,
     steps: int,
     batch_size: int,
     tell: Callable[[], Any],
-) -> dict[int, dict[str, float]]:
-    """Train all that learn still for an epoch; the row of each that came through, by its number."""
-    losses = {}
-    for number, train_state in enumerate(run.train_states):
-        if train_state.learns:
-            losses[number] = Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", steps_ahead(split.device))
+) -> Rows:
+    """Train all that learn still for an epoch; the row of each that came through."""
+    stacked = stacks.of(runs)
+    together = {id(member.train_state) for member in stacked.members} if stacked else set()
+    losses: dict[int, tuple[int, TrainState, Losses]] = {}
+    for number, run in enumerate(runs):
+        for train_state in run.alive():
             train_state.trained.train()
-    batches = split.batches(batch_size, order=run.order, augment=run.augment, drop_last=True)
-    for step, (images, labels) in zip(range(1, steps + 1), batches, strict=False):
-        shared = share(images)
-        for number in list(losses):
-            run.train_states[number].set_rate(epoch, (step - 1) / steps)
-            _step(run.train_states[number], losses[number], shared, images, labels, epoch * steps + step)
-            if run.train_states[number].failure:
-                del losses[number]
+            if id(train_state) not in together:
+                kept = Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", steps_ahead(run.device))
+                losses[id(train_state)] = number, train_state, kept
+    if stacked:
+        stacked.begin(epoch, steps)
+    several = zip(*(run.batches(batch_size) for run in runs), strict=False)
+    for step, batches in zip(range(1, steps + 1), several, strict=False):
+        shared = _Shared(runs, batches)
+        if stacked:
+            stacked.step(batches, shared)
+        for number, train_state, kept in list(losses.values()):
+            train_state.set_rate(epoch, (step - 1) / steps)
+            images, labels = batches[number]
+            _step(train_state, kept, shared[number], images, labels, epoch * steps + step)
+            if train_state.failure:
+                del losses[id(train_state)]
         tell()
-        if not losses:
+        if not losses and not stacked:
             break
     rows = {}
-    for number, kept in losses.items():
-        with _stopping(run.train_states[number]):
+    for train_state, kept in [*(stacked.finish() if stacked else ()), *(line[1:] for line in losses.values())]:
+        with _stopping(train_state):
             mean_loss, accuracy = kept.means()
-            rows[number] = {"train_loss": mean_loss, "train_accuracy": accuracy}
+            rows[id(train_state)] = {"train_loss": mean_loss, "train_accuracy": accuracy}
     return rows
 
 
@@ -242,9 +280,9 @@ def _step(train_state: TrainState, losses: Losses, shared: Any, images: Tensor, 
         train_state.step(shared, images, labels, losses)
         copies = train_state.snapshot_every > 0 and iteration % train_state.snapshot_every == 0
         told = train_state.after_step if iteration % train_state.after_step_every == 0 else None
-        if copies or told:
+        if told:
             losses.check()
-        if copies:
+        if copies:  # whoever fails later in the epoch has no result, nor they
             train_state.take_snapshot(iteration)
         if told:
             told(iteration)
@@ -257,91 +295,3 @@ def _stopping(train_state: TrainState) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         train_state.failure = str(error)
-
-
-def _are_same(before: Any, now: Any) -> bool:
-    """Whether a file's value is ours; one that cannot be compared, such as a tensor, is not."""
-    try:
-        return bool(before == now)
-    except Exception:  # of kinds of their own
-        return False
-
-
-def _short(value: Any) -> str:
-    """A value for a message, of digests the beginning."""
-    if isinstance(value, list | tuple) and len(value) > 1:
-        return f"{len(value)} ({_short(value[0])} ...)"
-    text = in_line(str(value))
-    return re.sub(r"[0-9a-f]{64}", lambda found: found[0][:8], text)
-
-
-@dataclass(slots=True)
-class _Run:
-    """Everything that changes during training, so everything that a resumed run needs."""
-
-    train_states: Sequence[TrainState]
-    order: Generator
-    augment: Generator
-    device: torch.device
-    epochs: int = 0
-
-    def alive(self) -> list[TrainState]:
-        return [train_state for train_state in self.train_states if train_state.learns]
-
-    def _drawn(self) -> list[Tensor]:
-        """The states of torch's global generators: the processor's, and that of a GPU where training is there."""
-        on_gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        return [torch.get_rng_state(), *on_gpu]
-
-    def _set_drawn(self, state: Tensor) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state, self.device)
-
-    def save(self, resume: Resume) -> None:
-        record = {
-            "identity": resume.identity,
-            "order": self.order.get_state(),
-            "augment": self.augment.get_state(),
-            "dropout": self._drawn(),
-            "epochs": self.epochs,
-            "learners": [train_state.state() for train_state in self.train_states],
-        }
-        write_tensors(resume.file, record)
-
-    def begin(self, resume: Resume | None) -> None:
-        """Go on from the state that is kept, or note how everything starts."""
-        if resume and resume.file.is_file():
-            self.load(resume)
-            if resume.told and self.epochs:
-                resume.told(self.epochs)
-        else:
-            _take_snapshots(self.train_states, 0)
-
-    def load(self, resume: Resume) -> None:
-        broken = f"cannot resume from {resume.file}: {{}}; without that file training starts anew"
-        try:
-            record = parse_tensors(read_bytes(resume.file))
-        except ValueError as error:
-            raise UserError(broken.format(error)) from None
-        if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
-            raise UserError(broken.format("it is no state of a training"))
-        for key in sorted(map(str, record["identity"].keys() | resume.identity.keys())):
-            before, now = record["identity"].get(key), resume.identity.get(key)
-            if not _are_same(before, now):
-                differ = f"{in_line(key, 60)} {_short(before)}, not {_short(now)}"
-                raise UserError(f"cannot resume from {resume.file}: it was started with {differ}")
-        try:
-            check(record, KEPT, required=KEPT)
-            self.epochs = int(record["epochs"])
-            for train_state in self.train_states:
-                train_state.enter(self.epochs - 1)
-            for train_state, state in zip(self.train_states, record["learners"], strict=True):
-                train_state.load(state)
-            self.order.set_state(record["order"])
-            self.augment.set_state(record["augment"])
-            for set_state, state in zip((torch.set_rng_state, self._set_drawn), record["dropout"], strict=False):
-                set_state(state)
-        except UserError as error:
-            raise UserError(broken.format(f"it does not fit this training: {in_line(str(error))}")) from None
-        except Exception as error:  # torch raises anything at all for what it did not write
-            raise UserError(broken.format(f"it does not fit this training ({type(error).__name__})")) from None

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.core.config import mixed_precision
 from src.core.errors import UserError
+from src.core.precision import mixed_precision
 from src.core.task import Task
 from src.cutting.structure import no_logits
 from src.dataset import DatasetSpec, Split, dataset_of, is_known, load_split, measured, shuffle_labels, take_fraction
@@ -183,6 +183,7 @@ def train_network(
         after_epoch=log_epoch,
         resume=Resume(resume_file, spec.identity() | facts | _given(start, train), log_resumed),
         max_steps=DEBUG_STEPS if spec.debug else None,
+        tf32=spec.tf32,
         title=f"{folder.parts[-3]} on {folder.parts[-2]}",
     )
 

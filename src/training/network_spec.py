@@ -11,6 +11,7 @@ RECIPE = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")
 UNUSUAL = {
     "cosine": False,
     "amp": False,
+    "tf32": False,
     "images": None,
     "train_fraction": 1.0,
     "shuffle_labels": 0.0,
@@ -43,6 +44,7 @@ class TrainSpec:
     cosine: bool = False
     save_frequency: int = 10000
     amp: bool = False
+    tf32: bool = False
     adversarial: float = 0.0
     debug: bool = False
 

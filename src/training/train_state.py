@@ -16,6 +16,7 @@ from src.training.recipe import OPTIMIZERS, Recipe
 from src.training.watch import Watch
 
 _OPTIMIZER = {"state": Each(Each(ANY), int), "param_groups": Several(Each(ANY))}
+WHOLE_EPOCH = 1 << 30  # more steps than it has
 State = dict[str, Tensor]
 # (what all learners share of a batch, images, labels) -> (the loss to minimise, which decisions were right)
 Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -87,14 +88,24 @@ class TrainState:
 
     @torch.no_grad()
     def take_snapshot(self, iteration: int) -> None:
+        """Keep a copy in the history, on its device until `settle`: a GPU gives nothing before all that is queued."""
         state = (self.snapshot or self.trained.state_dict)()
-        self.history.snapshots[iteration] = {name: value.detach().cpu().clone() for name, value in state.items()}
+        self.history.snapshots[iteration] = {name: value.detach().clone() for name, value in state.items()}
+
+    def settle(self) -> None:
+        """Bring the copies to the processor."""
+        snapshots = self.history.snapshots
+        for iteration, state in snapshots.items():
+            snapshots[iteration] = {name: value.cpu() for name, value in state.items()}
+
+    def rate(self, epoch: int, passed: float) -> float:
+        """The learning rate of what comes after that share of an epoch, counted over all stages."""
+        return self.recipe.rate(epoch - sum(self.lengths[: self.stage]), passed)
 
     def set_rate(self, epoch: int, passed: float) -> None:
-        """The learning rate of what comes after that share of an epoch, counted over all stages."""
-        own = epoch - sum(self.lengths[: self.stage])
+        """Learn at the rate of what comes after that share of an epoch."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(own, passed)
+            group["lr"] = self.rate(epoch, passed)
 
     def step(self, shared: Any, images: Tensor, labels: Tensor, losses: "Losses") -> None:
         """Learn from a batch, unless its loss, which is added to the others, is known not to be finite."""
@@ -164,7 +175,7 @@ def _groups(trained: nn.Module, *, apart: bool) -> list[dict[str, Any]]:
 
 def steps_ahead(device: torch.device) -> int:
     """Steps that may wait for the check of their losses: to read one, a GPU must first do all that is queued."""
-    return 0 if device.type == "cpu" else 50
+    return 0 if device.type == "cpu" else WHOLE_EPOCH
 
 
 @dataclass(slots=True)

@@ -147,6 +147,8 @@ COMMANDS = [
     # devices
     "eval_net a3.pt --device cuda:9",
     "eval_net a3.pt --device tpu",
+    "stitch_nets a3.pt b3.pt bn1 bn1 --tf32 --device cpu",
+    "train_model -m lenet -d digits --tf32 --amp --device cpu",
     # weight files
     "eval_net missing.pt",
     "eval_net .",

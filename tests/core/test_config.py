@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from src.core.config import CONFIG_FILE, choose_device, data_root, full_precision, multiplies_bfloat16
+from src.core.config import CONFIG_FILE, choose_device, data_root
+from src.core.precision import full_precision, multiplies_bfloat16
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ import eval_net
 import eval_stitch
 import stitch_nets
 import train_model
-from src.core.config import choose_device, full_precision
+from src.core.config import choose_device
+from src.core.precision import full_precision
 from src.cutting.freeze import freeze
 from src.cutting.parts import head, tail
 from src.dataset import load_split

@@ -141,7 +141,7 @@ def test_errors_of_activations_by_hand() -> None:
 
 ON = {"low_rank": 2, "mask": "semi-match", "l1": 1.0, "orthogonal": True, "flatten": True, "resize": True}
 ON |= {"kernel": 3, "hidden": 64, "norm": True}
-ON |= {"cosine": True, "whiten": True, "iri_steps": 9}
+ON |= {"cosine": True, "whiten": True, "iri_steps": 9, "tf32": True, "amp": True}
 
 
 @pytest.mark.parametrize("line", EXCLUDED, ids=lambda line: f"{line[0]}-{line[1]}")

@@ -68,5 +68,5 @@ def test_what_cannot_be_is_refused(change: dict, message: str) -> None:
 def test_every_option_is_a_field() -> None:
     names = {field.name for field in fields(SPEC)}
     assert {option.field for option in OPTIONS} <= names
-    others = {"front_layer", "end_layer", "amp", "debug", "stage_epochs"}  # the last is said by --epochs
+    others = {"front_layer", "end_layer", "amp", "tf32", "debug", "stage_epochs"}  # the last is said by --epochs
     assert names - {option.field for option in OPTIONS} == others

@@ -11,6 +11,7 @@ import src.evaluation.kept_passes
 import src.studies.runner
 import src.studies.work
 import src.training.loop
+import src.training.run_state
 from src import results
 from src.metrics.engine.grid import Grid
 from src.studies.deaths import Death, death_of, held_by, memory_limit, pause_after, reaped
@@ -40,14 +41,14 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(toy, monkeypatch) -> None:
     study(LONG)
     main([*WORK, "-o", "calm"])
     monkeypatch.setattr(src.studies.work, "EVERY", 1e-9)
-    monkeypatch.setattr(src.training.loop, "DEAR", 0)
+    monkeypatch.setattr(src.training.run_state, "DEAR", 0)
     original, epochs = src.training.loop._train_epoch, []
 
-    def train_epoch(run, *arguments):
-        epochs.append(run.epochs)
+    def train_epoch(runs, *arguments):
+        epochs.append(runs[0].epochs)
         if len(epochs) == 5:
             raise SystemExit  # no Exception: nobody cleans up
-        return original(run, *arguments)
+        return original(runs, *arguments)
 
     monkeypatch.setattr(src.training.loop, "_train_epoch", train_epoch)
     with pytest.raises(SystemExit):
@@ -67,7 +68,7 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(toy, monkeypatch) -> None:
 def test_short_trainings_keep_no_state_and_failed_ones_leave_none(toy, monkeypatch) -> None:
     study(LONG)
     saved = []
-    monkeypatch.setattr(src.training.loop._Run, "save", lambda run, resume: saved.append(resume.file))
+    monkeypatch.setattr(src.training.run_state.Run, "save", lambda run, resume: saved.append(resume.file))
     main(WORK)
     assert not saved and len(pickles()) == 4
     store = Store(Path("results/s"))

@@ -14,7 +14,7 @@ from src.metrics.algebra.moments import PairedMoments
 from src.metrics.algebra.products import dots, in_order, times
 
 # Side of one block of a Gram matrix: the matrix product runs at full speed, and little is done below the diagonal.
-BLOCK = 512
+BLOCK, GPU_BLOCK = 512, 2048
 
 
 class GramSums(NamedTuple):
@@ -43,6 +43,11 @@ class GramSums(NamedTuple):
         return GramSums(self.n, whole or (), unbiased, traces, self.largest)
 
 
+def block_side(device: torch.device) -> int:
+    """The side of a block of Gram matrices on a device."""
+    return GPU_BLOCK if device.type == "cuda" else BLOCK
+
+
 def upper_blocks(n: int, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
     """Cut an n x n matrix into blocks and yield those on and above the diagonal."""
     cuts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
@@ -51,13 +56,15 @@ def upper_blocks(n: int, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
             yield rows, columns
 
 
-def blocks(n: int) -> int:
-    """Return how many blocks `gram_sums` goes through for n images."""
-    return sum(1 for _ in upper_blocks(n, BLOCK))
+def blocks(n: int, device: torch.device | str = "cpu") -> int:
+    """Return how many blocks `gram_sums` goes through for n images on a device."""
+    return sum(1 for _ in upper_blocks(n, block_side(torch.device(device))))
 
 
 def row_energies(x: Tensor) -> Tensor:
     """Return the squared length of every row in float64: (n, d) -> (n,)."""
+    if x.device.type == "cuda":
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square_()
     energies, start = torch.empty(len(x), dtype=torch.float64, device=x.device), 0
     for piece in float64_pieces(x, x.device):
         energies[start : start + len(piece)] = piece.square_().sum(1)
@@ -70,7 +77,7 @@ class BlockProduct:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        side = min(len(x), BLOCK)
+        side = min(len(x), block_side(x.device))
         self.buffer = x.new_empty(side * side)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
@@ -85,10 +92,10 @@ def _block(x: Tensor, rows: slice, columns: slice) -> Tensor:
     return times(a, a if rows == columns else x[columns], threads=1)
 
 
-def block_sum(a: Tensor, b: Tensor, spare: Tensor) -> float:
-    """Sum a * b: each row in the blocks' own precision, the rows in float64."""
+def block_sum(a: Tensor, b: Tensor, spare: Tensor) -> Tensor:
+    """Sum a * b, a float64 scalar: each row in the blocks' own precision, the rows in float64."""
     product = torch.mul(a, b, out=spare[: a.numel()].view_as(a))
-    return float(product.sum(1).sum(dtype=torch.float64))
+    return product.sum(1).sum(dtype=torch.float64)
 
 
 @dataclass(slots=True)
@@ -112,7 +119,7 @@ def gram_sums(
     Each layer's Gram matrix is computed once, block by block, in the layer's own precision. A block is U-centred in
     float64 before anything is summed, its diagonal taken out: an image far from all others would otherwise drown the
     rest. What comes of a pair does not depend on the other layers, to the last bit. `on_block` is called after each of
-    `blocks(n)` blocks, and `begun` says then how far it is; with what it said before, one goes on from there.
+    `blocks(n, device)` blocks, and `begun` says then how far it is; with what it said before, one goes on from there.
     """
     layers, n = [layer.detach() for layer in (*xs, *ys)], len(xs[0])
     energies = torch.stack([row_energies(layer) for layer in layers])
@@ -123,9 +130,9 @@ def gram_sums(
     begun = begun or Begun()
     total = torch.zeros(len(cells), dtype=torch.float64, device=energies.device)
     total = total if begun.total is None else begun.total.to(total)
-    side = min(n, BLOCK)
-    buffer = energies.new_empty(len(layers) * side * side)
-    places = list(upper_blocks(n, BLOCK))[begun.blocks :]
+    side = block_side(energies.device)
+    buffer = energies.new_empty(len(layers) * min(n, side) ** 2)
+    places = list(upper_blocks(n, side))[begun.blocks :]
     products = in_order([partial(_block, layer, *place) for place in places for layer in layers], layers[0])
     for rows, columns in places:
         height, width = (len(range(n)[part]) for part in (rows, columns))
@@ -151,6 +158,8 @@ def gram_sums(
 def _pairwise(
     total: Tensor, diagonal: Tensor, traces: Tensor, largest: Tensor, n: int, firsts: int
 ) -> dict[tuple[int, int], GramSums]:
+    # all at once: to read a number, a GPU must first do all that is queued
+    total, diagonal, traces, largest = (values.cpu() for values in (total, diagonal, traces, largest))
     whole = total + diagonal
     if n >= 4:
         whole = whole + 2 / (n - 2) * diagonal - torch.outer(traces, traces) / ((n - 1) * (n - 2))

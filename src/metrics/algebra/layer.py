@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.linalg import float64_device, nonconstant_features, rank_floor
+from src.metrics.algebra.linalg import float64_device, is_read_at_once, nonconstant_features, rank_floor
 from src.metrics.algebra.matrix_rows import float64_pieces, require_real
 from src.metrics.algebra.products import add_times, eigh, eigvalsh
 
@@ -73,7 +73,10 @@ class Layer:
     @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Add images x: (rows, d). Raise UserError where they do not fit, or are complex or not finite."""
+        """Add images x: (rows, d). Raise UserError where they do not fit, or are complex or not finite.
+
+        What is not finite on a GPU is found by `centre`.
+        """
         require_real(x)
         if self.filled + len(x) > self.n:
             raise UserError(f"{self.filled + len(x)} images came where {self.n} were announced")
@@ -81,7 +84,7 @@ class Layer:
             return
         self.buffer[self.filled : self.filled + len(x)] = x
         total = _column_sums(x, self.device)
-        if not torch.isfinite(total.sum()):
+        if is_read_at_once(self.device) and not torch.isfinite(total.sum()):
             raise UserError("activations hold NaN or infinite values")
         self.mean += total / self.n
         self.filled += len(x)
@@ -95,6 +98,8 @@ class Layer:
         rows = self.rows
         if self.centred:
             return rows
+        if not torch.isfinite(self.mean.sum()):
+            raise UserError("activations hold NaN or infinite values")
         self.centred = True
         rows.sub_(self.mean.to(rows.dtype))
         # The rounded mean is off by up to 6e-8 of itself; what is left over is small enough to subtract exactly.
@@ -158,6 +163,8 @@ def _rank(rows: Tensor) -> int:
 
 
 def _column_sums(rows: Tensor, device: torch.device, power: int = 1) -> Tensor:
+    if device.type == "cuda":  # which makes float64 of each number as it adds it
+        return rows.double().square_().sum(0) if power == 2 else rows.sum(0, dtype=torch.float64)
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
     for piece in float64_pieces(rows, device):
         total += (piece.square_() if power == 2 else piece).sum(0)

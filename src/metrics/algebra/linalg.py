@@ -35,6 +35,16 @@ def float64_device(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def as_float64(x: Tensor) -> Tensor:
+    """The values in float64, on their device or the CPU: first there, then so, since mps cannot do both at once."""
+    return x.to(float64_device(x.device)).double()
+
+
+def is_read_at_once(device: torch.device) -> bool:
+    """Whether to look at a number there costs nothing; a GPU must first do all that is queued."""
+    return device.type == "cpu"
+
+
 def nonconstant_features(squares: Tensor, mean: Tensor, n: int) -> Tensor:
     """Tell which features vary at all: (d,) boolean from (d,) centred sums of squares, (d,) means and n rows."""
     return squares > n * (DEAD_RELATIVE_STD * mean).square()

@@ -23,7 +23,7 @@ def float64_pieces(x: Tensor, device: torch.device) -> Iterator[Tensor]:
     """
     buffer = torch.empty(min(len(x), piece_rows(x.shape[1])), x.shape[1], dtype=torch.float64, device=device)
     for rows in x.split(piece_rows(x.shape[1])):
-        yield buffer[: len(rows)].copy_(rows)
+        yield buffer[: len(rows)].copy_(rows.to(device))
 
 
 def require_real(x: Tensor) -> None:

@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.metrics.algebra.linalg import Spectrum, float64_device, nonconstant_features, unit_spectrum
+from src.metrics.algebra.linalg import (
+    Spectrum,
+    float64_device,
+    is_read_at_once,
+    nonconstant_features,
+    unit_spectrum,
+)
 from src.metrics.algebra.matrix_rows import require_real
 from src.metrics.algebra.products import add_times
 
 # Rows that become float64 at a time: thin products want long sums, those of more features than WIDE need less.
 LONG, SHORT, WIDE = 8192, 512, 1024
+GPU_NUMBERS = 1 << 26  # that become float64 at a time on a GPU: 512 MB
 ROUNDING = 1e-14  # of the variance: float64 sums of products of float32 numbers tell no smaller difference from none
 
 
@@ -66,7 +73,7 @@ class Sums:
         if len(self.buffer) < math.prod(size):
             self.buffer = _zeros(self.buffer.device, math.prod(size))
         self.batch = self.buffer[: math.prod(size)].view(size)
-        values, energy = self.batch[: self.d].copy_(rows.mT), self.batch[self.d :]
+        values, energy = self.batch[: self.d].copy_(rows.mT.to(self.buffer.device)), self.batch[self.d :]
         mean = values.mean(1)
         values.sub_(mean[:, None])
         if len(energy):
@@ -92,6 +99,11 @@ class Sums:
         if "spectrum" not in self.known:
             self.known["spectrum"] = unit_spectrum(self.products, self.mean, self.n)
         return self.known["spectrum"]
+
+    def require_finite(self) -> None:
+        """Raise UserError where a value was not finite, or too large for its square."""
+        if not torch.isfinite(self.products.trace()):
+            raise UserError("activations hold NaN or infinite values (or overflow float64 when squared)")
 
     def energy(self) -> Tensor:
         """Weights (d + 1,) of a row's features that give its squared distance from the mean, less its average."""
@@ -149,12 +161,17 @@ class PairedMoments:
                 f"expected x (rows, {expected[0]}) and y (rows, {expected[1]}) with equally many rows, "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        gather([(self.x, x), (self.y, y)], [self], rows=rows_at_once(*expected))
+        gather([(self.x, x), (self.y, y)], [self], rows=rows_at_once(*expected, self.device))
 
     def add_held(self) -> None:
         """Add the products of the rows that both sides hold, before these settle."""
         self.known.clear()
         _add_products(self.all_xy, self.x, self.y)
+
+    def require_finite(self) -> None:
+        """Raise UserError where a value of either side was not finite."""
+        self.x.require_finite()
+        self.y.require_finite()
 
     def nonconstant(self) -> tuple[Tensor, Tensor]:
         """Tell for each side which features vary at all: (dx,) and (dy,) boolean."""
@@ -164,8 +181,10 @@ class PairedMoments:
         )
 
 
-def rows_at_once(dx: int, dy: int) -> int:
-    """How many rows of so many features on either side become float64 at a time."""
+def rows_at_once(dx: int, dy: int, device: torch.device | str = "cpu") -> int:
+    """How many rows of so many features on either side become float64 at a time: of a GPU what a GPU holds easily."""
+    if torch.device(device).type == "cuda":
+        return max(LONG, GPU_NUMBERS // max(1, dx, dy))
     return LONG if max(dx, dy) <= WIDE else SHORT
 
 
@@ -174,7 +193,8 @@ def rows_at_once(dx: int, dy: int) -> int:
 def gather(sides: Sequence[tuple[Sums, Tensor]], pairs: Sequence[PairedMoments], *, rows: int) -> None:
     """Add values (n, d), as many to each side, to sums of their own and to pairs among them, so many `rows` at a time.
 
-    How rows are cut does not depend on the company, so that a pair gets the same bits in any.
+    How rows are cut does not depend on the company, so that a pair gets the same bits in any. Raise UserError for
+    complex values, and for those that are not finite; of sums on a GPU who reads them does, by `require_finite`.
     """
     for _, values in sides:
         require_real(values)
@@ -185,8 +205,9 @@ def gather(sides: Sequence[tuple[Sums, Tensor]], pairs: Sequence[PairedMoments],
             pair.add_held()
         for sums, _ in sides:
             sums.merge()
-    if not all(torch.isfinite(sums.products.trace()) for sums, _ in sides):
-        raise UserError("activations hold NaN or infinite values (or overflow float64 when squared)")
+    for sums, _ in sides:
+        if is_read_at_once(sums.buffer.device):
+            sums.require_finite()
 
 
 class Affine(NamedTuple):
@@ -225,6 +246,8 @@ def with_matching_bias(w: Tensor, moments: PairedMoments) -> Affine:
 def _require_rows(moments: PairedMoments) -> None:
     if moments.n == 0:
         raise UserError("no activations were seen: the data set is empty")
+    if not is_read_at_once(moments.device):
+        moments.require_finite()
 
 
 def least_squares(moments: PairedMoments, mask: Tensor | None = None) -> Affine:

@@ -32,6 +32,8 @@ from torch import Tensor
 PART = 1 << 22
 # Multiplications and additions below which one thread is done before a second one has begun.
 SMALL = 2e7
+# The smaller side of a matrix up to which cuSOLVER's default, Jacobi's method, is the fast one.
+JACOBI = 1000
 
 
 class Pool(NamedTuple):
@@ -169,6 +171,12 @@ def eigvalsh(matrix: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(matrix)
     with _bound(1, torch.get_num_threads()):
         return torch.from_numpy(scipy.linalg.eigvalsh(matrix.numpy(), check_finite=False))
+
+
+def svdvals(matrix: Tensor) -> Tensor:
+    """Return the singular values (r,), descending: on a GPU of a large matrix without Jacobi's many sweeps."""
+    large = matrix.device.type == "cuda" and min(matrix.shape) > JACOBI
+    return torch.linalg.svdvals(matrix, driver="gesvd" if large else None)
 
 
 def described(device: torch.device | str = "cpu") -> str:

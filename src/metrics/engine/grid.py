@@ -10,9 +10,20 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.precision import full_precision
 from src.metrics.algebra.gram import Begun, GramSums, blocks, gram_sums, gram_sums_of_moments
 from src.metrics.algebra.layer import Facts, Layer, facts_of_spread, row_space_bytes
-from src.metrics.algebra.moments import LONG, SHORT, PairedMoments, Sums, channels_last_rows, flat_rows, gather
+from src.metrics.algebra.linalg import float64_device
+from src.metrics.algebra.moments import (
+    LONG,
+    SHORT,
+    PairedMoments,
+    Sums,
+    channels_last_rows,
+    flat_rows,
+    gather,
+    rows_at_once,
+)
 from src.metrics.cka import bias_of, chance_of, participation_of
 from src.metrics.diagnostics import Diagnostics, diagnose, facts_of_sums
 from src.metrics.difference import Differences
@@ -69,7 +80,7 @@ class Grid:
     """
 
     def __init__(self, plan: GridPlan, device: torch.device | str = "cpu") -> None:
-        self.plan = plan
+        self.plan, self.device = plan, float64_device(device)
         self.n_images, self.seen, self.done = plan.n_images, 0, 0
         self.sizes = group_sizes(plan.n_images, plan.group)
         self.layers = tuple(
@@ -104,6 +115,7 @@ class Grid:
         self.found: dict[tuple[Any, ...], Any] = {}
         self._expect(self.sizes[0])
 
+    @full_precision()
     def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
         """Add one batch of activations of the same images, one tensor a layer: (n, c, h, w) or (n, c) each."""
         sides = [list(side) for side in (xs, ys)]
@@ -125,7 +137,14 @@ class Grid:
         make = flat_rows if view == "images" else channels_last_rows
         rows = {(side, k): make(sides[side][k]) for pair in pairs for side, k in enumerate(pair)}
         fed = [(self.sums[view, key], values) for key, values in rows.items()]
-        gather(fed, [self.moments[view, pair] for pair in pairs], rows=SHORT if view == "images" else LONG)
+        gather(fed, [self.moments[view, pair] for pair in pairs], rows=self._rows(view, pairs))
+
+    def _rows(self, view: str, pairs: list[Pair]) -> int:
+        """Rows that become float64 at a time."""
+        if self.device.type != "cuda":
+            return SHORT if view == "images" else LONG
+        widest = max(features(view, self.plan.shapes[side][k]) for pair in pairs for side, k in enumerate(pair))
+        return rows_at_once(widest, widest, self.device)
 
     def _store(self, flat: list[list[Tensor]]) -> None:
         for rows, layers in zip(flat, self.spans, strict=True):
@@ -145,8 +164,9 @@ class Grid:
     @property
     def steps(self) -> int:
         """How many blocks of Gram matrices `cells` will go through."""
-        return blocks(self.sizes[-1]) if self.plan.gram_pairs() else 0
+        return blocks(self.sizes[-1], self.device) if self.plan.gram_pairs() else 0
 
+    @full_precision()
     def cells(self, *, on_block: Call = _nothing, on_found: Call = _nothing) -> dict[Pair, Cell]:
         """Return what each pair gives; raise UserError if images are missing.
 
@@ -154,6 +174,8 @@ class Grid:
         """
         if self.seen != self.n_images:
             raise UserError(f"{self.seen} images came where {self.n_images} were announced")
+        for gathered in (*self.sums.values(), *self.differences.values()):
+            gathered.require_finite()
         if self.done < len(self.sizes):
             self._finish_group(on_block, on_found)
             self._take_row_spaces(self.spans if self.plan.group else self.layers, on_found)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from src.core.precision import full_precision
 from src.metrics.algebra.gram import gram_sums
 from src.metrics.algebra.layer import Layer
 from src.metrics.algebra.moments import PairedMoments
@@ -45,6 +46,7 @@ class MappedSimilarity:
         self.y.update(y.flatten(1))
         self.moments.update(x.flatten(0, -2), y.flatten(0, -2))
 
+    @full_precision()
     def cka(self, weights: Sequence[Tensor], side: str | None = None) -> list[float]:
         """Biased linear CKA of each mapped x with y, 0 to 1; NaN where one of them is constant.
 
@@ -68,7 +70,7 @@ class MappedSimilarity:
         return ckas
 
     def _cka_by_features(self, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> list[float]:
-        with_y, own = [0.0] * len(weights), [0.0] * len(weights)
+        with_y, own = (list(x.new_zeros(len(weights), dtype=torch.float64)) for _ in range(2))
         blocks = list(self._blocks(x))
         for index, first in enumerate(blocks):
             for columns in y.split(BLOCK, 1):
@@ -82,6 +84,8 @@ class MappedSimilarity:
                     own[i] += (1 if first == second else 2) * _squares(mapped)
         columns = y.split(BLOCK, 1)
         end = sum((1 if a is b else 2) * _squares(_product(a, b)) for i, a in enumerate(columns) for b in columns[i:])
+        # read here, all at once: a GPU must first do what is queued
+        with_y, own, end = torch.stack(with_y).tolist(), torch.stack(own).tolist(), float(end)
         scales = [(self_product * end) ** 0.5 for self_product in own]
         return [cross / scale if scale else math.nan for cross, scale in zip(with_y, scales, strict=True)]
 
@@ -100,5 +104,5 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return total.to(a.dtype)
 
 
-def _squares(block: Tensor) -> float:
-    return float(block.square().sum(-1).sum(dtype=torch.float64))
+def _squares(block: Tensor) -> Tensor:
+    return block.square().sum(-1).sum(dtype=torch.float64)
