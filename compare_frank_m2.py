@@ -18,6 +18,7 @@ from src.evaluation.layer_grid import compare_outputs
 from src.metrics import FUNCTIONAL, Cell
 from src.metrics.algebra.products import described
 from src.results import text as report
+from src.results.comparison_text import comparison_record, comparison_report
 from src.results.saved_stitch import load_stitch, stitch_files
 from src.stitching.stages import MAPS
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             text, result = folder_report(args, files, found)
         else:
             _, title, cell = found[0]
-            text, result = cli.comparison_report(cell)
+            text, result = comparison_report(cell)
             text = f"{report.fill(title)}\n{text}"
         result["products"] = described(device)
         cli.publish(args, path, result, text)
@@ -104,14 +105,14 @@ def folder_report(
     Raises UserError where no stitch has a value at all.
     """
     if not any(cell.values for *_, cell in cells):
-        cli.comparison_report(cells[0][2])
+        comparison_report(cells[0][2])
     table, notes, rows = [], [], []
     for file, (name, title, cell) in zip(files, cells, strict=True):
         numbers = {key: f"{cell.number(key):.4f}" if key in cell.values else "-" for key in args.methods}
         table.append({"stitch": name, **numbers})
         notes += [f"{name}: {key}: no value: {reason}" for key, reason in cell.unavailable.items()]
         notes += [f"{name}: warning: {text}" for health in cell.health.values() for text in health.warnings]
-        rows.append({"stitch": str(file), "title": title, **cli.comparison_record(cell)})
+        rows.append({"stitch": str(file), "title": title, **comparison_record(cell)})
     where = args.layer or ("the stitched layer" if args.layer is None else "output")
     lines = [
         report.fill(f"{args.pickle_path}: {args.stitch_type} at {where}, {args.dataset_type}"),

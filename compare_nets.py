@@ -43,10 +43,8 @@ from src.results import text as report
 from src.results.comparison_text import (
     calibration_lines,
     calibration_record,
-    certainty_lines,
-    certainty_record,
-    doubts_text,
-    grid_text,
+    grid_report,
+    pair_report,
     versus_lines,
 )
 from src.results.titles import network_names
@@ -324,31 +322,6 @@ def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
     for option in ("intervals", "permutations", "versus"):
         if getattr(args, option) and args.group_at is not None:
             raise UserError(f"--{option} excludes --group-at: it is of all images together")
-
-
-def pair_report(
-    comparison: Comparison, networks: list[str], certainties: dict[Pair, Certainty]
-) -> tuple[list[str], dict[str, Any]]:
-    """Lines, a title first, and result for one layer of each network."""
-    text, result = cli.comparison_report(comparison.cells[0, 0], certainties.get((0, 0)))
-    labels = comparison.layers1 + comparison.layers2
-    return [" and ".join(map("{}, {}".format, networks, labels)), text], result
-
-
-def grid_report(
-    comparison: Comparison, networks: list[str], certainties: dict[Pair, Certainty]
-) -> tuple[list[str], dict[str, Any]]:
-    """Lines, a title first, and result for every pair of many layers."""
-    result = {name: value for name, value in comparison.record().items() if name != "frame"}
-    lines = [
-        f"{networks[0]} (rows) and {networks[1]} (columns)",
-        *(grid_text(comparison, name) for name in comparison.names),
-        *doubts_text(comparison, result["refused"], result["warnings"]),
-    ]
-    if certainties:
-        result |= certainty_record(comparison, certainties)
-        lines += certainty_lines(comparison, result)
-    return lines, result
 
 
 def versus(

@@ -63,7 +63,16 @@ def read_features(path: Path) -> FeatureFile:
     """What a file or a folder of files holds. Raises UserError, with path and reason, for what is no such thing."""
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}")
-    arrays, ids = _of_folder(path) if path.is_dir() else _of_file(path)
+    return _checked(path, *(_of_folder(path) if path.is_dir() else _of_file(path)))
+
+
+def features_of(arrays: Mapping[str, np.ndarray], called: str) -> FeatureFile:
+    """The same of arrays in memory, which `called` names in messages. Raises UserError as `read_features` does."""
+    places = {name: called if name == called else f"{called}, {in_line(name)}" for name in arrays}
+    return _checked(Path(called), {name: _mapped(places[name], array) for name, array in arrays.items()}, None)
+
+
+def _checked(path: Path, arrays: Mapping[str, Saved], ids: tuple[str, ...] | None) -> FeatureFile:
     layers = {name: saved for name, saved in arrays.items() if name not in (IDS, LABELS, OUTPUT)}
     if not layers:
         raise UserError(f"{path} holds no layer" + f" beside {', '.join(map(in_line, arrays))}" * bool(arrays))

@@ -24,6 +24,7 @@ from src.networks.source_spec import Named, split_view
 
 PREFIX = "features:"
 NONE = "none"  # in the place of a data set, where both sides are files
+Side = tuple[FeatureFile, Mapping[str, str]]  # a file, and the layout of each layer
 ROWS = "rows"  # the attribute of a batch of images that says which rows of a file belong to it
 
 
@@ -183,10 +184,17 @@ def open_features(spec: str) -> tuple[FeatureFile, dict[str, str]]:
     if odd := view.keys() - {"layout"}:
         raise UserError(f"{spec}: {min(odd)} says nothing of saved activations; only layout does")
     file = read_features(Path(body))
-    return file, {name: _layout(spec, name, saved, view.get("layout")) for name, saved in file.layers.items()}
+    return file, layouts_in(file, view.get("layout"), spec)
 
 
-def _layout(spec: str, name: str, saved: Saved, asked: str | None) -> str:
+def layouts_in(
+    file: FeatureFile, asked: str | None, called: str, remedy: str = "?layout=tokens behind it"
+) -> dict[str, str]:
+    """The layout of each layer, given the one asked for; UserError, with a remedy, where axes are ambiguous."""
+    return {name: _layout(called, name, saved, asked, remedy) for name, saved in file.layers.items()}
+
+
+def _layout(spec: str, name: str, saved: Saved, asked: str | None, remedy: str) -> str:
     rank = len(saved.shape)
     if rank == RANKS["features"]:
         return "features"
@@ -197,7 +205,7 @@ def _layout(spec: str, name: str, saved: Saved, asked: str | None) -> str:
     if rank == RANKS["tokens"]:
         raise UserError(
             f"{spec}: {in_line(name)} gives {saved.shape[1:]} for an image, which may be tokens or channels; say it "
-            "with ?layout=tokens behind it, or save it with four axes"
+            f"with {remedy}, or save it with four axes"
         )
     raise UserError(
         f"{spec}: {in_line(name)} gives {saved.shape[1:]} for an image: neither maps nor tokens nor features"
@@ -237,33 +245,36 @@ def spec_of_files(files: Sequence[FeatureFile]) -> DatasetSpec:
     return replace(DATASETS["digits"], name=NONE, folder="", labels=labels, task=SINGLE_LABEL)
 
 
+def pair_of_files(specs: tuple[str, str], sides: Sequence[Side]) -> FeaturePair:
+    """Two files, each with its layouts, whose images are matched; `specs` name them in results."""
+    files = sides[0][0], sides[1][0]
+    order, note = matched(*files)
+    first, second = (
+        checkpoint_of(spec, *side, moved) for spec, side, moved in zip(specs, sides, (None, order), strict=True)
+    )
+    notes = (note,) * bool(note)
+    return FeaturePair((first, second), files, torch.zeros(2, 1, 1, 1), NONE, spec_of_files(files), notes)
+
+
 def open_sides(
     specs: tuple[str, str], dataset: str, *, size: int | None = None, on_message: Callable[[str], None]
 ) -> FeaturePair:
     """Two sides of which one or both are files; the network among them sees the images of the data set, in order."""
     opened = [open_features(spec) if is_features(spec) else None for spec in specs]
     files_found = [side for side in opened if side]
-    shown, notes, order = None, [], None
     if len(files_found) == len(specs):
         if dataset != NONE:
             raise UserError(f"both sides are files, which see no images: say {NONE} in the place of {dataset}")
-        order, note = matched(files_found[0][0], files_found[1][0])
-        notes += [note] * bool(note)
-    else:
-        if dataset == NONE:
-            raise UserError(f"the network sees the images of a data set: name it in the place of {NONE}")
-        text = next(spec for spec in specs if not is_features(spec))
-        network = open_network(Named(text), dataset=dataset, size=size, on_message=on_message)
-        shown = put_on_dataset([network], dataset, size=size)
-        notes += [*shown.notes, f"{files_found[0][0].path} is taken to be of the images of {dataset}, in their order"]
-    sides = []
-    for spec, side, moved in zip(specs, opened, (None, order), strict=True):
-        if side is None:
-            assert shown
-            sides.append(shown.networks[0])
-        else:
-            sides.append(checkpoint_of(spec, *side, moved))
-    files = [side[0] if side else None for side in opened]
-    sample = shown.sample if shown else torch.zeros(2, 1, 1, 1)
-    spec = shown.spec if shown else spec_of_files([side[0] for side in files_found])
-    return FeaturePair((sides[0], sides[1]), (files[0], files[1]), sample, dataset, spec, tuple(notes), shown)
+        return pair_of_files(specs, files_found)
+    if dataset == NONE:
+        raise UserError(f"the network sees the images of a data set: name it in the place of {NONE}")
+    text = next(spec for spec in specs if not is_features(spec))
+    network = open_network(Named(text), dataset=dataset, size=size, on_message=on_message)
+    shown = put_on_dataset([network], dataset, size=size)
+    notes = *shown.notes, f"{files_found[0][0].path} is taken to be of the images of {dataset}, in their order"
+    first, second = (
+        checkpoint_of(spec, *side, None) if side else shown.networks[0]
+        for spec, side in zip(specs, opened, strict=True)
+    )
+    files = opened[0] and opened[0][0], opened[1] and opened[1][0]
+    return FeaturePair((first, second), files, shown.sample, dataset, shown.spec, notes, shown)

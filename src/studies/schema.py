@@ -3,12 +3,11 @@
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from src.core.errors import UserError
-from src.core.options import NUMBERS, Option, names_among, naturals
+from src.core.options import CHECKS, FLAG, check_of, one_of, text
 from src.dataset import SPLITS, canonical_dataset
 from src.metrics import MEASURES
 from src.stitching.controls import choose_controls
@@ -17,21 +16,6 @@ from src.studies.toml import Document
 
 PAIRS = ("all", "self")
 LAYER_PAIRS = ("all", "zip")
-
-
-def one_of(*choices: Any) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
-            raise UserError(f"{value!r} is none of {', '.join(map(str, choices))}")
-        return value
-
-    return check
-
-
-def text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{value!r} is no text")
-    return value
 
 
 def several(check: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
@@ -51,10 +35,6 @@ def layers(value: Any) -> str:
     return ",".join(several(text)(value))
 
 
-def rank(value: Any) -> int | None:
-    return None if value == "full" else NUMBERS["positive"].check(value)
-
-
 def controls(value: Any) -> list[str]:
     return choose_controls(",".join(several(text)(value)))
 
@@ -66,31 +46,6 @@ def pairs(value: Any) -> str | list[tuple[str, str]]:
             raise UserError("a list of pairs has two networks in each: [[front, end], ...]")
         return list(dict.fromkeys(found))  # pyright: ignore[reportReturnType]
     return one_of(*PAIRS)(value)
-
-
-FLAG = one_of(True, False)
-# what each kind of a stitch's option takes here
-CHECKS: dict[str, Callable[[Any], Any]] = {
-    **{kind: number.check for kind, number in NUMBERS.items()},
-    "rank": rank,
-    "flag": FLAG,
-    "text": text,
-    "naturals": naturals,
-}
-
-
-def _accepted(check: Callable[[str], Any], value: Any) -> str:
-    check(text(value))
-    return value
-
-
-def check_of(option: Option) -> Callable[[Any], Any]:
-    """What an option of a stitch takes here."""
-    if option.kind == "names":
-        return partial(names_among, option.choices)
-    if option.check:
-        return partial(_accepted, option.check)
-    return one_of(*option.choices) if option.kind == "name" else CHECKS[option.kind]
 
 
 _LAYERS = {"layers": (layers, None), "front_layers": (layers, None), "end_layers": (layers, None)}
