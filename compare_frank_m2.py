@@ -17,6 +17,7 @@ from src.evaluation.evaluate import compare
 from src.evaluation.layer_grid import compare_outputs
 from src.metrics import FUNCTIONAL, Cell
 from src.metrics.algebra.products import described
+from src.metrics.own import load_own
 from src.results import text as report
 from src.results.comparison_text import comparison_record, comparison_report
 from src.results.saved_stitch import load_stitch, stitch_files
@@ -40,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare, print and write; returns the result."""
-    device = choose_device(args.device)
+    device, own = choose_device(args.device), load_own(args.methods)
     files, told = stitch_files(args.pickle_path, cli.notice), set()
     name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name if args.layer is None else f"{name}-{args.layer or 'output'}") as path:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             _, title, cell = found[0]
             text, result = comparison_report(cell)
             text = f"{report.fill(title)}\n{text}"
-        result["products"] = described(device)
+        result |= {"products": described(device), **({"own_metrics": own} if own else {})}
         cli.publish(args, path, result, text)
     return result
 

@@ -34,6 +34,7 @@ from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
 from src.metrics.certainty.uncertainty import Difference, difference
 from src.metrics.engine.plan import Pair
+from src.metrics.own import load_own
 from src.networks.feature_networks import NONE, FeaturePair, is_features
 from src.networks.feature_networks import open_sides as open_files
 from src.networks.opening import Named, open_network
@@ -157,7 +158,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare, print, draw and write; returns the result."""
     if args.plot:
         plots.require_matplotlib()
-    device = choose_device(args.device)
+    device, own = choose_device(args.device), load_own(args.methods)
     on_data = open_sides(args)
     names = args.front_layer, args.end_layer
     chosen = [
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         split = alike[layers[0][0]].split if single and alike else split
         lines, result = compare(args, on_data, layers, split, alike, single=single)
         facts = {"networks": [network.facts() for network in on_data.networks]}
-        result = {**facts, **result, "products": described(device)}
+        result = {**facts, **result, **({"own_metrics": own} if own else {}), "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
 

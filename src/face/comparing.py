@@ -11,6 +11,7 @@ from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
 from src.core.text import close_to
 from src.cutting.layout import ASKABLE
+from src.dataset import Split
 from src.dataset.feature_files import features_of
 from src.evaluation.calibration import calibrate as calibrate_layers
 from src.evaluation.certainty import certainty_of
@@ -18,7 +19,8 @@ from src.evaluation.layer_grid import compare_layers
 from src.face.arrays import array_of
 from src.metrics import MEASURES
 from src.metrics.engine.grid import VIEWS
-from src.networks.feature_networks import Side, layouts_in, open_features, pair_of_files
+from src.metrics.own import Function, in_table
+from src.networks.feature_networks import FeaturePair, Side, layouts_in, open_features, pair_of_files
 from src.results.comparison_text import calibration_lines, calibration_record, grid_report, pair_report
 from src.results.text import fill
 from src.results.titles import network_names
@@ -100,7 +102,7 @@ class Compared:
 def compare(
     x: Any,
     y: Any,
-    methods: str | Sequence[str] = "cka",
+    methods: str | Function | Sequence[str | Function] = "cka",
     *,
     view: str | None = None,
     group_at: int | None = None,
@@ -118,42 +120,60 @@ def compare(
     (n, h, w, c); of numpy, torch or anything with `__array__`. Or a mapping of such arrays, a layer each; `ids`,
     `labels` and `output` (logits) among them mean what they mean in a file. Or the path of a file or folder of them.
     Row i of x and of y is of the same image, unless both have ids. Any real type; computed with in float32.
-    methods: names of metrics, docs/comparing.md has them all. view: "images" or "channels", None for each one's own.
-    group_at: images of a group. intervals: 95%, over images. permutations, calibrate: random pairings; True is 200.
-    layout: of both sides, or of each. memory: GB of activations held at once. on_message hears how far it is.
+    methods: names of metrics, docs/comparing.md has them all; FILE.py:FUNCTION; or functions of two float64 matrices
+    (rows, features) that give a number. More means more alike, unless a function's attribute `better` is "lower".
+    view: "images" or "channels", None for each one's own. group_at: images of a group. intervals: 95%, over images.
+    permutations, calibrate: random pairings; True is 200. layout: of both sides, or of each. memory: GB of activations
+    held at once. on_message hears how far it is.
     Raises UserError, a ValueError of one line, for what cannot be compared, and where no metric has a value.
     Source: of each metric its function in src/metrics names its paper.
     """
-    methods = [methods] if isinstance(methods, str) else list(methods)
-    _check(methods, view, group_at, sure=intervals or permutations > 0)
     sides = [_side(value, name, _of_side(layout, number)) for number, (value, name) in enumerate(((x, "x"), (y, "y")))]
     pair = pair_of_files((str(sides[0][0].path), str(sides[1][0].path)), sides)
     split = pair.split("val", device=choose_device(device))
-    layers = tuple(list(side[0].layers) for side in sides)
+    asked = {"view": view, "group_at": group_at, "intervals": intervals, "permutations": permutations}
+    several = [methods] if isinstance(methods, str) or callable(methods) else list(methods)
+    with in_table(several) as names:
+        _check(names, view, group_at, sure=intervals or permutations > 0)
+        return _measured(pair, split, names, **asked, calibrate=calibrate, memory=1e9 * memory, tell=on_message)
+
+
+def _measured(
+    pair: FeaturePair,
+    split: Split,
+    methods: list[str],
+    *,
+    view: str | None,
+    group_at: int | None,
+    intervals: bool,
+    permutations: int,
+    calibrate: int | bool,
+    memory: float,
+    tell: Callable[[str], None],
+) -> Compared:
+    """Every pair of layers compared by metrics that are in the table, and what is said of it."""
     notes = [f"note: {line}" for line in pair.notes if any(file and file.ids for file in pair.files)]
 
     def hear(line: str) -> None:
         notes.extend([line] * line.startswith("note:"))
-        on_message(line)
+        tell(line)
 
-    networks = tuple(network.network for network in pair.networks)
+    networks = tuple(side.network for side in pair.networks)
+    layers = tuple(list(file.layers) for file in pair.files if file)
     given: tuple[Any, Any, Any, Any] = networks, layers, pair.sample, split
-    room: dict[str, Any] = {"memory": 1e9 * memory}
-    comparison = compare_layers(
-        *given, methods, view=view, group=group_at, on_message=hear, **pair.classes_known, **room
-    )
+    how: dict[str, Any] = {"view": view, "memory": memory}
+    comparison = compare_layers(*given, methods, group=group_at, on_message=hear, **pair.classes_known, **how)
     certainties = {}
     if intervals or permutations:
         valued = {place: list(cell.values) for place, cell in comparison.cells.items()}
-        how = {"with_intervals": intervals, "permutations": permutations}
-        certainties = certainty_of(*given, valued, view=view, **how, **room)
+        certainties = certainty_of(*given, valued, with_intervals=intervals, permutations=permutations, **how)
     single = len(comparison.cells) == 1
     names = network_names([network.facts() for network in pair.networks])
     (title, *lines), record = (pair_report if single else grid_report)(comparison, names, certainties)
     record["frame"] = comparison.frame()
     if calibrate:
         draws = None if calibrate is True else calibrate
-        found = calibrate_layers(*given, methods, view=view, draws=draws, on_message=hear, **room)
+        found = calibrate_layers(*given, methods, draws=draws, on_message=hear, **how)
         lines += calibration_lines(found, single=single)
         record["calibrated"] = calibration_record(found, single=single)
     title = fill(f"{title} ({len(split)} images)")

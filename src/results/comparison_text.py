@@ -55,7 +55,7 @@ def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[s
     """
     if not cell.values:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in cell.unavailable.items()))
-    wide = 12 if certainty else 14
+    wide = max(12 if certainty else 14, *map(len, cell.views))
     heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
     heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
     heading += f"{'unpaired':>16}" * bool(certainty and certainty.null)

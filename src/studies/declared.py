@@ -194,3 +194,8 @@ def texts_of(study: Study) -> list[str]:
     """Every network spec of a study, patterns resolved."""
     texts = [text for table in tables_of(study) for pair in table.pairs for text in pair]
     return list(dict.fromkeys(texts))
+
+
+def metrics_of(study: Study) -> list[str]:
+    """Every metric that a study names."""
+    return list(dict.fromkeys(name for table in study.says.compare for name in table.metrics))

@@ -8,6 +8,7 @@ from typing import Any
 from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.records import ANY, FINITE, FLAG, POSITIVE, SIZE, TEXT, Each, Kind, Maybe, Several, check
+from src.metrics.own import load_own
 from src.networks.source_spec import Named
 from src.stitching import StitchSpec
 from src.stitching.stitch_spec import spec_table
@@ -25,7 +26,12 @@ class CompareSpec:
     split: str = "val"
 
     def key(self, **surroundings: Any) -> str:
-        """A digest of what decides the values: the spec, weights, preprocessing, images."""
+        """A digest of what decides the values: the spec, weights, preprocessing, images, files of the user's metrics.
+
+        Raises FileNotFoundError or UserError where such a file does not run.
+        """
+        own = load_own(self.metrics)
+        surroundings |= {"own_metrics": own} if own else {}
         return digest({"format": 1, "compare": asdict(self), "surroundings": surroundings})
 
 

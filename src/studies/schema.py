@@ -10,6 +10,7 @@ from src.core.errors import UserError
 from src.core.options import CHECKS, FLAG, check_of, one_of, text
 from src.dataset import SPLITS, canonical_dataset
 from src.metrics import MEASURES
+from src.metrics.own import is_own, name_own
 from src.stitching.controls import choose_controls
 from src.stitching.options import OPTIONS
 from src.studies.toml import Document
@@ -35,6 +36,11 @@ def layers(value: Any) -> str:
     return ",".join(several(text)(value))
 
 
+def metric(value: Any) -> str:
+    """A measure that is known, or one of the user's own, which the study names so; it runs when it is planned."""
+    return name_own(value) if isinstance(value, str) and is_own(value) else one_of(*MEASURES)(value)
+
+
 def controls(value: Any) -> list[str]:
     return choose_controls(",".join(several(text)(value)))
 
@@ -58,7 +64,7 @@ COMPARE = (
     _NETWORKS
     | _LAYERS
     | {
-        "metrics": (several(one_of(*MEASURES)), ...),
+        "metrics": (several(metric), ...),
         "view": (one_of("images", "channels"), None),
         "group_at": (CHECKS["positive"], None),
         "split": (one_of(*SPLITS), "val"),

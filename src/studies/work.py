@@ -19,6 +19,7 @@ from src.evaluation.identical import CACHE_FOLDER, IdenticalCache
 from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
 from src.metrics.algebra.products import described
+from src.metrics.own import is_own, load_own, name_own
 from src.networks.architectures import untrained
 from src.results.stitch_text import networks_at_chance
 from src.stitching import CutNetworks, StitchSpec
@@ -140,6 +141,8 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     (on_data, _), device = networks_on_data(task.bundle), choose_device(task.device)
     front, end = on_data.networks
     split = split_of(on_data, spec.split, device, task.bundle.settings.images)
+    for name in filter(is_own, spec.metrics if task.bundle.named else ()):
+        name_own(name)
     _check_keys(task.bundle, [spec.key(**key_inputs(on_data, [split.digest()]))])
     comparison = compare_layers(
         (front.network, end.network),
@@ -159,6 +162,7 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     params = parameters(task.bundle) | asked | {"dataset": on_data.dataset}
     params |= {"front_layer": ",".join(spec.front_layers), "end_layer": ",".join(spec.end_layers)}
     found = {"networks": [front.facts(), end.facts()], **comparison.record(), "products": described(device)}
+    found |= {"own_metrics": own} if (own := load_own(spec.metrics)) else {}
     Store(task.folder).publish(item.name, {"params": params, "key": item.key, **found, **_provenance()})
     return {}
 
