@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,9 +58,10 @@ LINEAR, APART = "my.py:linear", "my.py:apart?better=lower"
 def mine(toy: Path) -> Iterator[Path]:
     """A folder with networks and metrics; the table is afterwards as it was."""
     (toy / "my.py").write_text(MINE)
-    before = [dict(table) for table in (METRICS, MEASURES)]
+    tables: list[dict[str, Any]] = [METRICS, MEASURES]  # pyright: ignore[reportAssignmentType]
+    before = [dict(table) for table in tables]
     yield toy
-    for table, kept in zip((METRICS, MEASURES), before, strict=True):
+    for table, kept in zip(tables, before, strict=True):
         table.clear()
         table.update(kept)
 
@@ -122,7 +124,8 @@ def test_functions_say_which_way_is_more_alike() -> None:
     bounds = compare(x, arrays(40, 4, seed=2), ["cka", "my.py:depends"], calibrate=9)
     assert "not calibrated: its value for equal representations depends on these" in " ".join(str(bounds).split())
     with pytest.raises(UserError, match="'cka' is the name of a metric already"):
-        compare(x, x, [type("Callable", (), {"__name__": "cka", "__call__": far})()])
+        far.__name__ = "cka"
+        compare(x, x, far)
 
 
 def test_stitches_are_compared_by_it() -> None:
@@ -209,7 +212,7 @@ def test_nothing_runs_that_only_a_file_names(mine: Path, capsys: pytest.CaptureF
     kept.write_text(plan.replace('"cka"', json.dumps(LINEAR)))
     for verb in ("worker s.toml --shard 1/1", "status s.toml", "report s.toml"):
         with pytest.raises(SystemExit, match="2"):
-            studies.main(verb.split())
+            studies.main([*verb.split()])
         assert f"{kept} asks for {LINEAR}, which s.toml does not name" in capsys.readouterr().err
     kept.write_text(plan)
     (bundle, *_) = Store(mine / "results/s").plan(Study(Path("s.toml"))).bundles
