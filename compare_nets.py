@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def open_sides(args: argparse.Namespace) -> NetworksOnDataset | FeaturePair:
     """Both networks in front of the images; one or both may be files of activations."""
-    specs = args.front_model, args.end_model
+    specs = Named(args.front_model), Named(args.end_model)
     if not any(map(is_features, specs)):
         if args.dataset == NONE:
             raise UserError(f"{NONE} stands for a data set where both sides are files: features:PATH")

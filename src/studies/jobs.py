@@ -16,7 +16,7 @@ from src.stitching.stitch_spec import spec_table
 
 @dataclass(frozen=True, slots=True)
 class CompareSpec:
-    """A grid of layers compared by some metrics."""
+    """A grid of layers compared by some metrics; `save`: the activations are kept beside the result."""
 
     front_layers: tuple[str, ...]
     end_layers: tuple[str, ...]
@@ -24,6 +24,7 @@ class CompareSpec:
     view: str | None = None
     group_at: int | None = None
     split: str = "val"
+    save: bool = False
 
     def key(self, **surroundings: Any) -> str:
         """A digest of what decides the values: the spec, weights, preprocessing, images, files of the user's metrics.
@@ -32,7 +33,13 @@ class CompareSpec:
         """
         own = load_own(self.metrics)
         surroundings |= {"own_metrics": own} if own else {}
-        return digest({"format": 1, "compare": asdict(self), "surroundings": surroundings})
+        values = {name: value for name, value in asdict(self).items() if name != "save"}
+        return digest({"format": 1, "compare": values, "surroundings": surroundings})
+
+    def names(self, **surroundings: Any) -> tuple[str, str]:
+        """The stem of its file, and its key; a comparison that keeps activations is another file."""
+        asked = {"asked": {"save": True}} if self.save else {}
+        return self.key(**surroundings, **asked), self.key(**surroundings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,7 @@ _COMPARE = {
     "view": Maybe(TEXT),
     "group_at": Maybe(POSITIVE),
     "split": TEXT,
+    "save": FLAG,
 }
 
 

@@ -68,6 +68,7 @@ COMPARE = (
         "view": (one_of("images", "channels"), None),
         "group_at": (CHECKS["positive"], None),
         "split": (one_of(*SPLITS), "val"),
+        "save": (FLAG, False),
     }
 )
 STUDY = {

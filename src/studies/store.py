@@ -15,6 +15,7 @@ from src.core.files import atomic_write, make_folder, remove_leftovers
 from src.core.records import LINES, NATURAL, TEXT, check, read_json
 from src.metrics.own import is_own
 from src.networks.architectures import files_of
+from src.networks.feature_networks import features_files, is_features
 from src.studies.deaths import Death
 from src.studies.declared import metrics_of, texts_of
 from src.studies.jobs import to_record
@@ -180,6 +181,7 @@ def fingerprint(study: Study) -> str:
     stamps = []
     own = (name.partition("?")[0] for name in metrics_of(study) if is_own(name))
     for text in (*texts_of(study), *own):
-        found = [file.stat() for file in files_of(text) if file.is_file()]
+        files = features_files(text) if is_features(text) else files_of(text)
+        found = [file.stat() for file in files if file.is_file()]
         stamps.append([text, [[status.st_size, status.st_mtime_ns] for status in found]])
-    return digest(["plan 4", study.document.text, stamps])[:16]
+    return digest(["plan 5", study.document.text, stamps])[:16]

@@ -18,9 +18,11 @@ from src.core.files import is_failing
 from src.evaluation.identical import CACHE_FOLDER, IdenticalCache
 from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
+from src.evaluation.saving import save_activations
 from src.metrics.algebra.products import described
 from src.metrics.own import is_own, load_own, name_own
 from src.networks.architectures import untrained
+from src.networks.feature_networks import FeaturePair
 from src.results.stitch_text import networks_at_chance
 from src.stitching import CutNetworks, StitchSpec
 from src.stitching.keys import front_inputs, key_inputs, stitch_keys
@@ -28,7 +30,8 @@ from src.stitching.options import blind_labels
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import resume_states
 from src.studies.deaths import Death
-from src.studies.images import networks_on_data, split_of
+from src.studies.feature_work import about_sides, digest_of_images
+from src.studies.images import networks_on_data, sides_of, split_of
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.leases import Leases
 from src.studies.store import Store
@@ -138,17 +141,22 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     (item,) = task.bundle.items
     spec = item.spec
     assert isinstance(spec, CompareSpec)
-    (on_data, _), device = networks_on_data(task.bundle), choose_device(task.device)
+    on_data, device = sides_of(task.bundle), choose_device(task.device)
     front, end = on_data.networks
     split = split_of(on_data, spec.split, device, task.bundle.settings.images)
     for name in filter(is_own, spec.metrics if task.bundle.named else ()):
         name_own(name)
-    _check_keys(task.bundle, [spec.key(**key_inputs(on_data, [split.digest()]))])
+    if isinstance(on_data, FeaturePair):
+        about = about_sides(on_data, digest_of_images(split))
+        for line in on_data.notes:
+            on_message(f"note: {line}")
+    else:
+        about = key_inputs(on_data, [split.digest()])
+    _check_keys(task.bundle, [spec.key(**about)])
+    networks, layers = (front.network, end.network), (list(spec.front_layers), list(spec.end_layers))
+    given = networks, layers, on_data.sample, split
     comparison = compare_layers(
-        (front.network, end.network),
-        (list(spec.front_layers), list(spec.end_layers)),
-        on_data.sample,
-        split,
+        *given,
         spec.metrics,
         view=spec.view,
         group=spec.group_at,
@@ -163,6 +171,11 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     params |= {"front_layer": ",".join(spec.front_layers), "end_layer": ",".join(spec.end_layers)}
     found = {"networks": [front.facts(), end.facts()], **comparison.record(), "products": described(device)}
     found |= {"own_metrics": own} if (own := load_own(spec.metrics)) else {}
+    if spec.save:
+        path = Store(task.folder).path(item.name).with_suffix(".safetensors")
+        facts = {"networks": found["networks"], "dataset": on_data.dataset, "split": spec.split}
+        facts |= {"made_by": _provenance()["runner_code"], "key": item.key}
+        save_activations(path, *given, about=facts, overwrite=True, layouts=(front.layout, end.layout))
     Store(task.folder).publish(item.name, {"params": params, "key": item.key, **found, **_provenance()})
     return {}
 
