@@ -17,7 +17,9 @@ from src.evaluation.evaluate import compare
 from src.evaluation.layer_grid import compare_outputs
 from src.metrics import FUNCTIONAL, Cell
 from src.metrics.algebra.products import described
+from src.metrics.own import load_own
 from src.results import text as report
+from src.results.comparison_text import comparison_record, comparison_report
 from src.results.saved_stitch import load_stitch, stitch_files
 from src.stitching.stages import MAPS
 
@@ -39,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare, print and write; returns the result."""
-    device = choose_device(args.device)
+    device, own = choose_device(args.device), load_own(args.methods)
     files, told = stitch_files(args.pickle_path, cli.notice), set()
     name = f"compare_frank_m2-{args.pickle_path.stem}-{args.stitch_type}"
     with cli.result_path(args, name if args.layer is None else f"{name}-{args.layer or 'output'}") as path:
@@ -48,9 +50,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             text, result = folder_report(args, files, found)
         else:
             _, title, cell = found[0]
-            text, result = cli.comparison_report(cell)
+            text, result = comparison_report(cell)
             text = f"{report.fill(title)}\n{text}"
-        result["products"] = described(device)
+        result |= {"products": described(device), **({"own_metrics": own} if own else {})}
         cli.publish(args, path, result, text)
     return result
 
@@ -104,14 +106,14 @@ def folder_report(
     Raises UserError where no stitch has a value at all.
     """
     if not any(cell.values for *_, cell in cells):
-        cli.comparison_report(cells[0][2])
+        comparison_report(cells[0][2])
     table, notes, rows = [], [], []
     for file, (name, title, cell) in zip(files, cells, strict=True):
         numbers = {key: f"{cell.number(key):.4f}" if key in cell.values else "-" for key in args.methods}
         table.append({"stitch": name, **numbers})
         notes += [f"{name}: {key}: no value: {reason}" for key, reason in cell.unavailable.items()]
         notes += [f"{name}: warning: {text}" for health in cell.health.values() for text in health.warnings]
-        rows.append({"stitch": str(file), "title": title, **cli.comparison_record(cell)})
+        rows.append({"stitch": str(file), "title": title, **comparison_record(cell)})
     where = args.layer or ("the stitched layer" if args.layer is None else "output")
     lines = [
         report.fill(f"{args.pickle_path}: {args.stitch_type} at {where}, {args.dataset_type}"),

@@ -34,6 +34,7 @@ from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
 from src.metrics.certainty.uncertainty import Difference, difference
 from src.metrics.engine.plan import Pair
+from src.metrics.own import load_own
 from src.networks.feature_networks import NONE, FeaturePair, is_features
 from src.networks.feature_networks import open_sides as open_files
 from src.networks.opening import Named, open_network
@@ -43,10 +44,8 @@ from src.results import text as report
 from src.results.comparison_text import (
     calibration_lines,
     calibration_record,
-    certainty_lines,
-    certainty_record,
-    doubts_text,
-    grid_text,
+    grid_report,
+    pair_report,
     versus_lines,
 )
 from src.results.titles import network_names
@@ -159,7 +158,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare, print, draw and write; returns the result."""
     if args.plot:
         plots.require_matplotlib()
-    device = choose_device(args.device)
+    device, own = choose_device(args.device), load_own(args.methods)
     on_data = open_sides(args)
     names = args.front_layer, args.end_layer
     chosen = [
@@ -178,14 +177,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         split = alike[layers[0][0]].split if single and alike else split
         lines, result = compare(args, on_data, layers, split, alike, single=single)
         facts = {"networks": [network.facts() for network in on_data.networks]}
-        result = {**facts, **result, "products": described(device)}
+        result = {**facts, **result, **({"own_metrics": own} if own else {}), "products": described(device)}
         cli.publish(args, path, result, "\n".join(lines), draw=plots.draw_pair if single else plots.draw_grid)
     return result
 
 
 def open_sides(args: argparse.Namespace) -> NetworksOnDataset | FeaturePair:
     """Both networks in front of the images; one or both may be files of activations."""
-    specs = args.front_model, args.end_model
+    specs = Named(args.front_model), Named(args.end_model)
     if not any(map(is_features, specs)):
         if args.dataset == NONE:
             raise UserError(f"{NONE} stands for a data set where both sides are files: features:PATH")
@@ -326,31 +325,6 @@ def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
     for option in ("intervals", "permutations", "versus"):
         if getattr(args, option) and args.group_at is not None:
             raise UserError(f"--{option} excludes --group-at: it is of all images together")
-
-
-def pair_report(
-    comparison: Comparison, networks: list[str], certainties: dict[Pair, Certainty]
-) -> tuple[list[str], dict[str, Any]]:
-    """Lines, a title first, and result for one layer of each network."""
-    text, result = cli.comparison_report(comparison.cells[0, 0], certainties.get((0, 0)))
-    labels = comparison.layers1 + comparison.layers2
-    return [" and ".join(map("{}, {}".format, networks, labels)), text], result
-
-
-def grid_report(
-    comparison: Comparison, networks: list[str], certainties: dict[Pair, Certainty]
-) -> tuple[list[str], dict[str, Any]]:
-    """Lines, a title first, and result for every pair of many layers."""
-    result = {name: value for name, value in comparison.record().items() if name != "frame"}
-    lines = [
-        f"{networks[0]} (rows) and {networks[1]} (columns)",
-        *(grid_text(comparison, name) for name in comparison.names),
-        *doubts_text(comparison, result["refused"], result["warnings"]),
-    ]
-    if certainties:
-        result |= certainty_record(comparison, certainties)
-        lines += certainty_lines(comparison, result)
-    return lines, result
 
 
 def versus(

@@ -20,6 +20,7 @@ from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
 from src.evaluation.adversarial import OPTION, WORDS, read_bound
 from src.evaluation.passes import BATCH_SIZE
 from src.metrics import MEASURES
+from src.metrics.own import is_own, name_own
 from src.models import model_names
 from src.networks.architectures import split_model
 from src.networks.opening import HELP as NETWORK_HELP
@@ -158,7 +159,17 @@ def add_method_argument(parser: argparse.ArgumentParser) -> None:
     """The measures to compute."""
     lower = ", ".join(name for name, metric in MEASURES.items() if not metric.higher_is_better)
     text = f"{', '.join(MEASURES)}; of {lower} lower means more alike, of all others higher"
-    parser.add_argument("methods", nargs="+", choices=sorted(MEASURES), metavar="method", help=text)
+    text += "; or your own, FILE.py:FUNCTION of two matrices, behind it ?better=lower where that is so"
+    parser.add_argument("methods", nargs="+", type=method_name, metavar="method", help=text)
+
+
+def method_name(text: str) -> str:
+    """argparse type: a measure that is known, or one of the user's own, which runs later."""
+    if is_own(text):
+        return checked(name_own)(text)
+    if text not in MEASURES:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(sorted(MEASURES))})")
+    return text
 
 
 def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +20,11 @@ from src.core.errors import REPORT, UserError
 from src.core.files import NotWritten, is_failing, sole_maker
 from src.core.precision import full_precision, multiplies_bfloat16, require_tf32
 from src.core.text import visible
-from src.evaluation.certainty import Certainty
-from src.metrics import MEASURES, Cell
 from src.networks.feature_networks import FeaturePair
 from src.networks.opening import open_pair as open_networks
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.networks.source_spec import Named
 from src.results import text as report
-from src.results.comparison_text import how_lines
 from src.results.plots import FORMATS
 from src.results.saved_stitch import SavedStitch
 from src.stitching.targets import teachers_of
@@ -60,46 +57,6 @@ def show(on_data: Shown) -> Shown:
     for line in on_data.notes:
         notice(f"note: {line}")
     return on_data
-
-
-def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[str, dict[str, Any]]:
-    """Text for stdout, a line a measure and what stands behind it, and the same for the result file.
-
-    Raises UserError where there is no value at all.
-    """
-    if not cell.values:
-        raise UserError("; ".join(f"{name}: {reason}" for name, reason in cell.unavailable.items()))
-    wide = 12 if certainty else 14
-    heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
-    heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
-    heading += f"{'unpaired':>16}" * bool(certainty and certainty.null)
-    lines = [heading]
-    for name, view in cell.views.items():
-        value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
-        line = f"{name:{wide}} {view:9} {value}  {MEASURES[name].more_alike:10}"
-        if certainty:
-            line += _pair_text(certainty.intervals, name, 17, "[{:.4f}, {:.4f}]")
-            line += _pair_text(certainty.null, name, 16, "{:.4f} {:.4f}")  # both may be negative
-        lines.append(line.rstrip())
-    lines += [report.fill(f"{name}: no value: {reason}") for name, reason in cell.unavailable.items()]
-    record = comparison_record(cell)
-    if certainty:
-        lines += [report.fill(f"{name}: none: {reason}") for name, reason in certainty.unavailable.items()]
-        lines += how_lines(certainty.how)
-        record |= {"intervals": certainty.intervals, "null": certainty.null, "certainty": certainty.how}
-    for health in cell.health.values():
-        lines += report.health_lines(asdict(health))
-    return "\n".join(lines), record
-
-
-def _pair_text(known: dict[str, tuple[float, float]], name: str, width: int, form: str) -> str:
-    return f"{form.format(*known[name]) if name in known else '':>{width}}" if known else ""
-
-
-def comparison_record(cell: Cell) -> dict[str, Any]:
-    """What a result file says of a comparison."""
-    records = {view: asdict(record) for view, record in cell.health.items()}
-    return {"values": cell.values, "refused": cell.unavailable, "views": cell.views, "health": records}
 
 
 def run_script(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from src.core.errors import UserError
@@ -96,3 +97,47 @@ NUMBERS = {
     "fraction": Number(float, "a number above 0 and at most 1", lambda value: 0 < value <= 1),
     "share": Number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1),
 }
+
+
+def one_of(*choices: Any) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+            raise UserError(f"{value!r} is none of {', '.join(map(str, choices))}")
+        return value
+
+    return check
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{value!r} is no text")
+    return value
+
+
+def rank(value: Any) -> int | None:
+    return None if value == "full" else NUMBERS["positive"].check(value)
+
+
+FLAG = one_of(True, False)
+# what each kind of an option takes in a document
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    **{kind: number.check for kind, number in NUMBERS.items()},
+    "rank": rank,
+    "flag": FLAG,
+    "text": text,
+    "naturals": naturals,
+}
+
+
+def _accepted(check: Callable[[str], Any], value: Any) -> str:
+    check(text(value))
+    return value
+
+
+def check_of(option: Option) -> Callable[[Any], Any]:
+    """What an option takes in a document, or from Python: value -> value; it raises UserError for any other."""
+    if option.kind == "names":
+        return partial(names_among, option.choices)
+    if option.check:
+        return partial(_accepted, option.check)
+    return one_of(*option.choices) if option.kind == "name" else CHECKS[option.kind]

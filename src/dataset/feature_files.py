@@ -4,6 +4,7 @@ Arrays are mapped into memory where their file allows it (.npy, .safetensors, .n
 file may be larger than the memory; of a compressed .npz one array at a time is unpacked.
 """
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from src.core.text import in_line
 SUFFIXES = (".npy", ".npz", ".safetensors")
 IDS, LABELS, OUTPUT = "ids", "labels", "output"  # arrays of these names are no layers
 NAMES = "file_names.txt"  # beside a folder's files: an id a line
+WHOLE, BLOCK = 1_000_000_000, 1 << 20  # bytes of content that a digest is of, and that are read at once
 HEADER = 100_000_000  # bytes of a safetensors header, at most
 # of safetensors, and the type of numpy that holds it; bfloat16 is the upper half of a float32
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -63,7 +65,38 @@ def read_features(path: Path) -> FeatureFile:
     """What a file or a folder of files holds. Raises UserError, with path and reason, for what is no such thing."""
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}")
-    arrays, ids = _of_folder(path) if path.is_dir() else _of_file(path)
+    return _checked(path, *(_of_folder(path) if path.is_dir() else _of_file(path)))
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that a file or folder of activations consists of, in the order of their names."""
+    files = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
+    beside = path / NAMES if path.is_dir() else path.with_name(NAMES)
+    return sorted(files) + [beside] * beside.is_file()
+
+
+def digest_of_features(path: Path) -> str:
+    """SHA-256 of what a file or folder holds; of more than WHOLE bytes of names, sizes and times of change."""
+    files = parts_of(path)
+    whole = sum(file.stat().st_size for file in files) <= WHOLE
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(repr((file.name, status.st_size, None if whole else status.st_mtime_ns)).encode())
+        if whole:
+            with file.open("rb") as content:
+                while block := content.read(BLOCK):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def features_of(arrays: Mapping[str, np.ndarray], called: str) -> FeatureFile:
+    """The same of arrays in memory, which `called` names in messages. Raises UserError as `read_features` does."""
+    places = {name: called if name == called else f"{called}, {in_line(name)}" for name in arrays}
+    return _checked(Path(called), {name: _mapped(places[name], array) for name, array in arrays.items()}, None)
+
+
+def _checked(path: Path, arrays: Mapping[str, Saved], ids: tuple[str, ...] | None) -> FeatureFile:
     layers = {name: saved for name, saved in arrays.items() if name not in (IDS, LABELS, OUTPUT)}
     if not layers:
         raise UserError(f"{path} holds no layer" + f" beside {', '.join(map(in_line, arrays))}" * bool(arrays))

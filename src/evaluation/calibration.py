@@ -19,10 +19,11 @@ from src.metrics.certainty.calibration import CalibratedGrid, calibrate_grid, dr
 from src.metrics.certainty.uncertainty import Sample
 from src.metrics.engine.plan import plan_cell
 from src.metrics.functional import FUNCTIONAL
-from src.metrics.registry import METRICS
+from src.metrics.registry import METRICS, Metric
 
 DRAWS = 200  # where nobody says another number
 HOUR = 3600.0
+CLOSE = 1e-6  # of values that are taken to be one
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,22 @@ def _samples(name: str, view: str | None, kept: Activations) -> tuple[list[tuple
     return cells, samples, views.pop()
 
 
+def _of_equal(metric: Metric, view: str, samples: Sequence[Sample]) -> float:
+    """The value of equal representations; raises UserError where it is another one for each."""
+    if not callable(metric.identical):
+        return metric.identical
+    sides = {id(side): rows for sample in samples for side, rows in _sides(sample, view)}
+    values = [metric.of_equal(rows) for rows in sides.values()]
+    if max(values) - min(values) > CLOSE * max(1.0, abs(values[0])):
+        raise UserError("its value for equal representations depends on these")
+    return values[0]
+
+
+def _sides(sample: Sample, view: str) -> list[tuple[Tensor, Tensor]]:
+    """The activations of either layer, and their rows."""
+    return list(zip((sample.x, sample.y), sample.rows(view), strict=True))
+
+
 def _grid(
     name: str,
     view: str | None,
@@ -124,9 +141,8 @@ def _grid(
     bounded: bool,
 ) -> CalibratedGrid:
     metric = METRICS[name]
-    if callable(metric.identical):
-        raise UserError("its value for equal representations depends on these")
     cells, samples, taken = _samples(name, view, kept)
+    best = _of_equal(metric, taken, samples)
     shape = len(kept.sides[0]), len(kept.sides[1])
     draw, every = draw_of(metric, taken, samples, cells, shape), orders(len(samples[0]), draws)
     observed = draw(torch.arange(len(samples[0])))
@@ -141,4 +157,4 @@ def _grid(
         for order in every[1:]:
             drawn.append(draw(order))
             progress.update(1)
-    return calibrate_grid(metric, observed, torch.stack(drawn), metric.identical)
+    return calibrate_grid(metric, observed, torch.stack(drawn), best)

@@ -66,7 +66,7 @@ def save_activations(
 
 def _metadata(split: Split, about: dict[str, Any]) -> dict[str, str]:
     """Texts, as the format wants them: what is none as JSON."""
-    ids = [f"{split.spec.name}-{number}" for number in range(len(split))]
+    ids = getattr(split, "ids", None) or [f"{split.spec.name}-{number}" for number in range(len(split))]
     return {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in (about | {"ids": ids}).items()
     }

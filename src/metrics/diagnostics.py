@@ -167,7 +167,7 @@ def _cka_warnings(health: Diagnostics, names: list[str], group: int | None, *, m
         warnings.append(
             f"cka: {health.cka_bias:.3f} above its debiased estimate, from too few images; use cka_debiased"
         )
-    averaged = [name for name in names if group and METRICS[name].needs in ("gram", "features")]
+    averaged = [name for name in names if group and METRICS[name].needs in ("gram", "features", "matrices")]
     if averaged and health.view == "images":
         warnings.append(
             f"{', '.join(averaged)}: mean over groups of about {group} images, not the value of all together"

@@ -56,7 +56,7 @@ class Metric:
 
     views: how activations may become rows, the usual way first: "images" (n, c * h * w), "channels" (n * h * w, c).
     needs: what is gathered in the pass over the data: "moments" of the rows, "gram" sums, all the "features" of all
-    images, or the "difference" of elements (the same in either view).
+    images, these as plain "matrices", or the "difference" of elements (the same in either view).
     of_gathered: that -> value. note: moments -> what is to be said of the value, or "".
     front, end: transformations of the one side, or of the other, that leave the value as it is.
     outnumbered: whose features the rows must outnumber: "front", "both" or "".
@@ -73,7 +73,7 @@ class Metric:
 
     name: str
     meaning: str
-    needs: Literal["moments", "gram", "features", "difference"]
+    needs: Literal["moments", "gram", "features", "matrices", "difference"]
     of_gathered: Callable[[Any], Any]
     views: tuple[str, ...] = ("images", "channels")
     front: frozenset[str] = RIGID
@@ -126,6 +126,7 @@ _GATHER: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "difference": differences_of,
     "gram": lambda x, y: [gram_sums([Layer.of(x).rows], [Layer.of(y).rows])[0, 0]],
     "features": lambda x, y: (Layer.of(x), Layer.of(y)),
+    "matrices": lambda x, y: (x, y),
 }
 
 

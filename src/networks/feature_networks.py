@@ -15,7 +15,7 @@ from src.core.task import SINGLE_LABEL
 from src.core.text import in_line
 from src.cutting.layout import RANKS
 from src.dataset import DATASETS, DatasetSpec, Split
-from src.dataset.feature_files import FeatureFile, Saved, read_features
+from src.dataset.feature_files import FeatureFile, Saved, parts_of, read_features
 from src.dataset.preprocessing import Preprocessing
 from src.networks.checkpoints import Checkpoint
 from src.networks.opening import open_network
@@ -24,6 +24,7 @@ from src.networks.source_spec import Named, split_view
 
 PREFIX = "features:"
 NONE = "none"  # in the place of a data set, where both sides are files
+Side = tuple[FeatureFile, Mapping[str, str]]  # a file, and the layout of each layer
 ROWS = "rows"  # the attribute of a batch of images that says which rows of a file belong to it
 
 
@@ -61,6 +62,7 @@ class FeatureNetwork(nn.Module):
     def __init__(self, file: FeatureFile, layouts: Mapping[str, str], order: Tensor | None = None) -> None:
         super().__init__()
         self._output, self._order, self._names = file.output, order, list(file.layers)
+        self.layouts = dict(layouts)
         for name, saved in sorted(file.layers.items()):  # a layer comes before those within it
             *homes, last = name.split(".")
             home: nn.Module = self
@@ -90,14 +92,23 @@ class FeatureNetwork(nn.Module):
 class RowsSplit(Split):
     """The images of a split, or none, by the rows of files that belong to them."""
 
-    def __init__(self, spec: DatasetSpec, labels: Tensor, device: torch.device, inner: Split | None = None) -> None:
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        labels: Tensor,
+        device: torch.device,
+        inner: Split | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """ids: of the images, where a file says them."""
         super().__init__(spec, labels, device)
-        self.inner, self.rows = inner, torch.arange(len(labels))
+        self.inner, self.rows, self.ids = inner, torch.arange(len(labels)), ids
 
     def take(self, index: Tensor) -> "RowsSplit":
         other = copy.copy(self)
         other.rows, other.labels = self.rows[index], self.labels[index]
         other.inner = self.inner.take(index) if self.inner else None
+        other.ids = [self.ids[place] for place in index.tolist()] if self.ids else None
         return other
 
     def as_seen(self, images: Tensor) -> Tensor:
@@ -152,13 +163,19 @@ class FeaturePair:
         """All images of both sides, in the order of the first file, or of the data set."""
         inner = self.shown.split(name, device=device, **reading) if self.shown else None
         files = [file for file in self.files if file]
-        images = len(inner) if inner is not None else files[0].images
+        self.require_count(name, None if inner is None else len(inner))
+        labels = inner.labels.cpu() if inner is not None else self._labels(files)
+        return RowsSplit(self.spec, labels, device, inner, next((file.ids for file in files if file.ids), None))
+
+    def require_count(self, name: str, images: int | None) -> int:
+        """How many images both sides have; `images` are those of the data set's split. UserError where they differ."""
+        files = [file for file in self.files if file]
+        where = str(files[0].path) if images is None else f"{self.dataset} ({name})"
+        images = files[0].images if images is None else images
         for file in files:
             if file.images != images:
-                where = f"{self.dataset} ({name})" if inner is not None else str(files[0].path)
                 raise UserError(f"{file.path} has {file.images} images, {where} {images}; they are to be the same ones")
-        labels = inner.labels.cpu() if inner is not None else self._labels(files)
-        return RowsSplit(self.spec, labels, device, inner)
+        return images
 
     def _labels(self, files: Sequence[FeatureFile]) -> Tensor:
         labelled = next((file for file in files if file.labels), None)
@@ -172,8 +189,25 @@ class FeaturePair:
         return labels if order is None else labels[order]
 
 
-def is_features(spec: str) -> bool:
-    return spec.startswith(PREFIX)
+def is_features(spec: str | Named) -> bool:
+    return str(spec).startswith(PREFIX)
+
+
+def path_of(spec: str) -> Path:
+    """The file or folder that a spec names."""
+    path = spec.removeprefix(PREFIX)
+    return Path(path if Path(path).exists() else path.partition("?")[0])
+
+
+def features_files(spec: str) -> list[Path]:
+    """The files that a spec stands for, whether they are there or not."""
+    path = path_of(spec)
+    return parts_of(path) if path.exists() else [path]
+
+
+def place_of(specs: Sequence[str | Named], dataset: str | None) -> str | None:
+    """The data set of two sides of which one or both are files: none, where both are."""
+    return NONE if all(map(is_features, specs)) else dataset
 
 
 def open_features(spec: str) -> tuple[FeatureFile, dict[str, str]]:
@@ -183,10 +217,17 @@ def open_features(spec: str) -> tuple[FeatureFile, dict[str, str]]:
     if odd := view.keys() - {"layout"}:
         raise UserError(f"{spec}: {min(odd)} says nothing of saved activations; only layout does")
     file = read_features(Path(body))
-    return file, {name: _layout(spec, name, saved, view.get("layout")) for name, saved in file.layers.items()}
+    return file, layouts_in(file, view.get("layout"), spec)
 
 
-def _layout(spec: str, name: str, saved: Saved, asked: str | None) -> str:
+def layouts_in(
+    file: FeatureFile, asked: str | None, called: str, remedy: str = "?layout=tokens behind it"
+) -> dict[str, str]:
+    """The layout of each layer, given the one asked for; UserError, with a remedy, where axes are ambiguous."""
+    return {name: _layout(called, name, saved, asked, remedy) for name, saved in file.layers.items()}
+
+
+def _layout(spec: str, name: str, saved: Saved, asked: str | None, remedy: str) -> str:
     rank = len(saved.shape)
     if rank == RANKS["features"]:
         return "features"
@@ -197,7 +238,7 @@ def _layout(spec: str, name: str, saved: Saved, asked: str | None) -> str:
     if rank == RANKS["tokens"]:
         raise UserError(
             f"{spec}: {in_line(name)} gives {saved.shape[1:]} for an image, which may be tokens or channels; say it "
-            "with ?layout=tokens behind it, or save it with four axes"
+            f"with {remedy}, or save it with four axes"
         )
     raise UserError(
         f"{spec}: {in_line(name)} gives {saved.shape[1:]} for an image: neither maps nor tokens nor features"
@@ -237,33 +278,44 @@ def spec_of_files(files: Sequence[FeatureFile]) -> DatasetSpec:
     return replace(DATASETS["digits"], name=NONE, folder="", labels=labels, task=SINGLE_LABEL)
 
 
+def pair_of_files(specs: tuple[str, str], sides: Sequence[Side]) -> FeaturePair:
+    """Two files, each with its layouts, whose images are matched; `specs` name them in results."""
+    files = sides[0][0], sides[1][0]
+    order, note = matched(*files)
+    first, second = (
+        checkpoint_of(spec, *side, moved) for spec, side, moved in zip(specs, sides, (None, order), strict=True)
+    )
+    notes = (note,) * bool(note)
+    return FeaturePair((first, second), files, torch.zeros(2, 1, 1, 1), NONE, spec_of_files(files), notes)
+
+
 def open_sides(
-    specs: tuple[str, str], dataset: str, *, size: int | None = None, on_message: Callable[[str], None]
+    specs: tuple[str | Named, str | Named],
+    dataset: str | None,
+    *,
+    size: int | None = None,
+    on_message: Callable[[str], None] = lambda line: None,
+    opener: Callable[..., Checkpoint] = open_network,
 ) -> FeaturePair:
-    """Two sides of which one or both are files; the network among them sees the images of the data set, in order."""
-    opened = [open_features(spec) if is_features(spec) else None for spec in specs]
+    """Two sides of which one or both are files; the network among them sees the images of the data set, in order.
+
+    dataset: NONE where both are files, None for that of the network. `opener` stands in for `open_network`.
+    """
+    opened = [open_features(str(spec)) if is_features(spec) else None for spec in specs]
     files_found = [side for side in opened if side]
-    shown, notes, order = None, [], None
     if len(files_found) == len(specs):
         if dataset != NONE:
             raise UserError(f"both sides are files, which see no images: say {NONE} in the place of {dataset}")
-        order, note = matched(files_found[0][0], files_found[1][0])
-        notes += [note] * bool(note)
-    else:
-        if dataset == NONE:
-            raise UserError(f"the network sees the images of a data set: name it in the place of {NONE}")
-        text = next(spec for spec in specs if not is_features(spec))
-        network = open_network(Named(text), dataset=dataset, size=size, on_message=on_message)
-        shown = put_on_dataset([network], dataset, size=size)
-        notes += [*shown.notes, f"{files_found[0][0].path} is taken to be of the images of {dataset}, in their order"]
-    sides = []
-    for spec, side, moved in zip(specs, opened, (None, order), strict=True):
-        if side is None:
-            assert shown
-            sides.append(shown.networks[0])
-        else:
-            sides.append(checkpoint_of(spec, *side, moved))
-    files = [side[0] if side else None for side in opened]
-    sample = shown.sample if shown else torch.zeros(2, 1, 1, 1)
-    spec = shown.spec if shown else spec_of_files([side[0] for side in files_found])
-    return FeaturePair((sides[0], sides[1]), (files[0], files[1]), sample, dataset, spec, tuple(notes), shown)
+        return pair_of_files((str(specs[0]), str(specs[1])), files_found)
+    if dataset == NONE:
+        raise UserError(f"the network sees the images of a data set: name it in the place of {NONE}")
+    text = next(spec for spec in specs if not is_features(spec))
+    network = opener(text, dataset=dataset, size=size, on_message=on_message)
+    shown = put_on_dataset([network], dataset, size=size)
+    notes = *shown.notes, f"{files_found[0][0].path} is taken to be of the images of {shown.dataset}, in their order"
+    first, second = (
+        checkpoint_of(str(spec), *side, None) if side else shown.networks[0]
+        for spec, side in zip(specs, opened, strict=True)
+    )
+    files = opened[0] and opened[0][0], opened[1] and opened[1][0]
+    return FeaturePair((first, second), files, shown.sample, shown.dataset, shown.spec, notes, shown)

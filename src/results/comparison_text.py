@@ -1,4 +1,4 @@
-"""What is printed of the comparison of many layers: matrices, what is more than chance, and differences."""
+"""What is printed of comparisons: values, matrices, intervals, what is more than chance, and differences."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,17 +6,86 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from src.core.errors import UserError
 from src.evaluation.calibration import Calibration
 from src.evaluation.certainty import Certainty
 from src.evaluation.layer_grid import Comparison
-from src.metrics import MEASURES
+from src.metrics import MEASURES, Cell
 from src.metrics.certainty.calibration import LEVEL
 from src.metrics.certainty.uncertainty import Difference
 from src.metrics.engine.plan import Pair
-from src.results.text import columns_text, fill, matrix_text
+from src.results.text import columns_text, fill, health_lines, matrix_text
 
 UNPAIRED = "unpaired (mean, and what 5% of pairings pass by chance)"
 CALIBRATED = ["method", "value", "threshold", "p", "score"]
+
+
+def pair_report(
+    comparison: Comparison, networks: list[str], certainties: dict[Pair, Certainty]
+) -> tuple[list[str], dict[str, Any]]:
+    """Lines, a title first, and result for one layer of each network."""
+    text, result = comparison_report(comparison.cells[0, 0], certainties.get((0, 0)))
+    places = zip(networks, comparison.layers1 + comparison.layers2, strict=True)
+    return [
+        " and ".join(network if network == layer else f"{network}, {layer}" for network, layer in places),
+        text,
+    ], result
+
+
+def grid_report(
+    comparison: Comparison, networks: list[str], certainties: dict[Pair, Certainty]
+) -> tuple[list[str], dict[str, Any]]:
+    """Lines, a title first, and result for every pair of many layers."""
+    result = {name: value for name, value in comparison.record().items() if name != "frame"}
+    lines = [
+        f"{networks[0]} (rows) and {networks[1]} (columns)",
+        *(grid_text(comparison, name) for name in comparison.names),
+        *doubts_text(comparison, result["refused"], result["warnings"]),
+    ]
+    if certainties:
+        result |= certainty_record(comparison, certainties)
+        lines += certainty_lines(comparison, result)
+    return lines, result
+
+
+def comparison_report(cell: Cell, certainty: Certainty | None = None) -> tuple[str, dict[str, Any]]:
+    """Text for stdout, a line a measure and what stands behind it, and the same for the result file.
+
+    Raises UserError where there is no value at all.
+    """
+    if not cell.values:
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in cell.unavailable.items()))
+    wide = max(12 if certainty else 14, *map(len, cell.views))
+    heading = f"{'method':{wide}} {'view':9} {'value':>12}  more alike"
+    heading += f"{'95% interval':>17}" * bool(certainty and certainty.intervals)
+    heading += f"{'unpaired':>16}" * bool(certainty and certainty.null)
+    lines = [heading]
+    for name, view in cell.views.items():
+        value = f"{cell.number(name):12.6f}" if name in cell.values else f"{'-':>12}"
+        line = f"{name:{wide}} {view:9} {value}  {MEASURES[name].more_alike:10}"
+        if certainty:
+            line += _pair_text(certainty.intervals, name, 17, "[{:.4f}, {:.4f}]")
+            line += _pair_text(certainty.null, name, 16, "{:.4f} {:.4f}")  # both may be negative
+        lines.append(line.rstrip())
+    lines += [fill(f"{name}: no value: {reason}") for name, reason in cell.unavailable.items()]
+    record = comparison_record(cell)
+    if certainty:
+        lines += [fill(f"{name}: none: {reason}") for name, reason in certainty.unavailable.items()]
+        lines += how_lines(certainty.how)
+        record |= {"intervals": certainty.intervals, "null": certainty.null, "certainty": certainty.how}
+    for health in cell.health.values():
+        lines += health_lines(asdict(health))
+    return "\n".join(lines), record
+
+
+def _pair_text(known: dict[str, tuple[float, float]], name: str, width: int, form: str) -> str:
+    return f"{form.format(*known[name]) if name in known else '':>{width}}" if known else ""
+
+
+def comparison_record(cell: Cell) -> dict[str, Any]:
+    """What a result file says of a comparison."""
+    records = {view: asdict(record) for view, record in cell.health.items()}
+    return {"values": cell.values, "refused": cell.unavailable, "views": cell.views, "health": records}
 
 
 def versus_lines(spec: str, layer: str, differences: dict[str, Difference | str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from src import results
 from src.core.errors import UserError
@@ -81,11 +81,7 @@ class SavedStitch:
     def _with_tail(self, until: str) -> StitchedNetwork:
         """The stitched network until a layer, with the statistics that this stitch gave the end network."""
         network, asked = self.end.network, self.end.layout
-        layers = [layer for layer in (self.end_layer, until) if layer]
-        layouts = layouts_of(find_outputs(network, layers, self.on_data.sample, asked))
-        part = tail(network, self.end_layer, until, layouts)
-        part = self.stitch.norms.linked(until, part) if self.stitch.norms else freeze(part)
-        return StitchedNetwork(self.pair.front_head, self.stitch, part).eval()
+        return with_tail(self.pair, self.stitch, network, self.end_layer, self.on_data.sample, until, asked)
 
     def heads(self, layer: str | None) -> tuple[nn.Module, nn.Module]:
         """Images -> the stitched network's output, and the end network's own, at the stitched or a later layer."""
@@ -93,6 +89,25 @@ class SavedStitch:
         network, asked = self.end.network, self.end.layout
         layouts = layouts_of(find_outputs(network, [self.end_layer, layer], self.on_data.sample, asked))
         return self._with_tail(layer), freeze(head(network, layer, layouts))
+
+
+def with_tail(
+    pair: Pair,
+    stitch: Stitch,
+    end: nn.Module,
+    end_layer: str,
+    sample: Tensor,
+    until: str = "",
+    asked: str | None = None,
+) -> StitchedNetwork:
+    """A pair sewn by a stitch, until a layer, with the statistics that this stitch gave the end network; in eval mode.
+
+    sample: two blank images. asked: the layout of the end network's layers, where somebody says it.
+    """
+    layers = [layer for layer in (end_layer, until) if layer]
+    part = tail(end, end_layer, until, layouts_of(find_outputs(end, layers, sample, asked)))
+    part = stitch.norms.linked(until, part) if stitch.norms else freeze(part)
+    return StitchedNetwork(pair.front_head, stitch, part).eval()
 
 
 def load_stitch(

@@ -24,13 +24,8 @@ def stitch_table(result: dict[str, Any]) -> str:
     lines = [fill(stitch_title(result))]
     heads = (f"{title:>{column.width}}" for title, column in columns_of(result).items())
     lines.append(" ".join([f"{'':11}", *heads]))
-    marked, labels = exact_fits(result), {}
-    for row, stage in STAGES.items():
-        if stage.scores in result["model_results"]:
-            similar = result["m2_sim"].get(stage.agreement, {})
-            cka, l2 = (result.get(f"{name}{stage.suffix}") if row in COMPARED else None for name in ("cka", "l2"))
-            labels[row] = result["model_results"][stage.scores] | similar | {"cka": cka, "l2": l2}
-    for row, figures in labels.items():
+    marked = exact_fits(result)
+    for row, figures in figures_of(result).items():
         lines.append(_line(result, row, EXACT_MARK * (row in marked), figures))
     for row, figures in result.get("controls", {}).items():
         mark = MADE_MARK * bool(figures.get("by_construction"))
@@ -40,6 +35,17 @@ def stitch_table(result: dict[str, Any]) -> str:
     lines += ood_lines(result.get("ood", {}), result["params"]["end_layer"])
     lines += health_lines(result["health"]) if "health" in result else []
     return "\n".join([*lines, *(fill(f"warning: {text}") for text in fit_warnings(result))])
+
+
+def figures_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each network but the controls, by its row, what it reaches and how close it comes to the end network."""
+    rows = {}
+    for row, stage in STAGES.items():
+        if stage.scores in result["model_results"]:
+            similar = result["m2_sim"].get(stage.agreement, {})
+            cka, l2 = (result.get(f"{name}{stage.suffix}") if row in COMPARED else None for name in ("cka", "l2"))
+            rows[row] = result["model_results"][stage.scores] | similar | {"cka": cka, "l2": l2}
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

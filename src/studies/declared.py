@@ -12,6 +12,7 @@ from typing import Any
 
 from src.core.errors import UserError
 from src.evaluation.identical import IMAGES
+from src.networks.feature_networks import PREFIX, is_features
 from src.networks.source_spec import parse_spec
 from src.stitching import StitchSpec, usual_rate
 from src.stitching.options import spec_of
@@ -158,11 +159,12 @@ def networks_of(table: Declared) -> dict[str, Place]:
 
 def _matching(text: str) -> list[str]:
     """The specs that a text stands for: it, or one a file where it is a pattern as of the shell, and `**`."""
+    kind, text = (PREFIX, text.removeprefix(PREFIX)) if is_features(text) else ("", text)
     options = _OPTIONS.search(text)
     file, rest = (text[: options.start()], options[0]) if options else (text, "")
-    if not glob.has_magic(file) or any(Path(one).exists() for one in (text, file)) or not _is_file(file):
-        return [text]
-    return [found + rest for found in sorted(glob.glob(file, recursive=True))]
+    if not glob.has_magic(file) or any(Path(one).exists() for one in (text, file)) or not (kind or _is_file(file)):
+        return [kind + text]
+    return [kind + found + rest for found in sorted(glob.glob(file, recursive=True))]
 
 
 def _is_file(text: str) -> bool:
@@ -194,3 +196,8 @@ def texts_of(study: Study) -> list[str]:
     """Every network spec of a study, patterns resolved."""
     texts = [text for table in tables_of(study) for pair in table.pairs for text in pair]
     return list(dict.fromkeys(texts))
+
+
+def metrics_of(study: Study) -> list[str]:
+    """Every metric that a study names."""
+    return list(dict.fromkeys(name for table in study.says.compare for name in table.metrics))

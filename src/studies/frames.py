@@ -82,15 +82,16 @@ def collect(plan: StudyPlan, store: Store) -> StudyResults:
     frame = frame[frame["name"].isin(items.keys())]
     order = {name: number for number, name in enumerate(items)}
     frame = frame.sort_values("name", key=lambda names: names.map(order)).reset_index(drop=True)
-    compared = {name: bundle for name, (bundle, spec) in items.items() if isinstance(spec, CompareSpec)}
     read = [
-        (results.read(store.path(name)), bundle.pair) for name, bundle in compared.items() if store.path(name).is_file()
+        (results.read(store.path(name)), bundle.pair, spec.metrics)
+        for name, (bundle, spec) in items.items()
+        if isinstance(spec, CompareSpec) and store.path(name).is_file()
     ]
-    comparisons = [_comparison(result, pair) for result, pair in read]
+    comparisons = [_comparison(*one) for one in read]
     both = pd.concat(comparisons, ignore_index=True) if comparisons else pd.DataFrame(columns=COMPARED)
     if frame.empty and both.empty:
         raise UserError(f"no results of this study in {store.folder} yet; run it first")
-    devices = devices_of(frame) | {(result.get("device") or {}).get("name", PROCESSOR) for result, _ in read}
+    devices = devices_of(frame) | {(result.get("device") or {}).get("name", PROCESSOR) for result, *_ in read}
     return replace(with_names(frame, both), devices=tuple(sorted(devices)))
 
 
@@ -153,12 +154,13 @@ def _pairs(ones: Sequence[str], others: Sequence[str], between: str) -> list[str
     return [f"{one}{between}{other}" for one, other in zip(ones, others, strict=True)]
 
 
-def _comparison(result: dict[str, Any], pair: tuple[str, str]) -> Frame:
-    facts = {}
+def _comparison(result: dict[str, Any], pair: tuple[str, str], metrics: Sequence[str]) -> Frame:
+    """The values of the metrics that the study asks for, whatever else a file says."""
+    frame, facts = result["frame"], {}
     for i, (spec, network) in enumerate(zip(pair, result["networks"], strict=True), start=1):
         facts |= {f"spec{i}": spec, f"network{i}": network_name(network)}
         facts |= {f"{fact}{i}": network.get(NETWORK[fact]) for fact in FACTS}
-    return result["frame"].assign(**facts)[COMPARED]
+    return frame[frame["method"].isin(metrics)].assign(**facts)[COMPARED]
 
 
 def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str]:

@@ -9,12 +9,21 @@ import torch
 from src.dataset import Split
 from src.dataset.split import MemorySplit
 from src.networks import opening as sources
+from src.networks.feature_networks import FeaturePair, is_features, open_sides, place_of
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.studies.jobs import Bundle
 
 Arrays = dict[tuple, tuple[np.ndarray, np.ndarray]]  # images and labels, by what they are of
 _READ: dict[tuple, Split] = {}
 _HANDED_OVER: Arrays = {}
+
+
+def sides_of(bundle: Bundle) -> NetworksOnDataset | FeaturePair:
+    """The sides of a comparison: networks in front of a data set, or files."""
+    if not any(map(is_features, bundle.pair)):
+        return networks_on_data(bundle)[0]
+    settings = bundle.settings
+    return open_sides(bundle.networks, place_of(bundle.pair, settings.dataset), size=settings.image_size)
 
 
 def networks_on_data(bundle: Bundle) -> tuple[NetworksOnDataset, NetworksOnDataset]:
@@ -27,8 +36,12 @@ def networks_on_data(bundle: Bundle) -> tuple[NetworksOnDataset, NetworksOnDatas
     return on_data, on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
 
 
-def split_of(on_data: NetworksOnDataset, name: str, device: torch.device, images: int | None = None) -> Split:
+def split_of(
+    on_data: NetworksOnDataset | FeaturePair, name: str, device: torch.device, images: int | None = None
+) -> Split:
     """The images of a split, or so many, read once a process: bundles of one study come one after the other."""
+    if isinstance(on_data, FeaturePair):
+        return on_data.split(name, device=device)
     key = *_key(on_data, name, images), str(device)
     if key not in _READ:
         if len(_READ) > 4:
@@ -53,6 +66,8 @@ def _handed_over(on_data: NetworksOnDataset, name: str, device: torch.device, im
 
 def arrays_of(bundle: Bundle) -> Arrays:
     """All images of a bundle that are held in memory, to be handed over; those in files are for each to decode."""
+    if any(map(is_features, bundle.pair)):
+        return {}
     (on_data, scored), images = networks_on_data(bundle), bundle.settings.images
     splits = {}
     for one, name in ((on_data, "train"), (on_data, "val"), (scored, "val")):

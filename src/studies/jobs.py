@@ -8,6 +8,7 @@ from typing import Any
 from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.records import ANY, FINITE, FLAG, POSITIVE, SIZE, TEXT, Each, Kind, Maybe, Several, check
+from src.metrics.own import load_own
 from src.networks.source_spec import Named
 from src.stitching import StitchSpec
 from src.stitching.stitch_spec import spec_table
@@ -15,7 +16,7 @@ from src.stitching.stitch_spec import spec_table
 
 @dataclass(frozen=True, slots=True)
 class CompareSpec:
-    """A grid of layers compared by some metrics."""
+    """A grid of layers compared by some metrics; `save`: the activations are kept beside the result."""
 
     front_layers: tuple[str, ...]
     end_layers: tuple[str, ...]
@@ -23,10 +24,22 @@ class CompareSpec:
     view: str | None = None
     group_at: int | None = None
     split: str = "val"
+    save: bool = False
 
     def key(self, **surroundings: Any) -> str:
-        """A digest of what decides the values: the spec, weights, preprocessing, images."""
-        return digest({"format": 1, "compare": asdict(self), "surroundings": surroundings})
+        """A digest of what decides the values: the spec, weights, preprocessing, images, files of the user's metrics.
+
+        Raises FileNotFoundError or UserError where such a file does not run.
+        """
+        own = load_own(self.metrics)
+        surroundings |= {"own_metrics": own} if own else {}
+        values = {name: value for name, value in asdict(self).items() if name != "save"}
+        return digest({"format": 1, "compare": values, "surroundings": surroundings})
+
+    def names(self, **surroundings: Any) -> tuple[str, str]:
+        """The stem of its file, and its key; a comparison that keeps activations is another file."""
+        asked = {"asked": {"save": True}} if self.save else {}
+        return self.key(**surroundings, **asked), self.key(**surroundings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,7 @@ _COMPARE = {
     "view": Maybe(TEXT),
     "group_at": Maybe(POSITIVE),
     "split": TEXT,
+    "save": FLAG,
 }
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 
 from src.cutting.channel_axis import Output, find_outputs
 from src.cutting.selection import choose_layers
+from src.dataset.feature_files import digest_of_features
 from src.metrics.algebra.products import times
 from src.networks import opening as sources
 from src.networks.checkpoints import Checkpoint, weights_digest
+from src.networks.feature_networks import FeaturePair, is_features, open_sides, place_of
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.networks.source_spec import Named
 
@@ -28,8 +31,15 @@ class NetworkCache:
     networks: dict[tuple, Checkpoint] = field(default_factory=dict)
     _found: dict[tuple, Any] = field(default_factory=dict)
 
-    def pair(self, texts: tuple[str | Named, str | Named], dataset: str | None, size: int | None) -> NetworksOnDataset:
-        """Two networks in front of a data set; raises UserError as `sources.open_pair` and `put_on_dataset` do."""
+    def pair(
+        self, texts: tuple[str | Named, str | Named], dataset: str | None, size: int | None
+    ) -> NetworksOnDataset | FeaturePair:
+        """Two networks in front of a data set, or files in the place of one or both.
+
+        Raises UserError as `sources.open_pair` and `put_on_dataset` do, or `open_sides`.
+        """
+        if any(map(is_features, texts)):
+            return open_sides(texts, place_of(texts, dataset), size=size, on_message=self.on_message, opener=self._open)
         return put_on_dataset(
             sources.open_pair(texts, dataset=dataset, size=size, opener=self._open), dataset, size=size
         )
@@ -48,6 +58,10 @@ class NetworkCache:
             return split.digest(), len(split)
 
         return self._once((on_data.spec.name, on_data.spec.size, on_data.answers, name, images), read)
+
+    def digest_of_file(self, path: Path) -> str:
+        """The digest of a file or folder of activations."""
+        return self._once(("file", str(path)), lambda: digest_of_features(path))
 
     def of(self, on_data: NetworksOnDataset, number: int) -> "CachedNetwork":
         """One of the two networks, as it looks in this pair."""

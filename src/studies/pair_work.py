@@ -142,16 +142,23 @@ class PairWork:
         (fronts, ends), table = self.layers(declared), declared.says
         if self.settings.evaluate_on:
             raise UserError("evaluate_on is for stitches; a comparison has its own data set")
-        spec = CompareSpec(tuple(fronts), tuple(ends), tuple(table.metrics), table.view, table.group_at, table.split)
-        images, count = self.cache.images(self.on_data, table.split, self.settings.images)
-        key = spec.key(**self.about | {"images": [images]})
+        chosen = tuple(fronts), tuple(ends), tuple(table.metrics)
+        spec = CompareSpec(*chosen, table.view, table.group_at, table.split, table.save)
+        about, count = self.surroundings(table.split)
+        name, key = spec.names(**about)
+        sides = zip(self.sides, (spec.front_layers, spec.end_layers), strict=True)
+        features = sum(math.prod(seen.output(layer).shape) for seen, layers in sides for layer in layers)
         cells = len(fronts) * len(ends) * len(table.metrics)
         seconds = count * (self.costs.front + self.costs.end) * (1 + 0.02 * cells)
         if any(METRICS[name].needs == "gram" for name in spec.metrics if name in METRICS):
-            sides = zip(self.sides, (spec.front_layers, spec.end_layers), strict=True)
-            features = sum(math.prod(seen.output(layer).shape) for seen, layers in sides for layer in layers)
             seconds += gram_operations(features, count) * min(1, (spec.group_at or count) / count) / self.costs.products
-        self.items.append(_Priced(Item(key, key, spec), seconds, 4000 + 100 * cells))
+        size = 4000 + 100 * cells + 4 * features * count * spec.save
+        self.items.append(_Priced(Item(name, key, spec), seconds, size))
+
+    def surroundings(self, split: str) -> tuple[dict[str, Any], int]:
+        """What decides a comparison of images of a split beside its spec, and how many images these are."""
+        images, count = self.cache.images(self.on_data, split, self.settings.images)
+        return self.about | {"images": [images]}, count
 
     def forget(self, known: set[str]) -> None:
         """Leave out what was declared before, by an earlier table or pair, and remember the rest."""

@@ -10,8 +10,10 @@ from src.core.errors import UserError
 from src.core.files import is_failing
 from src.core.progress import bar
 from src.core.records import ANY, NATURAL, Each, Several, check, read_json
+from src.networks.feature_networks import FeaturePair
 from src.networks.source_spec import Named
 from src.studies.declared import Declared, Pair, check_count, tables_of
+from src.studies.feature_work import FeatureWork
 from src.studies.jobs import Bundle, Settings, from_record
 from src.studies.network_cache import NetworkCache
 from src.studies.pair_work import PairWork
@@ -92,7 +94,8 @@ def _opened(study: Study, tables: list[Declared], cache: NetworkCache, left_out:
     for pair, place in places.items():
         try:
             on_data = cache.pair((Named(pair[0]), Named(pair[1])), says.dataset, says.image_size)
-            work = PairWork(pair, settings, on_data, cache, left_out)
+            kind = FeatureWork if isinstance(on_data, FeaturePair) else PairWork
+            work = kind(pair, settings, on_data, cache, left_out)  # pyright: ignore[reportArgumentType]
         except (UserError, OSError) as error:
             if is_failing(error):
                 raise

@@ -3,14 +3,14 @@
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from src.core.errors import UserError
-from src.core.options import NUMBERS, Option, names_among, naturals
+from src.core.options import CHECKS, FLAG, check_of, one_of, text
 from src.dataset import SPLITS, canonical_dataset
 from src.metrics import MEASURES
+from src.metrics.own import is_own, name_own
 from src.stitching.controls import choose_controls
 from src.stitching.options import OPTIONS
 from src.stitching.stitch_spec import PRECISIONS
@@ -18,21 +18,6 @@ from src.studies.toml import Document
 
 PAIRS = ("all", "self")
 LAYER_PAIRS = ("all", "zip")
-
-
-def one_of(*choices: Any) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
-            raise UserError(f"{value!r} is none of {', '.join(map(str, choices))}")
-        return value
-
-    return check
-
-
-def text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{value!r} is no text")
-    return value
 
 
 def several(check: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
@@ -52,8 +37,9 @@ def layers(value: Any) -> str:
     return ",".join(several(text)(value))
 
 
-def rank(value: Any) -> int | None:
-    return None if value == "full" else NUMBERS["positive"].check(value)
+def metric(value: Any) -> str:
+    """A measure that is known, or one of the user's own, which the study names so; it runs when it is planned."""
+    return name_own(value) if isinstance(value, str) and is_own(value) else one_of(*MEASURES)(value)
 
 
 def controls(value: Any) -> list[str]:
@@ -69,31 +55,6 @@ def pairs(value: Any) -> str | list[tuple[str, str]]:
     return one_of(*PAIRS)(value)
 
 
-FLAG = one_of(True, False)
-# what each kind of a stitch's option takes here
-CHECKS: dict[str, Callable[[Any], Any]] = {
-    **{kind: number.check for kind, number in NUMBERS.items()},
-    "rank": rank,
-    "flag": FLAG,
-    "text": text,
-    "naturals": naturals,
-}
-
-
-def _accepted(check: Callable[[str], Any], value: Any) -> str:
-    check(text(value))
-    return value
-
-
-def check_of(option: Option) -> Callable[[Any], Any]:
-    """What an option of a stitch takes here."""
-    if option.kind == "names":
-        return partial(names_among, option.choices)
-    if option.check:
-        return partial(_accepted, option.check)
-    return one_of(*option.choices) if option.kind == "name" else CHECKS[option.kind]
-
-
 _LAYERS = {"layers": (layers, None), "front_layers": (layers, None), "end_layers": (layers, None)}
 # key -> (check, default); `...` where it has to be there
 AXES = {option.field: (several(check_of(option)), None) for option in OPTIONS}
@@ -105,10 +66,11 @@ COMPARE = (
     _NETWORKS
     | _LAYERS
     | {
-        "metrics": (several(one_of(*MEASURES)), ...),
+        "metrics": (several(metric), ...),
         "view": (one_of("images", "channels"), None),
         "group_at": (CHECKS["positive"], None),
         "split": (one_of(*SPLITS), "val"),
+        "save": (FLAG, False),
     }
 )
 STUDY = {

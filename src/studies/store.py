@@ -13,9 +13,11 @@ from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.files import atomic_write, make_folder, remove_leftovers
 from src.core.records import LINES, NATURAL, TEXT, check, read_json
+from src.metrics.own import is_own
 from src.networks.architectures import files_of
+from src.networks.feature_networks import features_files, is_features
 from src.studies.deaths import Death
-from src.studies.declared import texts_of
+from src.studies.declared import metrics_of, texts_of
 from src.studies.jobs import to_record
 from src.studies.plan import StudyPlan, make_plan, plan_from_file
 from src.studies.schema import Study
@@ -154,9 +156,14 @@ class Store:
 
 
 def _named_by(study: Study, plan: StudyPlan, path: Path) -> StudyPlan:
-    """A plan whose networks are all named by the study, so that they may be opened as the user's; else UserError."""
-    named = set(texts_of(study))
-    for text in (text for bundle in plan.bundles for text in bundle.pair):
+    """A plan whose networks and metrics are all named by the study, so that they may be used as the user's.
+
+    Raises UserError, with the first that is not.
+    """
+    named = {*texts_of(study), *metrics_of(study)}
+    asked = [text for bundle in plan.bundles for text in bundle.pair]
+    asked += [name for bundle in plan.bundles for item in bundle.items for name in getattr(item.spec, "metrics", ())]
+    for text in asked:
         if text not in named:
             raise UserError(f"{path} asks for {text}, which {study.document.path} does not name; remove that plan")
     return replace(plan, bundles=[replace(bundle, named=True) for bundle in plan.bundles])
@@ -172,7 +179,9 @@ def _read_plan(path: Path) -> StudyPlan | None:
 def fingerprint(study: Study) -> str:
     """What a plan depends on, as far as a glance tells: the study's text, and the networks' files."""
     stamps = []
-    for text in texts_of(study):
-        found = [file.stat() for file in files_of(text) if file.is_file()]
+    own = (name.partition("?")[0] for name in metrics_of(study) if is_own(name))
+    for text in (*texts_of(study), *own):
+        files = features_files(text) if is_features(text) else files_of(text)
+        found = [file.stat() for file in files if file.is_file()]
         stamps.append([text, [[status.st_size, status.st_mtime_ns] for status in found]])
-    return digest(["plan 4", study.document.text, stamps])[:16]
+    return digest(["plan 5", study.document.text, stamps])[:16]

@@ -19,11 +19,16 @@ from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.files import is_failing
 from src.core.precision import device_facts, full_precision, require_tf32
+from src.dataset import Split
 from src.evaluation.identical import CACHE_FOLDER, IdenticalCache
 from src.evaluation.kept_passes import Keep
 from src.evaluation.layer_grid import compare_layers
+from src.evaluation.saving import save_activations
 from src.metrics.algebra.products import described
+from src.metrics.own import is_own, load_own, name_own
 from src.networks.architectures import untrained
+from src.networks.feature_networks import FeaturePair
+from src.networks.presentation import NetworksOnDataset
 from src.results.stitch_text import networks_at_chance
 from src.stitching import CutNetworks, StitchSpec
 from src.stitching.keys import front_inputs, key_inputs, stitch_keys
@@ -31,7 +36,8 @@ from src.stitching.options import blind_labels
 from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.states import resume_states
 from src.studies.deaths import Death
-from src.studies.images import networks_on_data, split_of
+from src.studies.feature_work import about_sides, digest_of_images
+from src.studies.images import networks_on_data, sides_of, split_of
 from src.studies.jobs import Bundle, CompareSpec
 from src.studies.leases import Leases
 from src.studies.store import Store
@@ -146,16 +152,18 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     (item,) = task.bundle.items
     spec = item.spec
     assert isinstance(spec, CompareSpec)
-    (on_data, _), device = networks_on_data(task.bundle), choose_device(task.device)
+    on_data, device = sides_of(task.bundle), choose_device(task.device)
     front, end = on_data.networks
     split = split_of(on_data, spec.split, device, task.bundle.settings.images)
-    _check_keys(task.bundle, [spec.key(**(about := key_inputs(on_data, [split.digest()])))])
-    key = spec.key(**key_inputs(on_data, about["images"], about["weights"], device=device))
+    for name in filter(is_own, spec.metrics if task.bundle.named else ()):
+        name_own(name)
+    about = _about(on_data, split, on_message)
+    _check_keys(task.bundle, [spec.key(**about)])  # as above
+    key = spec.key(**about, **({"device": made_on} if (made_on := device_facts(device)) else {}))
+    networks, layers = (front.network, end.network), (list(spec.front_layers), list(spec.end_layers))
+    given = networks, layers, on_data.sample, split
     comparison = compare_layers(
-        (front.network, end.network),
-        (list(spec.front_layers), list(spec.end_layers)),
-        on_data.sample,
-        split,
+        *given,
         spec.metrics,
         view=spec.view,
         group=spec.group_at,
@@ -169,8 +177,23 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     params = parameters(task.bundle) | asked | {"dataset": on_data.dataset}
     params |= {"front_layer": ",".join(spec.front_layers), "end_layer": ",".join(spec.end_layers)}
     found = {"networks": [front.facts(), end.facts()], **comparison.record(), "products": described(device)}
+    found |= {"own_metrics": own} if (own := load_own(spec.metrics)) else {}
+    if spec.save:
+        path = Store(task.folder).path(item.name).with_suffix(".safetensors")
+        facts = {"networks": found["networks"], "dataset": on_data.dataset, "split": spec.split}
+        facts |= {"made_by": _provenance(device)["runner_code"], "key": key}
+        save_activations(path, *given, about=facts, overwrite=True, layouts=(front.layout, end.layout))
     Store(task.folder).publish(item.name, {"params": params, "key": key, **found, **_provenance(device)})
     return {}
+
+
+def _about(sides: NetworksOnDataset | FeaturePair, split: Split, on_message: Callable[[str], None]) -> dict[str, Any]:
+    """What decides a comparison beside its spec and the device."""
+    if not isinstance(sides, FeaturePair):
+        return key_inputs(sides, [split.digest()])
+    for line in sides.notes:
+        on_message(f"note: {line}")
+    return about_sides(sides, digest_of_images(split))
 
 
 def _states(store: Store, bundle: Bundle, device: torch.device) -> Path:

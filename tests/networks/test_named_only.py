@@ -314,7 +314,7 @@ def test_results_of_a_study_make_nothing_run(evil: Path, capsys) -> None:
 
 def test_the_line_says_the_command(evil: Path, capsys, monkeypatch) -> None:
     """A result of a user's own network: what the refusing line says, added to the command, does it."""
-    monkeypatch.setattr("src.networks.sources.python._load", lambda file, name: run_quietly(file))
+    monkeypatch.setattr("src.core.python_files._load", lambda file, name: run_quietly(file))
     made = {
         "first": ("evil.py:make#0", "a3.pt", "conv", "bn1"),
         "second": ("a3.pt", "evil.py:make#0?size=8", "bn1", "conv"),
@@ -342,7 +342,7 @@ def run_quietly(file: Path) -> dict[str, Any]:
 
 
 def test_a_study_of_ones_own_networks_runs_them(evil: Path, monkeypatch) -> None:
-    monkeypatch.setattr("src.networks.sources.python._load", lambda file, name: run_quietly(file))
+    monkeypatch.setattr("src.core.python_files._load", lambda file, name: run_quietly(file))
     of_model("own.pt", "evil.py:make")
     study = STUDY.replace('networks = ["a3.pt", "b3.pt"]', 'pairs = [["evil.py:make#0", "evil.py:make@own.pt"]]')
     Path("s.toml").write_text(study.replace("bn1", "conv"))

@@ -66,7 +66,7 @@ def test_cka_is_that_of_the_mapped_activations(front: str, end: str, toy: Path) 
         assert found[spec.cut, "map"] == pytest.approx(plainly(cuts, spec, stitch), abs=1e-6)
         assert found[spec.cut, FRONT] == pytest.approx(plainly(cuts, spec, None), abs=1e-6)
         if can_share(cuts.geometry(spec.cut), len(val)):
-            shared = shared_ckas(share(cuts, spec.cut, val), {"map": stitch})
+            shared = shared_ckas(share(cuts, [spec.cut], val)[spec.cut], {"map": stitch})
             assert shared == pytest.approx({name: found[spec.cut, name] for name in shared}, abs=1e-6)
 
 

@@ -193,6 +193,10 @@ class Grid:
         return {pair: self.found["cell", pair] for pair in self.plan.cells if ("cell", pair) in self.found}
 
     def _finish_group(self, on_block: Call = _nothing, on_found: Call = _nothing) -> None:
+        for pair, cell in self.plan.cells.items():  # as they are, before anything is centred
+            for name in cell.of("rows"):
+                if METRICS[name].needs == "matrices":
+                    self._take(name, pair, self._matrices(cell.views[name], pair), on_found)
         rows = [{k: layer.centre() for k, layer in layers.items()} for layers in self.layers]
         pairs = self.plan.gram_pairs()
         wanted = [sorted({pair[side] for pair in pairs}) for side in (0, 1)]
@@ -207,12 +211,20 @@ class Grid:
             )
         for (i, j), cell in self.plan.cells.items():
             for name in cell.of("rows"):
-                if METRICS[name].needs != "gram":
+                if METRICS[name].needs == "features":
                     self._take(name, (i, j), (self.layers[0][i], self.layers[1][j]), on_found)
         self._learn(self.layers)
         self.done += 1
         if self.done < len(self.sizes):
             self._expect(self.sizes[self.done])
+
+    def _matrices(self, view: str, pair: Pair) -> tuple[Tensor, Tensor]:
+        """The rows of two layers, in the activations' own units: images, or positions of channels."""
+        rows = [layers[k].rows for layers, k in zip(self.layers, pair, strict=True)]
+        if view == "channels":
+            shapes = (self.plan.shapes[side][k] for side, k in enumerate(pair))
+            rows = [channels_last_rows(x.view(len(x), *shape)) for x, shape in zip(rows, shapes, strict=True)]
+        return rows[0], rows[1]
 
     def _expect(self, images: int) -> None:
         for layers in self.layers:
@@ -329,5 +341,8 @@ class Grid:
             return self.facts[side][k]
         if (view, (side, k)) in self.sums:
             return facts_of_sums(self.sums[view, (side, k)], ranked=ranked or self._ranked)
+        if pair not in self.differences:  # of plain matrices, positions of channels: what is known of the features
+            known, channels = self.facts[side][k], self.plan.shapes[side][k][0]
+            return known._replace(nonconstant=known.nonconstant.view(channels, -1).any(1), rank=None)
         differences = self._differences(view, pair)
         return facts_of_spread(differences.mean[side], differences.squares[side], differences.n)

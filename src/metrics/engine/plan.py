@@ -68,7 +68,7 @@ def plan_cell(
         elif by_row_space(metric, taken, n, *flat):
             plan.source[name] = "row_space"
         else:
-            plan.source[name] = {"features": "rows"}.get(metric.needs, metric.needs)
+            plan.source[name] = {"features": "rows", "matrices": "rows"}.get(metric.needs, metric.needs)
     return plan
 
 

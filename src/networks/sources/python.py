@@ -1,18 +1,14 @@
 """Networks that a function of the user's own Python file returns."""
 
 import contextlib
-import hashlib
-import importlib.util
 import inspect
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from src.core.errors import UserError, first_line
-from src.core.files import read_bytes
+from src.core.python_files import digest_of, function_of, split_name
 from src.networks.sources.library import LibraryModel, Source
 
 
@@ -21,10 +17,7 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
 
     Raises UserError for a file or function that is not there or fails, and for what is no network.
     """
-    file, function = split_name(name)
-    maker = _load(file, name).get(function)
-    if not callable(maker):
-        raise UserError(f"{file} has no function {function!r}")
+    maker = function_of(name)
     offered = {"channels": channels, "classes": classes, "size": size}
     try:
         taken = inspect.signature(maker).parameters
@@ -46,39 +39,6 @@ def build(name: str, *, channels: int, classes: int | None, size: int | None) ->
 
 class _Unsaid(Exception):
     """That nobody said how many classes there are."""
-
-
-def split_name(name: str) -> tuple[Path, str]:
-    """FILE.py:FUNCTION as a file, with its folders, and the function's name."""
-    file, _, function = name.partition(".py:")
-    return Path(f"{file}.py"), function
-
-
-def digest_of(name: str) -> str:
-    """The SHA-256 of the file that FILE.py:FUNCTION names; raises FileNotFoundError where there is none."""
-    file = split_name(name)[0]
-    if not file.is_file():
-        raise FileNotFoundError(f"no Python file {file}")
-    return hashlib.sha256(read_bytes(file)).hexdigest()
-
-
-def _load(file: Path, name: str) -> dict[str, Any]:
-    module = f"_network_{digest_of(name)}"  # a name that no other module has
-    if module in sys.modules:
-        return vars(sys.modules[module])
-    spec = importlib.util.spec_from_file_location(module, file)
-    assert spec and spec.loader
-    loaded = sys.modules[module] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent.resolve()))  # what stands beside it may be imported by it
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            spec.loader.exec_module(loaded)
-    except (Exception, SystemExit) as error:  # the user's own code
-        del sys.modules[module]
-        raise UserError(f"{file} cannot be run: {type(error).__name__}: {first_line(error)}") from None
-    finally:
-        sys.path.remove(str(file.parent.resolve()))
-    return vars(loaded)
 
 
 SOURCE = Source(
