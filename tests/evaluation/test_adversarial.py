@@ -98,9 +98,9 @@ def test_a_network_is_trained_against_it_and_says_so(toy: Path, monkeypatch: pyt
     assert "adversarial" not in load(plain).facts()
     assert not torch.equal(load(plain).network.fc2.weight, robust.network.fc2.weight)  # pyright: ignore
     whole = {name: value.clone() for name, value in robust.network.state_dict().items()}
-    import src.training.loop as loop
+    import src.training.run_state as run_state
 
-    original, calls = loop._Run.save, 0
+    original, calls = run_state.Run.save, 0
 
     def killed(self: Any, resume: Any) -> None:
         nonlocal calls
@@ -109,10 +109,10 @@ def test_a_network_is_trained_against_it_and_says_so(toy: Path, monkeypatch: pyt
         if calls == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop._Run, "save", killed)
+    monkeypatch.setattr(run_state.Run, "save", killed)
     with pytest.raises(SystemExit):
         train_model.main([*words[:-1], "v", "--adversarial"])
-    monkeypatch.setattr(loop._Run, "save", original)
+    monkeypatch.setattr(run_state.Run, "save", original)
     train_model.main([*words[:-1], "v", "--adversarial", "--resume"])
     (resumed,) = Path("v").rglob("9.pt")
     for name, value in load(resumed).network.state_dict().items():
