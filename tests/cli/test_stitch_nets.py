@@ -126,7 +126,7 @@ def test_networks_stay_bit_identical_and_only_the_stitch_learns(toy, monkeypatch
             checked.append(len(state))
         assert all(parameter.grad is not None for parameter in one.trained.parameters())
 
-    monkeypatch.setattr(src.stitching.run, "fit", spy)
+    monkeypatch.setattr(src.stitching.run, "fit_together", spy)
     stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "3", "-b", "16", "--target-type", "soft_12", "--cka-reg", "0.1")
     assert len(checked) == 3 and all(checked)
 
