@@ -22,7 +22,7 @@ from src.core.errors import UserError
 from src.cutting.hooks import HookedHeads, HookedTail, layers_that_made_the_output, running_layers
 from src.cutting.layout import Layout, to_canonical, to_original
 from src.cutting.structure import in_plain_order, input_of, needs_plain_memory, share_structure, split_layer
-from src.cutting.tracing import Trace, makes_views, output_node, overwrites, trace_model
+from src.cutting.tracing import Trace, makes_views, output_node, overwrites, traced
 
 Layouts = Mapping[str, Layout]
 
@@ -179,8 +179,7 @@ def layer_names(model: nn.Module, sample: Tensor | None = None) -> list[str]:
     traced, a pass of `sample` tells what runs; without one, all layers are named.
     """
     names = [name for name, _ in model.named_modules()]
-    copied = share_structure(model).eval()
-    trace = trace_model(copied)
+    _, trace = traced(model)
     if trace and not trace.opaque:
         ran = list(trace.outputs)
     elif sample is None:
@@ -209,12 +208,11 @@ def check_layers(model: nn.Module, layers: Iterable[str]) -> None:
 
 def _traced_copy(model: nn.Module, layers: Sequence[str]) -> tuple[nn.Module, Trace | None]:
     """A copy of the model's structure in eval mode, and its graph if that tells of all these layers."""
-    copied = share_structure(model).eval()
-    trace = trace_model(copied)
+    copied, trace = traced(model)
     if trace is None or not trace.knows(list(layers)):
         return share_structure(model).eval(), None
     # what failed half-way may have left anything in a module that is still to run
-    return share_structure(model).eval() if trace.opaque else copied, trace
+    return share_structure(model if trace.opaque else copied).eval(), trace.copy()
 
 
 def _turned(graph: fx.Graph, node: fx.Node, turn: object, layout: Layout | None) -> fx.Node:

@@ -8,12 +8,13 @@ import operator
 import sys
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
 
 from src.core.errors import UserError
-from src.cutting.structure import is_input, several, split_layer
+from src.cutting.structure import is_input, several, share_structure, split_layer
 
 _IN_PLACE = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "ipow", "ior", "iand", "ixor")}
 _RETURN_SEVERAL = (nn.MultiheadAttention, nn.RNNBase)  # modules that tracing does not look into
@@ -99,6 +100,13 @@ class Trace:
         inside = tuple(f"{hidden}{mark}" for hidden in self.opaque for mark in ".:")
         return not any(layer.removeprefix(".").startswith(inside) for layer in layers)
 
+    def copy(self) -> "Trace":
+        """The same with a graph of its own, that may be changed."""
+        graph, nodes = fx.Graph(), {}
+        graph.output(graph.graph_copy(self.graph, nodes))
+        outputs = {name: nodes[node] for name, node in self.outputs.items()}
+        return Trace(graph, outputs, self.counts, self.opaque)
+
     def find(self, layer: str) -> fx.Node:
         if is_input(layer):
             node = self.find(split_layer(layer)[0])
@@ -123,7 +131,43 @@ class Trace:
         return [user for user in node.args[0].users if user.target is operator.getitem and user.args == node.args]  # pyright: ignore
 
 
-def trace_model(model: nn.Module) -> Trace | None:
+# of each model what it was made of when it was traced, the copy that was traced, and its graph
+_TRACES: WeakKeyDictionary[nn.Module, tuple[tuple, nn.Module, Trace | None]] = WeakKeyDictionary()
+
+
+def traced(model: nn.Module) -> tuple[nn.Module, Trace | None]:
+    """A copy of a model in eval mode and its graph, None where it has none; made once, not to be changed.
+
+    It is made anew once modules, parameters, buffers or numbers of the model are others.
+    """
+    made_of = _made_of(model)
+    if model not in _TRACES or _TRACES[model][0] != made_of:
+        copied = share_structure(model).eval()
+        _TRACES[model] = made_of, copied, _trace(copied)
+    return _TRACES[model][1:]
+
+
+def _made_of(model: nn.Module) -> tuple:
+    """What a model's graph and its copy follow from: its tensors, modules, hooks, and the values its code may ask for.
+
+    Tensors and functions are told apart by identity: those of the copy are alive, so no others can have theirs.
+    """
+    modules = []
+    for name, module in model.named_modules():
+        values = tuple((key, _value(value)) for key, value in vars(module).items() if key != "training")
+        modules.append((name, type(module), values))
+    return tuple(id(value) for value in (*model.parameters(), *model.buffers())), tuple(modules)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple((id(key) if not isinstance(key, str) else key, id(one)) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_value(one) for one in value)
+    return value if isinstance(value, bool | int | float | str | None) else id(value)
+
+
+def _trace(model: nn.Module) -> Trace | None:
     """None where the model cannot be traced faithfully. The model must be a copy: tracing may leave traces in it."""
     tracer = _Tracer()
     try:

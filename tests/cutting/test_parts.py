@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from src.cutting import tracing
 from src.cutting.freeze import freeze
 from src.cutting.parts import (
     dependent_layers,
@@ -465,3 +466,28 @@ def test_what_follows_a_layer(kind: type[nn.Module]) -> None:
     network, images = kind().eval(), torch.randn(2, 3, 8, 8)
     assert follows(network, "bn", input_of("fc"), images) and not follows(network, "fc", input_of("fc"), images)
     assert "more" in dependent_layers(network, "bn", images) and "conv" not in dependent_layers(network, "bn", images)
+
+
+def test_a_network_is_traced_once_and_anew_when_it_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = []
+    original = tracing._trace
+    monkeypatch.setattr(tracing, "_trace", lambda model: traces.append(1) or original(model))
+    model, images = Switched(), torch.randn(2, 3, 8, 8)
+    first = tail(model, "conv")(head(model, "conv")(images), images)
+    assert len(layer_names(model)) == 3 and len(traces) == 1
+    model.doubles = True
+    assert torch.equal(tail(model, "conv")(head(model, "conv")(images), images), 2 * first) and len(traces) == 2
+    model.conv = nn.Conv2d(3, 10, 1)
+    assert torch.equal(tail(model, "conv")(head(model, "conv")(images), images), model(images)) and len(traces) == 3
+
+
+class Switched(nn.Module):
+    """Its graph depends on an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.doubles = nn.Conv2d(3, 10, 1), nn.AdaptiveAvgPool2d(1), False
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.pool(self.conv(images)).flatten(1)
+        return 2 * logits if self.doubles else logits
