@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from src.stitching import CutNetworks, StitchSpec, combinations, spec_names
 from src.stitching.controls import CONTROLS, choose_controls
 from src.stitching.keys import front_inputs, key_inputs, stitch_keys
 from src.stitching.options import LADDER, OPTIONS, blind_labels, ladder
-from src.stitching.run import Callbacks, StitchPlan, stitch
+from src.stitching.run import Callbacks, Outcome, StitchPlan, stitch
 from src.stitching.states import SET, check_states, resume_states, state_files
 
 
@@ -79,6 +80,41 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(with_bound(sys.argv[1:] if argv is None else argv))
 
 
+def plan_of(
+    args: argparse.Namespace, on_data: NetworksOnDataset, around: dict[str, Any], *, resume: Any, progress: Any
+) -> StitchPlan:
+    """What is asked for beside the stitches themselves."""
+    return StitchPlan(
+        similarity=not args.no_similarity,
+        labelled=on_data.end_labelled,
+        front_labelled=on_data.shares_classes[0],
+        comparable=on_data.comparable,
+        ood=args.ood,
+        adversarial=args.adversarial,
+        controls=args.controls or (),
+        fresh=lambda seed: on_data.with_preprocessing(untrained(on_data.networks[0], seed), on_data.networks[0]),
+        memory=1e9 * args.memory,
+        resume=resume,
+        identical=IdenticalCache(Path(args.out_dir) / CACHE_FOLDER, front_inputs(around), cli.notice),
+        callbacks=Callbacks(cli.notice, progress),
+    )
+
+
+def made_of(
+    specs: Sequence[StitchSpec],
+    keys: Sequence[str],
+    outcomes: Sequence[Outcome],
+    params: dict[str, Any],
+    on_data: NetworksOnDataset,
+) -> Iterator[dict[str, Any]]:
+    """The results of those stitches that came through."""
+    facts = [network.facts() for network in on_data.networks]
+    about = {"weights": dict(zip(("front", "end"), facts, strict=True))}
+    for spec, key, outcome in zip(specs, keys, outcomes, strict=True):
+        if isinstance(outcome, dict):
+            yield {"params": params | asdict(spec), "key": key, **about, **outcome}
+
+
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Stitch, train, evaluate, print and write; returns the result of each stitch."""
     device = cli.device_for_training(args)
@@ -105,28 +141,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         around = key_inputs(on_data, [split.digest() for split in (train, val)], device=device)
         keys = stitch_keys(cuts, around)
         state = resume_states(folder, names, identity(args, on_data, around), cli.tell_resumed) if folder else None
-        plan = StitchPlan(
-            similarity=not args.no_similarity,
-            labelled=on_data.end_labelled,
-            front_labelled=on_data.shares_classes[0],
-            comparable=on_data.comparable,
-            ood=args.ood,
-            adversarial=args.adversarial,
-            controls=args.controls or (),
-            fresh=lambda seed: on_data.with_preprocessing(untrained(on_data.networks[0], seed), on_data.networks[0]),
-            memory=1e9 * args.memory,
-            resume=state,
-            identical=IdenticalCache(Path(args.out_dir) / CACHE_FOLDER, front_inputs(around), cli.notice),
-            callbacks=Callbacks(cli.notice, epochs_of(cuts.specs, always=args.debug)),
-        )
+        plan = plan_of(args, on_data, around, resume=state, progress=epochs_of(cuts.specs, always=args.debug))
         outcomes = stitch(cuts, train, val, plan)
-        about = {"weights": dict(zip(("front", "end"), (network.facts() for network in on_data.networks), strict=True))}
         params = cli.parameters(args) | on_data.dataset_param
-        results = [
-            {"params": params | asdict(spec), "key": key, **about, **outcome}
-            for spec, key, outcome in zip(cuts.specs, keys, outcomes, strict=True)
-            if isinstance(outcome, dict)
-        ]
+        results = list(made_of(cuts.specs, keys, outcomes, params, on_data))
         kept = [path for path, outcome in zip(paths, outcomes, strict=True) if isinstance(outcome, dict)]
         publish(args, kept, results, single=single)
         refuse_diverged(dict(zip(names, outcomes, strict=True)))

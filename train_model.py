@@ -3,10 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from src.cli import arguments
 from src.cli import output as cli
 from src.cutting.structure import in_channels_last, needs_plain_memory
+from src.dataset import Split
 from src.evaluation.adversarial import robust_accuracy, with_bound
 from src.evaluation.evaluate import evaluate
 from src.networks import checkpoints
@@ -15,8 +17,17 @@ from src.results.text import fill
 from src.training.endings import bad_endings
 from src.training.folder import RESUME, numbered, refuse_finished_or_other, remove_older, reserved, weight_file
 from src.training.loop import DEBUG_STEPS
-from src.training.network import images_for, initial_network, iterations, open_images, save_weights, train_network
+from src.training.network import (
+    Start,
+    images_for,
+    initial_network,
+    iterations,
+    open_images,
+    save_weights,
+    train_network,
+)
 from src.training.network_spec import OPTIONS, TrainSpec
+from src.training.train_state import History
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +48,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--resume", action="store_true", help="go on with the same command's interrupted run")
     arguments.add_run_options(parser, out_dir="snapshots")
     return parser.parse_args(with_bound(sys.argv[1:] if argv is None else argv))
+
+
+def scored(
+    spec: TrainSpec, start: Start, history: History, train: Split, val: Split
+) -> tuple[dict[str, Any], list[str]]:
+    """What a result holds of a trained network's scores, and the lines that say so."""
+    network = start.network
+    scores = evaluate(network, val)
+    lines = [f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}"]
+    if spec.adversarial:
+        network.eval()
+        scores["robust"] = robust_accuracy(network, val, bound=spec.adversarial, title="attacking")
+        lines.append(f"robust accuracy, images changed by up to {spec.adversarial:.4g}: {scores['robust']:.2%}")
+    lines += [f"debug: only {DEBUG_STEPS} batches an epoch"] * spec.debug
+    chance = train.spec.task.constant_accuracy(train.labels)
+    warnings = [] if spec.debug else bad_endings(history.epochs, rate=spec.lr, chance=chance, images=len(train))
+    lines += [fill(f"warning: {line}") for line in warnings]
+    return {"val": scores, "log": numbered(history.epochs), "warnings": warnings}, lines
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -77,19 +106,9 @@ def run(args: argparse.Namespace) -> dict:
                 resumed=lambda epochs: cli.tell_resumed(epochs, recipe.epochs),
             )
             save_weights(spec, start, final)
-            scores = evaluate(start.network, val)
-            text = f"validation: accuracy {scores['acc']:.2%}, loss {scores['loss']:.4f}\nweights: {final}"
-            if spec.adversarial:
-                start.network.eval()
-                scores["robust"] = robust_accuracy(start.network, val, bound=spec.adversarial, title="attacking")
-                text += f"\nrobust accuracy, images changed by up to {spec.adversarial:.4g}: {scores['robust']:.2%}"
-            text += f"\ndebug: only {DEBUG_STEPS} batches an epoch" * spec.debug
-            chance = train.spec.task.constant_accuracy(train.labels)
-            warnings = [] if spec.debug else bad_endings(history.epochs, rate=spec.lr, chance=chance, images=len(train))
-            text += "".join(f"\n{fill(f'warning: {line}')}" for line in warnings)
-            result = {"weights": str(final), "iteration": iteration, "val": scores, "log": numbered(history.epochs)}
-            result["warnings"] = warnings
-            cli.publish(args, path, result, text)
+            outcome, lines = scored(spec, start, history, train, val)
+            result = {"weights": str(final), "iteration": iteration, **outcome}
+            cli.publish(args, path, result, "\n".join([lines[0], f"weights: {final}", *lines[1:]]))
             resume_file.unlink(missing_ok=True)  # not before the result is safe
         remove_older(folder, iteration, facts)
     return result
