@@ -15,6 +15,7 @@ from src.core.config import choose_device
 from src.core.errors import UserError
 from src.evaluation.evaluate import compare
 from src.evaluation.layer_grid import compare_outputs
+from src.evaluation.passes import batch_of
 from src.metrics import FUNCTIONAL, Cell
 from src.metrics.algebra.products import described
 from src.metrics.own import load_own
@@ -67,6 +68,7 @@ def compare_one(args: argparse.Namespace, file: Path, device: Any, told: set[str
     stitched, end = (part.to(device) for part in saved.heads(layer))
     sample = saved.on_data.sample.to(device)
     split = saved.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    args.batch_size = args.batch_size or batch_of(split)
     functional = [name for name in args.methods if name in FUNCTIONAL]
     others = [name for name in args.methods if name not in FUNCTIONAL]
     cells: list[Cell] = []

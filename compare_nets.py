@@ -29,6 +29,7 @@ from src.evaluation.identical import (
     identical_inputs,
 )
 from src.evaluation.layer_grid import Comparison, compare_layers, join_rows, layer_label
+from src.evaluation.passes import batch_of
 from src.evaluation.saving import save_activations
 from src.metrics import FUNCTIONAL
 from src.metrics.algebra.products import described
@@ -170,6 +171,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_certainty(args, single=single)
     with cli.result_path(args, f"compare_nets-{'-'.join(map(short_name, names, layers))}") as path:
         split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+        args.batch_size = args.batch_size or batch_of(split)
         alike = {}
         if args.on == IRI:
             assert isinstance(on_data, NetworksOnDataset)

@@ -10,6 +10,7 @@ from src.core.errors import UserError
 from src.core.intervals import is_chance
 from src.dataset import file_part
 from src.evaluation.evaluate import evaluate
+from src.evaluation.passes import batch_of
 from src.networks.checkpoints import model_folder
 from src.networks.opening import HELP, open_network
 from src.networks.presentation import put_on_dataset
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> dict:
     name = "-".join(["eval_net", *filter(None, parts)])
     with cli.result_path(args, name, answers_anyway=True) as path:
         split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+        args.batch_size = args.batch_size or batch_of(split)
         network = on_data.networks[0].network.to(device)
         scores = evaluate(network, split, batch_size=args.batch_size, title="evaluating", part=on_data.part)
         if not math.isfinite(scores["loss"]):

@@ -9,6 +9,7 @@ from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.evaluation.evaluate import evaluate
+from src.evaluation.passes import batch_of
 from src.results import text as report
 from src.results.saved_stitch import load_stitch, stitch_files
 from src.stitching.stages import MAPS
@@ -52,6 +53,7 @@ def evaluate_one(args: argparse.Namespace, file: Path, device: Any, told: set[st
     cli.tell_weights(saved, told)
     saved.on_data.require_decisions()
     split = saved.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
+    args.batch_size = args.batch_size or batch_of(split)
     scores = evaluate(saved.network.to(device), split, batch_size=args.batch_size, title="evaluating")
     about = {"stitch": str(file), "name": saved.called(file), "title": saved.title, "type": args.stitch_type}
     return {**about, "images": len(split), **scores}

@@ -18,7 +18,7 @@ from src.core.options import NUMBERS, Option, names_among, naturals
 from src.core.text import close_to
 from src.dataset import SPLITS, CacheOptions, canonical_dataset, known_datasets
 from src.evaluation.adversarial import OPTION, WORDS, read_bound
-from src.evaluation.passes import BATCH_SIZE
+from src.evaluation.passes import BATCH_SIZE, GPU_BATCH
 from src.metrics import MEASURES
 from src.metrics.own import is_own, name_own
 from src.models import model_names
@@ -201,7 +201,8 @@ def add_split_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     """Which images are used, in batches of how many; returns the group."""
     group = parser.add_argument_group("images")
     group.add_argument("-t", "--dataset-type", choices=SPLITS, default="val", help="split to use")
-    group.add_argument("-b", "--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="images a batch")
+    batch = f"images a batch (default: {BATCH_SIZE}, on a GPU {GPU_BATCH} of 32 x 32)"
+    group.add_argument("-b", "--batch-size", type=positive, metavar="N", help=batch)
     add_reading_options(group)
     return group
 

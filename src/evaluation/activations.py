@@ -13,7 +13,7 @@ from src.cutting.channel_axis import Output, find_outputs, layouts_of
 from src.cutting.freeze import freeze
 from src.cutting.parts import heads
 from src.dataset import Split
-from src.evaluation.passes import BATCH_SIZE, feed
+from src.evaluation.passes import feed
 from src.metrics.certainty.uncertainty import Rows, Sample
 
 Networks = tuple[nn.Module, nn.Module]
@@ -73,7 +73,7 @@ def keep_activations(
     split: Split,
     *,
     options: str,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     memory: float = MEMORY,
     layouts: Layouts = (None, None),
     with_answers: bool = False,

@@ -12,7 +12,7 @@ from src.core.precision import full_precision
 from src.core.progress import bar
 from src.core.task import Task
 from src.dataset import Split
-from src.evaluation.passes import BATCH_SIZE
+from src.evaluation.passes import batch_of
 
 STEPS, PART = 10, 4  # of the attack: steps of the bound / PART each
 EPSILON, WORDS = 8 / 255, "8/255"  # what a bare option means
@@ -79,7 +79,7 @@ def robust_accuracy(network: Network, split: Split, *, bound: float, title: str 
     low, high = split.pixel_range
     context: AbstractContextManager = full_precision()
     with context, torch.inference_mode(False), torch.no_grad(), bar(len(split), title, unit="image") as progress:
-        for images, labels in split.batches(BATCH_SIZE):
+        for images, labels in split.batches(batch_of(split)):
             start = 2 * torch.rand(images.shape, generator=generator).to(images.device) - 1
             made = attacked(network, images, labels, task, low, high, bound=bound, start=start)
             correct = task.correct(network(made), labels)

@@ -12,7 +12,6 @@ from src.core.progress import bar
 from src.core.task import MULTI_LABEL, Task
 from src.dataset import Split
 from src.evaluation.activations import keep_activations
-from src.evaluation.passes import BATCH_SIZE
 from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls, threshold
 from src.metrics.engine.plan import Pair
 from src.metrics.functional import FUNCTIONAL, Functional
@@ -53,7 +52,7 @@ def certainty_of(
     view: str | None = None,
     with_intervals: bool = True,
     permutations: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     memory: float = MEMORY,
     layouts: tuple[str | None, str | None] = (None, None),
 ) -> dict[Pair, Certainty]:

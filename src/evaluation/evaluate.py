@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from src.core.precision import full_precision
 from src.dataset import Split
-from src.evaluation.passes import BATCH_SIZE, Head, feed
+from src.evaluation.passes import Head, batch_of, feed
 from src.evaluation.scores import AgreementCounter, tally
 from src.metrics import Cell, Grid
 from src.metrics.engine.plan import plan_grid, require_possible
@@ -18,7 +18,7 @@ def evaluate(
     network: nn.Module,
     split: Split,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     title: str = "",
     part: Sequence[int] | None = None,
 ) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def evaluate(
     network.eval()
     try:
         counts = AgreementCounter(split.spec.task)
-        tally(outputs, split, counts, batch_size=batch_size, title=title)
+        tally(outputs, split, counts, batch_size=batch_size or batch_of(split), title=title)
     finally:
         network.train(was_training)
     return counts.scores("") | ({} if part is None else {"part": counts.scores("part")})
@@ -54,7 +54,7 @@ def compare(
     view: str | None = None,
     group: int | None = None,
     memory: float | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     alone: bool = True,
 ) -> Cell:
     """Compare what two heads give, by the named metrics, in one pass over a split.

@@ -19,7 +19,7 @@ from src.cutting.parts import heads
 from src.cutting.structure import no_logits
 from src.dataset import Split
 from src.evaluation.kept_passes import Keep, KeptPass
-from src.evaluation.passes import BATCH_SIZE, Head, feed
+from src.evaluation.passes import Head, batch_of, feed
 from src.metrics import FUNCTIONAL, METRICS, Cell, Grid
 from src.metrics.algebra.linalg import float64_device
 from src.metrics.engine.plan import GridPlan, Pair, plan_grid, require_possible
@@ -93,7 +93,7 @@ def compare_layers(
     *,
     view: str | None = None,
     group: int | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     memory: float = MEMORY,
     layouts: tuple[str | None, str | None] = (None, None),
     labelled: bool = True,
@@ -123,6 +123,7 @@ def compare_layers(
         on_message(f"note: {line}")
     functional = [name for name in names if name in FUNCTIONAL]
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
+    batch_size = batch_size or batch_of(split)
     work = _GridWork(networks, layers, (outputs_of[0], outputs_of[1]), split, view, group, batch_size, memory)
     known: dict[str, bool] = {"labelled": labelled, "comparable": comparable}
     refused = refusals_of_outputs(networks, split, sample, functional, **known) if functional else {}
@@ -207,7 +208,7 @@ def compare_outputs(
     names: Sequence[str],
     *,
     sample: Tensor,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     alone: bool = True,
     labelled: bool = True,
     comparable: bool = True,

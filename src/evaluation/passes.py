@@ -11,9 +11,17 @@ from src.core.progress import bar
 from src.dataset import Split
 
 BATCH_SIZE = 64  # a batch's activations stay in a processor's cache
+GPU_BATCH = 2048  # images of 32 x 32 that keep a GPU busy; of larger ones fewer, but no fewer than on a processor
 
 # images -> output of a layer, (n, *shape), or of several by name
 Head = nn.Module | Callable[[Tensor], Any]
+
+
+def batch_of(split: Split) -> int:
+    """Images of a batch where nothing is learnt, on the device of a split."""
+    if split.device.type != "cuda":
+        return BATCH_SIZE
+    return max(BATCH_SIZE, min(GPU_BATCH, GPU_BATCH * 32 * 32 // split.spec.size**2))
 
 
 @torch.inference_mode()
@@ -22,7 +30,7 @@ def feed(
     split: Split,
     consume: Callable[..., None],
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     grouped: bool = False,
     skipped: int = 0,
     title: str = "",
@@ -31,12 +39,13 @@ def feed(
 
     All heads see the same batch, so rows of the activations always belong to the same image. Where neighbours are
     `grouped`, to stand for all, images that come class by class are taken in an order at random, always the same one.
-    Those that begin before the `skipped`-th are left out. Products are full float32.
+    `batch_size` is that of the device where nobody says another. Those that begin before the `skipped`-th are left
+    out. Products are full float32.
     """
     order = Generator().manual_seed(0) if grouped and split.by_class else None
     with full_precision(), bar(len(split), title, unit="image") as progress:
         seen = 0
-        for images, _ in split.batches(batch_size, order=order):
+        for images, _ in split.batches(batch_size or batch_of(split), order=order):
             seen += len(images)
             if seen > skipped:
                 consume(*(head(images) for head in heads))

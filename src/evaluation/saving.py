@@ -15,7 +15,7 @@ from src.cutting.freeze import freeze
 from src.cutting.parts import heads
 from src.dataset import Split
 from src.evaluation.layer_grid import layer_label
-from src.evaluation.passes import BATCH_SIZE, feed
+from src.evaluation.passes import feed
 
 
 def save_activations(
@@ -27,7 +27,7 @@ def save_activations(
     *,
     about: dict[str, Any],
     overwrite: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     layouts: tuple[str | None, str | None] = (None, None),
 ) -> None:
     """Write what layers of two networks give for all images of a split: `1.LAYER`, `2.LAYER`, float32, images first.

@@ -24,7 +24,8 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     Source: Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited", section 3.
     """
     x, y = paired(x, y)
-    x, y = unit(x, "first"), unit(y, "second")
+    asks = not (x.device.type == "cuda" and (x.requires_grad or y.requires_grad))  # nobody does in a step of training
+    x, y = unit(x, "first", asks=asks), unit(y, "second", asks=asks)
     if x.shape[1] + y.shape[1] <= len(x):
         cross, self_x, self_y = ((a.T @ b).square().sum() for a, b in ((x, y), (x, x), (y, y)))
     else:

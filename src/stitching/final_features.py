@@ -9,6 +9,7 @@ from torch import Tensor
 from src.stitching.cut_networks import LOGITS, CutNetworks
 from src.stitching.layer import Stitch
 from src.stitching.moments import Spread
+from src.stitching.stacked_maps import MapChunk
 from src.stitching.stitch_spec import StitchSpec
 
 
@@ -43,6 +44,23 @@ class FinalFeatures:
         squares = (features - own[final]).flatten(1).square().mean(1).sum()
         self._errors.setdefault(name, []).append(squares)
         return logits
+
+    def stacked_logits(
+        self, chunk: MapChunk, outputs: Mapping[str, Mapping[str, Tensor]], images: Tensor
+    ) -> dict[str, Tensor]:
+        """The same of stitches that are scored together, by name."""
+        layer = chunk.end_layer
+        if chunk.names[0] not in self.layers:
+            return chunk.logits(self.cuts, dict(outputs), images)  # pyright: ignore[reportArgumentType]
+        final = self.layers[chunk.names[0]]
+        seen = chunk.seen(self.cuts, images, (final,))
+        stitched = chunk.stitched(dict(outputs))  # pyright: ignore[reportArgumentType]
+        features, logits = self.cuts.forward_through(layer, (final, LOGITS), stitched, seen)
+        features = features.unflatten(0, (-1, len(images)))
+        squares = (features - outputs["end"][final]).flatten(2).square().mean(2).sum(1)
+        for name, square in zip(chunk.names, squares.unbind(), strict=False):
+            self._errors.setdefault(name, []).append(square)
+        return chunk.of_rows(logits)
 
     def error(self, name: str, images: int) -> float | None:
         """Mean squared error over mean variance; None where there are no final features."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.dataset import Split
 from src.evaluation.adversarial import robust_accuracy
-from src.evaluation.passes import BATCH_SIZE
+from src.evaluation.passes import batch_of
 from src.evaluation.probe import Probe
 from src.evaluation.scores import AgreementCounter, tally
 from src.metrics.algebra.moments import Affine, PairedMoments, least_squares, squared_error
@@ -29,6 +29,7 @@ from src.stitching.layer import MaskedStitch, Stitch, affine_arrays, from_arrays
 from src.stitching.moments import mean_variance
 from src.stitching.ood import Scores
 from src.stitching.significance import intervals_of, penalty_of, score_of
+from src.stitching.stacked_maps import map_chunks
 from src.stitching.stages import COMPARED, MAPS, STAGES
 from src.stitching.stitch_spec import StitchSpec
 from src.training.train_state import History
@@ -153,8 +154,11 @@ class Outcomes:
             for work in works
         }
 
-    def score(self, works: Sequence[StitchRun], val: Split, *, labelled: bool) -> AgreementCounter:
-        """One pass over the validation images that scores both networks and every map of every stitch."""
+    def score(self, works: Sequence[StitchRun], val: Split, *, labelled: bool, at_once: int = 0) -> AgreementCounter:
+        """One pass over the validation images that scores both networks and every map of every stitch.
+
+        at_once: so many affine maps into one layer together, 0 for each on its own.
+        """
         couples = dict.fromkeys(couple for work in works for couple in _couples(work.names).values())
         kept = {name for work in works for name in _resampled(work, several=val.labels.dim() > 1)}
         counts = AgreementCounter(
@@ -164,6 +168,7 @@ class Outcomes:
             labelled=labelled,
             unlabelled=self.unlabelled,
             keep=kept,
+            at_once=at_once > 0,
         )
         specs = [spec for spec, _ in self._stitches.values()]
         networks = ["front", "end"] if self.comparable else ["end"]
@@ -174,18 +179,23 @@ class Outcomes:
         maps = {name for work in works for name in work.names.values()}
         more["end"] += self._finals.layers_for({name: self._stitches[name][0].end_layer for name in maps})
 
+        size = batch_of(val)
+        chunks, others = map_chunks(self.cuts, self._stitches, images=size, most=at_once)
+
         def forward(images: Tensor) -> dict[str, Tensor]:
             fronts = self.cuts.front_activations(specs, images, more)
             logits = {role: fronts[role][LOGITS] for role in networks}
             self._finals.add_own(fronts["end"])
-            for name, (spec, layer) in self._stitches.items():
+            for chunk in chunks:
+                logits |= self._finals.stacked_logits(chunk, fronts, images)
+            for name, (spec, layer) in others.items():
                 stitched = self.cuts.stitched(spec, layer, fronts)
                 if name in measured:
                     self._errors.setdefault(name, []).append((stitched - fronts["end"][spec.end_layer]).square().sum())
                 logits[name] = self._finals.logits(name, (spec, layer), stitched, images, fronts["end"])
             return logits | {name: head(fronts["front"][layer]) for name, (layer, head) in self._heads.items()}
 
-        return tally(forward, val, counts, batch_size=BATCH_SIZE, title="evaluating") if works else counts
+        return tally(forward, val, counts, batch_size=size, title="evaluating") if works else counts
 
     def result(
         self, work: StitchRun, counts: AgreementCounter, ood: Mapping[str, Scores] | None = None

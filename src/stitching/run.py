@@ -14,7 +14,7 @@ from src.core.errors import UserError
 from src.core.precision import full_precision
 from src.dataset import Split, hold_out
 from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inputs
-from src.evaluation.passes import BATCH_SIZE
+from src.evaluation.passes import batch_of
 from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, passes, share, shared_ckas
@@ -31,6 +31,7 @@ from src.stitching.ood import out_of_distribution
 from src.stitching.outcome import Outcomes, StitchRun
 from src.stitching.significance import paired_shares
 from src.stitching.stacked import CHUNK, stack
+from src.stitching.stacked_maps import SCORED, map_chunks
 from src.stitching.start import initial_stitch
 from src.stitching.stitch_spec import DATA, IDENTICAL, USUAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
@@ -82,6 +83,10 @@ class StitchPlan:
         """Stitches that are computed together on a device; 0: each takes its own step, as on a processor."""
         usual = CHUNK if device.type == "cuda" else 0
         return usual if self.stacked is None else self.stacked
+
+    def scored(self, device: torch.device) -> int:
+        """Stitches that are scored together."""
+        return min(SCORED, self.chunk(device))
 
 
 @full_precision()
@@ -220,7 +225,8 @@ class _Group:
             held = {name: [controls[one] for one in names] for name, names in self.sewn[work.spec].items()}
             outcomes.attach_controls(work, held, {name: heads[name, work.spec.front_layer] for name in self.fits})
         self._tell_diverged(controls)
-        counts = outcomes.score(done, self.val, labelled=self.plan.labelled)
+        at_once = self.plan.scored(self.val.device)
+        counts = outcomes.score(done, self.val, labelled=self.plan.labelled, at_once=at_once)
         ood = out_of_distribution(self.cuts, outcomes.sewn(), self.usual, self.val) if self.plan.ood else None
         for work in done:
             if work.spec.iri_images and (shares := counts.shares("right", work.names["after"])) is not None:
@@ -393,14 +399,21 @@ class _Group:
         for work in scored.values():
             work.layer.eval()
 
+        size, at_once = batch_of(self.val), self.plan.scored(self.val.device)
+        sewn = {name: (work.spec, work.layer) for name, work in scored.items()}
+        chunks, others = map_chunks(cuts, sewn, images=size, most=at_once)
+
         def forward(images: Tensor) -> dict[str, Tensor]:
             fronts = cuts.front_activations(specs, images, {} if labelled else {"end": [LOGITS]})
-            end = {} if labelled else {"end": fronts["end"][LOGITS]}
-            return end | {name: cuts.logits(work.spec, work.layer, fronts, images) for name, work in scored.items()}
+            logits = {} if labelled else {"end": fronts["end"][LOGITS]}
+            for chunk in chunks:
+                logits |= chunk.logits(cuts, fronts, images)
+            return logits | {name: cuts.logits(*one, fronts, images) for name, one in others.items()}
 
-        counts = AgreementCounter(self.val.spec.task, target=None if labelled else "end", labelled=labelled)
+        target = None if labelled else "end"
+        counts = AgreementCounter(self.val.spec.task, target=target, labelled=labelled, at_once=at_once > 0)
         if scored:
-            tally(forward, self.val, counts, batch_size=BATCH_SIZE)
+            tally(forward, self.val, counts, batch_size=size)
         return [_validation(counts, str(number)) if str(number) in scored else None for number in range(len(works))]
 
 

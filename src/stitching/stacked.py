@@ -102,7 +102,7 @@ class _ChunkObjective:
     def _vector(self, value: Callable[[Any], float], filling: float = 0.0) -> Tensor:
         """A number of each row."""
         numbers = [float(value(each)) for each in self.objectives]
-        return torch.tensor(numbers + [filling] * (self.rows - len(numbers)), device=self.device)
+        return torch.tensor(numbers + [filling] * (self.rows - len(numbers))).to(self.device)
 
     def _buffers(self) -> dict[str, Tensor]:
         """What stitches hold beside their parameters, (rows, ...) by name."""
@@ -150,17 +150,11 @@ class _ChunkObjective:
     def _stitched(self, w: Tensor, b: Tensor, shared: Sequence[Shared]) -> Tensor:
         """What the stitches make of their fronts' outputs, the images of a row after those of the one before."""
         fronts = [shared[course][source][layer] for course, source, layer in self.sources]
-        x = self._of([self.geometry.front_rows(front) for front in fronts], self.fronts)
+        x = one_of([self.geometry.front_rows(front) for front in fronts], self.fronts)
         return as_output(torch.baddbmm(b[:, None], x, w.mT), self.geometry)
 
-    def _of(self, values: Sequence[Tensor], index: Tensor) -> Tensor:
-        """One of some tensors for each row, (rows, ...)."""
-        if len(values) == 1:
-            return values[0].expand(self.rows, *values[0].shape)
-        return torch.stack(list(values)).index_select(0, index)
-
     def _of_courses(self, values: Sequence[Tensor]) -> Tensor:
-        return self._of(values, self.courses)
+        return one_of(values, self.courses)
 
     def _copied(self, values: Sequence[Tensor]) -> Tensor:
         """The same, the images of a row after those of the one before: (rows * images, ...)."""
@@ -210,6 +204,13 @@ class _ChunkObjective:
         return torch.func.vmap(of_row)(*each)
 
 
+def one_of(values: Sequence[Tensor], index: Tensor) -> Tensor:
+    """For each number of an index (rows,) that of some tensors, (rows, ...); a view where there is but one."""
+    if len(values) == 1:
+        return values[0].expand(len(index), *values[0].shape)
+    return torch.stack(list(values)).index_select(0, index)
+
+
 def as_output(made: Tensor, geometry: Geometry) -> Tensor:
     """Rows (stitches, rows, out) as what the end network's layer gives of images, (stitches * images, *end_shape)."""
     if geometry.is_flat or len(geometry.end_shape) == 1:
@@ -222,4 +223,4 @@ def _both(members: Sequence[Member]) -> list[tuple[Member, Any]]:
 
 
 def _indices(numbers: Sequence[int], rows: int, device: torch.device) -> Tensor:
-    return torch.tensor([*numbers, *[0] * (rows - len(numbers))], device=device)
+    return torch.tensor([*numbers, *[0] * (rows - len(numbers))]).to(device)

@@ -1,18 +1,24 @@
 """What runs on a GPU between two readings asks it for no number: fake tensors of the device `cuda` have none."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.evaluation.probe import PooledFeatures
 from src.evaluation.scores import AgreementCounter, tally
-from src.metrics import Grid
+from src.evaluation.together import Together
+from src.metrics import Grid, linear_cka
 from src.metrics.algebra.gram import GPU_BLOCK, block_side, blocks, gram_sums
 from src.metrics.algebra.layer import Layer
+from src.metrics.algebra.matrix_rows import unit
 from src.metrics.algebra.moments import Affine, PairedMoments, Sums
 from src.metrics.difference import Differences, differences_of
 from src.metrics.engine.mapped import MappedSimilarity
@@ -22,7 +28,13 @@ from src.models import build_model
 from src.stitching import CutNetworks, StitchSpec
 from src.stitching.families import NormStitch
 from src.stitching.moments import _Gathering, gather_moments
+from src.stitching.objective import StitchObjective
 from src.stitching.ood import _Distances, _Reference
+from src.stitching.stacked import stack
+from src.stitching.stacked_maps import map_chunks
+from src.stitching.start import initial_stitch
+from src.training import loop
+from src.training.train_state import TrainState
 from tests.devices.test_fake_device import CUDA, NoFloat64OnMps, fake, move_by_replacement, split_on
 
 __all__ = ["fake"]
@@ -111,7 +123,17 @@ def test_blocks_of_distances_and_cosines() -> None:
     assert counts[0] == counts[1]
 
 
-def test_scores(fake) -> None:
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors of one number are computed with as they are, and then ask for a driver."""
+
+    def zeros_of(counter: Together, names: list[str], device: torch.device) -> Tensor:
+        return torch.zeros(len(names), dtype=torch.long).to(device)
+
+    monkeypatch.setattr(Together, "_places", zeros_of)
+
+
+def test_scores(fake, places) -> None:
     split, network = split_on(CUDA), networks()[0]
     counts = AgreementCounter(split.spec.task, target="a", couples=[("a", "b")], keep=["a", "b"])
     tally(lambda images: {"a": network(images), "b": -network(images)}, split, counts, batch_size=4)
@@ -174,3 +196,71 @@ def test_apples_gpus_hand_float32_to_the_processor(fake, monkeypatch: pytest.Mon
 
 def to_apple(module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
     return move_by_replacement(module, lambda value: torch.zeros(value.shape, dtype=value.dtype, device="mps"))
+
+
+def stitches_on(cuts: CutNetworks, specs: list[StitchSpec], task: Any) -> list[TrainState]:
+    states = []
+    for spec in specs:
+        layer = initial_stitch(cuts.geometry(spec.cut), None, seed=spec.seed, rank=spec.low_rank).to(CUDA)
+        objective = StitchObjective(cuts, spec, layer, task)
+        states.append(TrainState(layer, objective, spec.recipe, snapshot=layer.snapshot, snapshot_every=3))
+    return states
+
+
+def zeros(losses: Any, inputs: Any, *_: Any) -> list[Tensor]:
+    """In place of a backward pass, which asks for a real GPU."""
+    return [torch.zeros_like(value) for value in inputs]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_an_epoch_of_stitches(fake, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+    """All steps of stitches that learn together, copies of their maps among them; then their losses are read."""
+    base = StitchSpec("bn7", "bn7", epochs=1, batch_size=2, optimizer=optimizer, lr=1e-3)
+    kinds: list[dict[str, Any]] = [{"l1": 0.1}, {"seed": 1}, {"target_type": "soft_12"}, {"target_type": "match_later"}]
+    specs = [replace(base, **options, cosine=cosine) for options in kinds for cosine in (False, True)]
+    cuts, split, steps = cuts_of(*specs), split_on(CUDA), []
+    states = stitches_on(cuts, specs, split.spec.task)
+    monkeypatch.setattr(torch.autograd, "grad", zeros)
+    updates: list[int] = []
+    for name in ("_fused_adam_", "_fused_sgd_"):  # of which there are no fakes
+        monkeypatch.setattr(torch, name, lambda parameters, *_, **__: updates.append(len(parameters)))
+    monkeypatch.setattr(loop, "_randomness", lambda seed, device: nullcontext())
+    with pytest.raises(DataDependentOutputException):
+        loop.fit(
+            states,
+            split,
+            seed=0,
+            share=lambda images: steps.append(images) or cuts.share(specs, images),
+            validate=lambda those: [None for _ in those],
+            stack=partial(stack, chunk=3),
+        )
+    assert len(steps) == 4 and sum(updates) == 4 * 2 * len(states)
+    assert all(state.history.snapshots.keys() == {0, 3} for state in states)
+
+
+def test_stitches_are_scored(fake, places) -> None:
+    specs = [StitchSpec("bn7", "bn7"), StitchSpec("bn8", "bn7"), StitchSpec("bn7", "bn7", low_rank=1)]
+    cuts, split = cuts_of(*specs), split_on(CUDA)
+    layers = [initial_stitch(cuts.geometry(spec.cut), None).to(CUDA) for spec in specs]
+    sewn = {str(number): (spec, layer) for number, (spec, layer) in enumerate(zip(specs, layers, strict=True))}
+    (chunk,), others = map_chunks(cuts, sewn, images=4, most=4)
+    counts = AgreementCounter(split.spec.task)
+    tally(lambda images: chunk.logits(cuts, cuts.front_activations(specs, images), images), split, counts, batch_size=4)
+    assert not others and counts.images == 8
+    with pytest.raises(DataDependentOutputException):
+        counts.scores("0")
+
+
+def test_cka_as_a_term_of_a_loss(fake) -> None:
+    x, y = (torch.zeros(8, d, device=CUDA) for d in (3, 5))
+    assert linear_cka(x, y.requires_grad_()).device == CUDA
+    with pytest.raises(DataDependentOutputException):  # of what does not learn somebody asks
+        linear_cka(x, y.detach())
+
+
+def test_what_nobody_asks_has_the_same_scale() -> None:
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = 3.0
+    found = unit(x, "first", asks=False)
+    assert_close(found[:, [0, 1, 3, 4]], unit(x, "first"), rtol=1e-6, atol=1e-6)
+    assert not found[:, 2].any() and unit(torch.ones(8, 2), "first", asks=False).isnan().all()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, compare, decode, dense, identify, implementations, moments, run
+from benchmarks import cases, compare, decode, dense, gpu, identify, implementations, moments, run
 from src.metrics.algebra import products
 from src.models import build_model
 from tests.paths import ROOT
@@ -158,3 +158,22 @@ def test_the_page_of_implementations_has_our_values() -> None:
                 assert shown == implementations.number(other.relation(implementations.ours(other.ours, x, y)))
         rows += 1
     assert rows == len(implementations.OTHERS)
+
+
+def test_the_table_of_a_gpu_runs_on_a_processor(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main(["--device", "cpu"])
+    heading, columns, *rows = capsys.readouterr().out.splitlines()
+    assert "tiny sizes" in heading and columns.split() == ["work", "ms", "launches", "readings"]
+    found = {line[:52].strip(): line[52:].split() for line in rows}
+    launches = {what: int(numbers[1]) for what, numbers in found.items() if what.startswith("step")}
+    assert launches["step, 3 stitches stacked"] < launches["step, 3 stitches on their own"]
+    assert all(int(numbers[2]) == 0 for what, numbers in found.items() if "stacked" in what)
+    assert any(line.startswith("in another company: the same bits") for line in rows)
+    assert {"CKA 2 x 2, 16 images, batches of 64", "eigh of 20, float64"} <= found.keys()
+
+
+def test_without_a_gpu_its_table_ends_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu.main([])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: no GPU of NVIDIA here; --device cpu runs the same with tiny sizes\n"

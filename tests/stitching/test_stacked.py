@@ -69,11 +69,20 @@ def assert_alike(specs: Sequence[StitchSpec], *, chunk: int = 5, **options: Any)
             assert list(other["trans_fit"][column]) == pytest.approx(
                 list(one["trans_fit"][column]), rel=1e-3, abs=1e-5
             ), told
+        for stage, scores in one["model_results"].items():
+            assert other["model_results"][stage] == near(scores), f"{told}: {stage}"
+        for stage, errors in one["match_errors"].items():
+            assert other["match_errors"][stage] == near(errors), f"{told}: {stage}"
+        assert other["hits"] == one["hits"], told
         assert one["trans_history"].keys() == other["trans_history"].keys()
         for iteration, kept in one["trans_history"].items():
             for name, values in kept.items():
                 apart = np.abs(other["trans_history"][iteration][name] - values).max()
                 assert apart <= TOLERANCE[spec.optimizer], told
+
+
+def near(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value and pytest.approx(value, rel=1e-3, nan_ok=True) for key, value in values.items()}
 
 
 SIZED = {"ridge": "ridge", "soft-match": "soft-match", "relative": "relative:9"}

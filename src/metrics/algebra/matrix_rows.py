@@ -44,19 +44,23 @@ def paired(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
     return _floating(x), _floating(y)
 
 
-def unit(x: Tensor, side: str) -> Tensor:
+def unit(x: Tensor, side: str, *, asks: bool = True) -> Tensor:
     """Centre the columns of x: (n, d), drop those that do not vary, divide the rest by their common root mean square.
 
     Keeps gradients. Raise UserError where no column varies by more than the rounding of its values, or a value is
-    not finite.
+    not finite. Where nobody `asks`, since a GPU would have to wait, columns that do not vary are 0, and a constant side
+    is NaN.
     """
     largest = x.detach().abs().amax(0) if x.numel() else x.new_zeros(x.shape[1])
-    if not torch.isfinite(largest).all():
+    if asks and not torch.isfinite(largest).all():
         raise UserError(f"the {side} representation holds NaN or infinite values")
     x = x - x.mean(0)
     x = x - x.mean(0)  # the first mean was rounded; what it left over is small enough to subtract exactly
     size = x.detach().abs().amax(0) if x.numel() else largest
     nonconstant = size > 4 * torch.finfo(x.dtype).eps * largest
+    if not asks:
+        x = torch.where(nonconstant, x / torch.where(nonconstant, size, 0.0).max(), 0.0)
+        return x / (x.detach().square().sum() / (nonconstant.sum() * len(x))).sqrt()
     if not nonconstant.any():
         raise UserError(f"the {side} representation is constant")
     if not nonconstant.all():
