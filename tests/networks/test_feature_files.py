@@ -274,6 +274,7 @@ BAD: dict[str, tuple[Callable[[], Any], str, str]] = {
     "offsets beyond the end": (header("F32", [4, 4], [64, 128]), "x.safetensors", "promises other bytes"),
     "another shape": (header("F32", [4, 5], [0, 64]), "x.safetensors", "promises other bytes than are there"),
     "a negative shape": (header("F32", [-4, -4], [0, 64]), "x.safetensors", "promises other bytes than are there"),
+    "a type that is a number": (header("1e+308", [4, 4], [0, 64]), "x.safetensors", "holds 1e+308 values"),
     "an unknown type": (header("F8_E4M3", [8, 8], [0, 64]), "x.safetensors", "holds F8_E4M3 values"),
     "a name that torch needs": (lambda: save("x.npz", training=GOOD), "x.npz", "no layer can have the name 'training'"),
     "an empty part of a name": (lambda: save("x.npz", **{"a..b": GOOD}), "x.npz", "no layer can have the name 'a..b'"),
