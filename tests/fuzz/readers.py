@@ -179,7 +179,7 @@ READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "resume": ("case.pt", train),
     "safetensors": ("Toy_w3/Toy/in0-gn0/1.safetensors", open_weights),
     "npz": ("case.npz", read_arrays),
-    **{f"activations {kind}": (f"case.{kind}", compare_activations) for kind in ("npy", "npz", "safetensors")},
+    **{f"activations {kind}": (f"case.{kind}", compare_activations) for kind in ("npy", "npz", "safetensors", "pt")},
     "study": ("case.toml", read_study),
     "lease": ("case.lease", read_lease),
     "kept": ("case.pt", go_on),

@@ -171,6 +171,8 @@ def _activations() -> dict[str, list[bytes]]:
         content = io.BytesIO()
         write(content, allow_pickle=False, **arrays)
         wholes["activations npz"].append(content.getvalue())
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "ids"}
+    wholes["activations pt"] = [saved(tensors | {"ids": arrays["ids"].tolist()}), saved([tensors["layer"]] * 2)]
     if importlib.util.find_spec("safetensors") is not None:
         from safetensors.numpy import save
 

@@ -263,6 +263,11 @@ BAD: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "only ids": (lambda: save("x.npz", ids=ids_of()), "x.npz", "holds no layer beside ids"),
     "a cut npy": (lambda: (np.save("x.npy", GOOD), cut("x.npy", 300)), "x.npy", "is damaged, or no .npy"),
+    "a head of 4 GB": (
+        lambda: Path("x.npy").write_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}"),
+        "x.npy",
+        "x.npy is damaged, or",
+    ),
     "a cut npz": (lambda: (save("x.npz", x=GOOD), cut("x.npz", 300)), "x.npz", "is damaged, or no .npz"),
     "an npz whose head promises more": (lying_zip, "x.npz", "x.npz is damaged, or no .npz"),
     "a cut safetensors": (cut_safetensors, "x.safetensors", "promises other bytes"),
