@@ -67,6 +67,8 @@ def needs_plain_memory(model: nn.Module) -> bool:
 
 def no_logits(output: Any) -> str:
     """What a network returned for some images, in words; "" where these are logits (images, classes)."""
+    if output is None:
+        return "nothing"
     if not isinstance(output, Tensor):
         return f"a {type(output).__name__}"
     if output.dim() == 2 and output.is_floating_point():

@@ -1,49 +1,31 @@
-"""Activations that somebody has saved: .npy, .npz, .safetensors, or a folder of them; nothing of a file runs.
+"""Activations that somebody has saved: .npy, .npz, .safetensors, .pt, or a folder of them; nothing of a file runs.
 
 Arrays are mapped into memory where their file allows it (.npy, .safetensors, .npz as np.savez writes it), so that a
-file may be larger than the memory; of a compressed .npz one array at a time is unpacked.
+file may be larger than the memory; of a compressed .npz one array at a time is unpacked, and .pt is read whole.
 """
 
 import hashlib
-import json
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from src.core.errors import UserError, first_line
 from src.core.text import in_line
+from src.dataset.feature_formats import IDS, READERS, Arrays, Saved, joined, mapped
 
-SUFFIXES = (".npy", ".npz", ".safetensors")
-IDS, LABELS, OUTPUT = "ids", "labels", "output"  # arrays of these names are no layers
+SUFFIXES = tuple(READERS)
+KINDS = ", ".join(SUFFIXES)
+LABELS, OUTPUT = "labels", "output"  # arrays of these names, and ids, are no layers
 NAMES = "file_names.txt"  # beside a folder's files: an id a line
+FEATURES = "features"  # what a file is called that is of the layer that its folder is called after
 WHOLE, BLOCK = 1_000_000_000, 1 << 20  # bytes of content that a digest is of, and that are read at once
-HEADER = 100_000_000  # bytes of a safetensors header, at most
-# of safetensors, and the type of numpy that holds it; bfloat16 is the upper half of a float32
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-DTYPES |= {f"{sign}{bits}": f"<{sign.lower()}{bits // 8}" for sign in "IU" for bits in (8, 16, 32, 64)}
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """One array of a file: its shape, and `read`, an index of rows -> these rows as they are stored.
-
-    place: what to call it in messages. kind: the dtype in words.
-    """
-
-    place: str
-    shape: tuple[int, ...]
-    kind: str
-    read: Callable[[Any], np.ndarray]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Saved":
-        return self  # a copy of a network must not copy 20 GB
-
-    def __len__(self) -> int:
-        return self.shape[0]
+_REAL = re.compile(r"bfloat16|float\d+|u?int\d+|[<>][fiu]\d+")  # of numpy, in words
+_PART = re.compile(r"(.+)_(\d+)-(\d+)")  # of a layer: its name, the first image, and that behind the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +52,11 @@ def read_features(path: Path) -> FeatureFile:
 
 def parts_of(path: Path) -> list[Path]:
     """The files that a file or folder of activations consists of, in the order of their names."""
-    files = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
-    beside = path / NAMES if path.is_dir() else path.with_name(NAMES)
-    return sorted(files) + [beside] * beside.is_file()
+    if not path.is_dir():
+        beside = path.with_name(NAMES)
+        return [path] + [beside] * beside.is_file()
+    files = [file for file in (*path.glob("*"), *path.glob("*/*")) if file.suffix in SUFFIXES or file.name == NAMES]
+    return sorted(file for file in files if file.is_file())
 
 
 def digest_of_features(path: Path) -> str:
@@ -82,7 +66,8 @@ def digest_of_features(path: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()
-        digest.update(repr((file.name, status.st_size, None if whole else status.st_mtime_ns)).encode())
+        name = file.relative_to(path if path.is_dir() else path.parent).as_posix()
+        digest.update(repr((name, status.st_size, None if whole else status.st_mtime_ns)).encode())
         if whole:
             with file.open("rb") as content:
                 while block := content.read(BLOCK):
@@ -93,7 +78,7 @@ def digest_of_features(path: Path) -> str:
 def features_of(arrays: Mapping[str, np.ndarray], called: str) -> FeatureFile:
     """The same of arrays in memory, which `called` names in messages. Raises UserError as `read_features` does."""
     places = {name: called if name == called else f"{called}, {in_line(name)}" for name in arrays}
-    return _checked(Path(called), {name: _mapped(places[name], array) for name, array in arrays.items()}, None)
+    return _checked(Path(called), {name: mapped(places[name], array) for name, array in arrays.items()}, None)
 
 
 def _checked(path: Path, arrays: Mapping[str, Saved], ids: tuple[str, ...] | None) -> FeatureFile:
@@ -121,34 +106,60 @@ def _some(arrays: Mapping[str, Saved], *names: str) -> dict[str, Saved]:
     return {name: arrays[name] for name in names if name in arrays}
 
 
-def _of_folder(path: Path) -> tuple[dict[str, Saved], tuple[str, ...] | None]:
-    arrays: dict[str, Saved] = {}
+def _of_folder(path: Path, *, within: bool = False) -> tuple[Arrays, tuple[str, ...] | None]:
+    """The files of a folder and, unless it is one within another, of the folders in it, whose names come first."""
+    arrays: Arrays = {}
     ids = None
     for file in sorted(path.iterdir()):
-        if file.suffix in SUFFIXES:
+        found: Arrays = {}
+        if file.suffix in SUFFIXES and file.is_file():
             found, own = _of_file(file)
             single = len(found) == 1 or file.suffix == ".npy"
-            for name, saved in found.items():
-                called = file.stem if single else name
-                if called in arrays:
-                    raise UserError(f"{path}: the layer {in_line(called)} is there twice")
-                arrays[called] = saved
-            ids = own or ids
+            found, ids = {file.stem if single else name: saved for name, saved in found.items()}, own or ids
         elif file.name == NAMES:
             ids = _lines(file)
-    if not arrays:
-        raise UserError(f"{path} holds no {', '.join(SUFFIXES)}")
-    return arrays, ids
+        elif file.is_dir() and not within:
+            inner, own = _of_folder(file, within=True)
+            found = {file.name if name == FEATURES else f"{file.name}.{name}": saved for name, saved in inner.items()}
+            ids = ids or own
+        for name, saved in found.items():
+            if name in arrays:
+                raise UserError(f"{path}: the layer {in_line(name)} is there twice")
+            arrays[name] = saved
+    if not arrays and not within:
+        raise UserError(f"{path} holds no {KINDS}")
+    return _without_parts(path, arrays), ids
 
 
-def _of_file(path: Path) -> tuple[dict[str, Saved], tuple[str, ...] | None]:
-    readers = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}
-    if path.suffix not in readers:
-        raise UserError(f"{path} is no {', '.join(SUFFIXES)}")
+def _without_parts(path: Path, arrays: Arrays) -> Arrays:
+    """The arrays, those that are called NAME_0-100, NAME_100-250 and so on, of as many images, as one: NAME."""
+    series: dict[str, list[tuple[int, int, str]]] = {}
+    for name, saved in arrays.items():
+        if (part := _PART.fullmatch(name)) and saved.shape and len(saved) == int(part[3]) - int(part[2]):
+            series.setdefault(part[1], []).append((int(part[2]), int(part[3]), name))
+    for name, parts in series.items():
+        parts.sort()
+        gap = next((before for before, after in pairwise(parts) if before[1] != after[0]), None)
+        if gap or parts[0][0]:
+            where = f"{in_line(gap[2])} ends at" if gap else "nothing comes before"
+            raise UserError(f"{path}: parts of {in_line(name)} are missing: {where} {gap[1] if gap else parts[0][0]}")
+        whole = joined(f"{path}, {in_line(name)}", [arrays[part] for *_, part in parts])
+        if name in arrays:
+            raise UserError(f"{path}: the layer {in_line(name)} is there twice")
+        arrays = {one: saved for one, saved in arrays.items() if one not in {part for *_, part in parts}}
+        arrays[name] = whole
+    return arrays
+
+
+def _of_file(path: Path) -> tuple[Arrays, tuple[str, ...] | None]:
+    if path.suffix not in READERS:
+        raise UserError(f"{path} is no {KINDS}")
     try:
-        arrays, ids = readers[path.suffix](path)
+        arrays, ids = READERS[path.suffix](path)
     except (UserError, OSError):
         raise
+    except MemoryError:  # of a .pt; or of a head that promises too much
+        raise UserError(f"{path} is damaged, or takes more memory than there is") from None
     except Exception as error:  # a damaged file makes numpy, zipfile and json raise anything, RecursionError too
         raise UserError(f"{path} is damaged, or no {path.suffix}: {in_line(first_line(error))}") from None
     beside = path.with_name(NAMES)
@@ -162,124 +173,14 @@ def _lines(path: Path) -> tuple[str, ...]:
         raise UserError(f"{path} is no UTF-8 text, an id a line") from None
 
 
-def _npy(path: Path) -> tuple[dict[str, Saved], None]:
-    array = np.lib.format.open_memmap(path, mode="r") if _header(path)[2].hasobject is False else None
-    if array is None:
-        raise UserError(f"{path} holds Python objects, which are not opened: they could run anything")
-    return {path.stem: _mapped(str(path), array)}, None
-
-
-def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    with path.open("rb") as file:
-        return _npy_header(file)
-
-
-def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
-
-
-def _mapped(place: str, array: np.ndarray) -> Saved:
-    return Saved(place, array.shape, str(array.dtype), lambda rows: np.asarray(array[rows]))
-
-
-def _npz(path: Path) -> tuple[dict[str, Saved], None]:
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            name = part.filename.removesuffix(".npy")
-            place = f"{path}, {in_line(name)}"
-            with archive.open(part) as file:
-                shape, in_columns, dtype = _npy_header(file)  # pyright: ignore[reportArgumentType]
-                skipped = file.tell()
-            if dtype.hasobject:
-                raise UserError(f"{place} holds Python objects, which are not opened: they could run anything")
-            if part.compress_type == zipfile.ZIP_STORED:
-                start = _start_of(path, part.header_offset) + skipped
-                if skipped + dtype.itemsize * int(np.prod(shape, dtype=object)) > part.file_size:
-                    raise UserError(f"{place} is damaged: its head promises more than is there")
-                order = "F" if in_columns else "C"
-                array = np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape, order=order)
-                arrays[name] = _mapped(place, array)
-            else:
-                arrays[name] = Saved(place, shape, str(dtype), _Unpacked(path, part.filename))
-    return arrays, None
-
-
-def _start_of(path: Path, offset: int) -> int:
-    """Where the bytes of a member begin, behind its local header."""
-    with path.open("rb") as file:
-        file.seek(offset + 26)
-        name, extra = np.frombuffer(file.read(4), "<u2")
-    return offset + 30 + int(name) + int(extra)
-
-
-class _Unpacked:
-    """Rows of an array of a compressed .npz, unpacked once."""
-
-    def __init__(self, path: Path, member: str) -> None:
-        self.path, self.member = path, member
-        self.array: np.ndarray | None = None
-
-    def __call__(self, rows: Any) -> np.ndarray:
-        if self.array is None:
-            with np.load(self.path, allow_pickle=False) as archive:
-                self.array = archive[self.member.removesuffix(".npy")]
-        assert self.array is not None
-        return self.array[rows]
-
-
-def _safetensors(path: Path) -> tuple[dict[str, Saved], tuple[str, ...] | None]:
-    """The tensors of a file: a length, a header of JSON, and bytes, whose places are held against the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(HEADER, size - 8):
-            raise UserError(f"{path} is damaged: its head would be {length} bytes long")
-        header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise UserError(f"{path} is damaged: its head is no table")
-    about = header.pop("__metadata__", None) or {}
-    arrays = {}
-    for name, record in header.items():
-        place = f"{path}, {in_line(name)}"
-        kind, shape, (start, stop) = record["dtype"], tuple(record["shape"]), record["data_offsets"]
-        if kind not in DTYPES:
-            arrays[name] = Saved(place, shape, str(kind), lambda rows: np.empty(0))
-            continue
-        dtype = np.dtype(DTYPES[kind])
-        whole = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
-        if not whole or stop - start != dtype.itemsize * int(np.prod(shape, dtype=object)) or 8 + length + stop > size:
-            raise UserError(f"{place} is damaged: its head promises other bytes than are there")
-        array = np.memmap(path, dtype=dtype, mode="r", offset=8 + length + start, shape=shape) if stop > start else None
-        array = np.empty(shape, dtype) if array is None else array
-        saved = _mapped(place, array)
-        arrays[name] = saved if kind != "BF16" else Saved(place, shape, "bfloat16", _widened(saved.read))
-    ids = about.get(IDS) if isinstance(about, dict) else None
-    return arrays, tuple(map(str, json.loads(ids))) if ids else None
-
-
-def _widened(read: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
-    return lambda rows: (read(rows).astype(np.uint32) << 16).view(np.float32)
-
-
 def _check(name: str, saved: Saved) -> None:
-    is_real = saved.kind == "bfloat16" or (saved.kind.isascii() and _is_real(saved.kind))
-    if not is_real:
+    if not _REAL.fullmatch(saved.kind):
         what = "complex numbers" if "complex" in saved.kind else f"{in_line(saved.kind)} values"
         raise UserError(f"{saved.place} holds {what}, and activations are real numbers")
     if not saved.shape or len(saved) == 0:
         raise UserError(f"{saved.place} holds no images")
     if name not in (LABELS,) and (len(saved.shape) < 2 or 0 in saved.shape):
         raise UserError(f"{saved.place} has the shape {saved.shape}; images are first, and features follow")
-
-
-def _is_real(kind: str) -> bool:
-    try:
-        return np.dtype(kind).kind in "fiu"
-    except TypeError:
-        return False
 
 
 def _ids_of(saved: Saved) -> tuple[str, ...]:

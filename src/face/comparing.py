@@ -9,7 +9,7 @@ import pandas as pd
 
 from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
-from src.core.text import close_to
+from src.core.text import close_to, visible
 from src.cutting.layout import ASKABLE
 from src.dataset import Split
 from src.dataset.feature_files import features_of
@@ -177,7 +177,7 @@ def _measured(
         lines += calibration_lines(found, single=single)
         record["calibrated"] = calibration_record(found, single=single)
     title = fill(f"{title} ({len(split)} images)")
-    return Compared("\n".join([title, *lines, *map(fill, dict.fromkeys(notes))]), record)
+    return Compared(visible("\n".join([title, *lines, *map(fill, dict.fromkeys(notes))])), record)
 
 
 def _check(methods: Sequence[str], view: str | None, group_at: int | None, *, sure: bool) -> None:

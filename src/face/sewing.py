@@ -13,7 +13,7 @@ from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
 from src.core.options import FLAG, check_of
 from src.core.task import MULTI_LABEL, SINGLE_LABEL
-from src.core.text import close_to
+from src.core.text import close_to, visible
 from src.cutting.structure import no_logits, share_structure
 from src.dataset import DATASETS, DatasetSpec
 from src.dataset.split import MemorySplit
@@ -146,7 +146,8 @@ def sew(
     record = {"params": asdict(spec) | {"dataset": scored}, "weights": weights, **outcome}
     how = {"flatten": spec.flatten, "resize": spec.resize}
     pair = cut_pair(*networks, front_layer, end_layer, sample, layouts=layouts, **how)
-    return Sewn("\n".join([stitch_table(record), *dict.fromkeys(notes)]), record, pair, networks[1], sample)
+    text = visible("\n".join([stitch_table(record), *dict.fromkeys(notes)]))
+    return Sewn(text, record, pair, networks[1], sample)
 
 
 def _spec(options: Mapping[str, Any], front_layer: str, end_layer: str) -> StitchSpec:

@@ -92,6 +92,10 @@ def test_what_a_file_holds_an_array_may_hold(tmp_path: Path) -> None:
     assert decided.values == {"disagreement": 1.0, "abs_acc_diff": 1.0}
 
 
+def test_names_of_layers_do_nothing_to_a_terminal() -> None:
+    assert "\\x1b[2J" in str(compare({"\x1b[2J": X, "b": Y}, X)) and "\x1b" not in str(compare({"\x1b[2J": X}, X))
+
+
 def test_layouts_and_views() -> None:
     maps = np.random.default_rng(2).normal(size=(IMAGES, 3, 4, 5))
     tokens = maps.reshape(IMAGES, 3, 20).transpose(0, 2, 1)

@@ -13,8 +13,9 @@ import torch
 
 import compare_frank_m2
 import eval_stitch
-from src import results
+from src import compare, results
 from src.core.errors import UserError
+from src.core.text import has_controls
 from src.dataset import dataset_of, load_split
 from src.evaluation.identical import read_batch
 from src.evaluation.kept_passes import Keep
@@ -135,6 +136,14 @@ def read_arrays(path: Path) -> None:
         spec.read(None, split)
 
 
+def compare_activations(path: Path) -> None:
+    """Held against themselves; a value is a number, also where the numbers of the file are odd."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        found = compare(path, path, ["cka", "l2", "disagreement", "abs_acc_diff"])
+    assert not any(map(has_controls, str(found).splitlines())) and found.frame()["value"].dtype == float
+
+
 def open_folder(path: Path) -> None:
     folder = path.parent / "hf"
     folder.mkdir(exist_ok=True)
@@ -170,6 +179,7 @@ READERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "resume": ("case.pt", train),
     "safetensors": ("Toy_w3/Toy/in0-gn0/1.safetensors", open_weights),
     "npz": ("case.npz", read_arrays),
+    **{f"activations {kind}": (f"case.{kind}", compare_activations) for kind in ("npy", "npz", "safetensors", "pt")},
     "study": ("case.toml", read_study),
     "lease": ("case.lease", read_lease),
     "kept": ("case.pt", go_on),

@@ -74,6 +74,7 @@ def make(folder: Path) -> dict[str, list[bytes]]:
         "kept": _kept(folder),
         "safetensors": _safetensors(),
         "npz": [_arrays()],
+        **_activations(),
         "study": [STUDY.encode()],
         "lease": [_json({"runner": "host-1-ab", "host": "host", "pid": 123, "id": "ab12", "count": 3})],
         "failure": [_json({"about": "a stitch", "count": 2, "trace": "Traceback\nUserError: no"})],
@@ -154,6 +155,31 @@ def _arrays() -> bytes:
     }
     np.savez(content, allow_pickle=False, **parts, classes=np.array(["a", "b", "c"]))
     return content.getvalue()
+
+
+def _activations() -> dict[str, list[bytes]]:
+    """Files of activations of each kind, with all that they may say beside layers."""
+    draw = np.random.default_rng(0)
+    arrays = {"layer": draw.normal(size=(12, 3, 2, 2)), "fc.1": draw.normal(size=(12, 5)).astype(np.float16)}
+    arrays |= {"labels": np.arange(12) % 3, "output": draw.normal(size=(12, 3)), "ids": np.arange(12).astype("U3")}
+    wholes: dict[str, list[bytes]] = {"activations npy": [], "activations npz": []}
+    for array in (arrays["layer"].astype(">f4"), np.asfortranarray(arrays["fc.1"])):
+        content = io.BytesIO()
+        np.save(content, array, allow_pickle=False)
+        wholes["activations npy"].append(content.getvalue())
+    for write in (np.savez, np.savez_compressed):
+        content = io.BytesIO()
+        write(content, allow_pickle=False, **arrays)
+        wholes["activations npz"].append(content.getvalue())
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "ids"}
+    wholes["activations pt"] = [saved(tensors | {"ids": arrays["ids"].tolist()}), saved([tensors["layer"]] * 2)]
+    if importlib.util.find_spec("safetensors") is not None:
+        from safetensors.numpy import save
+
+        tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items() if name != "ids"}
+        about = {"ids": json.dumps(arrays["ids"].tolist()), "split": "val"}
+        wholes["activations safetensors"] = [save(tensors, about)]
+    return wholes
 
 
 def _plan(folder: Path) -> bytes:

@@ -318,6 +318,38 @@ def spoil_arrays(content: bytes, draw: random.Random) -> bytes:
     return spoilt.getvalue()
 
 
+SHAPES = ["(12, 5)", "(10**9, 6)", "(1000000000000, 5)", "(-12, 5)", "(12, -1)", "()", "(12,)", "(12, 0)", "(12, 5,"]
+SHAPES += ["(True, 5)", "(12.0, 5)", "(99999999999999999999, 1)", "'12'", "[12, 5]", "(12, 1, 1, 1, 1)", "(60, 1)"]
+DESCRS = [
+    "'<f2'",
+    "'>f8'",
+    "'|O'",
+    "'<U5'",
+    "'|V2'",
+    "'<c8'",
+    "[('a', '<f2')]",
+    "'<M8[s]'",
+    "'|b1'",
+    "'<i8'",
+    "'x'",
+    "3",
+]
+
+
+def spoil_array(content: bytes, draw: random.Random) -> bytes:
+    """An .npy whose head promises other things, or bytes changed."""
+    if draw.random() < 0.4:
+        return flip(content, draw)
+    start = content.index(b"\n") + 1
+    descr, shape = draw.choice(DESCRS), draw.choice(SHAPES)
+    order = draw.choice(["True", "False", "0", "'C'"])
+    text = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}"
+    text = draw.choice([text, text, text, "{" * 300, text[:-5], f"{text}\0", "__import__('os').mkdir('executed')"])
+    version, width = draw.choice([(b"\x01\x00", "<H"), (b"\x02\x00", "<I"), (b"\x03\x00", "<I"), (b"\x09\x00", "<H")])
+    length = draw.choice([len(text) + 1, len(text) + 1, 0, 60_000])
+    return b"\x93NUMPY" + version + struct.pack(width, length) + text.encode() + b"\n" + content[start:]
+
+
 def spoil_folder(content: bytes, draw: random.Random) -> bytes:
     files = pickle.loads(content)
     name = draw.choice(sorted(files))
@@ -330,10 +362,12 @@ def spoil_folder(content: bytes, draw: random.Random) -> bytes:
 
 SPOILERS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     **dict.fromkeys(("result", "published"), spoil_result),
-    **dict.fromkeys(("weights", "resume", "kept", "timm", "torchvision"), spoil_weights),
+    **dict.fromkeys(("weights", "resume", "kept", "timm", "torchvision", "activations pt"), spoil_weights),
     **dict.fromkeys(("lease", "failure", "plan", "rows"), spoil_json),
     "safetensors": spoil_safetensors,
-    "npz": spoil_arrays,
+    **dict.fromkeys(("npz", "activations npz"), spoil_arrays),
+    "activations npy": spoil_array,
+    "activations safetensors": spoil_safetensors,
     "study": spoil_text,
     "transformers": spoil_folder,
 }
@@ -350,3 +384,4 @@ WEIGHTS = {
     "lease": 3,
 }
 WEIGHTS |= {"failure": 3, "plan": 5, "timm": 2, "torchvision": 1, "transformers": 2, "rows": 4}
+WEIGHTS |= {"activations npy": 4, "activations npz": 4, "activations safetensors": 4, "activations pt": 4}
