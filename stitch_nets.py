@@ -72,7 +72,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--ood", action="store_true", help="ask whether stitched activations look like the end's own")
     group.add_argument("--no-similarity", action="store_true", help="leave out CKA, the dearest part of many stitches")
     arguments.add_adversarial_option(group, "robust accuracy: decisions about images changed against each network")
-    arguments.add_memory_option(group, "GB of moments held at once; more stitches than fit are taken in groups")
+    arguments.add_memory_option(
+        group, "GB of moments, or of activations for validation, held at once; more stitches go in groups"
+    )
     group.add_argument("--resume", action="store_true", help="go on with the interrupted run of --run-name")
     arguments.add_run_options(
         parser, plot="matrices, singular values, learning curve and accuracies, or what several stitches have in common"

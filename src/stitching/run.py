@@ -14,12 +14,10 @@ from src.core.errors import UserError
 from src.core.precision import full_precision
 from src.dataset import Split, hold_out
 from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inputs
-from src.evaluation.passes import batch_of
 from src.evaluation.probe import PooledFeatures
-from src.evaluation.scores import AgreementCounter, tally
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, passes, share, shared_ckas
 from src.stitching.controls import CONTROLS, control_specs, possible_controls, prepare_controls
-from src.stitching.cut_networks import LOGITS, CutNetworks
+from src.stitching.cut_networks import CutNetworks
 from src.stitching.families import KernelStitch, widening_of
 from src.stitching.fits import StartData, check_patches, fitted_kernel, gather_start_data, wants_patches
 from src.stitching.inits import init_of
@@ -31,10 +29,11 @@ from src.stitching.ood import out_of_distribution
 from src.stitching.outcome import Outcomes, StitchRun
 from src.stitching.significance import paired_shares
 from src.stitching.stacked import CHUNK, stack
-from src.stitching.stacked_maps import SCORED, map_chunks
+from src.stitching.stacked_maps import SCORED
 from src.stitching.start import initial_stitch
 from src.stitching.stitch_spec import DATA, IDENTICAL, USUAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
+from src.stitching.validation import Validation
 from src.training.loop import DEBUG_STEPS, Course, Resume, fit_together
 from src.training.train_state import History, TrainState
 from src.training.watch import Watch
@@ -332,11 +331,21 @@ class _Group:
         specs = [work.spec for works in groups for work in works]
         own = [spec for spec in specs if not isinstance(spec, ControlSpec)]
         layers = f"{own[0].front_layer} -> {own[0].end_layer}" if len(own) == 1 else f"{len(own)} stitches"
+        room = self.plan.memory if specs[0].epochs > 1 else 0
+        how = {"labelled": self.plan.labelled, "at_once": self.plan.scored(self.val.device), "room": room}
+        validation = Validation(self.cuts, self.val, **how)
+
+        def scores(works: Sequence[StitchRun]) -> list[dict[str, float] | None]:
+            """After an epoch; nobody asks for those of controls."""
+            named = {str(place): work for place, work in enumerate(works) if not isinstance(work.spec, ControlSpec)}
+            found = validation({name: (work.spec, work.layer) for name, work in named.items()})
+            return [found.get(str(place)) for place in range(len(works))]
+
         chunk = self.plan.chunk(self.train.device)
         captured = self.train.device.type == "cuda"
         fit_together(
             courses,
-            validate=lambda those: self._validate([of[id(train_state)] for train_state in those]),
+            validate=lambda those: scores([of[id(train_state)] for train_state in those]),
             max_steps=DEBUG_STEPS if specs[0].debug else None,
             tf32=specs[0].tf32,
             title=f"stitch {layers}",
@@ -391,31 +400,6 @@ class _Group:
             snapshot_every=0 if is_control else spec.save_frequency * max(1, spec.epochs),
         )
 
-    def _validate(self, works: Sequence[StitchRun]) -> list[dict[str, float] | None]:
-        """Scores of stitches after an epoch; nobody asks for those of controls."""
-        labelled, cuts = self.plan.labelled, self.cuts
-        scored = {str(number): work for number, work in enumerate(works) if not isinstance(work.spec, ControlSpec)}
-        specs = [work.spec for work in scored.values()]
-        for work in scored.values():
-            work.layer.eval()
-
-        size, at_once = batch_of(self.val), self.plan.scored(self.val.device)
-        sewn = {name: (work.spec, work.layer) for name, work in scored.items()}
-        chunks, others = map_chunks(cuts, sewn, images=size, most=at_once)
-
-        def forward(images: Tensor) -> dict[str, Tensor]:
-            fronts = cuts.front_activations(specs, images, {} if labelled else {"end": [LOGITS]})
-            logits = {} if labelled else {"end": fronts["end"][LOGITS]}
-            for chunk in chunks:
-                logits |= chunk.logits(cuts, fronts, images)
-            return logits | {name: cuts.logits(*one, fronts, images) for name, one in others.items()}
-
-        target = None if labelled else "end"
-        counts = AgreementCounter(self.val.spec.task, target=target, labelled=labelled, at_once=at_once > 0)
-        if scored:
-            tally(forward, self.val, counts, batch_size=size)
-        return [_validation(counts, str(number)) if str(number) in scored else None for number in range(len(works))]
-
 
 def _initial(cuts: CutNetworks, spec: StitchSpec, data: StartData) -> Any:
     geometry = cuts.geometry(spec.cut)
@@ -453,10 +437,3 @@ def _training_groups(works: Sequence[StitchRun], *, stacked: bool) -> list[list[
     for key, group in groups.items():
         side_by_side.setdefault(key[1:], []).append(group)  # all but the seed
     return list(side_by_side.values())
-
-
-def _validation(counts: AgreementCounter, name: str) -> dict[str, float]:
-    """Loss and accuracy; without labels of these classes the loss to the end network, and agreement with it."""
-    if counts.labelled:
-        return counts.scores(name)
-    return {"loss": counts.loss_to_target(name), "acc": counts.agreement(name)["same_class_out"]}
