@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import eval_stitch
 import src.stitching.run
+import src.stitching.validation
 import stitch_nets
 from src import results
 from src.dataset import load_split
@@ -276,13 +277,13 @@ def test_resume_gives_what_an_uninterrupted_run_gives(toy, monkeypatch, capsys) 
             raise KeyboardInterrupt
         return evaluate(*arguments, **options)
 
-    evaluate = src.stitching.run.tally
-    monkeypatch.setattr(src.stitching.run, "tally", interrupted)
+    evaluate = src.stitching.validation.tally
+    monkeypatch.setattr(src.stitching.validation, "tally", interrupted)
     with pytest.raises(SystemExit) as stop:
         stitch_nets.main([*command, "--run-name", "s"])
     assert stop.value.code == 130 and not Path("results/s/bn1-bn1.pkl").exists()
     capsys.readouterr()
-    monkeypatch.setattr(src.stitching.run, "tally", evaluate)
+    monkeypatch.setattr(src.stitching.validation, "tally", evaluate)
     original = Path("a3.pt").read_bytes()
     Path("a3.pt").write_bytes(Path("b3.pt").read_bytes())
     assert "it was started with front weights" in refused(capsys, *command, "--run-name", "s", "--resume")
@@ -416,7 +417,7 @@ def test_a_folder_is_evaluated_stitch_by_stitch(toy, capsys) -> None:
 def test_weights_that_only_moved_do_not_hinder_a_resumed_run(toy, monkeypatch) -> None:
     command = ["b5.pt", "bn1", "bn1", "-i", "ps_inv", "-e", "3", "-b", "16"]
     stitch_nets.main(["a3.pt", *command, "--run-name", "whole"])
-    calls, tally = [], src.stitching.run.tally
+    calls, tally = [], src.stitching.validation.tally
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -424,10 +425,10 @@ def test_weights_that_only_moved_do_not_hinder_a_resumed_run(toy, monkeypatch) -
             raise KeyboardInterrupt
         return tally(*arguments, **options)
 
-    monkeypatch.setattr(src.stitching.run, "tally", interrupted)
+    monkeypatch.setattr(src.stitching.validation, "tally", interrupted)
     with pytest.raises(SystemExit):
         stitch_nets.main(["a3.pt", *command, "--run-name", "s"])
-    monkeypatch.setattr(src.stitching.run, "tally", tally)
+    monkeypatch.setattr(src.stitching.validation, "tally", tally)
     Path("moved").mkdir()
     Path("a3.pt").rename("moved/a.pt")
     stitch_nets.main(["moved/a.pt", *command, "--run-name", "s", "--resume"])

@@ -12,6 +12,7 @@ import torch
 
 import src.stitching.moments
 import src.stitching.run
+import src.stitching.validation
 import stitch_nets
 from src import results
 from src.dataset import load_split
@@ -156,7 +157,7 @@ def test_a_front_of_unknown_classes_agrees_but_has_no_accuracy(toy: Path) -> Non
 
 def test_a_set_killed_in_training_is_resumed_to_the_same(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     stitch_nets.main([*COMMAND, "--run-name", "whole"])
-    count, original = 0, src.stitching.run.tally
+    count, original = 0, src.stitching.validation.tally
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         nonlocal count
@@ -165,10 +166,10 @@ def test_a_set_killed_in_training_is_resumed_to_the_same(toy: Path, monkeypatch:
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(src.stitching.run, "tally", interrupted)
+    monkeypatch.setattr(src.stitching.validation, "tally", interrupted)
     with pytest.raises(SystemExit):
         stitch_nets.main([*COMMAND, "--run-name", "cut"])
-    monkeypatch.setattr(src.stitching.run, "tally", original)
+    monkeypatch.setattr(src.stitching.validation, "tally", original)
     assert not list(Path("results/cut").glob("*.pkl")) and len(list(Path("results/cut").glob("*.resume.pt"))) == 2
     with pytest.raises(SystemExit):
         stitch_nets.main([*COMMAND, "--run-name", "cut"])
