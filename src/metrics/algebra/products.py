@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
-import scipy.linalg
 import torch
 from torch import Tensor
 
