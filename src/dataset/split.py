@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from src.core.config import usable_cores
+from src.dataset.ahead import Ahead, change_of
 from src.dataset.cache import CacheOptions, Kept
 from src.dataset.dataset_spec import DatasetSpec
 from src.dataset.decode import Files, decode_batches
@@ -59,6 +60,18 @@ class Split(ABC):
             changed = augment is not None and not self._still
             images = self._augmented(images, augment) if changed and augment else self._crop(images)
             yield self.as_seen(images), labels
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether the batches of an epoch can be drawn beforehand."""
+        return False
+
+    def ahead(self, batch_size: int, steps: int, *, order: Generator, augment: Generator) -> Ahead | None:
+        """The first batches of an epoch of training, whole ones, drawn beforehand; None where that cannot be.
+
+        Afterwards the generators are as if `batches` had been asked for as many.
+        """
+        return None
 
     def as_seen(self, images: Tensor) -> Tensor:
         """Images of the data set's own pixels, (n, c, h, w) in 0..255, as a network sees them; it passes gradients."""
@@ -148,6 +161,15 @@ class MemorySplit(Split):
         other = copy.copy(self)
         other.images, other.labels = (values[index.to(self.device)] for values in (self.images, self.labels))
         return other
+
+    @property
+    def draws_ahead(self) -> bool:
+        return type(self) is MemorySplit and (self._still or change_of(self) is not None)
+
+    def ahead(self, batch_size: int, steps: int, *, order: Generator, augment: Generator) -> Ahead | None:
+        if not self.draws_ahead:
+            return None
+        return Ahead(self, batch_size, steps, order, None if self._still else augment)
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
         # all at once: a copy for each batch would make a GPU finish the last one first

@@ -43,13 +43,13 @@ def stitch(front: str, end: str, front_layer: str, end_layer: str, *options: str
 def train_states(monkeypatch: pytest.MonkeyPatch) -> list:
     """What the scripts train, as it is when they are done."""
     kept = []
-    original = src.stitching.run.fit
+    original = src.stitching.run.fit_together
 
-    def spy(those, *arguments, **options):
-        kept.extend(those)
-        return original(those, *arguments, **options)
+    def spy(courses, **options):
+        kept.extend(train_state for course in courses for train_state in course.train_states)
+        return original(courses, **options)
 
-    monkeypatch.setattr(src.stitching.run, "fit", spy)
+    monkeypatch.setattr(src.stitching.run, "fit_together", spy)
     return kept
 
 
@@ -108,25 +108,25 @@ def test_every_combination_trains_and_reads_back(kind, is_square, toy, train_sta
 
 
 def test_networks_stay_bit_identical_and_only_the_stitch_learns(toy, monkeypatch) -> None:
-    original, checked = src.stitching.run.fit, []
+    original, checked = src.stitching.run.fit_together, []
 
     def parts_of(train_state) -> list:
         cuts = train_state.objective.cuts
         cuts.share([train_state.objective.spec], SAMPLE)
         return [*cuts._heads.values(), *cuts._tails.values()]
 
-    def spy(train_states, *arguments, **options):
-        (one,) = train_states
+    def spy(courses, **options):
+        ((one,),) = (course.train_states for course in courses)
         parts = parts_of(one)
         before = [{key: value.clone() for key, value in part.state_dict().items()} for part in parts]
-        original(train_states, *arguments, **options)
+        original(courses, **options)
         for part, state in zip(parts, before, strict=True):
             assert all(torch.equal(part.state_dict()[key], value) for key, value in state.items())
             assert all(parameter.grad is None for parameter in part.parameters())
             checked.append(len(state))
         assert all(parameter.grad is not None for parameter in one.trained.parameters())
 
-    monkeypatch.setattr(src.stitching.run, "fit", spy)
+    monkeypatch.setattr(src.stitching.run, "fit_together", spy)
     stitch("a3.pt", "b5.pt", "bn1", "bn1", "-e", "3", "-b", "16", "--target-type", "soft_12", "--cka-reg", "0.1")
     assert len(checked) == 3 and all(checked)
 
