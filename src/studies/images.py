@@ -27,14 +27,22 @@ def networks_on_data(bundle: Bundle) -> tuple[NetworksOnDataset, NetworksOnDatas
     return on_data, on_data.elsewhere(settings.evaluate_on, size=settings.image_size)
 
 
-def split_of(on_data: NetworksOnDataset, name: str, device: torch.device, images: int | None = None) -> Split:
+def split_of(
+    on_data: NetworksOnDataset,
+    name: str,
+    device: torch.device,
+    images: int | None = None,
+    *,
+    decoders: int | None = None,
+) -> Split:
     """The images of a split, or so many, read once a process: bundles of one study come one after the other."""
     key = *_key(on_data, name, images), str(device)
     if key not in _READ:
         if len(_READ) > 4:
             _READ.clear()
         held = _handed_over(on_data, name, device, images)
-        _READ[key] = on_data.split(name, device=device, images=images) if held is None else held
+        how = {"device": device, "images": images, "num_workers": decoders}
+        _READ[key] = on_data.split(name, **how) if held is None else held
     return _READ[key].with_preprocessing(on_data.shared)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.precision import full_precision, products
+from src.core.precision import full_precision, products, repeatable
 from src.core.progress import bar
 from src.dataset import Split
 from src.dataset.ahead import Ahead
@@ -91,7 +91,7 @@ def fit_together(
                 now = [run for run in going if run.epochs == epoch]
                 for train_state in (train_state for run in now for train_state in run.alive()):
                     train_state.enter(epoch)
-                with products(tf32=tf32):
+                with products(tf32=tf32), repeatable(enabled=stack is not None):
                     rows = _train_epoch(now, stacks, epoch, steps, batch_size, progress.update)
                 learners = [train_state for run in now for train_state in run.train_states]
                 _add_scores(learners, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
