@@ -11,7 +11,7 @@ if not __package__:  # python /path/to/studies, from any folder: Python looks in
 
 from src.cli import arguments
 from src.cli import output as cli
-from src.core.config import choose_device
+from src.core.config import choose_device, decoders_of
 from src.studies import messages as say
 from src.studies.differences import difference_tables
 from src.studies.engines import ENGINES, choose_workers
@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> None:
     study = Study(args.file)
     store = Store(args.out_dir / study.name)
     dry = args.command == "run" and args.dry_run
-    plan = store.plan(study, cli.notice, keep=not dry)
     device = choose_device(args.device)
+    plan = store.plan(study, cli.notice, keep=not dry, device=device)
     bundles, gpus = len(plan.bundles), device_count(device)
     if args.command == "worker":
         engine: Any = Here()
@@ -121,13 +121,18 @@ def run(args: argparse.Namespace) -> None:
         bundles = None
         how = {"folder": store.folder, "options": study.says.submitit, "patience": args.patience}
         engine = ENGINES[args.engine](workers, **how)
-    options = Options(args.retries, args.deaths, args.patience, args.device, 1e9 * args.memory)
+    options = Options(args.retries, args.deaths, args.patience, args.device, 1e9 * args.memory, decoders(engine))
     failures = Driver(plan, store, engine, options, cli.notice).run(bundles)
     for line in say.device_lines(devices_of(remember(store.folder))):
         cli.notice(f"warning: {line}")
     cli.say("\n".join([*say.status_lines(plan, store), f"results: {store.folder}"]))
     if failures:
         raise SystemExit(1)
+
+
+def decoders(engine: Any) -> int | None:
+    """Processes that decode images for each worker, where workers share the cores of this machine."""
+    return decoders_of(engine.slots) if engine.shares_cores else None
 
 
 def device_count(device: Any) -> int:

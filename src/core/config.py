@@ -10,6 +10,7 @@ from dotenv import dotenv_values
 from src.core.errors import UserError
 
 CONFIG_FILE = Path(__file__).resolve().parents[2] / "config" / "default.env"
+DECODERS = 8  # processes that decode images, at most
 MEMORY = 8e9  # bytes of activations or moments that are held at once, where nobody says another number
 
 
@@ -40,6 +41,20 @@ def _read(config_file: Path) -> dict[str, str | None]:
 def usable_cores() -> int:
     """Cores that this process may use: in a container, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoders_of(workers: int = 1) -> int:
+    """Processes that decode images for each of so many that share the cores: a few for one, never none."""
+    return max(1, min(DECODERS, usable_cores() // workers))
+
+
+def gpu_numbers() -> list[int]:
+    """The GPUs that this process sees, by the numbers that they have where nobody hides any; [] without any."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    if count and len(asked) >= count and all(text.strip().isdecimal() for text in asked[:count]):
+        return [int(text) for text in asked[:count]]
+    return list(range(count))
 
 
 def choose_device(name: str = "auto") -> torch.device:

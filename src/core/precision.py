@@ -38,6 +38,19 @@ def products(*, tf32: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def repeatable(*, enabled: bool) -> Iterator[None]:
+    """A context in which convolutions on a GPU give the same bits each time, if `enabled`."""
+    backend: Any = torch.backends.cudnn
+    before = backend.deterministic, backend.benchmark
+    try:
+        if enabled:
+            backend.deterministic, backend.benchmark = True, False
+        yield
+    finally:
+        backend.deterministic, backend.benchmark = before
+
+
+@contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """A context, or decorator, in which GPUs multiply float32 numbers as they are: of all that is reported."""
     with products(tf32=False):

@@ -5,6 +5,9 @@ gives the same images on every device.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +19,27 @@ def flip_and_crop(images: Tensor, generator: torch.Generator, *, padding: int = 
 
     Without `mirror` crop only, since what is seen in a mirror may be something else (digits).
     """
-    n, _, height, width = images.shape
+    drawn = draw_crops(images.shape, generator, padding=padding, mirror=mirror)
+    # in one copy that a GPU need not wait for
+    return cropped(images, drawn.to(images.device, non_blocking=True), padding=padding)
+
+
+def draw_crops(shape: Sequence[int], generator: torch.Generator, *, padding: int = 4, mirror: bool = True) -> Tensor:
+    """Of each image of such a batch where its crop begins, from above and from the left, and whether it is mirrored.
+
+    (n, 3) whole numbers.
+    """
+    n = shape[0]
     top = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
     left = torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
     mirrored = torch.rand((n, 1), generator=generator) < (0.5 if mirror else 0)
-    # three numbers an image, in one copy that a GPU need not wait for; the rest is computed there
-    drawn = torch.stack([top, left, mirrored.to(top)]).to(images.device, non_blocking=True)
-    top, left, mirrored = drawn[0], drawn[1], drawn[2].bool()
+    return torch.cat([top, left, mirrored.to(top)], 1)
+
+
+def cropped(images: Tensor, drawn: Tensor, *, padding: int = 4, mirror: bool = True) -> Tensor:
+    """The images, changed as `draw_crops` says."""
+    n, _, height, width = images.shape
+    top, left, mirrored = drawn[:, :1], drawn[:, 1:2], drawn[:, 2:].bool()
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     columns = torch.where(mirrored, columns.flip(1), columns)
@@ -33,13 +50,36 @@ def flip_and_crop(images: Tensor, generator: torch.Generator, *, padding: int = 
 
 def affine(images: Tensor, generator: torch.Generator) -> Tensor:
     """Rotate up to 5 degrees, scale by 0.9 to 1.1, shear up to 5 degrees; edges repeat outwards; float result."""
-    n = len(images)
+    return moved(images, draw_affine(images.shape, generator).to(images.device, non_blocking=True))
+
+
+def draw_affine(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """The map of each image of such a batch, from places in the result to places in it, (n, 2, 3)."""
+    n = shape[0]
     angle, shear = (_uniform(n, -5.0, 5.0, generator) * math.pi / 180 for _ in range(2))
     scale = _uniform(n, 0.9, 1.1, generator)
     cos, sin, tan = angle.cos(), angle.sin(), shear.tan()
     # output pixel -> input pixel, so the inverse of the scale; the shear acts before the rotation
     matrix = torch.stack([cos, cos * tan - sin, sin, sin * tan + cos], 1).view(n, 2, 2) / scale.view(n, 1, 1)
-    return _sample(images, matrix, torch.zeros(n, 2))
+    return torch.cat([matrix, torch.zeros(n, 2, 1)], 2)
+
+
+class DrawnAhead(NamedTuple):
+    """A change in two: draw(shape, generator) on the processor, and what it does to images, apply(images, drawn)."""
+
+    draw: Callable[[Sequence[int], torch.Generator], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+def drawn_ahead(augment: Callable[..., Tensor], shape: Sequence[int]) -> DrawnAhead | None:
+    """An augmentation of images of a shape in two; None for one that is not known so."""
+    if augment is of_known_size:
+        augment = _of_known_size(shape[1], shape[-1])
+    plain = augment.func if isinstance(augment, partial) else augment
+    if plain not in _IN_TWO:
+        return None
+    options = augment.keywords if isinstance(augment, partial) else {}
+    return DrawnAhead(*(partial(half, **options) for half in _IN_TWO[plain]))
 
 
 def rotate_and_crop(images: Tensor, generator: torch.Generator, *, size: int = 224) -> Tensor:
@@ -69,9 +109,11 @@ def of_files(images: Tensor, generator: torch.Generator, *, size: int) -> Tensor
 
 def of_known_size(images: Tensor, generator: torch.Generator) -> Tensor:
     """`affine` for grey images, `flip_and_crop` from an eighth of padding for others; also for pairs side by side."""
-    if images.shape[1] in (1, 2):
-        return affine(images, generator)
-    return flip_and_crop(images, generator, padding=max(1, images.shape[-1] // 8))
+    return _of_known_size(images.shape[1], images.shape[-1])(images, generator)
+
+
+def _of_known_size(channels: int, size: int) -> Callable[..., Tensor]:
+    return affine if channels in (1, 2) else partial(flip_and_crop, padding=max(1, size // 8))
 
 
 def resized_crop(images: Tensor, generator: torch.Generator, *, size: int) -> Tensor:
@@ -94,8 +136,15 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Ten
 
 
 def _sample(images: Tensor, matrix: Tensor, offset: Tensor, *, size: int | None = None) -> Tensor:
-    n, channels, height, width = images.shape
     theta = torch.cat([matrix, offset[:, :, None]], 2).to(images.device, non_blocking=True)
-    shape = [n, channels, size or height, size or width]
-    grid = F.affine_grid(theta, shape, align_corners=False)
+    return moved(images, theta, size=size)
+
+
+def moved(images: Tensor, theta: Tensor, *, size: int | None = None) -> Tensor:
+    """The images at the places that maps (n, 2, 3) say; edges repeat outwards; float result."""
+    n, channels, height, width = images.shape
+    grid = F.affine_grid(theta, [n, channels, size or height, size or width], align_corners=False)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
+_IN_TWO = {flip_and_crop: (draw_crops, cropped), affine: (draw_affine, moved)}

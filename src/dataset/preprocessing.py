@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -87,8 +88,7 @@ class Preprocessing:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images as the network sees them, a copy on their own device."""
-        # small enough for a copy that a GPU need not wait for
-        numbers = torch.tensor([self.mean, self.std]).to(images.device, non_blocking=True)
+        numbers = _on((self.mean, self.std), images.device)
         mean, std = (values.view(1, -1, 1, 1) * 255 for values in numbers)
         # a channel after the other while each has its own numbers, which takes long runs of them; then channels last,
         # the layout in which convolutions are fastest, on processors and on GPUs
@@ -104,7 +104,7 @@ class Preprocessing:
             return images.repeat(1, self.channels, 1, 1)
         if (given, self.channels) != (3, 1):
             raise UserError(f"images of {given} channels cannot be shown to a network of {self.channels}")
-        weights = torch.tensor(LUMA).to(images.device, non_blocking=True).view(1, 3, 1, 1)
+        weights = _on(LUMA, images.device).view(1, 3, 1, 1)
         return (images * weights).sum(1, keepdim=True)
 
     def _resized(self, images: Tensor) -> Tensor:
@@ -115,6 +115,19 @@ class Preprocessing:
         options = {"antialias": True, "align_corners": False}
         images = F.interpolate(images, size=(self.size, self.size), mode=self.interpolation, **options)
         return images.clamp_(0, 255)  # bicubic overshoots
+
+
+def _on(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Constants on a device: a GPU keeps them, so that no step need copy them, and one can be recorded."""
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        return _kept(values, device)
+    return torch.tensor(values).to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=64)
+def _kept(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # others may want gradients of what they do with them
+        return torch.tensor(values).to(device)
 
 
 def resize_text(resize: str, shorter: float, interpolation: str, size: int) -> str:

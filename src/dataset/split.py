@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from src.core.config import usable_cores
+from src.core.config import decoders_of
+from src.dataset.ahead import Ahead, change_of
 from src.dataset.cache import CacheOptions, Kept
 from src.dataset.dataset_spec import DatasetSpec
 from src.dataset.decode import Files, decode_batches
+from src.dataset.prefetch import on_device
 from src.dataset.preprocessing import Preprocessing
 
 Batch = tuple[Tensor, Tensor]
@@ -59,6 +61,18 @@ class Split(ABC):
             changed = augment is not None and not self._still
             images = self._augmented(images, augment) if changed and augment else self._crop(images)
             yield self.as_seen(images), labels
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether the batches of an epoch can be drawn beforehand."""
+        return False
+
+    def ahead(self, batch_size: int, steps: int, *, order: Generator, augment: Generator) -> Ahead | None:
+        """The first batches of an epoch of training, whole ones, drawn beforehand; None where that cannot be.
+
+        Afterwards the generators are as if `batches` had been asked for as many.
+        """
+        return None
 
     def as_seen(self, images: Tensor) -> Tensor:
         """Images of the data set's own pixels, (n, c, h, w) in 0..255, as a network sees them; it passes gradients."""
@@ -148,6 +162,15 @@ class MemorySplit(Split):
         other = copy.copy(self)
         other.images, other.labels = (values[index.to(self.device)] for values in (self.images, self.labels))
         return other
+
+    @property
+    def draws_ahead(self) -> bool:
+        return type(self) is MemorySplit and (self._still or change_of(self) is not None)
+
+    def ahead(self, batch_size: int, steps: int, *, order: Generator, augment: Generator) -> Ahead | None:
+        if not self.draws_ahead:
+            return None
+        return Ahead(self, batch_size, steps, order, None if self._still else augment)
 
     def _read(self, index: Tensor, batch_size: int) -> Iterator[Batch]:
         # all at once: a copy for each batch would make a GPU finish the last one first
@@ -254,7 +277,7 @@ class FolderSplit(Split):
     ) -> None:
         super().__init__(spec, labels.to(device), torch.device(device))
         self.files = files
-        self.num_workers = min(8, usable_cores()) if num_workers is None else num_workers
+        self.num_workers = decoders_of() if num_workers is None else num_workers
         self._kept = Kept(files, spec.target, keep or CacheOptions())
 
     def _contents(self) -> Any:
@@ -275,14 +298,24 @@ class FolderSplit(Split):
         wanted = [part.tolist() for part in missing if len(part)]
         pin = self.device.type == "cuda"
         decoded = decode_batches(self.files, self.spec.target, wanted, num_workers=self.num_workers, pin=pin)
-        for part, new, place in zip(parts, missing, index.to(self.device).split(batch_size), strict=True):
+        read = self._pixels(parts, missing, decoded, rows)
+        places = index.to(self.device).split(batch_size)
+        for images, place in zip(on_device(read, self.device), places, strict=True):
+            yield images, self.labels[place]
+
+    @staticmethod
+    def _pixels(
+        parts: Sequence[Tensor], missing: Sequence[Tensor], decoded: Iterator[Tensor], rows: Any
+    ) -> Iterator[Tensor]:
+        """The images of each batch, those that are kept from there."""
+        for part, new in zip(parts, missing, strict=True):
             images = next(decoded) if len(new) else None
             if rows is not None:
                 if images is not None:
                     rows.put(new, images)
                 images = rows.get(part)
             assert images is not None
-            yield images.to(self.device, non_blocking=True), self.labels[place]
+            yield images
 
     def _crop(self, images: Tensor) -> Tensor:
         from torchvision.transforms.v2 import functional  # slow to import, and needed for images in folders only

@@ -349,7 +349,7 @@ class _Group:
             max_steps=DEBUG_STEPS if specs[0].debug else None,
             tf32=specs[0].tf32,
             title=f"stitch {layers}",
-            stack=partial(stack, chunk=chunk, captured=captured) if chunk else None,
+            stack=partial(stack, chunk=chunk, captured=captured, told=self.callbacks.on_message) if chunk else None,
         )
         for course, works in zip(courses, groups, strict=True):
             for train_state, work in zip(course.train_states, works, strict=True):

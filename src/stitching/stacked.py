@@ -27,7 +27,12 @@ Parameters = Mapping[str, Tensor]
 
 
 def stack(
-    members: Sequence[Member], shares: Sequence[Share], *, chunk: int = CHUNK, captured: bool = False
+    members: Sequence[Member],
+    shares: Sequence[Share],
+    *,
+    chunk: int = CHUNK,
+    captured: bool = False,
+    told: Callable[[str], None] = lambda text: None,
 ) -> Stacked | None:
     """Those among the learners that step together: affine stitches whose loss is a sum over images.
 
@@ -51,7 +56,7 @@ def stack(
     if not chunks:
         return None
     device = next(members[0].train_state.trained.parameters()).device
-    return Stacked(chunks, shares, device, captured=captured)
+    return Stacked(chunks, shares, device, captured=captured, told=told)
 
 
 def rows_at_once(geometry: Geometry, images: int, most: int = CHUNK) -> int:

@@ -9,6 +9,7 @@ from src.stitching.cka import can_share, cka_group
 START = 3.0  # seconds until a bundle's first batch: networks and images are loaded, layers cut
 TAIL = 0.5  # of the end network runs behind a stitch, as a mean over its layers
 STEP = 8e-4  # seconds that a stitch takes beside the networks, in each training step
+GPU_STEP = 5e-5  # the same on a GPU, where it is one of a chunk and the step is launched as a whole
 MAPS = 7  # matrices in a result
 HEAD = 12_000  # bytes of a result beside its matrices
 
@@ -17,7 +18,7 @@ HEAD = 12_000  # bytes of a result beside its matrices
 class Costs:
     """Seconds a forward pass takes an image, of both networks, and the images of both splits.
 
-    products: float operations that large matrix products do in a second.
+    products: float operations that large matrix products do in a second. step: seconds that a stitch takes beside them.
     """
 
     front: float
@@ -25,6 +26,7 @@ class Costs:
     train: int
     val: int
     products: float
+    step: float = STEP
 
 
 def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
@@ -43,7 +45,7 @@ def own_seconds(spec: StitchSpec, costs: Costs, others: int, geometry: Geometry 
     geometry: where CKA is asked for.
     """
     tail = TAIL * costs.end
-    steps = spec.epochs * (costs.train // spec.batch_size) * STEP
+    steps = spec.epochs * (costs.train // spec.batch_size) * costs.step
     training = spec.epochs * costs.train * 3 * tail + steps
     scoring = costs.val * tail
     similarity = stitch_operations(spec, geometry, costs.val) / costs.products if geometry else 0.0

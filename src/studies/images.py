@@ -37,7 +37,12 @@ def networks_on_data(bundle: Bundle) -> tuple[NetworksOnDataset, NetworksOnDatas
 
 
 def split_of(
-    on_data: NetworksOnDataset | FeaturePair, name: str, device: torch.device, images: int | None = None
+    on_data: NetworksOnDataset | FeaturePair,
+    name: str,
+    device: torch.device,
+    images: int | None = None,
+    *,
+    decoders: int | None = None,
 ) -> Split:
     """The images of a split, or so many, read once a process: bundles of one study come one after the other."""
     if isinstance(on_data, FeaturePair):
@@ -47,7 +52,8 @@ def split_of(
         if len(_READ) > 4:
             _READ.clear()
         held = _handed_over(on_data, name, device, images)
-        _READ[key] = on_data.split(name, device=device, images=images) if held is None else held
+        how = {"device": device, "images": images, "num_workers": decoders}
+        _READ[key] = on_data.split(name, **how) if held is None else held
     return _READ[key].with_preprocessing(on_data.shared)
 
 

@@ -1,5 +1,6 @@
 """The networks and images of a study, each opened once, and what planning asks of them."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,15 +20,20 @@ from src.networks.feature_networks import FeaturePair, is_features, open_sides, 
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
 from src.networks.source_spec import Named
 
-SIDE = 512  # rows of the matrix whose products are timed
-BATCH = 32  # images of the forward pass that is timed
+CPU = torch.device("cpu")
+SIDE, GPU_SIDE = 512, 2048  # rows of the matrix whose products are timed
+BATCH, GPU_BATCH = 32, 512  # images of the forward pass that is timed
 
 
 @dataclass(slots=True)
 class NetworkCache:
-    """Everything that was opened or found out, by what it depends on; `on_message` hears notes of what is opened."""
+    """Everything that was opened or found out, by what it depends on; `on_message` hears notes of what is opened.
+
+    Speeds are those of the `device` that will do the work.
+    """
 
     on_message: Callable[[str], None]
+    device: torch.device = CPU
     networks: dict[tuple, Checkpoint] = field(default_factory=dict)
     _found: dict[tuple, Any] = field(default_factory=dict)
 
@@ -67,12 +73,12 @@ class NetworkCache:
         """One of the two networks, as it looks in this pair."""
         network = on_data.networks[number]
         form = str(network.path), on_data.spec.name, on_data.spec.size, on_data.shared, on_data.reordered[number]
-        return self._once(form, lambda: CachedNetwork(network, on_data.sample))
+        return self._once(form, lambda: CachedNetwork(network, on_data.sample, self.device))
 
     @property
     def products(self) -> float:
-        """Float operations that large matrix products do in a second here, measured."""
-        return self._once(("products",), _products)
+        """Float operations that large matrix products do in a second there, measured."""
+        return self._once(("products",), lambda: _products(self.device))
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._found:
@@ -83,8 +89,8 @@ class NetworkCache:
 class CachedNetwork:
     """A network and a sample of images: its layers by text, what they give, its digest and its speed."""
 
-    def __init__(self, checkpoint: Checkpoint, sample: torch.Tensor) -> None:
-        self.checkpoint, self.sample = checkpoint, sample
+    def __init__(self, checkpoint: Checkpoint, sample: torch.Tensor, device: torch.device = CPU) -> None:
+        self.checkpoint, self.sample, self.device = checkpoint, sample, device
         self._layers: dict[str, list[str]] = {}
         self._outputs: dict[str, Output] = {}
         self._digest: str | None = None
@@ -115,25 +121,32 @@ class CachedNetwork:
     def seconds(self) -> float:
         """What a forward pass takes an image, measured on blank ones."""
         if self._seconds is None:
-            self._seconds = _timed(self.network, self.sample[:1])
+            self._seconds = _timed(self.network, self.sample[:1], self.device)
         return self._seconds
 
 
-def _products() -> float:
-    rows, took = torch.randn(SIDE, 4 * SIDE, generator=torch.Generator().manual_seed(0)), []
-    for _ in range(3):
-        start = time.perf_counter()
-        times(rows, rows)
-        took.append(time.perf_counter() - start)
-    return 4 * SIDE**3 / min(took)
+def _products(device: torch.device) -> float:
+    side = GPU_SIDE if device.type == "cuda" else SIDE
+    rows = torch.randn(side, 4 * side, generator=torch.Generator().manual_seed(0)).to(device)
+    return 4 * side**3 / _least(lambda: times(rows, rows), device)
 
 
 @torch.no_grad()
-def _timed(network: nn.Module, image: torch.Tensor) -> float:
-    images = image.expand(BATCH, *image.shape[1:]).contiguous()
+def _timed(network: nn.Module, image: torch.Tensor, device: torch.device) -> float:
+    """Seconds an image; on a GPU of a copy, since the network stays where plans are made."""
+    count = GPU_BATCH if device.type == "cuda" else BATCH
+    images = image.expand(count, *image.shape[1:]).contiguous().to(device)
+    there = copy.deepcopy(network).to(device) if device.type != "cpu" else network
+    return _least(lambda: there(images), device) / count
+
+
+def _least(work: Callable[[], Any], device: torch.device) -> float:
+    """The least seconds of three times."""
     took = []
     for _ in range(3):
         start = time.perf_counter()
-        network(images)
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         took.append(time.perf_counter() - start)
-    return min(took) / BATCH
+    return min(took)

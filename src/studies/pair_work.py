@@ -19,7 +19,7 @@ from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
 from src.stitching.targets import TARGETS, teachers_of
 from src.studies.declared import Declared, Pair
-from src.studies.estimate import START, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
+from src.studies.estimate import GPU_STEP, START, STEP, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
 from src.studies.network_cache import CachedNetwork, NetworkCache
 
@@ -54,7 +54,8 @@ class PairWork:
             cache.images(seen, split, settings.images) for seen, split in ((on_data, "train"), (scored, "val"))
         )
         self.about = key_inputs(on_data, [train, val], [seen.digest for seen in self.sides])
-        self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, cache.products)
+        step = GPU_STEP if cache.device.type == "cuda" else STEP
+        self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, n_train, n_val, cache.products, step)
         self.items: list[_Priced] = []
         self.sewn: set[ControlSpec] = set()
         self.matched: dict[tuple[Any, ...], Any] = {}

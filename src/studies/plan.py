@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src.core.errors import UserError
 from src.core.files import is_failing
 from src.core.progress import bar
@@ -48,15 +50,20 @@ def plan_from_file(path: Path) -> StudyPlan:
     return StudyPlan([from_record(one) for one in record["bundles"]], record["left_out"], record["size"])
 
 
-def make_plan(study: Study, on_message: Callable[[str], None] = lambda line: None) -> StudyPlan:
+def make_plan(
+    study: Study, on_message: Callable[[str], None] = lambda line: None, device: torch.device | None = None
+) -> StudyPlan:
     """Every result that a study declares, once, in bundles; nothing is trained.
 
+    Bundles are priced by what their work takes on the `device` that will do it (None: the processor). Those of GPUs are
+    whole pairs of networks where the study's `minutes` and the number of GPUs allow it, for stitches of a pair are
+    trained together, and the longest come first.
     What options or sizes of layers exclude is left out and counted. Raises UserError, with the line of the file, for
     networks and layers that there are not, and where all stitches of a table are left out.
     """
     left_out: Counter[str] = Counter()
     tables = tables_of(study)
-    works = _opened(study, tables, NetworkCache(on_message), left_out)
+    works = _opened(study, tables, NetworkCache(on_message, device or torch.device("cpu")), left_out)
     check_count(tables)
     drafts = {table.place: table.drafts() for table in tables if not table.is_comparison}
     known: set[str] = set()
@@ -71,8 +78,12 @@ def make_plan(study: Study, on_message: Callable[[str], None] = lambda line: Non
                         work.add_stitches(table, drafts[table.place], steps)
             work.forget(known)
     total = sum(work.seconds for work in works)
-    limit = min(60 * study.says.minutes, max(SHORT, total / MIN_BUNDLES))
+    on_gpus = device is not None and device.type == "cuda"
+    least = max(1, torch.cuda.device_count()) if on_gpus else MIN_BUNDLES
+    limit = min(60 * study.says.minutes, max(SHORT, total / least))
     bundles = [bundle for work in works for bundle in work.bundles(limit)]
+    if on_gpus:
+        bundles.sort(key=lambda bundle: -bundle.seconds)
     if not bundles:
         reasons = "; ".join(left_out) or "no pair of networks"
         raise study.document.complaint(("stitch",), f"nothing is left to do: {reasons}")

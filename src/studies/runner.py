@@ -28,7 +28,7 @@ class Options:
 
     retries: attempts at a result beside the first, in all runs together. deaths: processes that may be ended from
     outside in this run while they are at a result, without its getting further. patience: seconds until a silent
-    holder is given up.
+    holder is given up. decoders: processes that decode images, of each worker; None: as many as its machine has it.
     """
 
     retries: int = 2
@@ -36,6 +36,7 @@ class Options:
     patience: float = PATIENCE
     device: str = "auto"
     memory: float = MEMORY
+    decoders: int | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +91,15 @@ class Driver:
                 continue
             options = self.options
             tasks.append(
-                WorkerTask(rest, self.store.folder, self.runner, options.patience, options.device, options.memory)
+                WorkerTask(
+                    rest,
+                    self.store.folder,
+                    self.runner,
+                    options.patience,
+                    options.device,
+                    options.memory,
+                    options.decoders,
+                )
             )
         self.engine.start(tasks)
         return bool(tasks)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src import results
 from src.core.digests import digest
 from src.core.errors import UserError
@@ -134,15 +136,23 @@ class Store:
         for file in self.folder.glob(".*.tmp"):
             remove_leftovers(file.with_name(file.name[1:].rsplit(".", 2)[0]))
 
-    def plan(self, study: Study, on_message: Any = lambda line: None, *, keep: bool = True) -> StudyPlan:
+    def plan(
+        self,
+        study: Study,
+        on_message: Any = lambda line: None,
+        *,
+        keep: bool = True,
+        device: torch.device | None = None,
+    ) -> StudyPlan:
         """The plan of a study: the one kept in the folder, where file and networks are as they were; else a new one.
 
-        Runners that share the folder share the plan that was kept first, so that all cut the work alike.
+        Runners that share the folder share the plan that was kept first, so that all cut the work alike, as the
+        `device` of that one has it.
         """
         path = self.folder / f".plan-{fingerprint(study)}.json"
         if (known := _read_plan(path)) is not None:
             return _named_by(study, known, path)
-        plan = make_plan(study, on_message)
+        plan = make_plan(study, on_message, device)
         if not keep:
             return _named_by(study, plan, path)
         make_folder(self.folder)

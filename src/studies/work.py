@@ -47,7 +47,10 @@ EVERY = 5.0  # seconds of work that a killed process may lose, beside the epoch,
 
 @dataclass(frozen=True, slots=True)
 class WorkerTask:
-    """A bundle with all that a process needs to do it: where results go, who is at it, on which device."""
+    """A bundle with all that a process needs to do it: where results go, who is at it, on which device.
+
+    decoders: processes that decode images; None: as many as the machine has it.
+    """
 
     bundle: Bundle
     folder: Path
@@ -55,6 +58,7 @@ class WorkerTask:
     patience: float
     device: str = "auto"
     memory: float = MEMORY
+    decoders: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,8 @@ def stitch_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[s
     for line in [*cuts.notes, *on_data.notes, *on_data.missing_columns, *blind_labels(specs)]:
         on_message(f"note: {line}")
     pairs = ((on_data, "train"), (scored, "val"))
-    train, val = (split_of(seen, name, device, settings.images) for seen, name in pairs)
+    how: dict[str, Any] = {"images": settings.images, "decoders": task.decoders}
+    train, val = (split_of(seen, name, device, **how) for seen, name in pairs)
     about = key_inputs(on_data, [split.digest() for split in (train, val)])
     _check_keys(bundle, stitch_keys(cuts, about))  # a plan knows of no device; what comes of it says where it was made
     about = key_inputs(on_data, about["images"], about["weights"], device=device)
@@ -154,7 +159,7 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     assert isinstance(spec, CompareSpec)
     on_data, device = sides_of(task.bundle), choose_device(task.device)
     front, end = on_data.networks
-    split = split_of(on_data, spec.split, device, task.bundle.settings.images)
+    split = split_of(on_data, spec.split, device, task.bundle.settings.images, decoders=task.decoders)
     for name in filter(is_own, spec.metrics if task.bundle.named else ()):
         name_own(name)
     about = _about(on_data, split, on_message)

@@ -4,18 +4,20 @@ from collections.abc import Callable
 
 import torch
 
+from src.core.text import in_line
+
 WARM = 3  # times that it is done as usual first, in which libraries choose what they run and memory is found
 
 
 class Captured:
     """Call it as often as the work is to be done, which reads and writes the same tensors each time.
 
-    Nothing of it may ask the device for a number. Where recording fails, `failure` says why, and the work goes on
-    being launched operator by operator.
+    Nothing of it may ask the device for a number. Where recording fails, `told` hears why, and the work goes on being
+    launched operator by operator.
     """
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.work = work
+    def __init__(self, work: Callable[[], None], told: Callable[[str], None] = lambda text: None) -> None:
+        self.work, self.told = work, told
         self.failure = ""
         self._done = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -40,7 +42,8 @@ class Captured:
             with torch.cuda.graph(graph, stream=self._aside, capture_error_mode="thread_local"):
                 self.work()
         except RuntimeError as error:
-            self.failure = str(error).partition("\n")[0]
+            self.failure = in_line(str(error).partition("\n")[0])
+            self.told(f"note: a step is launched operator by operator, since it cannot be recorded: {self.failure}")
             torch.cuda.synchronize()
             return
         self._graph = graph

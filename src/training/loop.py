@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.precision import full_precision, products
+from src.core.precision import full_precision, products, repeatable
 from src.core.progress import bar
 from src.dataset import Split
+from src.dataset.ahead import Ahead
 from src.dataset.split import Batch
 from src.training.run_state import Course, Resume, Run, take_snapshots
 from src.training.stacked import Member, Share, Stacked
@@ -90,7 +91,7 @@ def fit_together(
                 now = [run for run in going if run.epochs == epoch]
                 for train_state in (train_state for run in now for train_state in run.alive()):
                     train_state.enter(epoch)
-                with products(tf32=tf32):
+                with products(tf32=tf32), repeatable(enabled=stack is not None):
                     rows = _train_epoch(now, stacks, epoch, steps, batch_size, progress.update)
                 learners = [train_state for run in now for train_state in run.train_states]
                 _add_scores(learners, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
@@ -217,20 +218,38 @@ class _Stacks:
         return self._made
 
 
-class _Shared(Sequence[Any]):
-    """What the learners of each course need of its batch, found where somebody asks for it."""
+class _Asked(Sequence[Any]):
+    """What belongs to each course, made where somebody asks for it, and once."""
 
-    def __init__(self, runs: Sequence[Run], batches: Sequence[Batch]) -> None:
-        self._runs, self._batches = runs, batches
-        self._found: dict[int, Any] = {}
+    def __init__(self, count: int, make: Callable[[int], Any]) -> None:
+        self._count, self._make = count, make
+        self._made: dict[int, Any] = {}
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return self._count
 
     def __getitem__(self, number: Any) -> Any:
-        if number not in self._found:
-            self._found[number] = self._runs[number].course.share(self._batches[number][0])
-        return self._found[number]
+        if number not in self._made:
+            self._made[number] = self._make(number)
+        return self._made[number]
+
+
+def _batches(runs: Sequence[Run], aheads: Sequence[Ahead], batch_size: int, steps: int) -> Iterator[Sequence[Batch]]:
+    """The batches of all courses, step by step."""
+    if aheads:
+        for step in range(steps):
+            yield _Asked(len(runs), lambda number, step=step: aheads[number].make(aheads[number].rows(step)))
+        return
+    several = zip(*(run.batches(batch_size) for run in runs), strict=False)
+    for _, batches in zip(range(steps), several, strict=False):
+        yield batches
+
+
+def _drawn_ahead(runs: Sequence[Run], batch_size: int, steps: int) -> list[Ahead]:
+    """The batches of all courses, drawn beforehand; none where those of one cannot be."""
+    if not all(run.course.split.draws_ahead for run in runs):
+        return []
+    return [ahead for run in runs if (ahead := run.ahead(batch_size, steps))]
 
 
 def _train_epoch(
@@ -251,11 +270,11 @@ def _train_epoch(
             if id(train_state) not in together:
                 kept = Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", steps_ahead(run.device))
                 losses[id(train_state)] = number, train_state, kept
+    aheads = _drawn_ahead(runs, batch_size, steps) if stacked and stacked.work else []
     if stacked:
-        stacked.begin(epoch, steps)
-    several = zip(*(run.batches(batch_size) for run in runs), strict=False)
-    for step, batches in zip(range(1, steps + 1), several, strict=False):
-        shared = _Shared(runs, batches)
+        stacked.begin(epoch, steps, aheads)
+    for step, batches in enumerate(_batches(runs, aheads, batch_size, steps), start=1):
+        shared = _Asked(len(runs), lambda number, given=batches: runs[number].course.share(given[number][0]))
         if stacked:
             stacked.step(batches, shared)
         for number, train_state, kept in list(losses.values()):

@@ -16,6 +16,7 @@ from src.core.records import ANY, ARRAY, LINES, NATURAL, NUMBER, Each, Maybe, Se
 from src.core.tensor_files import parse_tensors, write_tensors
 from src.core.text import in_line
 from src.dataset import Split
+from src.dataset.ahead import Ahead
 from src.dataset.split import Batch
 from src.training.train_state import TrainState
 
@@ -108,6 +109,10 @@ class Run:
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """The batches of the next epoch."""
         return self.course.split.batches(batch_size, order=self.order, augment=self.augment, drop_last=True)
+
+    def ahead(self, batch_size: int, steps: int) -> Ahead | None:
+        """As many of the same, drawn beforehand, where that can be."""
+        return self.course.split.ahead(batch_size, steps, order=self.order, augment=self.augment)
 
     def save_if_due(self) -> None:
         """Keep the state where it is asked for, and the time for it has come."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from src.dataset.ahead import Ahead
 from src.dataset.split import Batch
 from src.training.capture import Captured
 from src.training.train_state import WHOLE_EPOCH, Losses, TrainState
@@ -40,11 +41,18 @@ class Stacked:
     """All chunks of a stage, step by step; `begin` and `finish` each epoch.
 
     `shares` gives what a batch of each course has in common. One that fails, or has learnt enough, keeps its rows, from
-    which nothing comes to the others. With `captured` a step is recorded and replayed as a whole.
+    which nothing comes to the others. With `captured` a step is recorded and replayed as a whole; `told` hears where it
+    cannot be.
     """
 
     def __init__(
-        self, chunks: Sequence[Chunk], shares: Sequence[Share], device: torch.device, *, captured: bool
+        self,
+        chunks: Sequence[Chunk],
+        shares: Sequence[Share],
+        device: torch.device,
+        *,
+        captured: bool,
+        told: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.chunks = [_Parameters(chunk, device) for chunk in chunks]
         self.shares, self.device = shares, device
@@ -57,11 +65,18 @@ class Stacked:
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate
         self._last = torch.zeros(2, sum(chunk.rows for chunk in chunks), device=device)
-        self._batches: list[Batch] = []
-        self._work = Captured(lambda: self._step(self._batches, None)) if captured else None
+        self._aheads: Sequence[Ahead] = ()
+        self._held: list[list[Tensor]] = []  # what the recorded step reads: batches, or what these are made of
+        self.work = Captured(self._recorded, told) if captured else None
 
-    def begin(self, epoch: int, steps: int) -> None:
-        """Prepare an epoch of so many steps: its rates, and room for its losses."""
+    def begin(self, epoch: int, steps: int, aheads: Sequence[Ahead] = ()) -> None:
+        """Prepare an epoch of so many steps: its rates, and room for its losses.
+
+        With `aheads`, of each course, a recorded step makes its batches itself.
+        """
+        if bool(aheads) != bool(self._aheads):
+            self._held = []
+        self._aheads = aheads
         self._epoch, self._steps, self._done = epoch, steps, 0
         rates = [[group["of"].rate(epoch, step / steps) for group in self._groups] for step in range(steps)]
         self._rates = torch.tensor(rates).to(self.device, non_blocking=True)
@@ -70,9 +85,10 @@ class Stacked:
     def step(self, batches: Sequence[Batch], shared: Sequence[Any]) -> None:
         """All learn from a batch of each course; `shared` is what `shares` give of them, if somebody asks."""
         self.rates.copy_(self._rates[self._done])
-        if self._work:
-            self._copy_in(batches)
-            self._work()
+        if self.work:
+            rows = [ahead.rows(self._done) for ahead in self._aheads]
+            self._copy_in(rows or [list(batches[number]) for number in range(len(self.shares))])
+            self.work()
         else:
             self._step(batches, shared)
         self._seen[self._done].copy_(self._last)
@@ -83,14 +99,21 @@ class Stacked:
             if every and iteration % every == 0 and member.train_state.learns:
                 member.train_state.take_snapshot(iteration)
 
-    def _copy_in(self, batches: Sequence[Batch]) -> None:
-        """Put the batches where the recorded step reads them."""
-        if not self._batches:
-            self._batches = [(images.clone(), labels.clone()) for images, labels in batches]
+    def _copy_in(self, courses: Sequence[Sequence[Tensor]]) -> None:
+        """Put what a batch is, or is made of, where the recorded step reads it."""
+        if not self._held:
+            self._held = [[values.clone() for values in given] for given in courses]
             return
-        for held, given in zip(self._batches, batches, strict=True):
+        for held, given in zip(self._held, courses, strict=True):
             for into, values in zip(held, given, strict=True):
                 into.copy_(values)
+
+    def _recorded(self) -> None:
+        if self._aheads:
+            batches = [ahead.make(held) for ahead, held in zip(self._aheads, self._held, strict=True)]
+        else:
+            batches = [(images, labels) for images, labels in self._held]
+        self._step(batches, None)
 
     def _step(self, batches: Sequence[Batch], shared: Sequence[Any] | None) -> None:
         if shared is None:

@@ -47,7 +47,7 @@ def train_states(monkeypatch: pytest.MonkeyPatch) -> list:
     original = src.stitching.run.fit_together
 
     def spy(courses, **options):
-        kept.extend(one for course in courses for one in course.train_states)
+        kept.extend(train_state for course in courses for train_state in course.train_states)
         return original(courses, **options)
 
     monkeypatch.setattr(src.stitching.run, "fit_together", spy)

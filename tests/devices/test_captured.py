@@ -22,6 +22,7 @@ class Recorder:
     def __init__(self, *, broken: bool = False) -> None:
         self.broken, self.recorded, self.replayed, self.recording = broken, 0, 0, False
         self.work: Callable[[], None] = lambda: None
+        self.told: list[str] = []
 
     def Stream(self) -> Any:
         return SimpleNamespace(wait_stream=lambda stream: None)
@@ -61,7 +62,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 def of(recorder: Recorder, work: Callable[[], None]) -> Captured:
     """Work that does nothing while it is recorded."""
     recorder.work = work
-    return Captured(lambda: None if recorder.recording else work())
+    return Captured(lambda: None if recorder.recording else work(), recorder.told.append)
 
 
 def test_it_is_done_as_often_as_it_is_called(recorder: Recorder) -> None:
@@ -81,6 +82,8 @@ def test_what_cannot_be_recorded_goes_on_as_before(recorder: Recorder) -> None:
         captured()
     assert len(calls) == 7 and (recorder.recorded, recorder.replayed) == (1, 0)
     assert captured.failure == "operation not permitted when stream is capturing"
+    (told,) = recorder.told
+    assert told.endswith(f"since it cannot be recorded: {captured.failure}")
 
 
 def test_stitches_learn_the_same_from_a_recorded_step(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +92,9 @@ def test_stitches_learn_the_same_from_a_recorded_step(recorder: Recorder, monkey
     expected = results_of(specs, 3)
 
     class Replaying(Captured):
-        def __init__(self, work: Callable[[], None]) -> None:
+        def __init__(self, work: Callable[[], None], told: Any) -> None:
             self.recording = False
-            super().__init__(lambda: None if recorder.recording else work())
+            super().__init__(lambda: None if recorder.recording else work(), told)
             self.real = work
 
         def __call__(self) -> None:

@@ -144,6 +144,22 @@ def test_a_device_is_known_by_name_and_a_processor_by_nothing(monkeypatch: pytes
     device_facts.cache_clear()
 
 
+@pytest.mark.parametrize("stacked", [0, 2])
+def test_stitches_that_are_trained_together_have_kernels_that_repeat(stacked: int) -> None:
+    specs = [StitchSpec("bn7", "bn7", epochs=1, batch_size=8, lr=rate) for rate in (1e-3, 2e-3)]
+    seen = set()
+
+    class Repeats(Watched):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.overloadpacket.__name__ == "convolution_backward":
+                seen.add(torch.backends.cudnn.deterministic)
+            return super().__torch_dispatch__(function, types, args, kwargs)
+
+    with Repeats():
+        stitch(cuts_of(*specs), images_of(16), images_of(8), StitchPlan(similarity=False, stacked=stacked))
+    assert seen == {stacked > 0} and not torch.backends.cudnn.deterministic
+
+
 def test_frozen_weights_are_cast_once() -> None:
     spec = StitchSpec("bn3", "bn3", target_type="soft_12", amp=True, epochs=1)
     cuts, split = cuts_of(spec), images_of(4)

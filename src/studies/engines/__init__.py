@@ -9,9 +9,13 @@ from src.studies.work import Report, WorkerTask
 
 
 class Engine(Protocol):
-    """Runs tasks; `slots` is how many at once. Every task that was started is reported once."""
+    """Runs tasks; `slots` is how many at once. Every task that was started is reported once.
+
+    shares_cores: whether those that run at once share the cores of this machine.
+    """
 
     slots: int
+    shares_cores: bool
 
     @property
     def busy(self) -> int:

@@ -19,7 +19,7 @@ from src.studies.work import Report, WorkerTask, perform
 class Here:
     """This process, one task after the other."""
 
-    slots = 1
+    slots, shares_cores = 1, False
 
     def __init__(self) -> None:
         self._tasks: list[WorkerTask] = []
@@ -50,6 +50,8 @@ class _Worker:
 
 class Processes:
     """So many processes, started by spawn, each with its share of the threads; one that dies is replaced."""
+
+    shares_cores = True
 
     def __init__(self, workers: int, **_: Any) -> None:
         self.slots = workers

@@ -26,6 +26,8 @@ class Cluster:
     them without a copy.
     """
 
+    shares_cores = False
+
     def __init__(self, workers: int, **_: Any) -> None:
         try:
             self._ray: Any = importlib.import_module("ray")

@@ -3,11 +3,13 @@
 import importlib
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from src.core.config import gpu_numbers
 from src.core.errors import UserError
 from src.core.text import in_line
 from src.studies.deaths import Death
@@ -35,7 +37,10 @@ class Jobs:
         self._executor = module.AutoExecutor(folder=folder / ".jobs")
         self._is_slurm = self._executor.cluster == "slurm"
         self.slots = MAX_JOBS if self._is_slurm else workers
+        self.shares_cores = not self._is_slurm
+        self._gpus = [] if self._is_slurm else gpu_numbers()
         usual: dict[str, Any] = {"timeout_min": 240}
+        usual |= {"gpus_per_node": max(self._gpus) + 1} if self._gpus else {}  # else submitit hides all of them
         usual |= {"slurm_array_parallelism": workers} if self._is_slurm else {}
         try:
             self._executor.update_parameters(**usual | options)
@@ -58,6 +63,7 @@ class Jobs:
         """
         if not tasks:
             return
+        tasks = self._placed(tasks)
         try:
             self._jobs += zip(self._executor.map_array(perform, tasks), tasks, strict=True)
         except Exception as error:
@@ -67,6 +73,16 @@ class Jobs:
                 raise UserError(f"sbatch refuses: {in_line(slurm.refusal(error))}") from None
             self.slots = len(self._jobs)  # as many as it took
             self._refused += [Report(task, held=True) for task in tasks]
+
+    def _placed(self, tasks: Sequence[WorkerTask]) -> list[WorkerTask]:
+        """The tasks, each on the GPU that has the fewest: without Slurm nobody but us gives them out."""
+        taken, placed = Counter(task.device for _, task in self._jobs), []
+        for task in tasks:
+            if self._gpus and task.device in ("auto", "cuda"):
+                task = replace(task, device=min((f"cuda:{gpu}" for gpu in self._gpus), key=lambda gpu: taken[gpu]))
+                taken[task.device] += 1
+            placed.append(task)
+        return placed
 
     def wait(self, seconds: float) -> list[Report]:
         end = time.monotonic() + seconds
