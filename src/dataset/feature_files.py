@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,18 @@ def parts_of(path: Path) -> list[Path]:
 
 def digest_of_features(path: Path) -> str:
     """SHA-256 of what a file or folder holds; of more than WHOLE bytes of names, sizes and times of change."""
-    files = parts_of(path)
-    whole = sum(file.stat().st_size for file in files) <= WHOLE
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        name = file.relative_to(path if path.is_dir() else path.parent).as_posix()
-        digest.update(repr((name, status.st_size, None if whole else status.st_mtime_ns)).encode())
+    home = path if path.is_dir() else path.parent
+    stats = [(file.relative_to(home).as_posix(), file.stat()) for file in parts_of(path)]
+    return _digest(home, tuple((name, status.st_size, status.st_mtime_ns) for name, status in stats))
+
+
+@lru_cache(maxsize=64)
+def _digest(home: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    whole, digest = sum(size for _, size, _ in files) <= WHOLE, hashlib.sha256()
+    for name, size, time in files:
+        digest.update(repr((name, size, None if whole else time)).encode())
         if whole:
-            with file.open("rb") as content:
+            with (home / name).open("rb") as content:
                 while block := content.read(BLOCK):
                     digest.update(block)
     return digest.hexdigest()

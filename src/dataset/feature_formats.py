@@ -1,6 +1,7 @@
 """What kinds of files hold activations, and how an array of each is read: mapped into memory where that can be."""
 
 import json
+import mmap
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,17 @@ def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def mapped(place: str, array: np.ndarray) -> Saved:
-    return Saved(place, array.shape, str(array.dtype), lambda rows: np.asarray(array[rows]))
+    """An array in memory, or mapped into it, of which nothing stays there that was read."""
+    view = getattr(array, "_mmap", None) if array.flags.c_contiguous else None  # of others each row is everywhere
+    if view is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return Saved(place, array.shape, str(array.dtype), lambda rows: np.asarray(array[rows]))
+
+    def read(rows: Any) -> np.ndarray:
+        values = np.array(array[rows])
+        view.madvise(mmap.MADV_DONTNEED)  # pages that a process has read count as its memory
+        return values
+
+    return Saved(place, array.shape, str(array.dtype), read)
 
 
 def _npz(path: Path) -> tuple[dict[str, Saved], None]:

@@ -74,6 +74,8 @@ COMMANDS = [
     f"{COMPARE} cka -t test",
     f"{COMPARE} cka --view rows",
     "compare_nets a3.pt b5.pt bn1 bn1 imagenette cka",
+    f"{COMPARE} nothing.py:metric",
+    f"{COMPARE} nothing.py:metric?better=always",
     "compare_nets a3.pt b5.pt bn1 bn1 toy",
     "eval_stitch good.pkl during",
     # combinations
@@ -167,6 +169,8 @@ COMMANDS = [
     "eval_net own.pt",
     "stitch_nets a3.pt digits.pt bn1 bn1",
     "compare_nets a3.pt b5.pt bn1 bn1 arrays:nothing.npz cka",
+    "compare_nets features:missing.npz b5.pt x bn1 toy cka",
+    "compare_nets features:text.pt features:text.pt x x none cka",
     # results
     "eval_stitch missing.pkl after",
     "eval_stitch text.pt after",

@@ -126,6 +126,7 @@ def test_layouts_and_views() -> None:
             {},
             "y: a has 40 images, ids 39|has 39 ids",
         ),
+        (({"a": X, "ids": ids_of()}, {"a": X, "ids": np.arange(IMAGES)}), {}, "y has no image 'image 0', which x has"),
         ((X, Y), {"memory": 1e-9, "intervals": True}, "allow it with --memory"),
     ],
 )

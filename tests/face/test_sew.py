@@ -92,6 +92,33 @@ def test_training_brings_a_random_start_near() -> None:
     assert staged.record["params"]["stage_epochs"] == "1,1" and {"constant", "self"} <= set(staged.frame()["row"])
 
 
+@pytest.mark.parametrize(
+    ("options", "family"),
+    [
+        ({"kernel": 3}, "kernel 3"),
+        ({"hidden": 8, "init": "ps_inv"}, "hidden 8"),
+        ({"norm": True}, "norm"),
+        ({"low_rank": 2}, "affine"),
+        ({"mask": "semi-match"}, "affine"),
+        ({"orthogonal": True, "init": "orthogonal"}, "affine"),
+        ({"flatten": True}, "affine"),
+        ({"whiten": True}, "affine"),
+        ({"init": "ridge:0.1", "weight_decay": 0, "optimizer": "sgd", "cosine": True}, "affine"),
+        ({"target_type": "match_later", "match_layers": "3,4"}, "affine"),
+        ({"target_type": "soft_12", "temperature": 2, "l1": 0.01}, "affine"),
+        ({"early_stop": 1, "epochs": 3, "batch_size": 8, "save_frequency": 1}, "affine"),
+        ({"iri_images": 24, "batch_size": 8}, "affine"),
+    ],
+)
+def test_every_option_of_a_stitch_is_taken(options: dict[str, Any], family: str) -> None:
+    sewn = sew(network(0), network(1), "2", "2", data(), **{"epochs": 1, "lr": 0.01, **options})
+    assert {name: sewn.record["params"][name] for name in options} == options
+    assert sewn.stitch().count() == sewn.record["parameters"] or family == "norm"
+    assert family == "affine" or f"family: {family}" in str(sewn)
+    with torch.no_grad():
+        assert sewn.network()(data()[0]).shape == (IMAGES, 3)
+
+
 def test_statistics_of_its_own_and_fresh_fronts() -> None:
     front, end = network(0), network(1)
     how: dict[str, Any] = {"init": "ps_inv", "epochs": 1, "train_end_norm": True}

@@ -362,7 +362,7 @@ def spoil_folder(content: bytes, draw: random.Random) -> bytes:
 
 SPOILERS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     **dict.fromkeys(("result", "published"), spoil_result),
-    **dict.fromkeys(("weights", "resume", "kept", "timm", "torchvision", "activations pt"), spoil_weights),
+    **dict.fromkeys(("weights", "resume", "kept", "timm", "torchvision", "identical", "activations pt"), spoil_weights),
     **dict.fromkeys(("lease", "failure", "plan", "rows"), spoil_json),
     "safetensors": spoil_safetensors,
     **dict.fromkeys(("npz", "activations npz"), spoil_arrays),
@@ -384,4 +384,10 @@ WEIGHTS = {
     "lease": 3,
 }
 WEIGHTS |= {"failure": 3, "plan": 5, "timm": 2, "torchvision": 1, "transformers": 2, "rows": 4}
-WEIGHTS |= {"activations npy": 4, "activations npz": 4, "activations safetensors": 4, "activations pt": 4}
+WEIGHTS |= {
+    "activations npy": 4,
+    "activations npz": 4,
+    "activations safetensors": 4,
+    "activations pt": 4,
+    "identical": 2,
+}

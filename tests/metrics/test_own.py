@@ -86,6 +86,8 @@ def test_it_stands_beside_the_others(capsys: pytest.CaptureFixture[str]) -> None
     assert found["calibrated"][APART]["threshold"] > 0 and f"{APART} images" in printed.out
     assert set(found["own_metrics"]) == {LINEAR, APART} and len(found["own_metrics"][LINEAR]) == 64
     assert re.search(rf"{re.escape(APART)} +images +[\d.]+  lower", printed.out)
+    table = [line for line in printed.out.splitlines() if re.match(r"(method|cka|my\.py\S*) +(view|images) ", line)]
+    assert len({re.search("  (more alike|higher|lower)", line).start() for line in table}) == 1  # pyright: ignore
     assert "no result" not in printed.out and "no result" in printed.err
     compare_nets.main([*words[:4], "toy", "cka", LINEAR, "--view", "channels", "--run-name", "c"])
     values = results.read(next(Path("results/c").glob("*.pkl")))["values"]

@@ -1,6 +1,7 @@
 """Activations that others saved: their usual files, matched images, and what bad ones get."""
 
 import json
+import mmap
 import re
 import zipfile
 from collections.abc import Callable
@@ -347,3 +348,32 @@ def test_labels_follow_their_images_wherever_they_stand() -> None:
     grouped = values("features:x.npz", "features:z.npz", *words[2:], "cka", "-g", "10")
     assert values(*words, "cka", "-g", "10") == pytest.approx(grouped, abs=1e-6)
     assert grouped != pytest.approx(values("features:x.npz", "features:z.npz", *words[2:], "cka"))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED") or not Path("/proc/self/status").exists(), reason="of Linux")
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "npz"])
+def test_what_was_read_does_not_stay_in_memory(kind: str) -> None:
+    """A file of 256 MB, most of it a hole, read batch by batch."""
+    images, width = 65_536, 1024
+    if kind == "npy":
+        with Path("x.npy").open("wb") as file:
+            about = {"descr": "<f4", "fortran_order": False, "shape": (images, width)}
+            np.lib.format.write_array_header_1_0(file, about)
+            file.truncate(file.tell() + 4 * images * width)
+    elif kind == "npz":
+        save("x.npz", x=np.zeros((images, width), np.float32))
+    else:
+        text = json.dumps({"x": {"dtype": "F32", "shape": [images, width], "data_offsets": [0, 4 * images * width]}})
+        with Path("x.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text.encode())
+            file.truncate(file.tell() + 4 * images * width)
+    rows, before = read_features(Path(f"x.{kind}")).layers["x"].read, resident()
+    for start in range(0, images, 4096):
+        assert not rows(slice(start, start + 4096)).any()
+    assert resident() - before < 64e6
+
+
+def resident() -> float:
+    """Bytes of this process that are in memory."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return 1024.0 * int(line.split()[1])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, compare, decode, dense, gpu, identify, implementations, moments, run
+from benchmarks import big_file, cases, compare, decode, dense, gpu, identify, implementations, moments, run
 from src.metrics.algebra import products
 from src.models import build_model
 from tests.paths import ROOT
@@ -177,3 +177,17 @@ def test_without_a_gpu_its_table_ends_in_a_line(capsys: pytest.CaptureFixture[st
         gpu.main([])
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: no GPU of NVIDIA here; --device cpu runs the same with tiny sizes\n"
+
+
+@pytest.mark.parametrize("name", list(big_file.CASES))
+def test_a_file_that_is_mostly_holes_is_compared_and_removed(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(big_file.CASES, name, (64, big_file.CASES[name][1]))
+    big_file.write_sparse(tmp_path / "x.npy", 1_000_000, 64)
+    array = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert array.shape == (1_000_000, 64) and array[0].any() and not array[1].any() and array[2000].any()
+    assert 512 * (tmp_path / "x.npy").stat().st_blocks < 0.1 * (tmp_path / "x.npy").stat().st_size
+    (tmp_path / "x.npy").unlink()
+    big_file.run_case(name, 4e6, tmp_path)
+    assert capsys.readouterr().out.startswith(f"{name}: 15,625 x 64, cka") and not list(tmp_path.iterdir())

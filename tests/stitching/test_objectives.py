@@ -250,7 +250,7 @@ def test_variants_have_files_and_rows_of_their_own(toy: Path, capsys: pytest.Cap
 def test_a_run_killed_between_stages_is_resumed_to_the_same(
     toy: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]
 ) -> None:
-    import src.stitching.run as stitching
+    import src.stitching.validation as stitching
 
     command = [*PAIR, *extra, "-lr", "0.05"]
     stitch_nets.main([*command, "--run-name", "whole"])
