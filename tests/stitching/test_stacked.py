@@ -131,6 +131,12 @@ def test_seeds_bring_their_own_batches() -> None:
     assert_alike([replace(BASE, seed=seed, init="ps_inv") for seed in range(3)])
 
 
+def test_seeds_of_which_each_asks_for_something_else() -> None:
+    targets = {0: "hard", 1: "soft_12", 2: "match_later"}
+    specs = [replace(BASE, seed=seed, target_type=name, lr=r) for seed, name in targets.items() for r in (1e-4, 2e-4)]
+    assert_alike([*specs, *(replace(BASE, seed=seed, front_layer="bn8", lr=1e-4) for seed in targets)])
+
+
 def test_flattened_layers_and_features() -> None:
     assert_alike([replace(BASE, front_layer="bn8", end_layer="bn8", flatten=True, lr=rate) for rate in (1e-3, 2e-3)])
     assert_alike([replace(BASE, front_layer="fc", end_layer="fc", lr=rate) for rate in (1e-3, 2e-3)])
