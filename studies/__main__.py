@@ -12,6 +12,7 @@ if not __package__:  # python /path/to/studies, from any folder: Python looks in
 from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device, decoders_of
+from src.core.precision import require_tf32
 from src.studies import messages as say
 from src.studies.differences import difference_tables
 from src.studies.engines import ENGINES, choose_workers
@@ -109,6 +110,8 @@ def run(args: argparse.Namespace) -> None:
     dry = args.command == "run" and args.dry_run
     device = choose_device(args.device)
     plan = store.plan(study, cli.notice, keep=not dry, device=device)
+    if args.command == "worker" or args.engine == "local":  # other engines have devices of their own
+        refuse_tf32(plan, device)
     bundles, gpus = len(plan.bundles), device_count(device)
     if args.command == "worker":
         engine: Any = Here()
@@ -128,6 +131,12 @@ def run(args: argparse.Namespace) -> None:
     cli.say("\n".join([*say.status_lines(plan, store), f"results: {store.folder}"]))
     if failures:
         raise SystemExit(1)
+
+
+def refuse_tf32(plan: StudyPlan, device: Any) -> None:
+    """Raise UserError where a stitch is to be trained in TF32, and the device has none."""
+    if any(getattr(item.spec, "tf32", False) for bundle in plan.bundles for item in bundle.items):
+        require_tf32(device)
 
 
 def decoders(engine: Any) -> int | None:

@@ -125,7 +125,7 @@ class AgreementCounter:
         """For each image the share of a kept network's decisions that are right, or those of the target, (images,)."""
         self._settle()
         parts = self._kept[kind, name]
-        return torch.cat(parts).cpu().numpy() if parts else None
+        return torch.cat([part.cpu() for part in parts]).numpy() if parts else None
 
     def scores(self, name: str) -> dict[str, Any]:
         """Loss (nats) and accuracy (0 to 1)."""

@@ -13,7 +13,7 @@ from src.core.progress import bar
 from src.dataset import Split
 from src.evaluation.passes import feed
 from src.metrics import Grid
-from src.metrics.algebra.linalg import float64_device
+from src.metrics.algebra.linalg import as_float64
 from src.metrics.engine.mapped import MappedSimilarity
 from src.metrics.engine.plan import GridPlan, plan_grid
 from src.stitching.cut_networks import CutNetworks, Shared
@@ -213,7 +213,7 @@ def _stitched(cut: Cut, name: str, stitch: Stitch, images: int) -> _Side:
     w = affine.w
     rows, columns = w.shape
     if rows > columns and 4 * rows * columns**2 < images**2 * (rows - columns):
-        w = torch.linalg.qr(w.to(float64_device(w.device)).double(), mode="r").R.to(w)
+        w = torch.linalg.qr(as_float64(w), mode="r").R.to(w.dtype).to(w.device)
     if geometry.is_flat:
         return _Side((cut.source, cut.front_layer), len(w), lambda x: x.flatten(1) @ w.T, ((cut, name),))
     small = is_upsampled(geometry)

@@ -94,8 +94,11 @@ class _ChunkObjective:
         self.target = TARGETS[first.spec.stages[first.stage].target]
         self.layers = self.cuts.matched(first.spec, first.spec.stages[first.stage].target)
         self.device = first.stitch.bias.device
-        self.courses = _indices([member.course for member in members], rows, self.device)
-        sources = [(member.course, each.spec.source, each.spec.front_layer) for member, each in _both(members)]
+        self.used = list(dict.fromkeys(member.course for member in members))  # others share what others need
+        places = [self.used.index(member.course) for member in members]
+        self.courses = _indices(places, rows, self.device)
+        specs = [each.spec for each in self.objectives]
+        sources = [(place, spec.source, spec.front_layer) for place, spec in zip(places, specs, strict=True)]
         self.sources = list(dict.fromkeys(sources))
         self.fronts = _indices([self.sources.index(source) for source in sources], rows, self.device)
         self.temperature = self._vector(lambda each: each.spec.temperature, 1.0)
@@ -121,6 +124,7 @@ class _ChunkObjective:
     def __call__(
         self, parameters: Parameters, batches: Sequence[Batch], shared: Sequence[Shared]
     ) -> tuple[Tensor, Tensor]:
+        batches, shared = [batches[course] for course in self.used], [shared[course] for course in self.used]
         images = self._copied([batch[0] for batch in batches]) if self._reads_images() else None
         with mixed_precision(self.device, enabled=self.spec.amp):
             w, b = self._maps(parameters)
@@ -221,10 +225,6 @@ def as_output(made: Tensor, geometry: Geometry) -> Tensor:
     if geometry.is_flat or len(geometry.end_shape) == 1:
         return made.reshape(-1, *geometry.end_shape)
     return made.reshape(-1, *geometry.end_shape[1:], geometry.outputs).permute(0, 3, 1, 2)
-
-
-def _both(members: Sequence[Member]) -> list[tuple[Member, Any]]:
-    return [(member, member.train_state.objective) for member in members]
 
 
 def _indices(numbers: Sequence[int], rows: int, device: torch.device) -> Tensor:

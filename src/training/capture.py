@@ -16,24 +16,27 @@ class Captured:
     launched operator by operator.
     """
 
-    def __init__(self, work: Callable[[], None], told: Callable[[str], None] = lambda text: None) -> None:
-        self.work, self.told = work, told
+    def __init__(
+        self, work: Callable[[], None], device: torch.device, told: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.work, self.device, self.told = work, device, told
         self.failure = ""
         self._done = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._aside = torch.cuda.Stream()  # what was allocated on the stream of a recording stays its own
+        self._aside = torch.cuda.Stream(device)  # what was allocated on the stream of a recording stays its own
 
     def __call__(self) -> None:
-        if self._graph is None and self._done >= WARM and not self.failure:
-            self._record()
-        if self._graph is not None:
-            self._graph.replay()
-            return
-        self._done += 1
-        self._aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._aside):
-            self.work()
-        torch.cuda.current_stream().wait_stream(self._aside)
+        with torch.cuda.device(self.device):  # streams are those of the current one of several
+            if self._graph is None and self._done >= WARM and not self.failure:
+                self._record()
+            if self._graph is not None:
+                self._graph.replay()
+                return
+            self._done += 1
+            self._aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._aside):
+                self.work()
+            torch.cuda.current_stream().wait_stream(self._aside)
 
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()

@@ -12,9 +12,8 @@ from src.core.errors import UserError
 from src.core.precision import full_precision, products, repeatable
 from src.core.progress import bar
 from src.dataset import Split
-from src.dataset.ahead import Ahead
-from src.dataset.split import Batch
 from src.training.run_state import Course, Resume, Run, take_snapshots
+from src.training.side_by_side import Asked, batches_of, drawn_ahead
 from src.training.stacked import Member, Share, Stacked
 from src.training.train_state import History, Losses, TrainState, steps_ahead
 
@@ -218,40 +217,6 @@ class _Stacks:
         return self._made
 
 
-class _Asked(Sequence[Any]):
-    """What belongs to each course, made where somebody asks for it, and once."""
-
-    def __init__(self, count: int, make: Callable[[int], Any]) -> None:
-        self._count, self._make = count, make
-        self._made: dict[int, Any] = {}
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, number: Any) -> Any:
-        if number not in self._made:
-            self._made[number] = self._make(number)
-        return self._made[number]
-
-
-def _batches(runs: Sequence[Run], aheads: Sequence[Ahead], batch_size: int, steps: int) -> Iterator[Sequence[Batch]]:
-    """The batches of all courses, step by step."""
-    if aheads:
-        for step in range(steps):
-            yield _Asked(len(runs), lambda number, step=step: aheads[number].make(aheads[number].rows(step)))
-        return
-    several = zip(*(run.batches(batch_size) for run in runs), strict=False)
-    for _, batches in zip(range(steps), several, strict=False):
-        yield batches
-
-
-def _drawn_ahead(runs: Sequence[Run], batch_size: int, steps: int) -> list[Ahead]:
-    """The batches of all courses, drawn beforehand; none where those of one cannot be."""
-    if not all(run.course.split.draws_ahead for run in runs):
-        return []
-    return [ahead for run in runs if (ahead := run.ahead(batch_size, steps))]
-
-
 def _train_epoch(
     runs: Sequence[Run],
     stacks: _Stacks,
@@ -270,11 +235,11 @@ def _train_epoch(
             if id(train_state) not in together:
                 kept = Losses(f"in epoch {epoch + 1}, step {{}} of {steps}", steps_ahead(run.device))
                 losses[id(train_state)] = number, train_state, kept
-    aheads = _drawn_ahead(runs, batch_size, steps) if stacked and stacked.work else []
+    aheads = drawn_ahead(runs, batch_size, steps) if stacked and stacked.work else []
     if stacked:
         stacked.begin(epoch, steps, aheads)
-    for step, batches in enumerate(_batches(runs, aheads, batch_size, steps), start=1):
-        shared = _Asked(len(runs), lambda number, given=batches: runs[number].course.share(given[number][0]))
+    for step, batches in enumerate(batches_of(runs, aheads, batch_size, steps), start=1):
+        shared = Asked(len(runs), lambda number, given=batches: runs[number].course.share(given[number][0]))
         if stacked:
             stacked.step(batches, shared)
         for number, train_state, kept in list(losses.values()):

@@ -67,7 +67,7 @@ class Stacked:
         self._last = torch.zeros(2, sum(chunk.rows for chunk in chunks), device=device)
         self._aheads: Sequence[Ahead] = ()
         self._held: list[list[Tensor]] = []  # what the recorded step reads: batches, or what these are made of
-        self.work = Captured(self._recorded, told) if captured else None
+        self.work = Captured(self._recorded, device, told) if captured else None
 
     def begin(self, epoch: int, steps: int, aheads: Sequence[Ahead] = ()) -> None:
         """Prepare an epoch of so many steps: its rates, and room for its losses.
@@ -174,7 +174,7 @@ class _Parameters:
         self._own.append(parameter.detach())
         self._rows.append(self.values[name][row][part])
         gradient = self.gradients[name][row][part]
-        if gradient.is_contiguous() and parameter.is_contiguous():
+        if gradient.stride() == parameter.stride():  # an update of all asks for that, to the last axis of one number
             parameter.grad = gradient
         else:
             parameter.grad = torch.zeros_like(parameter)
@@ -215,10 +215,17 @@ def _joint_optimizers(train_states: Sequence[TrainState], device: torch.device) 
         made = kind([group for key, group in groups.items() if key[0] is kind], lr=0.0, fused=True)
         for train_state in train_states:
             if type(train_state.optimizer) is kind:
-                for group in train_state.optimizer.param_groups:
-                    made.state |= {parameter: train_state.optimizer.state[parameter] for parameter in group["params"]}
+                for parameter in (one for group in train_state.optimizer.param_groups for one in group["params"]):
+                    made.state[parameter] = _there(train_state.optimizer.state[parameter], device)
         optimizers.append(made)
     return optimizers
+
+
+def _there(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The state of a parameter itself, its number of steps on the device: a file may have brought it back elsewhere."""
+    if isinstance(state.get("step"), Tensor):
+        state["step"] = state["step"].to(device)
+    return state
 
 
 def _on_device(options: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

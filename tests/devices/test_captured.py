@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from src.stitching import run
 from src.stitching.stacked import stack
 from src.training import capture
 from src.training.capture import WARM, Captured
 from tests.stitching.test_stacked import BASE, replace, results_of
+
+CPU = torch.device("cpu")
 
 
 class Recorder:
@@ -24,10 +27,13 @@ class Recorder:
         self.work: Callable[[], None] = lambda: None
         self.told: list[str] = []
 
-    def Stream(self) -> Any:
+    def Stream(self, device: Any = None) -> Any:
         return SimpleNamespace(wait_stream=lambda stream: None)
 
     current_stream = Stream
+
+    def device(self, device: Any) -> Any:
+        return nullcontext()
 
     def stream(self, stream: Any) -> Any:
         return nullcontext()
@@ -55,14 +61,14 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    monkeypatch.setattr(capture, "torch", SimpleNamespace(cuda=made))
+    monkeypatch.setattr(capture, "torch", SimpleNamespace(cuda=made, device=torch.device))
     return made
 
 
 def of(recorder: Recorder, work: Callable[[], None]) -> Captured:
     """Work that does nothing while it is recorded."""
     recorder.work = work
-    return Captured(lambda: None if recorder.recording else work(), recorder.told.append)
+    return Captured(lambda: None if recorder.recording else work(), CPU, recorder.told.append)
 
 
 def test_it_is_done_as_often_as_it_is_called(recorder: Recorder) -> None:
@@ -92,9 +98,9 @@ def test_stitches_learn_the_same_from_a_recorded_step(recorder: Recorder, monkey
     expected = results_of(specs, 3)
 
     class Replaying(Captured):
-        def __init__(self, work: Callable[[], None], told: Any) -> None:
+        def __init__(self, work: Callable[[], None], device: Any, told: Any) -> None:
             self.recording = False
-            super().__init__(lambda: None if recorder.recording else work(), told)
+            super().__init__(lambda: None if recorder.recording else work(), device, told)
             self.real = work
 
         def __call__(self) -> None:

@@ -18,8 +18,8 @@ from src.evaluation.together import Together
 from src.metrics import Grid, linear_cka
 from src.metrics.algebra.gram import GPU_BLOCK, block_side, blocks, gram_sums
 from src.metrics.algebra.layer import Layer
-from src.metrics.algebra.matrix_rows import unit
-from src.metrics.algebra.moments import Affine, PairedMoments, Sums
+from src.metrics.algebra.matrix_rows import float64_pieces, unit
+from src.metrics.algebra.moments import GPU_NUMBERS, Affine, PairedMoments, Sums, rows_at_once
 from src.metrics.difference import Differences, differences_of
 from src.metrics.engine.mapped import MappedSimilarity
 from src.metrics.engine.plan import plan_grid
@@ -80,6 +80,14 @@ def test_the_blocks_of_a_grid(fake) -> None:
         gram_sums(sides, sides, on_block=lambda: seen.append(1))
     assert len(seen) == blocks(n, CUDA) == 3
     assert block_side(torch.device("cpu")) == 512 and blocks(n) == 15
+
+
+def test_float64_comes_in_large_pieces(fake) -> None:
+    wide = 1 << 15
+    assert len(list(float64_pieces(torch.zeros(1024, wide, device=CUDA), CUDA))) == 1
+    assert len(list(float64_pieces(torch.zeros(1024, wide), torch.device("cpu")))) == 64
+    assert rows_at_once(16, 16, CUDA) * 16 == rows_at_once(1 << 15, 1, CUDA) * (1 << 14) == GPU_NUMBERS
+    assert rows_at_once(16, 16) == 8192
 
 
 def test_rows_differences_and_mapped_activations(fake) -> None:

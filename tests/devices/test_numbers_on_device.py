@@ -4,6 +4,7 @@ Without the option the device is the processor, which then runs the same code tw
 """
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,13 @@ from src.metrics.algebra.moments import PairedMoments, least_squares, procrustes
 from src.models import MODELS, build_model
 from src.results import read
 from src.stitching import INITS, CutNetworks, StitchSpec
-from src.stitching.run import stitch
+from src.stitching.run import StitchPlan, stitch
 from tests import tolerances
 from tests.cells import cell_of
 from tests.paths import ROOT
 
 CPU = torch.device("cpu")
+SPLITS = (("train", 384), ("val", 180))  # a few steps; more only let rounding errors grow
 
 
 @pytest.fixture(scope="session")
@@ -154,8 +156,7 @@ def test_a_stitch_is_fitted_and_trained_alike(kind: dict, device: torch.device) 
         cuts = CutNetworks(
             untrained(0).to(where), untrained(1).to(where), specs, torch.zeros(2, 1, 32, 32, device=where)
         )
-        splits = (("train", 384), ("val", 180))  # a few steps; more only let rounding errors grow
-        train, val = (load_split("digits", name, device=where).take(torch.arange(n)) for name, n in splits)
+        train, val = (load_split("digits", name, device=where).take(torch.arange(n)) for name, n in SPLITS)
         found.append(stitch(cuts, train, val))
     for spec, expected, result in zip(specs, *found, strict=True):
         assert isinstance(expected, dict) and isinstance(result, dict), spec
@@ -165,6 +166,28 @@ def test_a_stitch_is_fitted_and_trained_alike(kind: dict, device: torch.device) 
         accuracies = [one["model_results"]["trans"]["acc"] for one in (expected, result)]
         assert accuracies[1] == pytest.approx(accuracies[0], abs=tolerances.TRAINED_ACCURACY)
         assert result["cka_frank"] == pytest.approx(expected["cka_frank"], abs=1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_stitches_learn_together_what_each_learns_alone(optimizer: str, device: torch.device) -> None:
+    """Of several kinds, in a recorded step where there are any; and a stitch is the same in another company."""
+    kinds = [{}, {"low_rank": 1}, {"low_rank": 3}, {"mask": "semi-match"}, {"whiten": True}, {"target_type": "soft_12"}]
+    kinds += [{"target_type": "match_later"}, {"l1": 0.1}, {"seed": 1}]
+    base = StitchSpec("bn7", "bn7", epochs=2, optimizer=optimizer, lr=1e-4)
+    specs = [replace(base, **kind, lr=rate) for kind in kinds for rate in (1e-4, 2e-4)]
+    train, val = (load_split("digits", name, device=device).take(torch.arange(n)) for name, n in SPLITS)
+
+    def results_of(some: list[StitchSpec], stacked: int) -> list[torch.Tensor]:
+        blank = torch.zeros(2, 1, 32, 32, device=device)
+        cuts = CutNetworks(untrained(0).to(device), untrained(1).to(device), some, blank)
+        found = stitch(cuts, train, val, StitchPlan(similarity=False, stacked=stacked))
+        assert all(isinstance(one, dict) for one in found)
+        return [torch.as_tensor(one["trans_m"]["after"]["w"]) for one in found]  # pyright: ignore
+
+    alone, together, fewer = results_of(specs, 0), results_of(specs, 4), results_of(specs[:2], 4)
+    for one, other in zip(alone, together, strict=True):
+        close(other, one, tolerances.TRAINED_MAP)
+    assert all(torch.equal(one, other) for one, other in zip(together, fewer, strict=False))
 
 
 def test_the_scripts_themselves(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from src.stitching.inits import INIT_NAMES
 from src.stitching.layer import StitchLayer
 from src.stitching.masks import MASKS
 from src.stitching.objective import StitchObjective
-from src.stitching.run import StitchPlan, stitch
+from src.stitching.run import Callbacks, StitchPlan, stitch
 from src.stitching.stacked import CHUNK, can_stack, rows_at_once, stack
 from src.stitching.start import initial_stitch
+from src.stitching.states import resume_states
 from src.training.stacked import Member, Stacked
 from src.training.train_state import TrainState
 
@@ -131,6 +133,12 @@ def test_seeds_bring_their_own_batches() -> None:
     assert_alike([replace(BASE, seed=seed, init="ps_inv") for seed in range(3)])
 
 
+def test_seeds_of_which_each_asks_for_something_else() -> None:
+    targets = {0: "hard", 1: "soft_12", 2: "match_later"}
+    specs = [replace(BASE, seed=seed, target_type=name, lr=r) for seed, name in targets.items() for r in (1e-4, 2e-4)]
+    assert_alike([*specs, *(replace(BASE, seed=seed, front_layer="bn8", lr=1e-4) for seed in targets)])
+
+
 def test_flattened_layers_and_features() -> None:
     assert_alike([replace(BASE, front_layer="bn8", end_layer="bn8", flatten=True, lr=rate) for rate in (1e-3, 2e-3)])
     assert_alike([replace(BASE, front_layer="fc", end_layer="fc", lr=rate) for rate in (1e-3, 2e-3)])
@@ -175,6 +183,33 @@ def test_a_stitch_is_the_same_in_any_company() -> None:
     two, five = results_of(specs[:2], 8), results_of(specs, 8)
     for one, other in zip(two, five, strict=False):
         np.testing.assert_array_equal(one["trans_m"]["after"]["w"], other["trans_m"]["after"]["w"])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_an_interrupted_training_goes_on_to_the_same_bits(optimizer: str, tmp_path: Path) -> None:
+    """Each stitch has kept an optimizer of its own, for both seeds."""
+    base = replace(BASE, epochs=3, optimizer=optimizer)
+    specs = [replace(base, seed=seed, lr=rate) for seed in (0, 1) for rate in (1e-3, 2e-3)]
+    names = [str(number) for number in range(len(specs))]
+    told: list[int] = []
+
+    def stop(spec: StitchSpec, history: Any) -> None:
+        if spec == specs[-1] and len(history.epochs) == 2:
+            raise KeyboardInterrupt
+
+    def states() -> Any:
+        return resume_states(tmp_path, names, {}, lambda done, epochs: told.append(done))
+
+    with pytest.raises(KeyboardInterrupt):
+        results_of(specs, 3, resume=states(), callbacks=Callbacks(on_epoch=stop))
+    assert len(list(tmp_path.glob("*.resume.pt"))) == 2
+    found, expected = results_of(specs, 3, resume=states()), results_of(specs, 3)
+    assert told == [2, 2]
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one["trans_m"]["after"]["w"], other["trans_m"]["after"]["w"])
+        assert (
+            one["trans_fit"].equals(other["trans_fit"]) and one["trans_history"].keys() == other["trans_history"].keys()
+        )
 
 
 def test_a_chunk_holds_what_fits() -> None:

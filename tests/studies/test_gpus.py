@@ -14,6 +14,7 @@ from src.studies.engines.submitit import Jobs
 from src.studies.jobs import Bundle, Item, Settings
 from src.studies.plan import make_plan
 from src.studies.work import WorkerTask
+from studies.__main__ import main
 from tests.studies.test_studies import STUDY, study
 
 CUDA = torch.device("cuda")
@@ -74,3 +75,12 @@ def test_bundles_of_gpus_are_whole_pairs_and_the_longest_come_first(toy, monkeyp
     assert len(pairs) == len(set(pairs)) < len([bundle for bundle in cut.bundles if not bundle.is_comparison])
     seconds = [bundle.seconds for bundle in whole.bundles]
     assert seconds == sorted(seconds, reverse=True)
+
+
+def test_a_study_that_asks_for_tf32_ends_in_a_line_on_a_processor(toy, capsys: pytest.CaptureFixture[str]) -> None:
+    study(STUDY.replace("epochs = 1", "epochs = 1\ntf32 = true"))
+    with pytest.raises(SystemExit) as ended:
+        main(["s.toml", "--device", "cpu"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: --tf32 is of GPUs of NVIDIA, and this is cpu; leave it out\n"
+    assert main(["s.toml", "--device", "cpu", "--engine", "submitit", "--dry-run"]) is None

@@ -164,7 +164,9 @@ def _rank(rows: Tensor) -> int:
 
 def _column_sums(rows: Tensor, device: torch.device, power: int = 1) -> Tensor:
     if device.type == "cuda":  # which makes float64 of each number as it adds it
-        return rows.double().square_().sum(0) if power == 2 else rows.sum(0, dtype=torch.float64)
+        squared = power == 2
+        wide = torch.float64
+        return torch.linalg.vector_norm(rows, dim=0, dtype=wide).square_() if squared else rows.sum(0, dtype=wide)
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
     for piece in float64_pieces(rows, device):
         total += (piece.square_() if power == 2 else piece).sum(0)

@@ -20,7 +20,7 @@ from src.metrics.algebra.products import add_times
 
 # Rows that become float64 at a time: thin products want long sums, those of more features than WIDE need less.
 LONG, SHORT, WIDE = 8192, 512, 1024
-GPU_NUMBERS = 1 << 26  # that become float64 at a time on a GPU: 512 MB
+GPU_NUMBERS = 1 << 23  # that become float64 at a time on a GPU, for each layer: 64 MB
 ROUNDING = 1e-14  # of the variance: float64 sums of products of float32 numbers tell no smaller difference from none
 
 
@@ -184,7 +184,7 @@ class PairedMoments:
 def rows_at_once(dx: int, dy: int, device: torch.device | str = "cpu") -> int:
     """How many rows of so many features on either side become float64 at a time: of a GPU what a GPU holds easily."""
     if torch.device(device).type == "cuda":
-        return max(LONG, GPU_NUMBERS // max(1, dx, dy))
+        return max(SHORT, GPU_NUMBERS // max(1, dx, dy))
     return LONG if max(dx, dy) <= WIDE else SHORT
 
 
