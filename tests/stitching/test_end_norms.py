@@ -100,7 +100,7 @@ def test_every_reader_uses_them(toy: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_run_that_was_killed_goes_on_with_them(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import src.stitching.run as stitching
+    import src.stitching.validation as stitching
 
     stitch_nets.main([*PAIR, "-e", "3", "--run-name", "whole"])
     original, count = stitching.tally, 0

@@ -18,7 +18,7 @@ SAMPLE = torch.zeros(2, 1, 8, 8)
 def test_what_no_stitch_changes_is_computed_once(toy: Path, labelled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = [StitchSpec("bn1", "bn1"), StitchSpec("conv2", "conv2")]
     networks = [save_toy(toy / f"{seed}.pt", 4 + seed, seed) for seed in range(2)]
-    cuts = CutNetworks(*networks, specs, SAMPLE)
+    cuts = CutNetworks(networks[0], networks[1], specs, SAMPLE)
     passes, original = [], cuts.front_activations
     monkeypatch.setattr(cuts, "front_activations", lambda *some: passes.append(some[0]) or original(*some))
     generator, val = torch.Generator().manual_seed(0), load_split("toy", "val")
