@@ -3,12 +3,15 @@
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import scipy.linalg  # noqa: F401 its OpenBLAS, too, reads KERNELS when it is loaded
 import torch
 
+from src.metrics.own import is_own
+from src.metrics.registry import MEASURES, METRICS
 from tests.toy import toy as toy
 
 # which kernels OpenBLAS takes: benchmarks leave the choice to it, programs that tests start take those of the tests
@@ -36,6 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     os.environ.update(KERNELS)
+
+
+@pytest.fixture(autouse=True)
+def own_metrics() -> Iterator[None]:
+    """What a test has named of its own does not stand in the table of the next one."""
+    yield
+    for name in filter(is_own, list(METRICS)):
+        del METRICS[name], MEASURES[name]
 
 
 @pytest.fixture(scope="session")

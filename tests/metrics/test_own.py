@@ -3,9 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,15 +53,10 @@ LINEAR, APART = "my.py:linear", "my.py:apart?better=lower"
 
 
 @pytest.fixture(autouse=True)
-def mine(toy: Path) -> Iterator[Path]:
-    """A folder with networks and metrics; the table is afterwards as it was."""
+def mine(toy: Path) -> Path:
+    """A folder with networks and metrics."""
     (toy / "my.py").write_text(MINE)
-    tables: list[dict[str, Any]] = [METRICS, MEASURES]  # pyright: ignore[reportAssignmentType]
-    before = [dict(table) for table in tables]
-    yield toy
-    for table, kept in zip(tables, before, strict=True):
-        table.clear()
-        table.update(kept)
+    return toy
 
 
 def arrays(*shape: int, seed: int = 0) -> np.ndarray:
