@@ -111,20 +111,13 @@ def compare_layers(
     Raises UserError, before any work, where no metric can compare any pair, or all that is asked for is one pair that
     needs more.
     """
-    outputs_of = [find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True)]
-    for asked, outputs in zip(layouts, outputs_of, strict=True):
-        require_fit(asked, outputs)
-    told = [
-        line
-        for network, outputs in zip(networks, outputs_of, strict=True)
-        for line in layout_warnings(network, outputs)
-    ]
-    for line in dict.fromkeys(told):
+    outputs_of, told = _outputs(networks, layers, sample, layouts)
+    for line in told:
         on_message(f"note: {line}")
     functional = [name for name in names if name in FUNCTIONAL]
     names, asked = [name for name in dict.fromkeys(names) if name in METRICS], names
     batch_size = batch_size or batch_of(split)
-    work = _GridWork(networks, layers, (outputs_of[0], outputs_of[1]), split, view, group, batch_size, memory)
+    work = _GridWork(networks, layers, outputs_of, split, view, group, batch_size, memory)
     known: dict[str, bool] = {"labelled": labelled, "comparable": comparable}
     refused = refusals_of_outputs(networks, split, sample, functional, **known) if functional else {}
     if names:
@@ -142,6 +135,21 @@ def compare_layers(
             parts[tile[0][i], tile[1][j]].append(cell)
     labels = [layer_label(name) for name in layers[0]], [layer_label(name) for name in layers[1]]
     return Comparison(*labels, {pair: Cell.joined(cells, asked) for pair, cells in parts.items()})
+
+
+def _outputs(
+    networks: tuple[nn.Module, nn.Module],
+    layers: tuple[list[str], list[str]],
+    sample: Tensor,
+    layouts: tuple[str | None, str | None],
+) -> tuple[tuple[dict[str, Output], dict[str, Output]], list[str]]:
+    """What the layers of both give, and what had to be guessed of it; UserError where a layout does not fit."""
+    first, second = (find_outputs(*given) for given in zip(networks, layers, (sample, sample), layouts, strict=True))
+    told: list[str] = []
+    for network, asked, outputs in zip(networks, layouts, (first, second), strict=True):
+        require_fit(asked, outputs)
+        told += layout_warnings(network, outputs)
+    return (first, second), list(dict.fromkeys(told))
 
 
 def join_rows(parts: Sequence[Comparison]) -> Comparison:
