@@ -36,7 +36,7 @@ def draw_crops(shape: Sequence[int], generator: torch.Generator, *, padding: int
     return torch.cat([top, left, mirrored.to(top)], 1)
 
 
-def cropped(images: Tensor, drawn: Tensor, *, padding: int = 4, mirror: bool = True) -> Tensor:
+def cropped(images: Tensor, drawn: Tensor, *, padding: int = 4) -> Tensor:
     """The images, changed as `draw_crops` says."""
     n, _, height, width = images.shape
     top, left, mirrored = drawn[:, :1], drawn[:, 1:2], drawn[:, 2:].bool()
@@ -79,7 +79,7 @@ def drawn_ahead(augment: Callable[..., Tensor], shape: Sequence[int]) -> DrawnAh
     if plain not in _IN_TWO:
         return None
     options = augment.keywords if isinstance(augment, partial) else {}
-    return DrawnAhead(*(partial(half, **options) for half in _IN_TWO[plain]))
+    return _IN_TWO[plain](**options)
 
 
 def rotate_and_crop(images: Tensor, generator: torch.Generator, *, size: int = 224) -> Tensor:
@@ -147,4 +147,12 @@ def moved(images: Tensor, theta: Tensor, *, size: int | None = None) -> Tensor:
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
-_IN_TWO = {flip_and_crop: (draw_crops, cropped), affine: (draw_affine, moved)}
+def _crop_in_two(*, padding: int = 4, mirror: bool = True) -> DrawnAhead:
+    return DrawnAhead(partial(draw_crops, padding=padding, mirror=mirror), partial(cropped, padding=padding))
+
+
+# of an augmentation that can be drawn ahead its options -> both halves
+_IN_TWO: dict[Callable[..., Tensor], Callable[..., DrawnAhead]] = {
+    flip_and_crop: _crop_in_two,
+    affine: lambda: DrawnAhead(draw_affine, moved),
+}

@@ -175,6 +175,7 @@ def permuted_cka(xs: Sequence[Layer], ys: Sequence[Layer], *, debiased: bool = F
     del firsts
 
     def draw(order: Tensor) -> Tensor:
+        order = order.to(seconds.device)
         total = torch.zeros(len(xs), len(ys), dtype=torch.float64, device=seconds.device)
         for start, half in zip(range(0, n, ROWS), halves, strict=True):
             others = seconds[order[start : start + ROWS]].index_select(1, order[start:])

@@ -34,7 +34,8 @@ from src.stitching.start import initial_stitch
 from src.stitching.stitch_spec import DATA, IDENTICAL, USUAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
 from src.stitching.validation import Validation
-from src.training.loop import DEBUG_STEPS, Course, Resume, fit_together
+from src.training.loop import DEBUG_STEPS, fit_together
+from src.training.run_state import Course, Resume
 from src.training.train_state import History, TrainState
 from src.training.watch import Watch
 
@@ -58,7 +59,8 @@ class StitchPlan:
     labels are of the classes of the end, and of the front network. comparable: whether both networks decide between the
     same classes. ood: also whether what is handed on looks like end's own. adversarial: the bound within which images
     are changed against each network, 0 for not at all. controls: names of CONTROLS. fresh(seed): an untrained network
-    of the front's architecture that takes the same images. memory: bytes of moments held at once.
+    of the front's architecture that takes the same images. memory: bytes of moments held at once, and of activations of
+    validation images from one epoch to the next.
     `resume` says where the state of those that train together is kept, `identical` where inputs are that the front
     network cannot tell from the training images. stacked: so many stitches are computed together, 0 for each on its
     own, whatever the device has.

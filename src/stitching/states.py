@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from src.stitching.stitch_spec import StitchSpec
-from src.training.loop import Resume
+from src.training.run_state import Resume
 
 SET = "stitches"  # what the files of several stitches together are called
 

@@ -14,10 +14,8 @@ from src.core.progress import bar
 from src.dataset import Split
 from src.training.run_state import Course, Resume, Run, take_snapshots
 from src.training.side_by_side import Asked, batches_of, drawn_ahead
-from src.training.stacked import Member, Share, Stacked
-from src.training.train_state import History, Losses, TrainState, steps_ahead
-
-__all__ = ["DEBUG_STEPS", "Course", "Resume", "Stack", "Validate", "fit", "fit_one", "fit_together"]
+from src.training.stacked import Member, Stacked
+from src.training.train_state import History, Losses, Share, TrainState, steps_ahead
 
 DEBUG_STEPS = 4  # batches an epoch with --debug
 Validate = Callable[[Sequence[TrainState]], Sequence[dict[str, float] | None]]

@@ -29,8 +29,9 @@ from src.networks.opening import start_from
 from src.networks.source_spec import Named
 from src.networks.state_dicts import head_of, leave_out, optional_heads
 from src.training.folder import LOG, weight_file, write_log
-from src.training.loop import DEBUG_STEPS, Resume, fit_one
+from src.training.loop import DEBUG_STEPS, fit_one
 from src.training.network_spec import TrainSpec
+from src.training.run_state import Resume
 from src.training.train_state import History, Objective, TrainState
 
 Notice = Callable[[str], None]

@@ -18,9 +18,8 @@ from src.core.text import in_line
 from src.dataset import Split
 from src.dataset.ahead import Ahead
 from src.dataset.split import Batch
-from src.training.train_state import TrainState
+from src.training.train_state import Share, TrainState
 
-Share = Callable[[Tensor], Any]  # images -> what all learners need of them
 _LEARNER = {
     "trained": Each(ARRAY),
     "optimizer": Each(ANY),

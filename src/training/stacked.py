@@ -13,13 +13,12 @@ from torch import Tensor
 from src.dataset.ahead import Ahead
 from src.dataset.split import Batch
 from src.training.capture import Captured
-from src.training.train_state import WHOLE_EPOCH, Losses, TrainState
+from src.training.train_state import WHOLE_EPOCH, Losses, Share, TrainState
 
 # parameters (rows, ...) by name, the batches and what is shared of each -> the loss of each row, (rows,), and the share
 # of its decisions that are right, (rows,)
 StackedObjective = Callable[[Mapping[str, Tensor], Sequence[Batch], Sequence[Any]], tuple[Tensor, Tensor]]
-Share = Callable[[Tensor], Any]
-_copy_each: Callable[[Sequence[Tensor], Sequence[Tensor]], Any] = getattr(torch, "_foreach_copy_")  # noqa: B009, one launch
+_copy_each: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage] (one launch for all)
 
 
 class Member(NamedTuple):

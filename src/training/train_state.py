@@ -18,6 +18,7 @@ from src.training.watch import Watch
 _OPTIMIZER = {"state": Each(Each(ANY), int), "param_groups": Several(Each(ANY))}
 WHOLE_EPOCH = 1 << 30  # more steps than it has
 State = dict[str, Tensor]
+Share = Callable[[Tensor], Any]  # images -> what all learners need of them
 # (what all learners share of a batch, images, labels) -> (the loss to minimise, which decisions were right)
 Objective = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 

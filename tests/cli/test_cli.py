@@ -27,7 +27,7 @@ from src.cutting import selection as layers
 from src.models import MODELS
 from src.results import text as report
 from src.results.titles import network_names, stitch_title
-from src.training.loop import History
+from src.training.train_state import History
 from tests.paths import ROOT
 from tests.toy import save_toy
 

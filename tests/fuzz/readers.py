@@ -29,8 +29,9 @@ from src.studies.leases import Leases
 from src.studies.plan import plan_from_file
 from src.studies.schema import Study
 from src.studies.store import Store
-from src.training.loop import Resume, fit_one
+from src.training.loop import fit_one
 from src.training.recipe import Recipe
+from src.training.run_state import Resume
 from src.training.train_state import TrainState
 
 

@@ -16,9 +16,10 @@ from src.core.progress import bar
 from src.dataset import DATASETS, Split
 from src.dataset.split import MemorySplit
 from src.training import loop as training
-from src.training.loop import Resume, fit, fit_one
+from src.training.loop import fit, fit_one
 from src.training.muon import Muon, hidden_matrices, orthogonalised
 from src.training.recipe import OPTIMIZERS, Recipe
+from src.training.run_state import Resume
 from src.training.train_state import History, TrainState
 
 IMAGES, BATCH = 26, 4  # so that six batches fit and two images are left over
