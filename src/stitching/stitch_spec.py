@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.records import FINITE, FLAG, NATURAL, POSITIVE, TEXT, Maybe
-from src.evaluation.identical import STEPS
+from src.evaluation.identical import DATA, IDENTICAL, STEPS
 from src.stitching.exclusions import check_options
 from src.stitching.families import family_name
 from src.stitching.inits import init_of
@@ -16,7 +16,6 @@ from src.stitching.start import needs_moments
 from src.stitching.targets import AT_STITCH, TARGETS, TrainingStage, stages_of
 from src.training.recipe import ELEMENTWISE, Recipe
 
-DATA, IDENTICAL = "data", "iri"
 PRECISIONS = ("amp", "tf32")  # of training, where it is less than float32
 TRAIN_ON = (DATA, IDENTICAL)
 RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from src.core.errors import UserError
 from src.cutting.selection import pairs_of_layers
+from src.evaluation.identical import DATA, IDENTICAL, IMAGES, STEPS
 from src.metrics import METRICS
 from src.networks.presentation import NetworksOnDataset
 from src.stitching import ControlSpec, CutNetworks, Geometry, StitchSpec, check_sizes
@@ -19,7 +20,17 @@ from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
 from src.stitching.targets import TARGETS, teachers_of
 from src.studies.declared import Declared, Pair
-from src.studies.estimate import GPU_STEP, START, STEP, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
+from src.studies.estimate import (
+    GPU_STEP,
+    START,
+    STEP,
+    Costs,
+    alike_seconds,
+    gram_operations,
+    own_bytes,
+    own_seconds,
+    shared_seconds,
+)
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
 from src.studies.network_cache import CachedNetwork, NetworkCache
 
@@ -144,9 +155,14 @@ class PairWork:
         if self.settings.evaluate_on:
             raise UserError("evaluate_on is for stitches; a comparison has its own data set")
         chosen = tuple(fronts), tuple(ends), tuple(table.metrics)
-        spec = CompareSpec(*chosen, table.view, table.group_at, table.split, table.save)
+        how = table.view, table.group_at, table.split, table.save
+        spec = CompareSpec(*chosen, *how, **self.inputs_of(table))
         about, count = self.surroundings(table.split)
         name, key = spec.names(**about)
+        made = 0.0
+        if spec.on == IDENTICAL:
+            count = min(count, spec.iri_images)
+            made = sum(self._alike_seconds(spec, layer, count, about["images"]) for layer in fronts)
         sides = zip(self.sides, (spec.front_layers, spec.end_layers), strict=True)
         features = sum(math.prod(seen.output(layer).shape) for seen, layers in sides for layer in layers)
         cells = len(fronts) * len(ends) * len(table.metrics)
@@ -154,7 +170,26 @@ class PairWork:
         if any(METRICS[name].needs == "gram" for name in spec.metrics if name in METRICS):
             seconds += gram_operations(features, count) * min(1, (spec.group_at or count) / count) / self.costs.products
         size = 4000 + 100 * cells + 4 * features * count * spec.save
-        self.items.append(_Priced(Item(name, key, spec), seconds, size))
+        self.items.append(_Priced(Item(name, key, spec), seconds + made, size))
+
+    def inputs_of(self, table: Any) -> dict[str, Any]:
+        """On what a table compares, as fields of its spec; raises UserError where what it says is of something else."""
+        asked = {"iri_images": table.iri_images, "iri_steps": table.iri_steps}
+        if table.on == DATA:
+            for name, value in asked.items():
+                if value is not None:
+                    raise UserError(f'{name} is of on = "{IDENTICAL}"')
+            return {}
+        if table.save:
+            raise UserError(f'on = "{table.on}" excludes save: what is kept are the activations of the images')
+        usual = {"iri_images": IMAGES, "iri_steps": STEPS}
+        return {"on": table.on} | {name: usual[name] if value is None else value for name, value in asked.items()}
+
+    def _alike_seconds(self, spec: CompareSpec, layer: str, count: int, images: list[str]) -> float:
+        """What inputs take that a layer cannot tell apart, which are made once for all results of a study."""
+        weights, steps = self.about["weights"][0], spec.iri_steps
+        first = self.cache.is_first("iri", weights, layer, count, steps, *images)
+        return alike_seconds(self.costs, count, steps) if first else 0.0
 
     def surroundings(self, split: str) -> tuple[dict[str, Any], int]:
         """What decides a comparison of images of a split beside its spec, and how many images these are."""
