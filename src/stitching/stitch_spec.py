@@ -1,6 +1,6 @@
 """Everything that decides a stitch, and nothing about files or devices."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -141,6 +141,11 @@ class StitchSpec:
         if self.train_on == DATA:
             return TrainingInputs(DATA, self.iri_images)
         return TrainingInputs(self.train_on, self.iri_images, self.iri_steps, self.front_layer)
+
+    @property
+    def twin(self) -> "StitchSpec":
+        """The same stitch of the data: itself, where it is trained on these."""
+        return self if self.train_on == DATA else replace(self, train_on=DATA, iri_steps=USUAL["iri_steps"])
 
     @property
     def cut(self) -> Cut:

@@ -124,8 +124,14 @@ class Bundle:
         return replace(self, items=tuple(item for item in self.items if item.name not in names))
 
     def halves(self) -> "list[Bundle]":
-        """Two bundles of it, so that one stitch that fails takes ever fewer others along."""
-        middle = len(self.items) // 2
+        """Two bundles of it, so that one stitch that fails takes ever fewer others along.
+
+        Twins stay together unless there is nothing else.
+        """
+        half = len(self.items) / 2
+        twins = [item.spec.twin if isinstance(item.spec, StitchSpec) else item.spec for item in self.items]
+        between = [place for place in range(1, len(twins)) if twins[place - 1] != twins[place]]
+        middle = min(between or range(1, len(twins)), key=lambda place: abs(place - half))
         parts = self.items[:middle], self.items[middle:]
         made = [Bundle.of(self.pair, self.settings, part, self.seconds / 2) for part in parts]
         return [replace(one, named=self.named) for one in made]

@@ -203,25 +203,39 @@ class PairWork:
         known.update(one.item.name for one in self.items)
 
     def bundles(self, limit: float) -> Iterator[Bundle]:
-        """Cut the work into parts of about so many seconds: comparisons alone, stitches that train together in one."""
-        groups: dict[tuple, list[_Priced]] = {}
+        """Cut the work into parts of about so many seconds: comparisons alone, stitches that train together in one.
+
+        Stitches that differ in what they are trained on alone, and are held against each other, are never apart.
+        """
+        twins: dict[StitchSpec, list[_Priced]] = {}
         for timed in self.items:
             spec = timed.item.spec
             if isinstance(spec, CompareSpec):
                 yield Bundle.of(self.pair, self.settings, [timed.item], START + timed.seconds)
             else:
-                groups.setdefault((*spec.together, spec.inputs), []).append(timed)
+                twins.setdefault(spec.twin, []).append(timed)
+        groups: dict[tuple, list[list[_Priced]]] = {}
+        for several in twins.values():
+            groups.setdefault(tuple(_course(one) for one in several), []).append(several)
         held: list[Item] = []
         spent = START
         for same in groups.values():
-            assert isinstance(same[0].item.spec, StitchSpec)
-            shared = shared_seconds(same[0].item.spec, self.costs)
+            firsts = {_course(one): one.item.spec for one in same[0]}.values()
+            shared = sum(shared_seconds(spec, self.costs) for spec in firsts if isinstance(spec, StitchSpec))
             spent += shared
-            for timed in same:
-                if held and spent + timed.seconds > limit:
+            for several in same:
+                seconds = sum(one.seconds for one in several)
+                if held and spent + seconds > limit:
                     yield Bundle.of(self.pair, self.settings, held, spent)
                     held, spent = [], START + shared
-                held.append(timed.item)
-                spent += timed.seconds
+                held += [one.item for one in several]
+                spent += seconds
         if held:
             yield Bundle.of(self.pair, self.settings, held, spent)
+
+
+def _course(one: _Priced) -> tuple[Any, ...]:
+    """What stitches agree in that train side by side."""
+    spec = one.item.spec
+    assert isinstance(spec, StitchSpec)
+    return *spec.together, spec.inputs
