@@ -1,6 +1,6 @@
 """Means of a study's results over pairs of networks or over seeds, with their intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,39 @@ def grouped(results: StudyResults, over: str) -> Frame:
     measures = [name for name in (*MEASURES, *results.controls) if frame[name].notna().any()]
     if over == "pairs":
         frame = _means(frame, [*ENDS, *keys], measures)
+    return with_intervals(frame, keys, measures, over, UNBOUNDED)
+
+
+def with_intervals(
+    frame: Frame, keys: Sequence[str], measures: Sequence[str], over: str = "pairs", unbounded: Sequence[str] = ()
+) -> Frame:
+    """Means of some columns, and their 95% intervals, of the rows that agree in `keys`.
+
+    over "pairs": rows are pairs of networks, which columns ENDS name; "seeds": independent rows. unbounded: measures
+    that do not lie between 0 and 1. Columns: keys, `n`, and for each measure m: m, m_low, m_high, as `grouped`.
+    """
+    keys, measures = list(keys), list(measures)
     mean, half = _spread(frame, keys, measures, over)
     columns = {"n": mean["n"]}
     for name in measures:
-        low, high = interval(mean[name], half[name], bounded=name not in UNBOUNDED)
+        low, high = interval(mean[name], half[name], bounded=name not in unbounded)
         columns |= {name: mean[name], f"{name}_low": low, f"{name}_high": high}
     return pd.DataFrame(columns).reset_index()
+
+
+def jackknife(frame: Frame, statistic: Callable[[Frame], Any]) -> tuple[Values, Values]:
+    """A statistic of rows that are pairs of networks, and half the width of its 95% interval.
+
+    Each network of columns ENDS is left out with all its pairs, as in `_over_networks` (Tukey 1958). `statistic` maps
+    rows to numbers, of any shape. Missing below FEW networks, and where a value without one of them is.
+    """
+    value = np.asarray(statistic(frame), float)
+    networks = dict.fromkeys([*frame[ENDS[0]], *frame[ENDS[1]]])
+    if len(networks) < FEW:
+        return value, np.full(value.shape, np.nan)
+    left = np.array([statistic(frame[(frame[ENDS] != network).all(axis=1)]) for network in networks], float)
+    error = np.sqrt((len(left) - 1) / len(left) * ((left - left.mean(0)) ** 2).sum(0))
+    return value, _quantile(np.array(len(left))) * error
 
 
 def grouped_comparisons(results: StudyResults, over: str) -> Frame:

@@ -20,11 +20,7 @@ def plan_lines(plan: StudyPlan, store: Store, workers: int) -> list[str]:
     rest = [left for bundle in plan.bundles if (left := bundle.without(done)).items]
     stitches = sum(len(bundle.items) for bundle in rest if not bundle.is_comparison)
     comparisons = sum(bundle.is_comparison for bundle in rest)
-    # a bundle of which a part is there takes what its rest does
-    shares = {bundle.name: len(bundle.items) for bundle in plan.bundles}
-    seconds = sum(bundle.seconds * len(bundle.items) / shares[bundle.name] for bundle in rest)
-    longest = max((bundle.seconds for bundle in rest), default=0.0)
-    ahead = max(seconds / workers, longest)
+    ahead = seconds_left(plan, store, workers)
     lines = [
         f"{counted(stitches, 'stitch', 'stitches')} and {counted(comparisons, 'comparison', 'comparisons')} to do, "
         f"{len(done.intersection(plan.names))} of {len(plan.names)} done",
@@ -37,6 +33,16 @@ def plan_lines(plan: StudyPlan, store: Store, workers: int) -> list[str]:
     for reason, count in plan.left_out.items():
         lines.append(f"left out: {counted(count, 'stitch', 'stitches')}: {reason}")
     return lines
+
+
+def seconds_left(plan: StudyPlan, store: Store, workers: int) -> float:
+    """How long what is missing of a plan takes so many processes, by its estimate."""
+    done = store.done()
+    rest = [left for bundle in plan.bundles if (left := bundle.without(done)).items]
+    # a bundle of which a part is there takes what its rest does
+    shares = {bundle.name: len(bundle.items) for bundle in plan.bundles}
+    seconds = sum(bundle.seconds * len(bundle.items) / shares[bundle.name] for bundle in rest)
+    return max(seconds / workers, max((bundle.seconds for bundle in rest), default=0.0))
 
 
 def counted(number: int, one: str, many: str) -> str:

@@ -1,0 +1,38 @@
+"""The sections of docs/findings.md, a line each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from benchmarks.findings import recognition, stitchable
+from benchmarks.findings.runs import Runs
+from benchmarks.findings.values import Rows
+from src.studies.frames import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A line of SECTIONS.
+
+    number, name: on the page, and of its files. studies: the files that it needs. reduce: from their results to small
+    frames, by the ends of their files' names. tables: from these to tables by name; picture: to its picture. minutes:
+    what `reduce` itself takes beside reading, when it is done for the first time.
+    """
+
+    number: int
+    name: str
+    studies: tuple[str, ...]
+    reduce: Callable[[Runs], dict[str, Frame]]
+    tables: Callable[[Mapping[str, Frame]], dict[str, Rows]]
+    picture: Callable[[Mapping[str, Frame]], Figure]
+    minutes: float = 0.0
+
+
+SECTIONS = {
+    section.name: section
+    for section in (
+        Section(1, "stitchable", ("layers", "held"), stitchable.reduce, stitchable.tables, stitchable.picture),
+        Section(9, "recognition", ("metrics",), recognition.reduce, recognition.tables, recognition.picture),
+    )
+}
