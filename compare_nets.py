@@ -12,8 +12,6 @@ from src.cli import arguments
 from src.cli import output as cli
 from src.core.config import choose_device
 from src.core.errors import UserError
-from src.cutting.freeze import freeze
-from src.cutting.parts import head
 from src.cutting.selection import ALL, choose_layers
 from src.dataset import Split, canonical_dataset, known_datasets
 from src.evaluation.activations import keep_activations, require_room
@@ -21,14 +19,16 @@ from src.evaluation.calibration import DRAWS, calibrate
 from src.evaluation.certainty import OPTIONS, Certainty, certainty_of
 from src.evaluation.identical import (
     CACHE_FOLDER,
+    DATA,
+    IDENTICAL,
     IMAGES,
     STEPS,
     IdenticalCache,
     IdenticalInputs,
     error_text,
-    identical_inputs,
+    identical_rows,
 )
-from src.evaluation.layer_grid import Comparison, compare_layers, join_rows, layer_label
+from src.evaluation.layer_grid import Comparison, compare_rows, layer_label
 from src.evaluation.passes import batch_of
 from src.evaluation.saving import save_activations
 from src.metrics import FUNCTIONAL
@@ -52,7 +52,6 @@ from src.results.comparison_text import (
 from src.results.titles import network_names
 from src.stitching.keys import front_inputs, key_inputs
 
-IRI = "iri"  # identically represented inputs
 Layers = tuple[list[str], list[str]]
 
 
@@ -110,11 +109,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--on",
-        choices=("data", IRI),
-        default="data",
+        choices=(DATA, IDENTICAL),
+        default=DATA,
         help="measure on the images, or, for each layer of the first network, on inputs that it cannot tell from them",
     )
-    images = f"so many images of a fixed subset, with --on {IRI} (default: all on a GPU, else {IMAGES})"
+    images = f"so many images of a fixed subset, with --on {IDENTICAL} (default: all on a GPU, else {IMAGES})"
     group.add_argument("--iri-images", type=arguments.positive, metavar="N", help=images)
     steps = f"steps that make such inputs (default: {STEPS})"
     group.add_argument("--iri-steps", type=arguments.natural, metavar="N", help=steps)
@@ -173,7 +172,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         split = on_data.split(args.dataset_type, device=device, **arguments.reading(args, cli.notice))
         args.batch_size = args.batch_size or batch_of(split)
         alike = {}
-        if args.on == IRI:
+        if args.on == IDENTICAL:
             assert isinstance(on_data, NetworksOnDataset)
             alike = identical_of(args, on_data, split, layers[0])
         split = alike[layers[0][0]].split if single and alike else split
@@ -193,7 +192,7 @@ def open_sides(args: argparse.Namespace) -> NetworksOnDataset | FeaturePair:
         return cli.open_pair(args)
     if args.dataset == NONE and args.image_size:
         raise UserError("--image-size is of images, and two files see none")
-    for option, default in (("on", "data"), ("versus", None), ("model1", None), ("model2", None), ("images", None)):
+    for option, default in (("on", DATA), ("versus", None), ("model1", None), ("model2", None), ("images", None)):
         if getattr(args, option) not in (default, None):
             raise UserError(f"features: excludes --{option}: a file has no network that could be asked")
     return cli.show(open_files(specs, args.dataset, size=args.image_size, on_message=cli.notice))
@@ -256,11 +255,9 @@ def measure(
     if args.intervals or args.permutations:
         kept = {name: room[name] for name in ("memory", "layouts")}
         require_room(networks, layers, sample, len(split), options=OPTIONS, **kept)
-    rows = [([layer], alike[layer].split) for layer in layers[0]] if alike else [(layers[0], split)]
+    rows = {layer: inputs.split for layer, inputs in alike.items()}
     how = {"view": args.view, "on_message": cli.notice, "group": args.group_at, **classes_known, **room}
-    comparison = join_rows(
-        [compare_layers(networks, (row, layers[1]), sample, images, args.methods, **how) for row, images in rows]
-    )
+    comparison = compare_rows(*given, args.methods, rows=rows, **how)
     if not (args.intervals or args.permutations):
         return comparison, {}
     asked = {"with_intervals": args.intervals, "permutations": args.permutations}
@@ -286,19 +283,13 @@ def identical_of(
     args: argparse.Namespace, on_data: NetworksOnDataset, split: Split, layers: list[str]
 ) -> dict[str, IdenticalInputs]:
     """For each layer of the first network inputs that it cannot tell from the images."""
-    front = on_data.networks[0]
     cache = IdenticalCache(
         Path(args.out_dir) / CACHE_FOLDER, front_inputs(key_inputs(on_data, [], device=split.device)), cli.notice
     )
     usual = len(split) if split.device.type == "cuda" else IMAGES
-    how: dict[str, Any] = {
-        "count": args.iri_images or usual,
-        "steps": STEPS if args.iri_steps is None else args.iri_steps,
-    }
-    return {
-        layer: identical_inputs(freeze(head(front.network, layer)).to(split.device), split, layer, cache, **how)
-        for layer in layers
-    }
+    steps = STEPS if args.iri_steps is None else args.iri_steps
+    network = on_data.networks[0].network
+    return identical_rows(network, layers, split, cache, steps=steps, count=args.iri_images or usual)
 
 
 def short_name(text: str, layers: list[str]) -> str:
@@ -310,18 +301,19 @@ def short_name(text: str, layers: list[str]) -> str:
 
 def check_certainty(args: argparse.Namespace, *, single: bool) -> None:
     """Raise UserError where a third network is held against more than one pair, or any of these against groups."""
-    if args.on == IRI and (args.calibrate or args.versus or (not single and (args.intervals or args.permutations))):
+    of_one = args.calibrate or args.versus or (not single and (args.intervals or args.permutations))
+    if args.on == IDENTICAL and of_one:
         asked = ("versus", "calibrate", "intervals", "permutations")
         option = next(name for name in asked if getattr(args, name))
-        text = f"--on {IRI} excludes --{option}: each layer of the first network has images of its own"
+        text = f"--on {IDENTICAL} excludes --{option}: each layer of the first network has images of its own"
         raise UserError(text + "; name one layer of each" * (option in asked[2:]))
-    if (path := args.save_activations) and (path.suffix != ".safetensors" or args.on == IRI):
+    if (path := args.save_activations) and (path.suffix != ".safetensors" or args.on == IDENTICAL):
         raise UserError("--save-activations writes the activations of the images into a .safetensors, named so")
     if path and path.exists() and not args.overwrite:
         raise FileExistsError(f"{path} exists already; give --overwrite or another name")
     for option in ("iri_images", "iri_steps"):
-        if getattr(args, option) is not None and args.on != IRI:
-            raise UserError(f"--{option.replace('_', '-')} is of --on {IRI}")
+        if getattr(args, option) is not None and args.on != IDENTICAL:
+            raise UserError(f"--{option.replace('_', '-')} is of --on {IDENTICAL}")
     if args.versus and not single:
         raise UserError("--versus is of one pair of layers; name one layer of each network")
     for option in ("intervals", "permutations", "versus"):

@@ -4,14 +4,14 @@ Source: Grounding functional similarity (arXiv 2505.20142 v2), after Nguyen, Rag
 noise and descend the squared error of the layer's output by the sign of its gradient.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from src.core.digests import digest
 from src.core.errors import UserError
@@ -19,10 +19,13 @@ from src.core.precision import full_precision
 from src.core.progress import bar
 from src.core.records import ARRAY, TEXT, check
 from src.core.tensor_files import parse_tensors, write_tensors
+from src.cutting.freeze import freeze
+from src.cutting.parts import head
 from src.dataset import Split
 from src.dataset.split import MemorySplit
 from src.metrics.algebra.linalg import as_float64
 
+DATA, IDENTICAL = "data", "iri"  # what is measured, or trained, on: images, or inputs that are as good as these
 BATCH = 64  # images that descend together: part of what is computed, since a processor's sums depend on it
 STEPS, IMAGES = 200, 5000  # steps, and images where there is no GPU, unless somebody says otherwise
 ALL_IMAGES = 10**9  # more than there are
@@ -115,6 +118,17 @@ def identical_inputs(
     made = MemorySplit(split.spec, torch.cat(images).to(split.device), originals.labels)
     made._preprocess = split._preprocess
     return IdenticalInputs(made.unaugmented(), originals, torch.cat(errors), steps)
+
+
+def identical_rows(
+    network: nn.Module, layers: Sequence[str], split: Split, cache: IdenticalCache, *, steps: int, count: int
+) -> dict[str, IdenticalInputs]:
+    """For each of a network's layers inputs that it cannot tell from the images of a split."""
+    how = {"steps": steps, "count": count}
+    return {
+        layer: identical_inputs(freeze(head(network, layer)).to(split.device), split, layer, cache, **how)
+        for layer in layers
+    }
 
 
 def _seconds(forward: Forward, split: Split, x: Tensor) -> float:

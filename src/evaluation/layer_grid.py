@@ -1,7 +1,7 @@
 """Every layer of one network compared with every layer of another, in as few passes as memory allows."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -150,6 +150,31 @@ def _outputs(
         require_fit(asked, outputs)
         told += layout_warnings(network, outputs)
     return (first, second), list(dict.fromkeys(told))
+
+
+def compare_rows(
+    networks: tuple[nn.Module, nn.Module],
+    layers: tuple[list[str], list[str]],
+    sample: Tensor,
+    split: Split,
+    names: Sequence[str],
+    *,
+    rows: Mapping[str, Split],
+    keep: Keep | None = None,
+    **how: Any,
+) -> Comparison:
+    """The same, where each layer of the first network that is among the `rows` is compared on images of its own.
+
+    Without any all are compared on `split`. Raises UserError as `compare_layers` does, which takes `how`.
+    """
+    if not rows:
+        return compare_layers(networks, layers, sample, split, names, keep=keep, **how)
+    parts = []
+    for number, layer in enumerate(layers[0]):
+        kept = keep and replace(keep, folder=keep.folder / f"row-{number}")
+        row = [layer], layers[1]
+        parts.append(compare_layers(networks, row, sample, rows[layer], names, keep=kept, **how))
+    return join_rows(parts)
 
 
 def join_rows(parts: Sequence[Comparison]) -> Comparison:

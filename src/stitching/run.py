@@ -31,7 +31,7 @@ from src.stitching.significance import paired_shares
 from src.stitching.stacked import CHUNK, stack
 from src.stitching.stacked_maps import SCORED
 from src.stitching.start import initial_stitch
-from src.stitching.stitch_spec import DATA, IDENTICAL, USUAL, ControlSpec, Cut, StitchSpec, TrainingInputs
+from src.stitching.stitch_spec import DATA, IDENTICAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
 from src.stitching.validation import Validation
 from src.training.loop import DEBUG_STEPS, fit_together
@@ -148,9 +148,8 @@ def _trained_on(
 def _add_differences(outcomes: Mapping[StitchSpec, Outcome], right: Mapping[StitchSpec, np.ndarray]) -> None:
     """Say beside each stitch of identically represented inputs what it reaches minus what its twin of the data does."""
     for spec, outcome in outcomes.items():
-        twin = replace(spec, train_on=DATA, iri_steps=USUAL["iri_steps"])
-        if isinstance(outcome, dict) and spec.train_on == IDENTICAL and spec in right and twin in right:
-            outcome["identical"] |= {"minus_data": paired_shares(right[spec], right[twin])}
+        if isinstance(outcome, dict) and spec.train_on == IDENTICAL and spec in right and spec.twin in right:
+            outcome["identical"] |= {"minus_data": paired_shares(right[spec], right[spec.twin])}
 
 
 def _groups(cuts: CutNetworks, plan: StitchPlan, images: int) -> Iterator[list[StitchSpec]]:

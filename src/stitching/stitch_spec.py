@@ -1,13 +1,13 @@
 """Everything that decides a stitch, and nothing about files or devices."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from src.core.digests import digest
 from src.core.errors import UserError
 from src.core.records import FINITE, FLAG, NATURAL, POSITIVE, TEXT, Maybe
-from src.evaluation.identical import STEPS
+from src.evaluation.identical import DATA, IDENTICAL, STEPS
 from src.stitching.exclusions import check_options
 from src.stitching.families import family_name
 from src.stitching.inits import init_of
@@ -16,7 +16,6 @@ from src.stitching.start import needs_moments
 from src.stitching.targets import AT_STITCH, TARGETS, TrainingStage, stages_of
 from src.training.recipe import ELEMENTWISE, Recipe
 
-DATA, IDENTICAL = "data", "iri"
 PRECISIONS = ("amp", "tf32")  # of training, where it is less than float32
 TRAIN_ON = (DATA, IDENTICAL)
 RATE, WHITENED_RATE = 1e-3, 2e-2  # learning rates that nobody asked for
@@ -142,6 +141,11 @@ class StitchSpec:
         if self.train_on == DATA:
             return TrainingInputs(DATA, self.iri_images)
         return TrainingInputs(self.train_on, self.iri_images, self.iri_steps, self.front_layer)
+
+    @property
+    def twin(self) -> "StitchSpec":
+        """The same stitch of the data: itself, where it is trained on these."""
+        return self if self.train_on == DATA else replace(self, train_on=DATA, iri_steps=USUAL["iri_steps"])
 
     @property
     def cut(self) -> Cut:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.options import NUMBERS
 from src.core.task import Task
 
 AT_STITCH, AT_FINAL, AT_LATER = "stitch", "final", "later"  # where activations are compared
@@ -114,7 +115,8 @@ def stages_of(target_type: str, epochs: int, stage_epochs: str = "") -> list[Tra
     Raises UserError where there are not as many numbers as targets, or their sum is not `epochs`.
     """
     names = target_names(target_type)
-    counts = [int(text) for text in stage_epochs.split(BETWEEN_STAGES)] if stage_epochs else [epochs]
+    read = NUMBERS["natural"].read
+    counts = [read(text) for text in stage_epochs.split(BETWEEN_STAGES)] if stage_epochs else [epochs]
     if len(counts) != len(names):
         said = stage_epochs or epochs
         raise UserError(

@@ -34,9 +34,14 @@ def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
     epoch = (costs.train + costs.val) * costs.front
     moments = costs.train * (costs.front + costs.end) if spec.needs_train_moments else 0.0
     made = 0.0
-    if spec.inputs.steps:  # forth and back through the front network in each step
-        made = 3 * costs.front * min(spec.inputs.images, costs.train) * spec.inputs.steps
+    if spec.inputs.steps:
+        made = alike_seconds(costs, min(spec.inputs.images, costs.train), spec.inputs.steps)
     return spec.epochs * epoch + moments + made + 2 * costs.val * (costs.front + costs.end)
+
+
+def alike_seconds(costs: Costs, images: int, steps: int) -> float:
+    """What so many inputs take that a layer of the front network cannot tell from images: forth and back, each step."""
+    return 3 * costs.front * images * steps
 
 
 def own_seconds(spec: StitchSpec, costs: Costs, others: int, geometry: Geometry | None) -> float:

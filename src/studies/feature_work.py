@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from src.core.errors import UserError
 from src.dataset.feature_files import digest_of_features
+from src.evaluation.identical import DATA
 from src.networks.feature_networks import FeaturePair, is_features
 from src.stitching.keys import key_inputs
 from src.studies.declared import Declared, Pair
@@ -55,6 +56,11 @@ class FeatureWork(PairWork):
 
     def add_stitches(self, table: Declared, draft: Any, steps: tqdm) -> None:
         raise UserError(f"{self._file} has no network that could be stitched; give this table pairs of its own")
+
+    def inputs_of(self, table: Any) -> dict[str, Any]:
+        if table.on != DATA:
+            raise UserError(f'on = "{table.on}": {self._file} has no network that could be asked')
+        return super().inputs_of(table)
 
     def surroundings(self, split: str) -> tuple[dict[str, Any], int]:
         images, count = None, None

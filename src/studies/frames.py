@@ -12,6 +12,7 @@ import pandas as pd
 
 from src import results
 from src.core.errors import UserError
+from src.evaluation.identical import DATA
 from src.results.frame import NETWORK
 from src.results.titles import network_name, told_apart
 from src.stitching import StitchSpec, usual_rate
@@ -32,7 +33,7 @@ LAYERS = ["front_layer", "end_layer"]
 # what networks are, by which pairs of them may be grouped
 FACTS = ("architecture", "train_fraction", "shuffle_labels", "adversarial")
 # columns of a comparison: the two networks by what the study calls them, and in words; what was found; what they are
-COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer2", "value"]
+COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer2", "on", "value"]
 COMPARED += [f"{fact}{i}" for fact in FACTS for i in (1, 2)]
 
 
@@ -42,8 +43,8 @@ class StudyResults:
 
     stitches: a row each, as `results.table` has them, with `front_network` and `end_network` in words, `networks`, the
     pair, `name` of the file, and `relative`, accuracy after over that of the end network, or agreement where there is
-    no accuracy. comparisons: a row each value: networks, network1, network2, method, layer1, layer2, value. axes: the
-    options that tell the stitches apart. devices: what made the results, by name.
+    no accuracy. comparisons: a row each value: networks, network1, network2, method, layer1, layer2, on ("data" or
+    "iri"), value. axes: the options that tell the stitches apart. devices: what made the results, by name.
     """
 
     stitches: Frame
@@ -55,6 +56,11 @@ class StudyResults:
     def value(self) -> str:
         """The column that charts show: accuracy, or agreement where the labels are of other classes."""
         return "accuracy_after" if self.stitches["accuracy_after"].notna().any() else "agreement_after"
+
+    @property
+    def measured_on(self) -> list[str]:
+        """The column that tells comparisons on images from those on other inputs, where there are such."""
+        return ["on"] if (self.comparisons["on"] != DATA).any() else []
 
     @property
     def controls(self) -> list[str]:
@@ -83,7 +89,7 @@ def collect(plan: StudyPlan, store: Store) -> StudyResults:
     order = {name: number for number, name in enumerate(items)}
     frame = frame.sort_values("name", key=lambda names: names.map(order)).reset_index(drop=True)
     read = [
-        (results.read(store.path(name)), bundle.pair, spec.metrics)
+        (results.read(store.path(name)), bundle.pair, spec)
         for name, (bundle, spec) in items.items()
         if isinstance(spec, CompareSpec) and store.path(name).is_file()
     ]
@@ -154,13 +160,13 @@ def _pairs(ones: Sequence[str], others: Sequence[str], between: str) -> list[str
     return [f"{one}{between}{other}" for one, other in zip(ones, others, strict=True)]
 
 
-def _comparison(result: dict[str, Any], pair: tuple[str, str], metrics: Sequence[str]) -> Frame:
+def _comparison(result: dict[str, Any], pair: tuple[str, str], spec: CompareSpec) -> Frame:
     """The values of the metrics that the study asks for, whatever else a file says."""
-    frame, facts = result["frame"], {}
-    for i, (spec, network) in enumerate(zip(pair, result["networks"], strict=True), start=1):
-        facts |= {f"spec{i}": spec, f"network{i}": network_name(network)}
+    frame, facts = result["frame"], {"on": spec.on}
+    for i, (called, network) in enumerate(zip(pair, result["networks"], strict=True), start=1):
+        facts |= {f"spec{i}": called, f"network{i}": network_name(network)}
         facts |= {f"{fact}{i}": network.get(NETWORK[fact]) for fact in FACTS}
-    return frame[frame["method"].isin(metrics)].assign(**facts)[COMPARED]
+    return frame[frame["method"].isin(spec.metrics)].assign(**facts)[COMPARED]
 
 
 def command_of(bundle: Bundle, spec: StitchSpec | CompareSpec) -> tuple[str, str]:

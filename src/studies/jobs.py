@@ -7,7 +7,8 @@ from typing import Any
 
 from src.core.digests import digest
 from src.core.errors import UserError
-from src.core.records import ANY, FINITE, FLAG, POSITIVE, SIZE, TEXT, Each, Kind, Maybe, Several, check
+from src.core.records import ANY, FINITE, FLAG, NATURAL, POSITIVE, SIZE, TEXT, Each, Kind, Maybe, Several, check
+from src.evaluation.identical import DATA, STEPS
 from src.metrics.own import load_own
 from src.networks.source_spec import Named
 from src.stitching import StitchSpec
@@ -16,7 +17,11 @@ from src.stitching.stitch_spec import spec_table
 
 @dataclass(frozen=True, slots=True)
 class CompareSpec:
-    """A grid of layers compared by some metrics; `save`: the activations are kept beside the result."""
+    """A grid of layers compared by some metrics; `save`: the activations are kept beside the result.
+
+    on: the images of a split, or for each layer of the first network so many inputs (`iri_images`) that it cannot tell
+    from them, made by so many steps.
+    """
 
     front_layers: tuple[str, ...]
     end_layers: tuple[str, ...]
@@ -25,6 +30,9 @@ class CompareSpec:
     group_at: int | None = None
     split: str = "val"
     save: bool = False
+    on: str = DATA
+    iri_images: int = 0
+    iri_steps: int = STEPS
 
     def key(self, **surroundings: Any) -> str:
         """A digest of what decides the values: the spec, weights, preprocessing, images, files of the user's metrics.
@@ -33,7 +41,12 @@ class CompareSpec:
         """
         own = load_own(self.metrics)
         surroundings |= {"own_metrics": own} if own else {}
-        values = {name: value for name, value in asdict(self).items() if name != "save"}
+        later = {"on": DATA, "iri_images": 0, "iri_steps": STEPS}  # results on data keep the keys of before these came
+        values = {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "save" and not (name in later and value == later[name])
+        }
         return digest({"format": 1, "compare": values, "surroundings": surroundings})
 
     def names(self, **surroundings: Any) -> tuple[str, str]:
@@ -111,8 +124,14 @@ class Bundle:
         return replace(self, items=tuple(item for item in self.items if item.name not in names))
 
     def halves(self) -> "list[Bundle]":
-        """Two bundles of it, so that one stitch that fails takes ever fewer others along."""
-        middle = len(self.items) // 2
+        """Two bundles of it, so that one stitch that fails takes ever fewer others along.
+
+        Twins stay together unless there is nothing else.
+        """
+        half = len(self.items) / 2
+        twins = [item.spec.twin if isinstance(item.spec, StitchSpec) else item.spec for item in self.items]
+        between = [place for place in range(1, len(twins)) if twins[place - 1] != twins[place]]
+        middle = min(between or range(1, len(twins)), key=lambda place: abs(place - half))
         parts = self.items[:middle], self.items[middle:]
         made = [Bundle.of(self.pair, self.settings, part, self.seconds / 2) for part in parts]
         return [replace(one, named=self.named) for one in made]
@@ -139,6 +158,9 @@ _COMPARE = {
     "group_at": Maybe(POSITIVE),
     "split": TEXT,
     "save": FLAG,
+    "on": TEXT,
+    "iri_images": NATURAL,
+    "iri_steps": NATURAL,
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from src.evaluation.identical import IDENTICAL
 from src.metrics import MEASURES
 from src.results.plots.heatmap import draw_map, draw_scale, map_size, two_decimals
 from src.results.plots.layers import draw_metric
@@ -110,13 +111,14 @@ def by_networks(results: StudyResults) -> Section:
 
     def about_metric(key: tuple) -> tuple[str, str, bool]:
         metric = MEASURES[key[0]]
-        return ", ".join(key), f"{metric.name} ({metric.more_alike}: more alike)", metric.higher_is_better
+        words = [*key[:2], *(f"on {inputs}" for inputs in key[2:])]
+        return ", ".join(words), f"{metric.name} ({metric.more_alike}: more alike)", metric.higher_is_better
 
     stitches, compared, charts = results.stitches, results.comparisons, []
     if len(stitches):
         charts = _network_maps(stitches, ENDS, [*LAYERS, *results.axes], results.value, about)
     compared = compared[compared["layer1"] == compared["layer2"]]
-    charts += _network_maps(compared, NETWORKS, ["method", "layer1"], "value", about_metric)
+    charts += _network_maps(compared, NETWORKS, ["method", "layer1", *results.measured_on], "value", about_metric)
     note = f"means of {measure(results.value)}, and what compares them" if len(stitches) else "what compares them"
     note += f"; colours span what each map spans, at least {100 * SPAN:g} points or {SPAN}"
     count = max(stitches[ENDS[0]].nunique() * stitches[ENDS[1]].nunique(), compared["networks"].nunique())
@@ -160,7 +162,12 @@ def _by_number(name: str) -> list[Any]:
 def by_metrics(found: StudyResults) -> Section:
     """Layer x layer maps of what compares networks, one for each metric."""
     charts, every, largest = [], found.comparisons["networks"].nunique(), 0
-    for method, group in found.comparisons.groupby("method", sort=False):
+    parts = [
+        (method, *inputs, group)
+        for (method,), of_method in subsets(found.comparisons, ["method"])
+        for inputs, group in subsets(of_method, found.measured_on)
+    ]
+    for method, *inputs, group in parts:
         rows, columns = (list(dict.fromkeys(group[layer])) for layer in ("layer1", "layer2"))
         cells = _Map.of(group, ["layer1", "layer2"], "value", rows, columns)
         chart = cells.chart(LEAST)
@@ -169,8 +176,10 @@ def by_metrics(found: StudyResults) -> Section:
         draw_metric(figure, axes, MEASURES[str(method)], cells.table, *cells.shown, letters=letters)
         finish(axes, y="layer of the first network", x="layer of the second")
         pairs = group.loc[group["value"].notna(), "networks"].nunique()
-        title = f"{pairs} of {every} pairs have a value" * (pairs != every)
-        charts.append({"title": title, "svg": chart.svg(f"metric-{len(charts)}")})
+        titles = [f"on {one}" for one in inputs] + [f"{pairs} of {every} pairs have a value"] * (pairs != every)
+        charts.append({"title": ", ".join(titles), "svg": chart.svg(f"metric-{len(charts)}")})
         largest = max(largest, cells.table.size)
     note = f"means over {every} pairs of networks; framed: most alike in its row"
+    if found.measured_on:
+        note += f"; on {IDENTICAL}: inputs that the layer of the first network cannot tell from the images"
     return {"title": "Comparisons", "note": note + _unlinked(largest), "charts": charts}

@@ -80,6 +80,11 @@ class NetworkCache:
         """Float operations that large matrix products do in a second there, measured."""
         return self._once(("products",), lambda: _products(self.device))
 
+    def is_first(self, *what: Any) -> bool:
+        """Whether nobody has asked for this before."""
+        key = ("asked", *what)
+        return key not in self._found and self._once(key, lambda: True)
+
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._found:
             self._found[key] = make()

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from src.core.errors import UserError
 from src.cutting.selection import pairs_of_layers
+from src.evaluation.identical import DATA, IDENTICAL, IMAGES, STEPS
 from src.metrics import METRICS
 from src.networks.presentation import NetworksOnDataset
 from src.stitching import ControlSpec, CutNetworks, Geometry, StitchSpec, check_sizes
@@ -19,7 +20,17 @@ from src.stitching.keys import key_inputs, stitch_key
 from src.stitching.network import pair_geometry
 from src.stitching.targets import TARGETS, teachers_of
 from src.studies.declared import Declared, Pair
-from src.studies.estimate import GPU_STEP, START, STEP, Costs, gram_operations, own_bytes, own_seconds, shared_seconds
+from src.studies.estimate import (
+    GPU_STEP,
+    START,
+    STEP,
+    Costs,
+    alike_seconds,
+    gram_operations,
+    own_bytes,
+    own_seconds,
+    shared_seconds,
+)
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
 from src.studies.network_cache import CachedNetwork, NetworkCache
 
@@ -144,9 +155,14 @@ class PairWork:
         if self.settings.evaluate_on:
             raise UserError("evaluate_on is for stitches; a comparison has its own data set")
         chosen = tuple(fronts), tuple(ends), tuple(table.metrics)
-        spec = CompareSpec(*chosen, table.view, table.group_at, table.split, table.save)
+        how = table.view, table.group_at, table.split, table.save
+        spec = CompareSpec(*chosen, *how, **self.inputs_of(table))
         about, count = self.surroundings(table.split)
         name, key = spec.names(**about)
+        made = 0.0
+        if spec.on == IDENTICAL:
+            count = min(count, spec.iri_images)
+            made = sum(self._alike_seconds(spec, layer, count, about["images"]) for layer in fronts)
         sides = zip(self.sides, (spec.front_layers, spec.end_layers), strict=True)
         features = sum(math.prod(seen.output(layer).shape) for seen, layers in sides for layer in layers)
         cells = len(fronts) * len(ends) * len(table.metrics)
@@ -154,7 +170,26 @@ class PairWork:
         if any(METRICS[name].needs == "gram" for name in spec.metrics if name in METRICS):
             seconds += gram_operations(features, count) * min(1, (spec.group_at or count) / count) / self.costs.products
         size = 4000 + 100 * cells + 4 * features * count * spec.save
-        self.items.append(_Priced(Item(name, key, spec), seconds, size))
+        self.items.append(_Priced(Item(name, key, spec), seconds + made, size))
+
+    def inputs_of(self, table: Any) -> dict[str, Any]:
+        """On what a table compares, as fields of its spec; raises UserError where what it says is of something else."""
+        asked = {"iri_images": table.iri_images, "iri_steps": table.iri_steps}
+        if table.on == DATA:
+            for name, value in asked.items():
+                if value is not None:
+                    raise UserError(f'{name} is of on = "{IDENTICAL}"')
+            return {}
+        if table.save:
+            raise UserError(f'on = "{table.on}" excludes save: what is kept are the activations of the images')
+        usual = {"iri_images": IMAGES, "iri_steps": STEPS}
+        return {"on": table.on} | {name: usual[name] if value is None else value for name, value in asked.items()}
+
+    def _alike_seconds(self, spec: CompareSpec, layer: str, count: int, images: list[str]) -> float:
+        """What inputs take that a layer cannot tell apart, which are made once for all results of a study."""
+        weights, steps = self.about["weights"][0], spec.iri_steps
+        first = self.cache.is_first("iri", weights, layer, count, steps, *images)
+        return alike_seconds(self.costs, count, steps) if first else 0.0
 
     def surroundings(self, split: str) -> tuple[dict[str, Any], int]:
         """What decides a comparison of images of a split beside its spec, and how many images these are."""
@@ -168,25 +203,39 @@ class PairWork:
         known.update(one.item.name for one in self.items)
 
     def bundles(self, limit: float) -> Iterator[Bundle]:
-        """Cut the work into parts of about so many seconds: comparisons alone, stitches that train together in one."""
-        groups: dict[tuple, list[_Priced]] = {}
+        """Cut the work into parts of about so many seconds: comparisons alone, stitches that train together in one.
+
+        Stitches that differ in what they are trained on alone, and are held against each other, are never apart.
+        """
+        twins: dict[StitchSpec, list[_Priced]] = {}
         for timed in self.items:
             spec = timed.item.spec
             if isinstance(spec, CompareSpec):
                 yield Bundle.of(self.pair, self.settings, [timed.item], START + timed.seconds)
             else:
-                groups.setdefault((*spec.together, spec.inputs), []).append(timed)
+                twins.setdefault(spec.twin, []).append(timed)
+        groups: dict[tuple, list[list[_Priced]]] = {}
+        for several in twins.values():
+            groups.setdefault(tuple(_course(one) for one in several), []).append(several)
         held: list[Item] = []
         spent = START
         for same in groups.values():
-            assert isinstance(same[0].item.spec, StitchSpec)
-            shared = shared_seconds(same[0].item.spec, self.costs)
+            firsts = {_course(one): one.item.spec for one in same[0]}.values()
+            shared = sum(shared_seconds(spec, self.costs) for spec in firsts if isinstance(spec, StitchSpec))
             spent += shared
-            for timed in same:
-                if held and spent + timed.seconds > limit:
+            for several in same:
+                seconds = sum(one.seconds for one in several)
+                if held and spent + seconds > limit:
                     yield Bundle.of(self.pair, self.settings, held, spent)
                     held, spent = [], START + shared
-                held.append(timed.item)
-                spent += timed.seconds
+                held += [one.item for one in several]
+                spent += seconds
         if held:
             yield Bundle.of(self.pair, self.settings, held, spent)
+
+
+def _course(one: _Priced) -> tuple[Any, ...]:
+    """What stitches agree in that train side by side."""
+    spec = one.item.spec
+    assert isinstance(spec, StitchSpec)
+    return *spec.together, spec.inputs

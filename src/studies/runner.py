@@ -5,12 +5,13 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from src.core.config import MEMORY
+from src.stitching import StitchSpec
 from src.studies.deaths import Death, pause_after
 from src.studies.estimate import in_words
 from src.studies.jobs import Bundle
@@ -78,8 +79,8 @@ class Driver:
         room = self.engine.slots - self.engine.busy
         if not waiting or room <= 0:
             return False
-        settled = self.store.done() | self._given_up()
-        tasks = []
+        done = self.store.done()
+        settled, tasks = done | self._given_up(), []
         for _ in range(len(waiting)):
             bundle = waiting.popleft()
             rest = bundle.without(settled)
@@ -92,7 +93,7 @@ class Driver:
             options = self.options
             tasks.append(
                 WorkerTask(
-                    rest,
+                    self._with_twins(rest, done),
                     self.store.folder,
                     self.runner,
                     options.patience,
@@ -103,6 +104,17 @@ class Driver:
             )
         self.engine.start(tasks)
         return bool(tasks)
+
+    def _with_twins(self, rest: Bundle, done: Collection[str]) -> Bundle:
+        """What is left of a bundle, and beside stitches of other inputs their twins of the data that are there already.
+
+        These are made again, for what the one reaches minus what the other does is of both, image by image.
+        """
+        asked = {item.spec.twin for item in rest.items if isinstance(item.spec, StitchSpec)}
+        asked -= {item.spec for item in rest.items}
+        whole = [bundle for bundle in self.plan.bundles if asked and bundle.pair == rest.pair]
+        twins = [item for bundle in whole for item in bundle.items if item.spec in asked and item.name in done]
+        return replace(rest, items=(*twins, *rest.items))
 
     def _given_up(self) -> set[str]:
         most, failures = self.options, self.store.failures()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from src.core.errors import UserError
 from src.core.options import CHECKS, FLAG, check_of, one_of, text
 from src.dataset import SPLITS, canonical_dataset
+from src.evaluation.identical import DATA, IDENTICAL
 from src.metrics import MEASURES
 from src.metrics.own import is_own, name_own
 from src.stitching.controls import choose_controls
@@ -71,6 +72,9 @@ COMPARE = (
         "group_at": (CHECKS["positive"], None),
         "split": (one_of(*SPLITS), "val"),
         "save": (FLAG, False),
+        "on": (one_of(DATA, IDENTICAL), DATA),
+        "iri_images": (CHECKS["positive"], None),
+        "iri_steps": (CHECKS["natural"], None),
     }
 )
 STUDY = {

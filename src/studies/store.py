@@ -194,4 +194,4 @@ def fingerprint(study: Study) -> str:
         files = features_files(text) if is_features(text) else files_of(text)
         found = [file.stat() for file in files if file.is_file()]
         stamps.append([text, [[status.st_size, status.st_mtime_ns] for status in found]])
-    return digest(["plan 5", study.document.text, stamps])[:16]
+    return digest(["plan 6", study.document.text, stamps])[:16]

@@ -20,9 +20,15 @@ from src.core.errors import UserError
 from src.core.files import is_failing
 from src.core.precision import device_facts, full_precision, require_tf32
 from src.dataset import Split
-from src.evaluation.identical import CACHE_FOLDER, IdenticalCache
+from src.evaluation.identical import (
+    CACHE_FOLDER,
+    IDENTICAL,
+    IdenticalCache,
+    IdenticalInputs,
+    identical_rows,
+)
 from src.evaluation.kept_passes import Keep
-from src.evaluation.layer_grid import compare_layers
+from src.evaluation.layer_grid import compare_rows, layer_label
 from src.evaluation.saving import save_activations
 from src.metrics.algebra.products import described
 from src.metrics.own import is_own, load_own, name_own
@@ -167,9 +173,11 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
     key = spec.key(**about, **({"device": made_on} if (made_on := device_facts(device)) else {}))
     networks, layers = (front.network, end.network), (list(spec.front_layers), list(spec.end_layers))
     given = networks, layers, on_data.sample, split
-    comparison = compare_layers(
+    alike = _alike(task, on_data, split, on_message)
+    comparison = compare_rows(
         *given,
         spec.metrics,
+        rows={layer: inputs.split for layer, inputs in alike.items()},
         view=spec.view,
         group=spec.group_at,
         memory=task.memory,
@@ -179,10 +187,12 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
         on_message=lambda line: on_message(line) if line.startswith("note") else None,
     )
     asked = {"methods": list(spec.metrics), "view": spec.view, "group_at": spec.group_at, "dataset_type": spec.split}
+    asked |= {name: getattr(spec, name) for name in ("on", "iri_images", "iri_steps") if alike}
     params = parameters(task.bundle) | asked | {"dataset": on_data.dataset}
     params |= {"front_layer": ",".join(spec.front_layers), "end_layer": ",".join(spec.end_layers)}
     found = {"networks": [front.facts(), end.facts()], **comparison.record(), "products": described(device)}
     found |= {"own_metrics": own} if (own := load_own(spec.metrics)) else {}
+    found |= {"identical": {layer_label(layer): inputs.facts() for layer, inputs in alike.items()}} if alike else {}
     if spec.save:
         path = Store(task.folder).path(item.name).with_suffix(".safetensors")
         facts = {"networks": found["networks"], "dataset": on_data.dataset, "split": spec.split}
@@ -190,6 +200,21 @@ def compare_bundle(task: WorkerTask, on_message: Callable[[str], None]) -> dict[
         save_activations(path, *given, about=facts, overwrite=True, layouts=(front.layout, end.layout))
     Store(task.folder).publish(item.name, {"params": params, "key": key, **found, **_provenance(device)})
     return {}
+
+
+def _alike(
+    task: WorkerTask, sides: NetworksOnDataset | FeaturePair, split: Split, on_message: Callable[[str], None]
+) -> dict[str, IdenticalInputs]:
+    """For each layer of the first network inputs that it cannot tell from the images, where these are compared."""
+    (item,) = task.bundle.items
+    spec = item.spec
+    if not isinstance(spec, CompareSpec) or spec.on != IDENTICAL:
+        return {}
+    assert isinstance(sides, NetworksOnDataset)
+    about = front_inputs(key_inputs(sides, [], device=split.device))
+    cache = IdenticalCache(task.folder / CACHE_FOLDER, about, on_message)
+    how = {"steps": spec.iri_steps, "count": spec.iri_images}
+    return identical_rows(sides.networks[0].network, spec.front_layers, split, cache, **how)
 
 
 def _about(sides: NetworksOnDataset | FeaturePair, split: Split, on_message: Callable[[str], None]) -> dict[str, Any]:

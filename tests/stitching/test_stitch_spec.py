@@ -55,6 +55,7 @@ def test_a_key_stays_what_it_is() -> None:
         ({"target_type": "match,hard"}, "match,hard is trained in 2 stages, and --epochs 30 says .* such as -e 2,2"),
         ({"target_type": "match,hard", "stage_epochs": "1,2"}, "stages of 1,2 epochs are not 30 epochs in all"),
         ({"target_type": "hard", "stage_epochs": "30"}, "stages of 30 epochs"),
+        ({"target_type": "match,hard", "stage_epochs": "1,x"}, "'x' is not a whole number, 0 or more"),
         ({"low_rank": 2, "mask": "semi-match"}, "excludes"),
         ({"lr": 0}, "learning rate 0.0"),
         ({"epochs": -1}, "-1 epochs"),

@@ -89,7 +89,8 @@ def test_comparisons_are_tested_by_what_networks_are() -> None:
                 "architecture1": pair.front_network.split()[0],
                 "architecture2": pair.end_network.split()[0],
             }
-            | {"method": "cka", "layer1": "bn3", "layer2": "bn3", "value": 0.5 + 0.4 * same + 0.01 * random.random()}
+            | {"method": "cka", "layer1": "bn3", "layer2": "bn3", "on": "data"}
+            | {"value": 0.5 + 0.4 * same + 0.01 * random.random()}
         )
     both = with_names(
         results.stitches[[name for name in _row({}, Path()) if name in results.stitches]].assign(name=""),
@@ -115,7 +116,8 @@ def compared(*architectures: str) -> StudyResults:
             facts = {f"{fact}{i}": None for fact in FACTS for i in (1, 2)}
             facts |= {"architecture1": architecture, "architecture2": architectures[other]}
             value = 0.5 + 0.3 * (architecture == architectures[other]) + 0.001 * number * other
-            rows.append({**pair, "method": "cka", "layer1": "bn3", "layer2": "bn3", "value": value, **facts})
+            place = {"method": "cka", "layer1": "bn3", "layer2": "bn3", "on": "data"}
+            rows.append({**pair, **place, "value": value, **facts})
     return with_names(pd.DataFrame(columns=list(_row({}, Path()))), pd.DataFrame(rows))
 
 

@@ -232,7 +232,7 @@ def test_networks_are_told_apart_by_how_they_were_trained() -> None:
             facts |= {"train_fraction": how[network][1]}
             row |= {f"{role}_{fact}": value for fact, value in facts.items()}
         rows.append(row)
-        found = {"method": "cka", "layer1": "bn5", "layer2": "bn5", "value": random.random()}
+        found = {"method": "cka", "layer1": "bn5", "layer2": "bn5", "on": "data", "value": random.random()}
         compared.append({"spec1": one, "spec2": other, "network1": names[one], "network2": names[other]} | found)
     found = with_names(pd.DataFrame(rows), pd.DataFrame(compared))
     assert list(found.stitches["front_network"].unique()) == list(names.values())
@@ -257,7 +257,7 @@ def test_networks_are_told_apart_by_how_they_were_trained() -> None:
 
 
 def test_comparisons_of_networks_that_are_called_alike_are_two() -> None:
-    found = {"method": "cka", "layer1": "bn5", "layer2": "bn5"}
+    found = {"method": "cka", "layer1": "bn5", "layer2": "bn5", "on": "data"}
     both = [
         {"spec1": one, "spec2": "c", "network1": "t in0-gn0", "network2": "t in1-gn0", "value": value, **found}
         for one, value in (("a", 0.2), ("b", 0.4))

@@ -192,7 +192,7 @@ def test_failure_notes_of_before_are_read(toy) -> None:
 def test_a_comparison_that_was_killed_goes_on_where_it_was(toy, monkeypatch) -> None:
     """The process ends at the third batch; the next one is fed the rest alone."""
     study('pairs = [["a3.pt", "b5.pt"]]\n[compare]\nlayers = ["bn1", "fc1"]\nmetrics = ["cka", "lr", "mutual_knn"]\n')
-    monkeypatch.setattr(src.studies.work, "compare_layers", partial(src.studies.work.compare_layers, batch_size=8))
+    monkeypatch.setattr(src.studies.work, "compare_rows", partial(src.studies.work.compare_rows, batch_size=8))
     main([*WORK, "-o", "calm"])
     monkeypatch.setattr(src.studies.work, "EVERY", 0.0)
     monkeypatch.setattr(src.evaluation.kept_passes, "DEAR", 0)

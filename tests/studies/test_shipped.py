@@ -53,7 +53,7 @@ def test_every_key_and_option_is_on_the_page() -> None:
     keys = {*STUDY, *COMPARE, *STITCH} - {"stitch", "compare"}
     by_name = {"batch_size", "orthogonal", "flatten", "resize", "weight_decay", "l1", "cka_reg", "temperature"}
     by_name |= {"whiten", "save_frequency", "optimizer", "amp", "tf32", "match_layers", "early_stop", "cosine"}
-    by_name |= {"train_on", "iri_images", "iri_steps", "kernel", "hidden", "norm"}
+    by_name |= {"kernel", "hidden", "norm"}
     by_name |= {"train_end_norm"}  # "every option by its long name"
     named = set(re.findall(r"`\[?(\w+)\]?`", PAGE))
     assert keys - named == by_name

@@ -351,6 +351,50 @@ def test_what_is_trained_on_is_an_axis_and_its_twins_are_alike(toy) -> None:
         assert same["key"] == alone["key"] and same["model_results"] == alone["model_results"]
 
 
+TWINS = """pairs = [["a3.pt", "b5.pt"]]
+minutes = 0.001
+seeds = [0, 1, 2]
+[stitch]
+layers = "bn1"
+epochs = 1
+batch_size = 16
+lr = [0.01, 0.1]
+iri_images = 32
+"""
+
+
+def test_twins_are_in_one_bundle_however_it_is_cut(toy) -> None:
+    """Each limit of a bundle cuts between stitches; those of the data and of other inputs are never apart."""
+    both = TWINS + 'iri_steps = 3\ntrain_on = ["data", "iri"]\n'
+    table = TWINS.replace("[stitch]", "[[stitch]]").partition("[[stitch]]")[2]
+    apart = both.replace("[stitch]", "[[stitch]]").replace('["data", "iri"]', '"iri"') + "[[stitch]]" + table
+    for text in (both, apart):
+        plan = make_plan(study(text))
+        bundles = [[item.spec for item in bundle.items] for bundle in plan.bundles]
+        assert len(bundles) > 3 and sum(map(len, bundles)) == 12
+        for specs in bundles:
+            twins = {spec.twin for spec in specs if isinstance(spec, StitchSpec) and spec.train_on == "iri"}
+            assert twins <= set(specs)
+    (bundle,) = make_plan(study(both.replace("0.001", "10"))).bundles
+    for _ in range(4):
+        one, other_half = bundle.halves()
+        assert {*one.items, *other_half.items} == {*bundle.items}
+        assert len(one.items) % 2 == 0 or len(bundle.items) == 2
+        bundle = max(one, other_half, key=lambda half: len(half.items))
+
+
+def test_a_stitch_that_comes_later_is_held_against_its_twin_that_is_there(toy) -> None:
+    study(TWINS.replace("[0, 1, 2]", "[0]"))
+    main(WORK)
+    before = {name: Path(f"results/s/{name}.pkl").read_bytes() for name in pickles()}
+    assert len(before) == 2
+    study(TWINS.replace("[0, 1, 2]", "[0]") + 'iri_steps = 3\ntrain_on = ["data", "iri"]\n')
+    main(WORK)
+    found = pickles()
+    assert len(found) == 4 and all(Path(f"results/s/{name}.pkl").read_bytes() == before[name] for name in before)
+    assert all("minus_data" in result["identical"] for name, result in found.items() if name not in before)
+
+
 def test_what_sizes_and_networks_exclude_is_left_out_of_a_plan(toy) -> None:
     text = 'pairs = [["a3.pt", "b5.pt"]]\n[stitch]\nlayers = ["bn1", "fc1"]\nlayer_pairs = "zip"\ninit = "ps_inv"\n'
     plan = make_plan(study(text + "hidden = [4, 6]\n"))
