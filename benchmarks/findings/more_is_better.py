@@ -80,10 +80,11 @@ def compared(frame: Frame) -> Rows:
         for ends in [kinds, *([kind] for kind in kinds)] if len(kinds) > 1 else [kinds] if kinds else []:
             here = found[found["end_kind"].isin(ends)]
             part = frame[frame["end_kind"].isin(ends)]
-            value, half = jackknife(part, lambda some, more=more, less=less: _mean(gains(some, more, less)["gain"]))
-            if here[ENDS[1]].nunique() < FEW:
-                half = np.nan
-            saved = spanned(100 * value, 100 * (value - half), 100 * (value + half), digits=1, signed=True)
+            value, half = map(
+                float, jackknife(part, lambda some, more=more, less=less: _mean(gains(some, more, less)["gain"]))
+            )
+            half = half if here[ENDS[1]].nunique() >= FEW else np.nan
+            saved = spanned(value, value - half, value + half, scale=100, digits=1, signed=True)
             who = ends[0] if len(ends) == 1 else "any"
             rows.append([more, less, who, saved, str(len(here)), str((here["gain"] > 0).sum())])
     return rows
