@@ -1,78 +1,38 @@
-"""Does a stitch tell networks apart that use different cues? Embedded digits on coloured ground.
+"""Does a stitch tell networks apart that use different cues? Coloured digits, photographs in a coloured border.
 
-    python -m benchmarks.can_it_mislead [FOLDER]
+    python -m benchmarks.can_it_mislead [FOLDER] [--images border]
 
 Fronts that know colour, both cues, shape, or neither are stitched to an end that knows shape, on images in which the
-colour of the ground and the shape of the digit agree. Trained networks, sets of images and results stay in FOLDER
-(results/can_it_mislead), so that an interrupted run goes on. The table goes into docs/can_it_mislead.md.
+colour and the shape agree. Trained networks, sets of images and results stay in FOLDER (results/can_it_mislead), so
+that an interrupted run goes on. The table of digits goes into docs/can_it_mislead.md; that of photographs is made by
+benchmarks.findings.
 """
 
 import argparse
-import colorsys
 import contextlib
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 import compare_nets
 import stitch_nets
 import train_model
+from benchmarks.cues import AGREEING, EXPERIMENTS, SETS, Experiment, Front
 from benchmarks.pages import table_text, write
 from src import results
-from src.dataset import load_split
 from src.evaluation.evaluate import evaluate
+from src.networks.opening import open_network
+from src.networks.presentation import put_on_dataset
 from src.results.saved_stitch import load_stitch
 
-PAGE = Path(__file__).parents[1] / "docs" / "can_it_mislead.md"
-CLASSES = 10
-LAYERS = ("bn3", "bn5", "bn7")
-COLOURS = np.array([colorsys.hsv_to_rgb(hue / CLASSES, 1, 0.8) for hue in range(CLASSES)])
 VARIANTS = ("hard", "match_later", "iri")  # the last is match_later on identically represented inputs
-SETS = ("agreeing", "independent", "conflicting")
-FRONTS = {
-    "colour": "the colour of the ground; digits at random",
-    "both": "images in which both agree",
-    "shape": "the digit; colours at random (another seed than the end's)",
-    "noise": "ten patterns in noise, without any digit or colour",
-    "untrained": "nothing; its BatchNorms settled on the images",
-}
-
-
-def coloured(grey: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """White digits (n, h, w) in 0..255 on ground of a colour of each, (n, h, w, 3) uint8."""
-    ink = grey[..., None] / 255
-    return np.round(255 * (ink + (1 - ink) * COLOURS[colour][:, None, None])).astype(np.uint8)
-
-
-def images_of(kind: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a split in which colour and shape go together as the kind says."""
-    digits = load_split("digits", split).with_preprocessing(None)
-    grey, labels = (values.numpy() for values in next(digits.batches(len(digits))))
-    rng = np.random.default_rng(["train", "val"].index(split))
-    free, other = rng.integers(CLASSES, size=len(labels)), rng.integers(1, CLASSES, size=len(labels))
-    if kind == "noise":
-        patterns = np.random.default_rng(7).integers(0, 256, (CLASSES, *grey.shape[2:], 3))
-        noise = rng.integers(0, 256, (len(labels), *patterns.shape[1:]))
-        return np.round(0.3 * patterns[labels] + 0.7 * noise).astype(np.uint8), labels
-    colours = {"agreeing": labels, "conflicting": (labels + other) % CLASSES}.get(kind, free)
-    return coloured(grey[:, 0], colours), free if kind == "colour" else labels
-
-
-def dataset(folder: Path, kind: str) -> str:
-    """The name of a data set of this kind, which is written where it is not there."""
-    path = folder / f"{kind}.npz"
-    if not path.exists():
-        parts = {name: images_of(kind, name) for name in ("train", "val")}
-        arrays: dict[str, Any] = {
-            f"{letter}_{name}": part[i] for name, part in parts.items() for i, letter in enumerate("xy")
-        }
-        np.savez(path, **arrays)
-    return f"arrays:{path}"
+Figures = dict[tuple[str, str, str], float]  # by layer, metric and images
 
 
 def quietly(main: Callable[[list[str]], None], words: list[str]) -> None:
@@ -80,94 +40,143 @@ def quietly(main: Callable[[list[str]], None], words: list[str]) -> None:
         main(words)
 
 
-def network(folder: Path, kind: str, seed: int, epochs: int) -> str:
-    """A network trained on images of a kind, its weight file; of `untrained` only the statistics are settled."""
-    name = dataset(folder, "agreeing" if kind == "untrained" else kind)
-    out = folder / f"weights-{kind}-{seed}"
-    if not list(out.rglob("*.pt")):
-        how = ["-i", str(seed), "-g", str(seed), "-s", "1000000", "-o", str(out)]
-        how += ["-e", "2", "-lr", "1e-12"] if kind == "untrained" else ["-e", str(epochs)]
-        quietly(train_model.main, ["-m", "tiny10", "-d", name, *how])
-    return str(max(out.rglob("*.pt"), key=lambda file: int(file.stem)))
+class Run:
+    """An experiment in a folder: what is there already is not made again."""
+
+    def __init__(self, experiment: Experiment, folder: Path, asked: argparse.Namespace) -> None:
+        self.experiment, self.folder = experiment, folder
+        self.stitch_epochs = asked.epochs or experiment.stitch_epochs
+        self.inputs = ["--iri-images", str(asked.iri_images or experiment.iri_images)]
+        self.steps = ["--iri-steps", str(asked.iri_steps)]
+        self.network_epochs = asked.network_epochs
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def dataset(self, kind: str) -> str:
+        """The name of a data set of this kind, which is written where it is not there."""
+        path = self.folder / f"{kind}.npz"
+        if not path.exists():
+            parts = {name: self.experiment.images_of(kind, name) for name in ("train", "val")}
+            arrays: dict[str, Any] = {
+                f"{letter}_{name}": part[i] for name, part in parts.items() for i, letter in enumerate("xy")
+            }
+            np.savez(path, **arrays)
+        return f"arrays:{path}"
+
+    def network(self, name: str, front: Front) -> str:
+        """A network trained on images of a kind, its weight file."""
+        out = self.folder / f"weights-{name}-{front.seed}"
+        if not list(out.rglob("*.pt")):
+            epochs = ["-e", str(self.network_epochs)] if self.network_epochs and front.trains else ["-e", front.epochs]
+            how = ["-i", str(front.seed), "-g", str(front.seed), "-s", "1000000", "-o", str(out)]
+            quietly(train_model.main, ["-m", "tiny10", "-d", self.dataset(front.kind), *how, *epochs, *front.how])
+        return str(max(out.rglob("*.pt"), key=lambda file: int(file.stem)))
+
+    def stitched(self, front: str, name: str, end: str) -> dict[tuple[str, str], Path]:
+        """The results of all variants of a front at all layers, by layer and variant."""
+        out, found, layers = self.folder / f"stitches-{name}", {}, self.experiment.layers
+        for variant in VARIANTS:
+            run = out / variant
+            if len(list(run.glob("*.pkl"))) < len(layers):
+                on = ["--train-on", "iri", *self.steps] if variant == "iri" else []
+                target = ["--target-type", "match_later" if variant == "iri" else variant]
+                how = ["-e", str(self.stitch_epochs), "-b", "50", "-lr", "1e-2", "--no-similarity", "--overwrite"]
+                how += ["-i", self.experiment.start, *self.inputs, "-d", self.dataset(AGREEING)]
+                words = [front, end, *2 * [",".join(layers)], "--pairs", "zip", *target, *on, *how]
+                quietly(stitch_nets.main, [*words, "--run-name", variant, "-o", str(out)])
+            for layer in layers:
+                found[layer, variant] = next(run.glob(f"{layer}-{layer}*.pkl"))
+        return found
+
+    def similarity(self, front: str, name: str, end: str) -> Figures:
+        """Metrics at each layer on the agreeing images, and on what the front cannot tell from them."""
+        values, out = {}, self.folder / f"stitches-{name}"
+        for layer in self.experiment.layers:
+            for on in ("data", "iri"):
+                run = f"cka-{on}-{layer}"
+                if not list((out / run).glob("*.pkl")):
+                    words = [front, end, layer, layer, self.dataset(AGREEING), *self.experiment.metrics, "--on", on]
+                    words += [*self.inputs, *self.steps] if on == "iri" else []
+                    quietly(compare_nets.main, [*words, "-t", "train", "--run-name", run, "-o", str(out)])
+                found = results.read(next((out / run).glob("*.pkl")))["values"]
+                values |= {(layer, metric, on): found[metric] for metric in self.experiment.metrics}
+        return values
+
+    def accuracies(self, path: Path) -> dict[str, float]:
+        """Of a trained stitch, on validation images in which the cues agree, have nothing to do, or conflict."""
+        saved = load_stitch(path, "after")
+        found = {}
+        for kind in SETS:
+            split = saved.on_data.elsewhere(self.dataset(kind)).split("val")
+            found[kind] = evaluate(saved.network, split, batch_size=64)["acc"]
+        return found
+
+    def alone(self, path: str, kind: str) -> float:
+        """The accuracy of a network on the validation images of a kind."""
+        on_data = put_on_dataset([open_network(path)], self.dataset(kind))
+        return evaluate(on_data.networks[0].network, on_data.split("val"), batch_size=64)["acc"]
 
 
-def stitched(folder: Path, front: str, name: str, end: str, asked: argparse.Namespace) -> dict[tuple[str, str], Path]:
-    """The results of all variants of a front at all layers, by layer and variant."""
-    out, found = folder / f"stitches-{name}", {}
-    for variant in VARIANTS:
-        run = out / variant
-        if len(list(run.glob("*.pkl"))) < len(LAYERS):
-            where = ",".join(LAYERS)
-            on = ["--train-on", "iri", "--iri-steps", str(asked.iri_steps)] if variant == "iri" else []
-            target = ["--target-type", "match_later" if variant == "iri" else variant]
-            how = ["-i", "random", "-e", str(asked.epochs), "-b", "50", "-lr", "1e-2", "--no-similarity", "--overwrite"]
-            how += ["--iri-images", str(asked.iri_images), "-d", dataset(folder, "agreeing")]
-            words = [front, end, where, where, "--pairs", "zip", *target, *on, *how]
-            quietly(stitch_nets.main, [*words, "--run-name", variant, "-o", str(out)])
-        for layer in LAYERS:
-            found[layer, variant] = next(run.glob(f"{layer}-{layer}*.pkl"))
-    return found
+def found(run: Run) -> pd.DataFrame:
+    """A row a front and layer: accuracies (0 to 1) by variant and images, similarities, and the error of iri."""
+    end = run.network(*run.experiment.end)
+    rows = []
+    for name, about in run.experiment.fronts.items():
+        front = run.network(about.called or name, about)
+        stitches, alike = run.stitched(front, name, end), run.similarity(front, name, end)
+        for layer in run.experiment.layers:
+            row: dict[str, Any] = {"front": name, "layer": layer}
+            for variant in VARIANTS:
+                shares = run.accuracies(stitches[layer, variant])
+                row |= {f"{variant} {kind}": shares[kind] for kind in SETS}
+            row |= {f"{metric} {on}": value for (at, metric, on), value in alike.items() if at == layer}
+            row["error"] = results.read(stitches[layer, "iri"])["identical"]["relative_error"]["mean"]
+            rows.append(row)
+            print(*row.values(), sep=" | ", flush=True)
+    return pd.DataFrame(rows)
 
 
-def similarity(
-    folder: Path, front: str, name: str, end: str, asked: argparse.Namespace
-) -> dict[tuple[str, str], float]:
-    """CKA at each layer on the agreeing images, and on what the front cannot tell from them."""
-    values = {}
-    for layer in LAYERS:
-        for on in ("data", "iri"):
-            run = f"cka-{on}-{layer}"
-            out = folder / f"stitches-{name}"
-            more = ["--iri-images", str(asked.iri_images), "--iri-steps", str(asked.iri_steps)] if on == "iri" else []
-            if not list((out / run).glob("*.pkl")):
-                words = [front, end, layer, layer, dataset(folder, "agreeing"), "cka", "--on", on, *more, "-t", "train"]
-                quietly(compare_nets.main, [*words, "--run-name", run, "-o", str(out)])
-            values[layer, on] = results.read(next((out / run).glob("*.pkl")))["values"]["cka"]
-    return values
+def table(rows: pd.DataFrame, metrics: Mapping[str, str]) -> list[list[str]]:
+    """The same in words; metrics: what the columns of each are called."""
+    variants = [f"{variant} agree / indep. / conflict" for variant in ("hard", "match_later", "match_later on iri")]
+    alike = [f"{word}{on}" for word in metrics.values() for on in ("", " on iri")]
+    made = [["front", "layer", *variants, *alike, "rel. error of iri"]]
+    for row in rows.to_dict(orient="records"):
+        shares = [" / ".join(f"{100 * row[f'{variant} {kind}']:.1f}" for kind in SETS) for variant in VARIANTS]
+        values = [f"{row[f'{metric} {on}']:.3f}" for metric in metrics for on in ("data", "iri")]
+        made.append([row["front"], row["layer"], *shares, *values, f"{row['error']:.2f}"])
+    return made
 
 
-def accuracies(path: Path, folder: Path) -> dict[str, float]:
-    """Of a trained stitch, on validation images in which colour and shape agree, have nothing to do, or conflict."""
-    saved = load_stitch(path, "after")
-    found = {}
-    for kind in SETS:
-        split = saved.on_data.elsewhere(dataset(folder, kind)).split("val")
-        found[kind] = evaluate(saved.network, split, batch_size=64)["acc"]
-    return found
-
-
-def rows(folder: Path, asked: argparse.Namespace) -> list[list[str]]:
-    end = network(folder, "shape", 0, asked.network_epochs)
-    found = []
-    for name in FRONTS:
-        front = network(folder, {"both": "agreeing"}.get(name, name), 1, asked.network_epochs)
-        stitches = stitched(folder, front, name, end, asked)
-        alike = similarity(folder, front, name, end, asked)
-        for layer in LAYERS:
-            figures = [accuracies(stitches[layer, variant], folder) for variant in VARIANTS]
-            shares = [" / ".join(f"{100 * one[kind]:.1f}" for kind in SETS) for one in figures]
-            error = results.read(stitches[layer, "iri"])["identical"]["relative_error"]["mean"]
-            cka = [f"{alike[layer, on]:.3f}" for on in ("data", "iri")]
-            found.append([name, layer, *shares, *cka, f"{error:.2f}"])
-            print(*found[-1], sep=" | ", flush=True)
-    return found
+def networks(run: Run) -> pd.DataFrame:
+    """What each network is right on alone (0 to 1), by the kinds of images."""
+    named = {"end": run.experiment.end}
+    named |= {name: (about.called or name, about) for name, about in run.experiment.fronts.items()}
+    rows = []
+    for name, (called, about) in named.items():
+        path = run.network(called, about)
+        rows.append({"network": name, "trained on": about.about, "begins from": about.begins})
+        rows[-1] |= {kind: run.alone(path, kind) for kind in SETS}
+    return pd.DataFrame(rows)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/can_it_mislead"))
-    parser.add_argument("--iri-images", type=int, default=300)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--images", choices=EXPERIMENTS, default="digits", help="which experiment")
+    parser.add_argument("--iri-images", type=int)
     parser.add_argument("--iri-steps", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=40, help="of each stitch")
-    parser.add_argument("--network-epochs", type=int, default=20)
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--epochs", type=int, help="of each stitch")
+    parser.add_argument("--network-epochs", type=int, help="of each network that is trained")
+    parser.add_argument("--page", type=Path)
     asked: Any = parser.parse_args(argv)
-    asked.folder.mkdir(parents=True, exist_ok=True)
+    experiment = EXPERIMENTS[asked.images]
     start = time.monotonic()
     torch.manual_seed(0)
-    variants = [f"{variant} agree / indep. / conflict" for variant in ("hard", "match_later", "match_later on iri")]
-    head = ["front", "layer", *variants, "CKA", "CKA on iri", "rel. error of iri"]
-    write(asked.page, "can_it_mislead", table_text([head, *rows(asked.folder, asked)]))
+    run = Run(experiment, asked.folder or Path("results") / experiment.mark, asked)
+    made = table_text(table(found(run), experiment.metrics))
+    print(made)
+    if experiment.page:
+        write(asked.page or experiment.page, experiment.mark, made)
     print(f"{(time.monotonic() - start) / 60:.1f} min")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from src.results.plots.curves import LINES, MARKERS, Series, draw_panels, panels_size
+from src.results.plots.curves import LINES, MARKERS, Series, draw_panels, draw_series, panels_size
 from src.results.plots.style import BLUE, GREEN, GREY, INK, ORANGE, SMALL, finish, new_figure
 from src.studies.frames import Frame
 
@@ -43,6 +43,22 @@ def panels(
     draw_panels(figure, shown, names, x=x, y=y)
     if note:
         figure.supxlabel(note, fontsize=SMALL, color=INK)
+    return figure
+
+
+def side_by_side(
+    shown: Mapping[str, tuple[Sequence[str], Sequence[Series]]], *, title: str, x: str, y: str, note: str
+) -> Figure:
+    """Panels of lines over places of their own, {heading: (their names, lines)}, each with its legend."""
+    figure = new_figure(4.8 * len(shown), 4.2, title)
+    grid: Any = figure.subplots(1, len(shown), squeeze=False, sharey=True).ravel()
+    for axes, (heading, (names, lines)) in zip(grid, shown.items(), strict=True):
+        draw_series(axes, lines)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        finish(axes, title=heading, x=x, y=y, grid="both")
+        axes.legend(fontsize=SMALL, frameon=False, handlelength=3)
+    figure.supxlabel(note, fontsize=SMALL, color=INK)
     return figure
 
 

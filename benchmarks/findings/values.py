@@ -1,6 +1,7 @@
 """What sections make their tables of: rows of pairs of networks, and values in words with their intervals."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,11 +24,8 @@ def named(frame: Frame, columns: Mapping[str, str]) -> Frame:
 
 
 def short_name(network: str) -> str:
-    """A network by its seeds once where both are the same: tiny10 in0-gn0 -> tiny10 in0."""
-    architecture, _, seeds = network.partition(" ")
-    first, _, second = seeds.partition("-gn")
-    number, dash, rest = second.partition(" ")
-    return f"{architecture} {first}{dash}{rest}" if first == f"in{number}" else network
+    """A network by its seed, where that of its weights and that of its batches are the same: tiny10 in0-gn0 is in0."""
+    return re.sub(r" in(\d+)-gn\1(?=-|$)", r" in\1", network)
 
 
 def relative(frame: Frame, columns: Iterable[str]) -> Frame:

@@ -1,11 +1,13 @@
-"""The example of coloured digits: its sets of images, and its page."""
+"""Images whose colour and shape go together or part: their kinds, and the pages of the experiments."""
 
 import numpy as np
+import pytest
 import torch
 
-from benchmarks.can_it_mislead import CLASSES, COLOURS, PAGE, images_of
+from benchmarks.cues import BORDER, CLASSES, COLOURS, bordered, digits, photographs
 from benchmarks.pages import renew
 from src.dataset import load_split
+from tests.paths import ROOT
 
 
 def hue_of(images: np.ndarray) -> np.ndarray:
@@ -15,20 +17,39 @@ def hue_of(images: np.ndarray) -> np.ndarray:
 
 
 def test_sets_of_images_are_what_they_are_called() -> None:
-    digits = load_split("digits", "val").labels.numpy()
+    known = load_split("digits", "val").labels.numpy()
     for kind, shared in (("agreeing", 1.0), ("conflicting", 0.0), ("independent", 0.1), ("shape", 0.1)):
-        images, labels = images_of(kind, "val")
+        images, labels = digits(kind, "val")
         assert images.shape[1:] == (32, 32, 3) and images.dtype == np.uint8
-        assert (labels == digits).all() and abs((hue_of(images) == labels).mean() - shared) < 0.07
-    images, labels = images_of("colour", "val")
-    assert (hue_of(images) == labels).all() and (labels == digits).mean() < 0.2
-    noise, labels = images_of("noise", "val")
+        assert (labels == known).all() and abs((hue_of(images) == labels).mean() - shared) < 0.07
+    images, labels = digits("colour", "val")
+    assert (hue_of(images) == labels).all() and (labels == known).mean() < 0.2
+    noise, labels = digits("noise", "val")
     means = torch.stack([torch.tensor(noise[labels == label]).double().mean(0) for label in range(CLASSES)])
     assert float((means[0] - means[1]).abs().mean()) > 10  # a pattern of its own for each class
 
 
+def test_a_border_has_the_colour_and_leaves_the_photograph() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (CLASSES, 16, 12, 3)).astype(np.uint8)
+    painted, inside = bordered(images, np.arange(CLASSES)), (slice(None), *2 * [slice(BORDER, -BORDER)])
+    assert (hue_of(painted) == np.arange(CLASSES)).all() and (painted[inside] == images[inside]).all()
+    edge = painted.copy()
+    edge[inside] = painted[:, :1, :1]
+    assert (edge == painted[:, :1, :1]).all()
+
+
+@pytest.mark.data
+def test_photographs_are_what_they_are_called() -> None:
+    kinds = {kind: photographs(kind, "val") for kind in ("agreeing", "conflicting", "shape", "colour")}
+    for kind, shared in (("agreeing", 1.0), ("conflicting", 0.0), ("shape", 0.1), ("colour", 1.0)):
+        images, labels = kinds[kind]
+        assert abs((hue_of(images) == labels).mean() - shared) < 0.03
+    assert (kinds["agreeing"][1] == kinds["conflicting"][1]).all()
+    assert (kinds["agreeing"][0][:, 5:-5, 5:-5] == kinds["colour"][0][:, 5:-5, 5:-5]).all()
+
+
 def test_the_page_has_a_row_for_each_front_and_layer() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = ROOT.joinpath("docs", "can_it_mislead.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.count("|") == 9]
     assert len(rows) == 2 + 5 * 3
     other = renew(page, "can_it_mislead", "| a |")
