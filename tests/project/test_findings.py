@@ -60,7 +60,7 @@ def test_at_full_length_a_study_has_all_images_and_the_papers_epochs(file: Path,
     says = Study(changed).says
     assert says.images is None and re.search(r"^images = \d+$", short, re.MULTILINE)
     for table in says.stitch:
-        assert table.epochs in ([0], [20], [30], ["10,20"]) and table.batch_size is None
+        assert table.epochs in ([0], [30], ["10,20"]) and table.batch_size is None
 
 
 def test_networks_are_called_by_their_seed() -> None:
