@@ -5,6 +5,7 @@
 # make fuzz N=100000  spoils so many files of every kind and reads them (SEED=1 chooses others): anything but "read" or
 #             one line is a failure
 # make bench  times the suite against the plain way, an hour or more on a quiet machine
+# make findings  docs/findings.md anew: three hours on two cores, gone on from where it was; needs CIFAR-10
 # make docs   the tables of README and docs from the parsers, and the pages as a site that opens from site/index.html
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
 #
@@ -20,7 +21,7 @@ SEED ?= 1
 BIN := $(VENV)/bin
 DEMO := model_weights/Tiny10/Digits/in0-gn0/440.pt model_weights/Tiny10/Digits/in1-gn1/440.pt bn3 bn3
 
-.PHONY: demo test test-engines fuzz bench docs check lint format
+.PHONY: demo test test-engines fuzz bench findings docs check lint format
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python stitch_nets.py $(DEMO) -d digits -i ps_inv --plot --run-name demo --overwrite
@@ -43,6 +44,9 @@ bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.many
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.dense
+
+findings: $(VENV)/.docs-ready
+	$(BIN)/python -m benchmarks.findings
 
 docs: $(VENV)/.docs-ready
 	$(BIN)/python -m docs.tables

@@ -1,5 +1,6 @@
 """What the pictures of findings share. Lines differ in marker, stroke and lightness, so that grey shows them, too."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,9 @@ def side_by_side(
     shown: Mapping[str, tuple[Sequence[str], Sequence[Series]]], *, title: str, x: str, y: str, note: str
 ) -> Figure:
     """Panels of lines over places of their own, {heading: (their names, lines)}, each with its legend."""
-    figure = new_figure(4.8 * len(shown), 4.2, title)
-    grid: Any = figure.subplots(1, len(shown), squeeze=False, sharey=True).ravel()
+    across, down = min(2, len(shown)), math.ceil(len(shown) / 2)
+    figure = new_figure(4.8 * across, 0.6 + 3.6 * down, title)
+    grid: Any = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     for axes, (heading, (names, lines)) in zip(grid, shown.items(), strict=True):
         draw_series(axes, lines)
         axes.set_xticks(range(len(names)), names)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.findings.drawing import line, panels
+from benchmarks.findings.drawing import line, side_by_side
 from benchmarks.findings.runs import Runs
 from benchmarks.findings.truncated import kept_accuracies
 from benchmarks.findings.values import Rows, cell, in_order, means, named, plain
@@ -82,21 +82,28 @@ def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
 
 
 def picture(frames: Mapping[str, Frame]) -> Figure:
-    ranked = frames[""].astype({"rank": str})
+    ranked, others = frames[""].astype({"rank": str}), frames["others"]
     order = ranks_of(ranked)
     labels = {"truncated": "least squares, truncated", "before": "best of its rank", "after": "trained"}
-    shown = {
-        f"stitched at {layer}": [
-            line(labels[kind], means(part, ["rank"], KINDS), "rank", order, kind, number)
-            for number, kind in enumerate(KINDS)
-        ]
-        for (layer,), part in subsets(ranked, ["layer"])
-    }
-    return panels(
+    shown = {}
+    for (layer,), part in subsets(ranked, ["layer"]):
+        rows = means(part, ["rank"], KINDS)
+        shown[f"{layer}, by rank"] = (
+            order,
+            [line(labels[kind], rows, "rank", order, kind, number) for number, kind in enumerate(KINDS)],
+        )
+    kinds = in_order(others["kind"])
+    shown["other maps, trained"] = (
+        [kind.replace("-", "-\n", 1) for kind in kinds],
+        [
+            line(str(layer), means(part, ["kind"], ["after"]), "kind", kinds, "after", number + len(KINDS))
+            for number, ((layer,), part) in enumerate(subsets(others, ["layer"]))
+        ],
+    )
+    return side_by_side(
         shown,
-        order,
-        title="What a stitch of low rank hands on, six Tiny10 on CIFAR-10",
-        x="rank",
+        title="What stitches of low rank, of few weights and of matched channels hand on",
+        x="",
         y="accuracy / accuracy of end (%)",
-        note="means of 6 ordered pairs; bars: 95% intervals over networks",
+        note="six Tiny10 on CIFAR-10, means of 6 ordered pairs; bars: 95% intervals over networks",
     )

@@ -17,7 +17,7 @@ from tests.paths import ROOT
 STUDIES = ROOT / "studies" / "findings"
 # what makes the short studies those of the paper: all images, its epochs, and the published batches and rates
 _SHORT = re.compile(r"^(images|batch_size|lr) = [\d.]+\n", re.MULTILINE)
-_EPOCHS = {"epochs = 4": "epochs = 30", 'epochs = "2,2"': 'epochs = "10,20"'}
+_EPOCHS = {"epochs = 4": "epochs = 30", "epochs = 20": "epochs = 30", 'epochs = "2,2"': 'epochs = "10,20"'}
 
 
 def at_full_length(text: str) -> str:

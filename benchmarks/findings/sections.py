@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from benchmarks.findings import recognition, stitchable
+from benchmarks.findings import ranks, stitchable
 from benchmarks.findings.runs import Runs
 from benchmarks.findings.values import Rows
 from src.studies.frames import Frame
@@ -33,6 +33,6 @@ SECTIONS = {
     section.name: section
     for section in (
         Section(1, "stitchable", ("layers", "held"), stitchable.reduce, stitchable.tables, stitchable.picture),
-        Section(9, "recognition", ("metrics",), recognition.reduce, recognition.tables, recognition.picture),
+        Section(4, "ranks", ("ranks",), ranks.reduce, ranks.tables, ranks.picture, minutes=3),
     )
 }

@@ -54,6 +54,7 @@ def test_it_runs_on_other_results(toy: Path, monkeypatch: pytest.MonkeyPatch) ->
             command = ["a3.pt", "b5.pt", layer, layer, "-i", init, "-e", "1", "-b", "16", "--run-name", init]
             stitch_nets.main(command)
     monkeypatch.setenv("STITCH_RESULTS", str(toy / "results"))
+    monkeypatch.setenv("STITCH_REPORT", str(toy / "results"))
     monkeypatch.setenv("IPYTHONDIR", str(toy / "ipython"))
     outputs = executed(NOTEBOOK)
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3

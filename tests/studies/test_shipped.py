@@ -1,11 +1,13 @@
 """The shipped studies, and the commands that docs/studies.md shows of them."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from src.stitching.controls import CONTROLS
 from src.studies.engines import ENGINES
 from src.studies.engines.local import Here
 from src.studies.schema import COMPARE, STITCH, STUDY
@@ -65,3 +67,29 @@ def test_every_key_and_option_is_on_the_page() -> None:
         if flag not in ("-h", "--help", "--traceback")
     }
     assert options <= {flag for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", PAGE)}
+
+
+def test_a_pair_is_reported_with_all_controls_and_on_other_inputs(folder, monkeypatch, capsys) -> None:
+    study = Path("studies/report_a_pair.toml")
+    text = study.read_text()
+    for usual, short in (
+        ("seeds = [0, 1]", "seeds = [0]"),
+        ('["bn3", "bn7"]', '["bn7"]'),
+        ("epochs = 5", "epochs = 1"),
+        ("epochs = 10", "epochs = 1"),
+        ("iri_images = 200", "iri_images = 20"),
+        ("iri_steps = 50", "iri_steps = 2"),
+    ):
+        assert usual in text
+        text = text.replace(usual, short)
+    study.write_text(text)
+    monkeypatch.setitem(ENGINES, "local", lambda *_, **__: Here())
+    main([str(study)])
+    main(["table", str(study)])
+    with Path("results/report_a_pair/table.csv").open() as file:
+        head, *rows = csv.reader(file)
+    assert {f"accuracy_{name}" for name in CONTROLS} < set(head) and len(rows) == 4
+    assert {row[head.index("train_on")] for row in rows} == {"data", "iri"}
+    for row in rows:
+        shares = [row[head.index(f"accuracy_{name}")] for name in CONTROLS]
+        assert all(0 <= float(share) <= 1 for share in shares if share)  # from a random start self is self_random
