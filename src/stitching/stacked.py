@@ -15,15 +15,13 @@ from src.core.precision import mixed_precision
 from src.dataset.split import Batch
 from src.stitching.cut_networks import LOGITS, Shared
 from src.stitching.geometry import Geometry
-from src.stitching.layer import LowRankStitch, MaskedStitch, StitchLayer
 from src.stitching.objective import StitchObjective
+from src.stitching.stacked_forms import FORMS, Parameters, as_output, made_of, mean_weight, squares
 from src.stitching.targets import AT_STITCH, TARGETS, Taught
 from src.training.stacked import Chunk, Member, Share, Stacked
 
 CHUNK = 16  # stitches that are computed together; fewer are filled up, so that none depends on how many there are
 LARGEST = 1 << 27  # numbers of the end layer's activation in a chunk: of larger layers it holds fewer stitches
-KINDS = (StitchLayer, MaskedStitch, LowRankStitch)
-Parameters = Mapping[str, Tensor]
 
 
 def stack(
@@ -34,10 +32,11 @@ def stack(
     captured: bool = False,
     told: Callable[[str], None] = lambda text: None,
 ) -> Stacked | None:
-    """Those among the learners that step together: affine stitches whose loss is a sum over images.
+    """Those among the learners that step together: stitches of FORMS whose loss is a sum over images.
 
-    Orthogonal ones, other families, constants, and those with statistics of their own or with --cka-reg keep a step of
-    their own. `chunk` stitches are one batch, filled up with rows of nobody; one that has no company is alone in its.
+    Orthogonal ones, those with --norm, constants, and those with statistics of their own or with --cka-reg keep a step
+    of their own. `chunk` stitches are one batch, filled up with rows of nobody; one that has no company is alone in
+    its.
     """
     groups: dict[Hashable, list[Member]] = {}
     for member in members:
@@ -46,10 +45,10 @@ def stack(
             groups.setdefault(_kind(objective), []).append(member)
     chunks = []
     for group in groups.values():
-        spec = group[0].train_state.objective.spec  # pyright: ignore[reportFunctionMemberAccess]
-        geometry = group[0].train_state.trained.geometry
-        assert isinstance(geometry, Geometry)
-        rows = rows_at_once(geometry, spec.batch_size, chunk) if len(group) > 1 else 1
+        first: Any = group[0].train_state.objective
+        width = FORMS[type(first.stitch)].width(first.stitch)
+        most = rows_at_once(first.stitch.geometry, first.spec.batch_size, chunk, width)
+        rows = most if len(group) > 1 else 1
         for start in range(0, len(group), rows):
             some = group[start : start + rows]
             chunks.append(Chunk(some, rows, _ChunkObjective(some, rows)))
@@ -59,9 +58,12 @@ def stack(
     return Stacked(chunks, shares, device, captured=captured, told=told)
 
 
-def rows_at_once(geometry: Geometry, images: int, most: int = CHUNK) -> int:
-    """How many stitches are one batch for what follows on them; it depends on the layer and on the images of each."""
-    numbers = images * geometry.outputs * (1 if geometry.is_flat else _positions(geometry))
+def rows_at_once(geometry: Geometry, images: int, most: int = CHUNK, width: int = 0) -> int:
+    """How many stitches are one batch for what follows on them; it depends on the layer and on the images of each.
+
+    width: numbers that a stitch holds at each position on the way.
+    """
+    numbers = images * max(geometry.outputs, width) * (1 if geometry.is_flat else _positions(geometry))
     return max(1, min(most, LARGEST // numbers))
 
 
@@ -71,15 +73,15 @@ def _positions(geometry: Geometry) -> int:
 
 def can_stack(objective: StitchObjective) -> bool:
     spec, stitch = objective.spec, objective.stitch
-    return type(stitch) in KINDS and not spec.constant and not spec.cka_reg and stitch.norms is None
+    return type(stitch) in FORMS and not spec.constant and not spec.cka_reg and stitch.norms is None
 
 
 def _kind(objective: StitchObjective) -> Hashable:
     """What stitches agree in that are computed together."""
     spec, stitch = objective.spec, objective.stitch
-    assert isinstance(stitch, StitchLayer)
     target = spec.stages[objective.stage].target
-    return spec.end_layer, stitch.geometry, type(stitch), stitch.is_whitened, target, spec.match_layers, spec.amp
+    form = type(stitch), FORMS[type(stitch)].size(stitch)
+    return spec.end_layer, stitch.geometry, form, target, spec.match_layers, spec.amp
 
 
 class _ChunkObjective:
@@ -90,10 +92,10 @@ class _ChunkObjective:
         self.objectives: Any = objectives
         first: Any = objectives[0]
         self.first, self.cuts, self.spec, self.rows = first, first.cuts, first.spec, rows
-        self.stitch, self.geometry = first.stitch, first.stitch.geometry
+        self.stitch, self.geometry, self.form = first.stitch, first.stitch.geometry, FORMS[type(first.stitch)]
         self.target = TARGETS[first.spec.stages[first.stage].target]
         self.layers = self.cuts.matched(first.spec, first.spec.stages[first.stage].target)
-        self.device = first.stitch.bias.device
+        self.device = next(first.stitch.parameters()).device
         self.used = list(dict.fromkeys(member.course for member in members))  # others share what others need
         places = [self.used.index(member.course) for member in members]
         self.courses = _indices(places, rows, self.device)
@@ -127,8 +129,8 @@ class _ChunkObjective:
         batches, shared = [batches[course] for course in self.used], [shared[course] for course in self.used]
         images = self._copied([batch[0] for batch in batches]) if self._reads_images() else None
         with mixed_precision(self.device, enabled=self.spec.amp):
-            w, b = self._maps(parameters)
-            stitched = self._stitched(w, b, shared)
+            chain = self.form.chain(parameters, self.buffers)
+            stitched = as_output(made_of(chain, self._rows(shared)), self.geometry)
             pairs, logits = self._pairs_and_logits(stitched, batches, images, shared)
         logits = logits.float().unflatten(0, (self.rows, -1))
         labels = [batch[1] for batch in batches]
@@ -136,31 +138,19 @@ class _ChunkObjective:
         taught = {role: self._of_courses([each[role][LOGITS].float() for each in shared]) for role in roles}
         losses = self._losses(logits, self._of_courses(labels), taught, pairs)
         if any(each.spec.whiten and each.spec.weight_decay for each in self.objectives):
-            losses = losses + self.pull * (w.square().sum((1, 2)) + b.square().sum(1))
+            losses = losses + self.pull * squares(chain)
         if any(each.spec.l1 for each in self.objectives):
-            losses = losses + self.l1 * w.abs().mean((1, 2))
+            losses = losses + self.l1 * mean_weight(chain)
         if not self.first.labelled:
             role = "end" if "end" in roles else roles[0]
             labels = [self.first.task.predictions(each[role][LOGITS].float()) for each in shared]
         right = self.first.task.correct(logits.detach().flatten(0, 1), self._copied(labels))
         return losses, right.view(self.rows, -1).float().mean(1)
 
-    def _maps(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
-        """Matrices (rows, out, in) and offsets (rows, out)."""
-        low_rank = "left" in parameters
-        core = parameters["left"] @ parameters["right"] if low_rank else parameters["weight"]
-        if "mask" in self.buffers:
-            core = core * self.buffers["mask"]
-        if not self.stitch.is_whitened:
-            return core, parameters["bias"]
-        w = self.buffers["d"][:, :, None] * (core @ self.buffers["s"])
-        return w, parameters["bias"] - (w @ self.buffers["m"][:, :, None]).squeeze(2)
-
-    def _stitched(self, w: Tensor, b: Tensor, shared: Sequence[Shared]) -> Tensor:
-        """What the stitches make of their fronts' outputs, the images of a row after those of the one before."""
+    def _rows(self, shared: Sequence[Shared]) -> Tensor:
+        """What each stitch reads of its front's output, (rows, positions, numbers)."""
         fronts = [shared[course][source][layer] for course, source, layer in self.sources]
-        x = one_of([self.geometry.front_rows(front) for front in fronts], self.fronts)
-        return as_output(torch.baddbmm(b[:, None], x, w.mT), self.geometry)
+        return one_of([self.form.rows(front, self.stitch) for front in fronts], self.fronts)
 
     def _of_courses(self, values: Sequence[Tensor]) -> Tensor:
         return one_of(values, self.courses)
@@ -218,13 +208,6 @@ def one_of(values: Sequence[Tensor], index: Tensor) -> Tensor:
     if len(values) == 1:
         return values[0].expand(len(index), *values[0].shape)
     return torch.stack(list(values)).index_select(0, index)
-
-
-def as_output(made: Tensor, geometry: Geometry) -> Tensor:
-    """Rows (stitches, rows, out) as what the end network's layer gives of images, (stitches * images, *end_shape)."""
-    if geometry.is_flat or len(geometry.end_shape) == 1:
-        return made.reshape(-1, *geometry.end_shape)
-    return made.reshape(-1, *geometry.end_shape[1:], geometry.outputs).permute(0, 3, 1, 2)
 
 
 def _indices(numbers: Sequence[int], rows: int, device: torch.device) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 from src.stitching.cut_networks import CutNetworks, Shared
 from src.stitching.geometry import Geometry
 from src.stitching.layer import ConstantStitch, Stitch, StitchLayer
-from src.stitching.stacked import as_output, one_of, rows_at_once
+from src.stitching.stacked import one_of, rows_at_once
+from src.stitching.stacked_forms import as_output
 from src.stitching.stitch_spec import StitchSpec
 
 SCORED = 4  # stitches that are scored together: batches of many images keep a GPU busy with few

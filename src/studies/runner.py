@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from src.core.config import MEMORY
+from src.evaluation.identical import DATA
 from src.stitching import StitchSpec
 from src.studies.deaths import Death, pause_after
 from src.studies.estimate import in_words
@@ -195,7 +196,8 @@ class _Ends:
 def describe(bundle: Bundle, spec: Any) -> str:
     """A result in a line: which networks, layers and seed."""
     if bundle.is_comparison:
-        return f"{bundle.pair[0]} and {bundle.pair[1]}: {', '.join(spec.metrics)}"
+        on = f" on {spec.on}" * (spec.on != DATA)
+        return f"{bundle.pair[0]} and {bundle.pair[1]}: {', '.join(spec.metrics)}{on}"
     settings = f"init {spec.init}, mask {spec.mask}, rank {spec.low_rank or 'full'}, lr {spec.lr:g}, seed {spec.seed}"
     return f"{bundle.pair[0]} {spec.front_layer} -> {bundle.pair[1]} {spec.end_layer} ({settings})"
 

@@ -6,7 +6,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from src.stitching import run
 from src.stitching.stacked import stack
 from src.training import capture
 from src.training.capture import WARM, Captured
+from tests.same import assert_same
 from tests.stitching.test_stacked import BASE, replace, results_of
 
 CPU = torch.device("cpu")
@@ -94,6 +94,7 @@ def test_what_cannot_be_recorded_goes_on_as_before(recorder: Recorder) -> None:
 
 def test_stitches_learn_the_same_from_a_recorded_step(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = [replace(BASE, lr=rate, seed=seed) for rate in (1e-3, 2e-3) for seed in (0, 1)]
+    specs += [replace(BASE, lr=rate, **wider) for rate in (1e-4, 2e-4) for wider in ({"kernel": 3}, {"hidden": 128})]
     specs += [replace(BASE, orthogonal=True), replace(BASE, target_type="match,hard", stage_epochs="1,1")]
     expected = results_of(specs, 3)
 
@@ -112,5 +113,5 @@ def test_stitches_learn_the_same_from_a_recorded_step(recorder: Recorder, monkey
     found = results_of(specs, 3)
     assert recorder.recorded >= 2 and recorder.replayed > 20
     for one, other in zip(expected, found, strict=True):
-        np.testing.assert_array_equal(one["trans_m"]["after"]["w"], other["trans_m"]["after"]["w"])
+        assert_same(one["trans_m"]["after"], other["trans_m"]["after"])
         assert one["trans_fit"].equals(other["trans_fit"])

@@ -26,7 +26,8 @@ from src.metrics.engine.plan import plan_grid
 from src.metrics.neighbours import _alignment, _Far, _nearest
 from src.models import build_model
 from src.stitching import CutNetworks, StitchSpec
-from src.stitching.families import NormStitch
+from src.stitching.families import NormStitch, widening_of
+from src.stitching.layer import Stitch
 from src.stitching.moments import _Gathering, gather_moments
 from src.stitching.objective import StitchObjective
 from src.stitching.ood import _Distances, _Reference
@@ -209,7 +210,12 @@ def to_apple(module: nn.Module, function: Any, recurse: bool = True) -> nn.Modul
 def stitches_on(cuts: CutNetworks, specs: list[StitchSpec], task: Any) -> list[TrainState]:
     states = []
     for spec in specs:
-        layer = initial_stitch(cuts.geometry(spec.cut), None, seed=spec.seed, rank=spec.low_rank).to(CUDA)
+        layer: Stitch = initial_stitch(cuts.geometry(spec.cut), None, seed=spec.seed, rank=spec.low_rank)
+        if widening := widening_of(spec):
+            start, size, drawn = layer.affine(), getattr(spec, widening.field), torch.Generator().manual_seed(0)
+            assert start is not None
+            layer = widening.build(start, layer.geometry, size, None, drawn)
+        layer = layer.to(CUDA)
         objective = StitchObjective(cuts, spec, layer, task)
         states.append(TrainState(layer, objective, spec.recipe, snapshot=layer.snapshot, snapshot_every=3))
     return states
@@ -225,6 +231,7 @@ def test_an_epoch_of_stitches(fake, monkeypatch: pytest.MonkeyPatch, optimizer: 
     """All steps of stitches that learn together, copies of their maps among them; then their losses are read."""
     base = StitchSpec("bn7", "bn7", epochs=1, batch_size=2, optimizer=optimizer, lr=1e-3)
     kinds: list[dict[str, Any]] = [{"l1": 0.1}, {"seed": 1}, {"target_type": "soft_12"}, {"target_type": "match_later"}]
+    kinds += [{"kernel": 3, "l1": 0.1}, {"hidden": 128}]
     specs = [replace(base, **options, cosine=cosine) for options in kinds for cosine in (False, True)]
     cuts, split, steps = cuts_of(*specs), split_on(CUDA), []
     states = stitches_on(cuts, specs, split.spec.task)
@@ -242,7 +249,7 @@ def test_an_epoch_of_stitches(fake, monkeypatch: pytest.MonkeyPatch, optimizer: 
             validate=lambda those: [None for _ in those],
             stack=partial(stack, chunk=3),
         )
-    assert len(steps) == 4 and sum(updates) == 4 * 2 * len(states)
+    assert len(steps) == 4 and sum(updates) == 4 * sum(len([*state.trained.parameters()]) for state in states)
     assert all(state.history.snapshots.keys() == {0, 3} for state in states)
 
 

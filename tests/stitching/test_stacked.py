@@ -17,12 +17,13 @@ from src.dataset import DATASETS
 from src.dataset.split import MemorySplit
 from src.models import build_model
 from src.stitching import TARGETS, CutNetworks, StitchSpec
+from src.stitching.families import widening_of
 from src.stitching.inits import INIT_NAMES
 from src.stitching.layer import StitchLayer
 from src.stitching.masks import MASKS
 from src.stitching.objective import StitchObjective
 from src.stitching.run import Callbacks, StitchPlan, stitch
-from src.stitching.stacked import CHUNK, can_stack, rows_at_once, stack
+from src.stitching.stacked import CHUNK, LARGEST, can_stack, rows_at_once, stack
 from src.stitching.start import initial_stitch
 from src.stitching.states import resume_states
 from src.training.stacked import Member, Stacked
@@ -113,6 +114,42 @@ def test_every_kind_of_map_learns_the_same(optimizer: str) -> None:
     assert_alike([replace(BASE, optimizer=optimizer, **options) for options in MAPS])
 
 
+WIDER: list[dict[str, Any]] = [
+    *({"kernel": 3, "lr": rate} for rate in (1e-4, 2e-4)),
+    {"kernel": 3, "init": "ps_inv", "l1": 0.1},
+    {"kernel": 3, "front_layer": "bn8", "weight_decay": 1e-2},
+    {"kernel": 3, "seed": 1, "target_type": "match_later"},
+    {"kernel": 3, "seed": 1, "target_type": "match_later", "lr": 1e-4},
+    *({"kernel": size, "front_layer": "bn5", "end_layer": "bn5", "init": "ps_inv"} for size in (3, 5)),
+    *({"kernel": 5, "front_layer": "conv1", "end_layer": "bn7", "resize": True, "lr": rate} for rate in (1e-4, 2e-4)),
+    *({"hidden": units, "lr": rate} for units in (128, 200) for rate in (1e-4, 2e-4)),
+    {"hidden": 128, "init": "ps_inv", "l1": 0.1},
+    {"hidden": 128, "seed": 1, "target_type": "soft_2", "temperature": 2.0},
+    {"hidden": 30, "front_layer": "bn8", "weight_decay": 1e-2},
+    *({"hidden": 30, "front_layer": "fc", "end_layer": "fc", "lr": rate} for rate in (1e-3, 2e-3)),
+    *({"hidden": 30, "front_layer": "bn8", "end_layer": "bn8", "flatten": True, "lr": rate} for rate in (1e-4, 2e-4)),
+]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_wider_families_learn_the_same(optimizer: str) -> None:
+    assert_alike([replace(BASE, optimizer=optimizer, **options) for options in WIDER])
+
+
+def test_wider_families_are_the_same_in_any_company() -> None:
+    """Each size of a kernel, and each number of units, has batches of its own."""
+    for options in ({"kernel": 3}, {"hidden": 128}):
+        specs = [replace(BASE, lr=rate, **options) for rate in (1e-4, 2e-4, 3e-4)]
+        others = [replace(BASE, **{name: value + 2}) for name, value in options.items() for _ in range(2)]
+        two, five = results_of(specs[:2], 8), results_of([*others, *specs], 8)[2:]
+        for one, other in zip(two, five, strict=False):
+            for name, values in one["trans_m"]["after"].items():
+                np.testing.assert_array_equal(values, other["trans_m"]["after"][name])
+        several = learners(cuts_of([*others, *specs]))
+        stacked = stack([Member(state, 0) for state in several], [lambda images: None], chunk=8)
+        assert isinstance(stacked, Stacked) and len(stacked.chunks) == 2
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_every_target_teaches_the_same(optimizer: str) -> None:
     # slowly: squares of wrong activations throw SGD far off
@@ -145,13 +182,13 @@ def test_flattened_layers_and_features() -> None:
 
 
 def test_others_keep_a_step_of_their_own_beside_them() -> None:
-    others = [{"orthogonal": True}, {"cka_reg": 0.1}, {"hidden": 128}, {"kernel": 3}, {"norm": True}]
-    others += [{"train_end_norm": True}]
+    others = [{"orthogonal": True}, {"cka_reg": 0.1}, {"norm": True}, {"train_end_norm": True}]
     assert_alike([BASE, replace(BASE, lr=2e-3), *(replace(BASE, **options) for options in others)])
-    for options in others:
-        spec = replace(BASE, **options)
-        (state,) = learners(cuts_of([spec])) if not {"hidden", "kernel", "norm"} & options.keys() else [None]
-        assert state is None or not can_stack(state.objective)  # pyright: ignore[reportArgumentType]
+    for options in [*others, {}, {"kernel": 3}, {"hidden": 128}]:
+        if "norm" in options:  # which needs moments to start
+            continue
+        (state,) = learners(cuts_of([replace(BASE, **options)]))
+        assert can_stack(state.objective) != (options in others)  # pyright: ignore[reportArgumentType]
 
 
 def test_mixed_precision_is_as_near_as_it_is() -> None:
@@ -216,6 +253,8 @@ def test_a_chunk_holds_what_fits() -> None:
     (geometry,) = {cuts.geometry(BASE.cut) for cuts in [cuts_of([BASE])]}
     assert rows_at_once(geometry, 128) == CHUNK
     assert rows_at_once(geometry, 10**9) == 1
+    most, wide = (rows_at_once(geometry, 128, 10**9, width) for width in (0, 8 * geometry.outputs))
+    assert most == LARGEST // (128 * geometry.outputs * 4) == 8 * wide
 
 
 def learners(cuts: CutNetworks) -> list[TrainState]:
@@ -223,6 +262,9 @@ def learners(cuts: CutNetworks) -> list[TrainState]:
     made = []
     for spec in cuts.specs:
         layer = initial_stitch(cuts.geometry(spec.cut), None, seed=spec.seed, orthogonal=spec.orthogonal)
+        if widening := widening_of(spec):
+            geometry, size = cuts.geometry(spec.cut), getattr(spec, widening.field)
+            layer = widening.build(layer.affine(), geometry, size, None, torch.Generator().manual_seed(0))
         if spec.train_end_norm:
             layer.norms = cuts.end_norms(spec.end_layer)
         made.append(TrainState(layer, StitchObjective(cuts, spec, layer, task), spec.recipe))
@@ -259,7 +301,15 @@ def operators_of(count: int, optimizer: str, **options: Any) -> Counter[str]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize(
-    "options", [{}, {"target_type": "soft_12", "l1": 0.1}, {"target_type": "match_later"}], ids=str
+    "options",
+    [
+        {},
+        {"target_type": "soft_12", "l1": 0.1},
+        {"target_type": "match_later"},
+        {"kernel": 3},
+        {"hidden": 128, "l1": 0.1},
+    ],
+    ids=str,
 )
 def test_as_many_operators_for_64_stitches_as_for_one(optimizer: str, options: dict[str, Any]) -> None:
     one, many = (operators_of(count, optimizer, **options) for count in (1, 64))

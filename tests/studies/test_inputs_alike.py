@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,12 @@ import pytest
 
 import compare_nets
 import src.evaluation.identical
+import src.evaluation.kept_passes
+import src.studies.work
 from src import results
 from src.core.digests import digest
 from src.core.errors import UserError
+from src.metrics import Grid
 from src.studies.differences import comparison_differences
 from src.studies.frames import collect
 from src.studies.jobs import CompareSpec, from_record, to_record
@@ -141,14 +145,42 @@ def test_what_it_excludes_is_said_when_it_is_planned(table: str, message: str) -
 
 
 def test_sets_are_kept_in_the_folder_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another table of the same front and layer, and a stitch trained on them, find what is there."""
+    """Another table of the same front, layer and images finds what is there, and so does a stitch trained on them."""
+    on_train = f'[[compare]]\nlayers = "bn5"\nmetrics = "cka"\nsplit = "train"\n{IRI}'
+    Path("s.toml").write_text(STUDY + on_train)
     main([*WORK])
+    assert len(list(Path("results/s/.iri").iterdir())) == 2 * 3
 
     def fails(*_: object) -> None:
         raise AssertionError("they are there")
 
     monkeypatch.setattr(src.evaluation.identical, "_descend", fails)
     text = STUDY.replace('metrics = ["cka", "l2"]', 'metrics = "procrustes"').replace('["bn5", "bn7"]', '"bn5"')
-    Path("s.toml").write_text(text)
+    stitches = f'[[stitch]]\nlayers = "bn5"\nepochs = 1\nbatch_size = 16\ntrain_{IRI}'
+    Path("s.toml").write_text("similarity = false\n" + text + on_train + stitches)
     main([*WORK])
-    assert len(list(Path("results/s").glob("*.pkl"))) == 8
+    assert len(list(Path("results/s").glob("*.pkl"))) == 4 + 2 + 4 + 2
+
+
+def test_one_that_was_killed_goes_on_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = STUDY.replace(COMPARE + COMPARE, COMPARE).replace("networks =", "pairs = [").replace("\n\n[[", "]\n\n[[", 1)
+    Path("s.toml").write_text(text)
+    main([*WORK, "-o", "calm"])
+    monkeypatch.setattr(src.studies.work, "EVERY", 0.0)
+    monkeypatch.setattr(src.evaluation.kept_passes, "DEAR", 0)
+    update, fed = Grid.update, []
+
+    def counted(grid: Grid, *sides: Any) -> None:
+        fed.append(grid.seen)
+        if len(fed) == 2:  # of the second row; a batch holds all 32
+            raise SystemExit
+        update(grid, *sides)
+
+    monkeypatch.setattr(Grid, "update", counted)
+    with pytest.raises(SystemExit):
+        main([*WORK])
+    assert {path.parent.name for path in Path("results/s/.resume").rglob("*.pt")} == {"row-0"} and not made()
+    main([*WORK])
+    assert fed == [0, 0, 0]  # the first row is not fed again
+    (ours,), (calm,) = made().values(), [results.read(path) for path in Path("calm/s").glob("*.pkl")]
+    assert ours["frame"].equals(calm["frame"]) and ours["identical"] == calm["identical"]
