@@ -17,7 +17,7 @@ class Section:
 
     number, name: on the page, and of its files. studies: the files that it needs. reduce: from their results to small
     frames, by the ends of their files' names. tables: from these to tables by name; picture: to its picture. minutes:
-    what `reduce` itself takes beside reading, when it is done for the first time.
+    what a section takes beside the estimates of its studies, when it is made for the first time.
     """
 
     number: int
