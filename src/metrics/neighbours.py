@@ -24,6 +24,8 @@ ROUGH = 1e-4
 # Images that tell where most lie; the shares of a typical squared distance that its rounding, and that of the features
 # themselves, may be.
 PICKED, CLOSE, LOST = 256, 1e-6, 1e-6
+# Images of which all cosines are kept with a layer.
+FEW = 1024
 # Distances that are sorted at once on a GPU.
 SORTED = 1 << 28
 # Distances that the first, rough estimate of the median looks at.
@@ -41,7 +43,7 @@ def rbf_cka(x: Layer, y: Layer, threshold: float = 0.5) -> float:
     """
     if x.n < 3:
         raise UserError(f"{x.n} images are too few for a median distance; at least 3 are needed")
-    return _alignment(_Kernel(x.centre(), threshold), _Kernel(y.centre(), threshold), x.n)
+    return _alignment(_Kernel(x, threshold), _Kernel(y, threshold), x.n)
 
 
 @torch.no_grad()
@@ -54,7 +56,7 @@ def distance_correlation(x: Layer, y: Layer) -> float:
     """
     x.require_varying("first")
     y.require_varying("second")
-    return _alignment(_Far(x.centre()), _Far(y.centre()), x.n) ** 0.5
+    return _alignment(_Far(x), _Far(y), x.n) ** 0.5
 
 
 def _alignment(kernel_x: Kernel, kernel_y: Kernel, n: int) -> float:
@@ -84,8 +86,17 @@ class _Distances:
     """Blocks of squared distances between rows, |a|^2 + |b|^2 - 2ab, whose rounding is small beside typical ones."""
 
     def __init__(self, x: Tensor) -> None:
-        x = _near_the_bulk(x)
         self.product, self.energy = BlockProduct(x), row_energies(x).to(x.dtype)
+
+    @classmethod
+    def of(cls, layer: Layer) -> _Distances:
+        """Those of a layer's rows; whether these can stay where they are is found out once."""
+        rows, key = layer.centre(), "rows near the bulk"
+        if layer.known.get(key):
+            return cls(rows)
+        moved = _near_the_bulk(rows)
+        layer.known[key] = moved is rows
+        return cls(moved)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         block = self.product(rows, columns).mul_(-2)
@@ -100,8 +111,12 @@ def _near_the_bulk(x: Tensor) -> Tensor:
     """
     rounding, picked = torch.finfo(x.dtype).eps, slice(None, None, max(1, len(x) // PICKED))
     few = x[picked].double()
-    typical = float(torch.pdist(few).square_().median()) if len(few) > 1 else 0.0
     lengths = few.square().sum(1)
+    beside = torch.triu_indices(len(few), len(few), 1, device=few.device)
+    apart = (lengths[:, None] + lengths - 2 * (few @ few.T))[tuple(beside)]  # as good as pdist where rows lie near
+    if len(few) > 1 and rounding * float(lengths.median()) <= CLOSE * float(apart.median()):
+        return x
+    typical = float(torch.pdist(few).square_().median()) if len(few) > 1 else 0.0
     if rounding * float(lengths.median()) <= CLOSE * typical:
         return x
     if rounding**2 * float(lengths.median()) > LOST * typical > 0:
@@ -114,9 +129,9 @@ def _near_the_bulk(x: Tensor) -> Tensor:
 class Kernel:
     """Blocks of a matrix (images, images) of some function of distances; a block is valid until the next call."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.distances = _Distances(x)
-        self.buffer, self.device = self.distances.product.buffer, x.device
+    def __init__(self, layer: Layer) -> None:
+        self.distances = _Distances.of(layer)
+        self.buffer, self.device = self.distances.product.buffer, layer.rows.device
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         raise NotImplementedError
@@ -125,9 +140,11 @@ class Kernel:
 class _Kernel(Kernel):
     """The Gaussian one."""
 
-    def __init__(self, x: Tensor, threshold: float) -> None:
-        super().__init__(x)
-        median = _median(self.distances)
+    def __init__(self, layer: Layer, threshold: float) -> None:
+        super().__init__(layer)
+        if (key := "median squared distance") not in layer.known:
+            layer.known[key] = _median(self.distances)
+        median = layer.known[key]
         if median <= 0:
             raise UserError("the median distance between images is 0: more than half of the pairs are equal")
         self.factor = -1 / (2 * threshold**2 * median)
@@ -139,8 +156,8 @@ class _Kernel(Kernel):
 class _Far(Kernel):
     """Distances less a typical one, which centring takes out anyhow, and which would drown their differences."""
 
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(layer)
         self.typical = float(self.distances(slice(0, BLOCK), slice(0, BLOCK)).sqrt().mean(dtype=torch.float64))
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
@@ -154,7 +171,7 @@ def median_squared_distance(x: Tensor) -> float:
     A sample brackets the median; one pass counts what lies below and keeps what lies inside. Should the bracket
     miss, a second pass keeps everything.
     """
-    return _median(_Distances(x))
+    return _median(_Distances(_near_the_bulk(x)))
 
 
 def _median(distances: _Distances) -> float:
@@ -270,17 +287,26 @@ def second_order_cosine(x: Layer, y: Layer, k: int = K) -> float:
 def cosines_of_similarities(x: Layer, y: Layer, k: int = K) -> Tensor:
     """`second_order_cosine` of each image, (n,)."""
     near_x, near_y = _both_near(x, y, k, "cosine")
-    cosines, parts = (Cosines(x), Cosines(y)), []
+    cosines, parts = [_cosines_to(layer) for layer in (x, y)], []
     step = max(1, PAIRED // (2 * k * max(x.rows.shape[1], y.rows.shape[1])))
     for start in range(0, x.n, step):
         rows = slice(start, min(start + step, x.n))
         repeated = (near_y[rows, :, None] == near_x[rows, None, :]).any(2)
         union = torch.cat([near_x[rows], near_y[rows]], 1)
         weights = torch.cat([torch.ones_like(repeated), ~repeated], 1).double()
-        one, other = (side.to(rows, union) * weights for side in cosines)
+        one, other = (of(rows, union) * weights for of in cosines)
         norms = one.norm(dim=1) * other.norm(dim=1)
         parts.append((one * other).sum(1) / norms.clamp(min=1e-300))
     return torch.cat(parts)
+
+
+def _cosines_to(layer: Layer) -> Callable[[slice, Tensor], Tensor]:
+    """`Cosines.to` of a layer; of few images all cosines are found, once."""
+    if layer.n > FEW:
+        return Cosines(layer).to
+    if (key := "cosines") not in layer.known:
+        layer.known[key] = Cosines(layer)(slice(None))
+    return lambda rows, others: layer.known[key][rows].gather(1, others)
 
 
 def _permuted(kind: str, each: Callable[[Tensor, Tensor], Tensor]) -> Permuted:

@@ -1,5 +1,6 @@
 """Stitches between two networks: started, trained side by side, held against both. No options, files or printing."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +16,7 @@ from src.core.precision import full_precision
 from src.dataset import Split, hold_out
 from src.evaluation.identical import IdenticalCache, fixed_subset, identical_inputs
 from src.evaluation.probe import PooledFeatures
+from src.evaluation.scores import AgreementCounter
 from src.stitching.cka import FRONT, can_share, cka_group, ckas, passes, share, shared_ckas
 from src.stitching.controls import CONTROLS, control_specs, possible_controls, prepare_controls
 from src.stitching.cut_networks import CutNetworks
@@ -33,8 +35,8 @@ from src.stitching.stacked_maps import SCORED
 from src.stitching.start import initial_stitch
 from src.stitching.stitch_spec import DATA, IDENTICAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
-from src.stitching.validation import Validation
-from src.training.loop import DEBUG_STEPS, fit_together
+from src.stitching.validation import Validation, comes_later, scores_of
+from src.training.loop import DEBUG_STEPS, after, diverged, fit_together, scored
 from src.training.run_state import Course, Resume
 from src.training.train_state import History, TrainState
 from src.training.watch import Watch
@@ -228,9 +230,7 @@ class _Group:
         at_once = self.plan.scored(self.val.device)
         counts = outcomes.score(done, self.val, labelled=self.plan.labelled, at_once=at_once)
         ood = out_of_distribution(self.cuts, outcomes.sewn(), self.usual, self.val) if self.plan.ood else None
-        for work in done:
-            if work.spec.iri_images and (shares := counts.shares("right", work.names["after"])) is not None:
-                self.right[work.spec] = shares
+        self._note_scores(done, counts)
         robust = outcomes.robust(*self.plain, done, self.plan.adversarial) if self.plan.adversarial else {}
         surroundings = {
             "constant_accuracy": self.val.spec.task.constant_accuracy(self.val.labels) if self.plan.labelled else None,
@@ -332,21 +332,26 @@ class _Group:
         specs = [work.spec for works in groups for work in works]
         own = [spec for spec in specs if not isinstance(spec, ControlSpec)]
         layers = f"{own[0].front_layer} -> {own[0].end_layer}" if len(own) == 1 else f"{len(own)} stitches"
-        room = self.plan.memory if specs[0].epochs > 1 else 0
+        room = self.plan.memory if specs[0].epochs > 2 or specs[0].early_stop else 0  # the last is none of its own
         how = {"labelled": self.plan.labelled, "at_once": self.plan.scored(self.val.device), "room": room}
         validation = Validation(self.cuts, self.val, **how)
 
-        def scores(works: Sequence[StitchRun]) -> list[dict[str, float] | None]:
+        def validate(train_states: Sequence[TrainState]) -> list[dict[str, float] | None]:
             """After an epoch; nobody asks for those of controls."""
-            named = {str(place): work for place, work in enumerate(works) if not isinstance(work.spec, ControlSpec)}
-            found = validation({name: (work.spec, work.layer) for name, work in named.items()})
-            return [found.get(str(place)) for place in range(len(works))]
+            asked = {}
+            for place, train_state in enumerate(train_states):
+                spec, layer = of[id(train_state)].spec, of[id(train_state)].layer
+                later = comes_later(spec, layer, 1 + len(train_state.history.epochs))
+                if not (later or isinstance(spec, ControlSpec)):
+                    asked[str(place)] = spec, layer
+            found = validation(asked)
+            return [found.get(str(place)) for place in range(len(train_states))]
 
         chunk = self.plan.chunk(self.train.device)
         captured = self.train.device.type == "cuda"
         fit_together(
             courses,
-            validate=lambda those: scores([of[id(train_state)] for train_state in those]),
+            validate=validate,
             max_steps=DEBUG_STEPS if specs[0].debug else None,
             tf32=specs[0].tf32,
             title=f"stitch {layers}",
@@ -361,14 +366,31 @@ class _Group:
                     images = len(course.held_out)
                     work.early_stop = {"epoch": watch.epoch, "trained": watch.seen, "held_out": images}
 
+    def _note_scores(self, works: Sequence[StitchRun], counts: AgreementCounter) -> None:
+        """What the trained maps reach: the last epoch of those not validated after it, and what twins need."""
+        for work in works:
+            spec, name = work.spec, work.names["after"]
+            if _waits(work.history):
+                scores = scores_of(counts, name)
+                if not math.isfinite(scores["loss"]):
+                    steps = len(self.train) // spec.batch_size
+                    where = after(spec.epochs, min(steps, DEBUG_STEPS) if spec.debug else steps)
+                    work.failure = diverged(scores["loss"], where)
+                    continue
+                work.history.epochs[-1] |= scored(scores)
+                self.callbacks.on_epoch(spec, work.history)
+            if spec.iri_images and (shares := counts.shares("right", name)) is not None:
+                self.right[spec] = shares
+
     def _course(self, works: Sequence[StitchRun], train_states: Sequence[TrainState]) -> Course:
         """What stitches of one seed are trained on, and who hears of it."""
         specs = [work.spec for work in works]
 
-        def tell_epoch(_: int) -> None:
+        def tell_epoch(epochs: int) -> None:
             for train_state, work in zip(train_states, works, strict=True):
-                if not train_state.failure and not isinstance(work.spec, ControlSpec):
-                    self.callbacks.on_epoch(work.spec, train_state.history)
+                history = train_state.history  # of one that has learnt enough it does not grow
+                if not isinstance(work.spec, ControlSpec) and len(history.epochs) == epochs and not _waits(history):
+                    self.callbacks.on_epoch(work.spec, history)
 
         train, held_out = self.train, None
         if specs[0].early_stop:
@@ -400,6 +422,11 @@ class _Group:
             snapshot=work.layer.snapshot,
             snapshot_every=0 if is_control else spec.save_frequency * max(1, spec.epochs),
         )
+
+
+def _waits(history: History) -> bool:
+    """Whether the last epoch of a stitch is to be scored yet."""
+    return bool(history.epochs) and "val_loss" not in history.epochs[-1]
 
 
 def _initial(cuts: CutNetworks, spec: StitchSpec, data: StartData) -> Any:

@@ -1,4 +1,7 @@
-"""Scores of stitches after each epoch; what no stitch changes is computed for the first, and kept where it fits."""
+"""Scores of stitches after each epoch; what no stitch changes is computed for the first, and kept where it fits.
+
+Those of the last epoch are those of the trained map, which is scored with the others at the end.
+"""
 
 import math
 from collections.abc import Mapping
@@ -12,6 +15,20 @@ from src.stitching.cut_networks import LOGITS, CutNetworks, Shared, layers_of
 from src.stitching.layer import Stitch
 from src.stitching.stacked_maps import map_chunks
 from src.stitching.stitch_spec import StitchSpec
+
+TAME = 1e6  # beyond it a number of a stitch is looked at before anything is made of it
+
+
+def comes_later(spec: StitchSpec, layer: Stitch, epochs: int) -> bool:
+    """Whether a stitch after so many epochs is scored at the end anyway: it is the one that stays.
+
+    Not where a watch may go back to another, nor where numbers are not finite, or so large that sums of them may not
+    be: those have to be found out first.
+    """
+    if epochs < spec.epochs or spec.early_stop:
+        return False
+    numbers = [value for value in layer.state_dict().values() if value.is_floating_point()]
+    return all(bool((value.abs() <= TAME).all()) for value in numbers)  # false for what is no number
 
 
 class Validation:
@@ -53,7 +70,7 @@ class Validation:
         task = self.split.spec.task
         counts = AgreementCounter(task, target=target, labelled=self.labelled, at_once=self.at_once > 0)
         tally(forward, self.split, counts, batch_size=size)
-        return {name: _scores(counts, name) for name in sewn}
+        return {name: scores_of(counts, name) for name in sewn}
 
     def _shared(self, specs: list[StitchSpec], images: Tensor) -> Shared:
         return self.cuts.front_activations(specs, images, {} if self.labelled else {"end": [LOGITS]})
@@ -69,7 +86,7 @@ class Validation:
         return 4 * len(self.split) * sum(map(math.prod, shapes.values())) <= self.room
 
 
-def _scores(counts: AgreementCounter, name: str) -> dict[str, float]:
+def scores_of(counts: AgreementCounter, name: str) -> dict[str, float]:
     """Loss and accuracy; without labels of these classes the loss to the end network, and agreement with it."""
     if counts.labelled:
         return counts.scores(name)

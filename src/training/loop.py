@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +45,9 @@ def fit(
     what dropout leaves out.
     `share` gives what all of them need of a batch of images; each then takes its own step, so that only one of their
     graphs is alive at a time, and trains as it would alone, to the last bit on a CPU. `validate` gives `loss` and `acc`
-    of each learner after an epoch, None for one that nobody watches. A loss that is not finite stops its learner alone:
-    on a processor at once, on a GPU at the end of its epoch, but before anybody is shown the parameters.
+    of each learner after an epoch, None for one that nobody watches, or whose scores come later. A loss that is not
+    finite stops its learner alone: on a processor at once, on a GPU at the end of its epoch, but before anybody is
+    shown the parameters.
     With `resume` the state is kept after each epoch (see there), and training goes on from it if the file exists: the
     result equals, bit for bit on one CPU, that of an uninterrupted run. `max_steps` bounds the iterations of an epoch;
     `after_epoch` is told the number of epochs done. Images that are `held_out` are those at which the `watch` of a
@@ -91,7 +92,7 @@ def fit_together(
                 with products(tf32=tf32), repeatable(enabled=stack is not None):
                     rows = _train_epoch(now, stacks, epoch, steps, batch_size, progress.update)
                 learners = [train_state for run in now for train_state in run.train_states]
-                _add_scores(learners, rows, validate, f"after epoch {epoch + 1}, step {steps} of {steps}")
+                _add_scores(learners, rows, validate, after(epoch + 1, steps))
                 for run in now:
                     _close(run, epochs, epochs * steps, progress)
     for train_state in everyone:
@@ -192,10 +193,24 @@ def _add_scores(train_states: Sequence[TrainState], rows: Rows, validate: Valida
         if scores is None:
             train_state.history.epochs.append(row)
         elif not math.isfinite(scores["loss"]):  # the last step's damage, which no training loss has shown
-            train_state.failure = f"the validation loss is {scores['loss']} {where}; lower the rate with --lr"
+            train_state.failure = diverged(scores["loss"], where)
         else:
-            scored = {"val_loss": scores["loss"], "val_accuracy": scores["acc"]}
-            train_state.history.epochs.append(row | scored)
+            train_state.history.epochs.append(row | scored(scores))
+
+
+def after(epoch: int, steps: int) -> str:
+    """When something was found out: after so many epochs of so many steps."""
+    return f"after epoch {epoch}, step {steps} of {steps}"
+
+
+def diverged(loss: float, where: str) -> str:
+    """Why something stopped whose validation loss is not finite."""
+    return f"the validation loss is {loss} {where}; lower the rate with --lr"
+
+
+def scored(scores: Mapping[str, float]) -> dict[str, float]:
+    """Loss and accuracy on validation images as a row of a history has them."""
+    return {"val_loss": scores["loss"], "val_accuracy": scores["acc"]}
 
 
 class _Stacks:

@@ -123,7 +123,7 @@ def test_blocks_of_distances_and_cosines() -> None:
     for images in (40, 1100):  # one block, and six
         x, y = (torch.randn(images, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
         layers = Layer.of(x), Layer.of(y)
-        far = [_Far(layer.centre()) for layer in layers]
+        far = [_Far(layer) for layer in layers]
         with Reads() as reads:
             _alignment(far[0], far[1], images)
             _nearest(layers[0], 5, "cosine")

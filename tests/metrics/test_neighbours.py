@@ -1,16 +1,24 @@
 """Kernels and neighbours go block by block."""
 
+import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from src.metrics import METRICS
+from src.metrics import METRICS, neighbours
 from src.metrics.algebra.layer import Layer
 from src.metrics.alignment import aligned_cosine
 from src.metrics.cosines import Cosines
-from src.metrics.neighbours import median_squared_distance, mutual_knn, rbf_cka, second_order_cosine
+from src.metrics.neighbours import (
+    distance_correlation,
+    median_squared_distance,
+    mutual_knn,
+    rbf_cka,
+    second_order_cosine,
+)
 from tests.metrics.test_oracles import ORACLES, one_thread  # noqa: F401
 
 
@@ -109,3 +117,24 @@ def test_rows_of_zeros_are_like_nothing_in_float32_too() -> None:
         for measure in (aligned_cosine, second_order_cosine):
             one = measure(Layer.of(x), Layer.of(y))
             assert one == pytest.approx(measure(Layer.of(x.double()), Layer.of(y.double())), abs=2e-3), measure
+
+
+def test_what_a_layer_alone_decides_is_found_once_and_changes_nothing(monkeypatch) -> None:
+    """A grid asks each pair; where rows lie, their median distance and few images' cosines are the layer's own."""
+    sides = (*rows(), rows()[1].flip(0))
+    measures = (rbf_cka, distance_correlation, second_order_cosine)
+
+    def grid(layers: list[Layer], few: int) -> np.ndarray:
+        monkeypatch.setattr(neighbours, "FEW", few)
+        return np.array([[[measure(x, y) for measure in measures] for y in layers] for x in layers])
+
+    asked: list[str] = []
+    for name in ("_near_the_bulk", "_median", "Cosines"):
+        known = getattr(neighbours, name)
+        monkeypatch.setattr(neighbours, name, lambda *x, known=known, name=name: asked.append(name) or known(*x))
+    found = grid([Layer.of(side) for side in sides], 1024)
+    # the order of an image's neighbours takes cosines of its own
+    assert Counter(asked) == {"_near_the_bulk": 3, "_median": 3, "Cosines": 2 * 3}
+    for i, j in itertools.product(range(3), repeat=2):  # alone, and by way of neighbours
+        alone = grid([Layer.of(sides[i]), Layer.of(sides[j])], 0)[0, 1]
+        np.testing.assert_allclose(found[i, j], alone, atol=1e-6)

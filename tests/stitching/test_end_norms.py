@@ -108,7 +108,7 @@ def test_a_run_that_was_killed_goes_on_with_them(toy: Path, monkeypatch: pytest.
     def interrupted(*given: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 3:
+        if count == 2:
             raise KeyboardInterrupt
         return original(*given, **options)
 

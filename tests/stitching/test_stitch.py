@@ -1,5 +1,6 @@
 """Many stitches at once: each as it would be alone, to the last bit, whatever happens to the others."""
 
+import importlib
 import itertools
 import pickle
 from dataclasses import replace
@@ -155,26 +156,35 @@ def test_a_front_of_unknown_classes_agrees_but_has_no_accuracy(toy: Path) -> Non
     assert_same(unknown, known)
 
 
-def test_a_set_killed_in_training_is_resumed_to_the_same(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+@pytest.mark.parametrize(("where", "call", "states"), [("validation", 2, 1), ("outcome", 1, 2)])
+def test_a_set_killed_in_training_is_resumed_to_the_same(
+    where: str, call: int, states: int, toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in the first epoch of the second seed, and behind the last one, when all that is left is to be scored."""
     stitch_nets.main([*COMMAND, "--run-name", "whole"])
-    count, original = 0, src.stitching.validation.tally
+    module = importlib.import_module(f"src.stitching.{where}")
+    count, original = 0, module.tally
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 4:  # in the second epoch of the second seed
+        if count == call:
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(src.stitching.validation, "tally", interrupted)
+    monkeypatch.setattr(module, "tally", interrupted)
     with pytest.raises(SystemExit):
         stitch_nets.main([*COMMAND, "--run-name", "cut"])
-    monkeypatch.setattr(src.stitching.validation, "tally", original)
-    assert not list(Path("results/cut").glob("*.pkl")) and len(list(Path("results/cut").glob("*.resume.pt"))) == 2
+    monkeypatch.setattr(module, "tally", original)
+    left = list(Path("results/cut").glob("*.resume.pt"))
+    assert not list(Path("results/cut").glob("*.pkl")) and len(left) == states
+    last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 2 of 2")]
+    assert len(last) == 1  # of the whole run
     with pytest.raises(SystemExit):
         stitch_nets.main([*COMMAND, "--run-name", "cut"])
     assert "is of an interrupted run; --resume goes on" in capsys.readouterr().err
     stitch_nets.main([*COMMAND, "--run-name", "cut", "--resume"])
+    assert last == [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 2 of 2")]
     names = sorted(path.name for path in Path("results/whole").glob("*.pkl"))
     left = sorted(path.name for path in Path("results/cut").iterdir())
     assert len(names) == 8 and left == [CACHE, *names]
