@@ -70,7 +70,7 @@ def ahead(runs: Runs, chosen: Iterable[Section]) -> list[str]:
         lines.append(f"{name}: {left} of {of} results to do, about {in_words(seconds)}" if left else f"{name}: done")
     for section in chosen:
         if section.minutes:
-            lines.append(f"{section.name}: about {section.minutes:g} min beside its studies, the first time")
+            lines.append(f"{section.name}: about {section.minutes:g} min beside these, the first time")
             total += 60 * section.minutes
     return [*lines, f"all together: about {in_words(total)}"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from benchmarks.findings import ranks, stitchable
+from benchmarks.findings import ranks, recognition, stitchable
 from benchmarks.findings.runs import Runs
 from benchmarks.findings.values import Rows
 from src.studies.frames import Frame
@@ -17,7 +17,7 @@ class Section:
 
     number, name: on the page, and of its files. studies: the files that it needs. reduce: from their results to small
     frames, by the ends of their files' names. tables: from these to tables by name; picture: to its picture. minutes:
-    what `reduce` itself takes beside reading, when it is done for the first time.
+    what a section takes beside the estimates of its studies, when it is made for the first time.
     """
 
     number: int
@@ -33,6 +33,7 @@ SECTIONS = {
     section.name: section
     for section in (
         Section(1, "stitchable", ("layers", "held"), stitchable.reduce, stitchable.tables, stitchable.picture),
-        Section(4, "ranks", ("ranks",), ranks.reduce, ranks.tables, ranks.picture, minutes=3),
+        Section(4, "ranks", ("ranks",), ranks.reduce, ranks.tables, ranks.picture, 3),
+        Section(9, "recognition", ("metrics",), recognition.reduce, recognition.tables, recognition.picture, 15),
     )
 }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import big_file, cases, compare, decode, dense, gpu, identify, implementations, moments, run
+from benchmarks import big_file, cases, compare, decode, dense, gpu, implementations, moments, run
 from src.metrics.algebra import products
 from src.models import build_model
 from tests.paths import ROOT
@@ -90,14 +90,6 @@ def test_benchmarks_leave_the_choice_of_kernels_to_the_library() -> None:
 def test_the_peak_is_that_of_the_best_library() -> None:
     rates = run.matrix_peaks(128, 1)
     assert list(rates) == ["torch", "oneDNN", "numpy"] and min(rates.values()) > 0
-
-
-def test_a_layer_is_recognised_by_the_best_value_of_its_row_and_of_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identify, "LAYERS", ["a", "b", "c"])
-    table = np.array([[0.9, 0.1, 0.0], [0.8, 0.7, 0.2], [0.3, 0.3, np.nan]])
-    for found in (identify.found(table, lower=False), identify.found(-table, lower=True)):
-        assert found == {"found": 3, "b:a": 1, "c:a": 1, "c:b": 1}
-    assert identify.found(np.ones((3, 3)), lower=False) == {"ties": 6}
 
 
 def test_features_of_layers_are_those_of_the_network() -> None:
