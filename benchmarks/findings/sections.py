@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from benchmarks.findings import part_ways, ranks, recognition, starts, stitchable
+from benchmarks.findings import part_ways, predict, ranks, recognition, starts, stitchable
 from benchmarks.findings.runs import Runs
 from benchmarks.findings.values import Rows
 from src.studies.frames import Frame
@@ -36,6 +36,7 @@ SECTIONS = {
         Section(2, "part-ways", ("layers", "objectives"), part_ways.reduce, part_ways.tables, part_ways.picture),
         Section(3, "starts", ("starts",), starts.reduce, starts.tables, starts.picture),
         Section(4, "ranks", ("ranks",), ranks.reduce, ranks.tables, ranks.picture, 3),
+        Section(5, "predict", ("layers", "metrics"), predict.reduce, predict.tables, predict.picture, 6),
         Section(9, "recognition", ("metrics",), recognition.reduce, recognition.tables, recognition.picture, 15),
     )
 }
