@@ -47,6 +47,7 @@ def picture(frames: Mapping[str, Frame]) -> Figure:
             draw_series(axes, [_line(here.loc[front], front, variant, fronts.index(front)) for front in fronts])
             axes.axhline(10, color=GREY, linewidth=1, zorder=0)
             axes.set_xticks(range(len(SETS)), SETS)
+            axes.set_ylim(0, 100)
             finish(axes, title=f"{layer}, {words}", y="accuracy (%)" if layer == layers[0] else "", grid="both")
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=SMALL, frameon=False,

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from benchmarks.findings.predict import overall, within
 from benchmarks.findings.runs import Runs
 from benchmarks.findings.values import Rows, cell, in_order, means, named, of_correlation, spanned
 from src.results.plots.curves import MARKERS
@@ -18,7 +19,7 @@ from src.studies.means import jackknife
 
 MEASURES = ("accuracy", "l2_relative", "cka")
 WORDS = {"accuracy": "accuracy (points)", "l2_relative": "relative l2", "cka": "CKA"}
-OTHERS = ("l2_relative", "cka")
+OTHERS = ["l2_relative", "cka"]
 
 
 def reduce(runs: Runs) -> dict[str, Frame]:
@@ -34,8 +35,8 @@ def changes(frame: Frame) -> Frame:
 
 
 def correlations(frame: Frame) -> np.ndarray:
-    """Spearman's of the change of accuracy with those of the other two."""
-    return np.array([frame["accuracy"].corr(frame[name], method="spearman") for name in OTHERS])
+    """Spearman's of the change of accuracy with those of the others: over all stitches, and as a mean over layers."""
+    return np.array([kind(frame, "accuracy", OTHERS) for kind in (overall, within)]).T.ravel()
 
 
 def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
@@ -45,7 +46,8 @@ def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
         accuracy = cell(row, "accuracy", signed=True)
         others = [cell(row, name, scale=1, digits=2 if name == "l2_relative" else 3, signed=True) for name in OTHERS]
         rows.append([f"`{row['objective']}`", f"`{row['layer']}`", accuracy, *others])
-    beside = [["trained for", "stitches", *(f"with {WORDS[name]}" for name in OTHERS)]]
+    heads = [f"{WORDS[name]}{where}" for name in OTHERS for where in (", all", ", within a layer")]
+    beside = [["trained for", "stitches", *heads]]
     for (objective,), part in subsets(changed, ["objective"]):
         value, half = jackknife(part, correlations)
         shown = [spanned(*one) for one in zip(value, *of_correlation(value, half), strict=True)]

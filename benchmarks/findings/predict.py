@@ -28,8 +28,6 @@ def reduce(runs: Runs) -> dict[str, Frame]:
     """
     stitches = runs.results("layers").stitches
     found = both_ways(named(relative(stitches, SCORES.values()), {"layer": "front_layer", **SCORES}))
-    identical = runs.results(IDENTICAL).stitches
-    identical = both_ways(named(identical, {"layer": "front_layer", IDENTICAL: "agreement_after"}))
     files = dict(zip(stitches["front_network"].map(short_name), stitches["front_model"], strict=True))
     pairs = found[ENDS].drop_duplicates().itertuples(index=False, name=None)
     known = [(names, (files[names[0]], files[names[1]])) for names in pairs]
@@ -39,7 +37,15 @@ def reduce(runs: Runs) -> dict[str, Frame]:
     metrics["column"] = metrics["view"] + " " + metrics["method"]
     metrics = in_name_order(metrics.rename(columns=dict(zip(NETWORKS, ENDS, strict=True))))
     wide = metrics.pivot(index=PLACE, columns="column", values="value")[list(dict.fromkeys(metrics["column"]))]
-    return {"": found.merge(identical, on=PLACE, how="left").merge(wide.reset_index(), on=PLACE)}
+    return {"": found.merge(on_identical(runs), on=PLACE, how="left").merge(wide.reset_index(), on=PLACE)}
+
+
+def on_identical(runs: Runs) -> Frame:
+    """Agreement of stitches that were trained on identically represented inputs, of the pairs that have some."""
+    if runs.missing([IDENTICAL]):
+        return pd.DataFrame(columns=[*PLACE, IDENTICAL])
+    stitches = runs.results(IDENTICAL).stitches
+    return both_ways(named(stitches, {"layer": "front_layer", IDENTICAL: "agreement_after"}))
 
 
 def in_name_order(frame: Frame) -> Frame:
@@ -104,19 +110,22 @@ def summary(frame: Frame) -> Frame:
 
     value, half = jackknife(frame, behind)
     rows = rows.assign(behind=value, behind_low=value - half, behind_high=value + half)
-    known = frame.dropna(subset=[IDENTICAL])
-    return rows.assign(identical=within(known, IDENTICAL, metrics)).sort_values("within after", ascending=False)
+    if len(known := frame.dropna(subset=[IDENTICAL])):
+        rows[IDENTICAL] = within(known, IDENTICAL, metrics)
+    return rows.sort_values("within after", ascending=False)
 
 
 def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
     words = {"within": "within a layer", "overall": "over all layers"}
     head = ["metric", "a row is of", *(f"{words[kind]}, {score}" for kind, score in ASKED)]
-    rows = [[*head, "behind the best", "on identically represented inputs"]]
-    for row in summary(frames[""]).to_dict(orient="records"):
+    found = summary(frames[""])
+    identical = IDENTICAL in found
+    rows = [[*head, "behind the best", *["on identically represented inputs"] * identical]]
+    for row in found.to_dict(orient="records"):
         view, _, name = row["metric"].partition(" ")
         shown = [_spanned(row, f"{kind} {score}") for kind, score in ASKED]
         behind = "is it" if row["behind"] == 0 else _spanned(row, "behind") + " *" * (row["behind_high"] < 0)
-        rows.append([f"`{name}`", view, *shown, behind, f"{row['identical']:.2f}"])
+        rows.append([f"`{name}`", view, *shown, behind, *[f"{row[IDENTICAL]:.2f}" for _ in range(identical)]])
     return {"predict": rows}
 
 
