@@ -112,7 +112,7 @@ def summary(frame: Frame) -> Frame:
     rows = rows.assign(behind=value, behind_low=value - half, behind_high=value + half)
     if len(known := frame.dropna(subset=[IDENTICAL])):
         rows[IDENTICAL] = within(known, IDENTICAL, metrics)
-    return rows.sort_values("within after", ascending=False)
+    return rows.sort_values("within after", ascending=False, kind="stable")
 
 
 def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from benchmarks.findings import more_is_better, part_ways, predict, ranks, recognition, starts, stitchable
+from benchmarks.findings import mislead, more_is_better, part_ways, predict, ranks, recognition, starts, stitchable
 from benchmarks.findings.runs import Runs
 from benchmarks.findings.values import Rows
 from src.studies.frames import Frame
@@ -37,6 +37,7 @@ SECTIONS = {
         Section(3, "starts", ("starts",), starts.reduce, starts.tables, starts.picture),
         Section(4, "ranks", ("ranks",), ranks.reduce, ranks.tables, ranks.picture, 3),
         Section(5, "predict", ("layers", "metrics"), predict.reduce, predict.tables, predict.picture, 6),
+        Section(7, "mislead", (), mislead.reduce, mislead.tables, mislead.picture, 15),
         Section(8, "data", ("fractions",), more_is_better.reduce, more_is_better.tables, more_is_better.picture),
         Section(9, "recognition", ("metrics",), recognition.reduce, recognition.tables, recognition.picture, 15),
     )
