@@ -65,9 +65,9 @@ def differences(results: StudyResults, by: str) -> Frame:
 def comparison_differences(results: StudyResults, by: str) -> Frame:
     """The same of what compares networks, by a fact of both networks; columns: method, layer1, layer2, COLUMNS.
 
-    With `on` before COLUMNS where not all of it was measured on data.
+    Before COLUMNS those by which the study compares in several ways.
     """
-    keys = ["method", "layer1", "layer2", *results.measured_on]
+    keys = ["method", "layer1", "layer2", *results.ways]
     frame = results.comparisons.rename(columns=dict(zip(NETWORKS, ENDS, strict=True)))
     frame = frame.assign(_group=_words(_of_both(frame, by, COMPARED)))
     rows = [

@@ -32,8 +32,10 @@ PROCESSOR = "the processor"  # of which results say nothing
 LAYERS = ["front_layer", "end_layer"]
 # what networks are, by which pairs of them may be grouped
 FACTS = ("architecture", "train_fraction", "shuffle_labels", "adversarial")
+# how tables of a study compare, beside metrics and layers
+ASKED = ("on", "iri_images", "iri_steps", "view", "group_at", "split")
 # columns of a comparison: the two networks by what the study calls them, and in words; what was found; what they are
-COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer2", "on", "value"]
+COMPARED = ["spec1", "spec2", "network1", "network2", "method", "layer1", "layer2", *ASKED, "value"]
 COMPARED += [f"{fact}{i}" for fact in FACTS for i in (1, 2)]
 
 
@@ -43,8 +45,8 @@ class StudyResults:
 
     stitches: a row each, as `results.table` has them, with `front_network` and `end_network` in words, `networks`, the
     pair, `name` of the file, and `relative`, accuracy after over that of the end network, or agreement where there is
-    no accuracy. comparisons: a row each value: networks, network1, network2, method, layer1, layer2, on ("data" or
-    "iri"), value. axes: the options that tell the stitches apart. devices: what made the results, by name.
+    no accuracy. comparisons: a row each value: networks, network1, network2, method, layer1, layer2, ASKED, value.
+    axes: the options that tell the stitches apart. devices: what made the results, by name.
     """
 
     stitches: Frame
@@ -58,9 +60,9 @@ class StudyResults:
         return "accuracy_after" if self.stitches["accuracy_after"].notna().any() else "agreement_after"
 
     @property
-    def measured_on(self) -> list[str]:
-        """The column that tells comparisons on images from those on other inputs, where there are such."""
-        return ["on"] if (self.comparisons["on"] != DATA).any() else []
+    def ways(self) -> list[str]:
+        """The columns, of ASKED, by which comparisons of the same layers differ; `on` where not all were on images."""
+        return _telling(self.comparisons, ASKED, ["on"] if (self.comparisons["on"] != DATA).any() else [])
 
     @property
     def controls(self) -> list[str]:
@@ -133,12 +135,16 @@ def with_names(stitches: Frame, comparisons: Frame) -> StudyResults:
 
 def _axes(frame: Frame) -> list[str]:
     """The options in which rows differ, without those that follow from the ones before."""
-    axes: list[str] = []
-    kinds = 1
-    for axis in AXES:
-        if axis in frame and (now := len(frame[[*axes, axis]].drop_duplicates())) > kinds:
-            axes, kinds = [*axes, axis], now
-    return axes
+    return _telling(frame, AXES, [])
+
+
+def _telling(frame: Frame, columns: Sequence[str], told: list[str]) -> list[str]:
+    """The columns that tell rows apart which those before, `told` first, do not."""
+    kinds = len(frame[told].drop_duplicates()) if told else 1
+    for column in columns:
+        if column in frame and (now := len(frame[[*told, column]].drop_duplicates())) > kinds:
+            told, kinds = [*told, column], now
+    return told
 
 
 def _called(frame: Frame, role: str) -> Iterator[tuple[str, str]]:
@@ -162,7 +168,7 @@ def _pairs(ones: Sequence[str], others: Sequence[str], between: str) -> list[str
 
 def _comparison(result: dict[str, Any], pair: tuple[str, str], spec: CompareSpec) -> Frame:
     """The values of the metrics that the study asks for, whatever else a file says."""
-    frame, facts = result["frame"], {"on": spec.on}
+    frame, facts = result["frame"], {name: getattr(spec, name) for name in ASKED}
     for i, (called, network) in enumerate(zip(pair, result["networks"], strict=True), start=1):
         facts |= {f"spec{i}": called, f"network{i}": network_name(network)}
         facts |= {f"{fact}{i}": network.get(NETWORK[fact]) for fact in FACTS}

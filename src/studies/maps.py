@@ -111,14 +111,14 @@ def by_networks(results: StudyResults) -> Section:
 
     def about_metric(key: tuple) -> tuple[str, str, bool]:
         metric = MEASURES[key[0]]
-        words = [*key[:2], *(f"on {inputs}" for inputs in key[2:])]
-        return ", ".join(words), f"{metric.name} ({metric.more_alike}: more alike)", metric.higher_is_better
+        title = ", ".join(filter(None, [*key[:2], label(results.ways, key[2:])]))
+        return title, f"{metric.name} ({metric.more_alike}: more alike)", metric.higher_is_better
 
     stitches, compared, charts = results.stitches, results.comparisons, []
     if len(stitches):
         charts = _network_maps(stitches, ENDS, [*LAYERS, *results.axes], results.value, about)
     compared = compared[compared["layer1"] == compared["layer2"]]
-    charts += _network_maps(compared, NETWORKS, ["method", "layer1", *results.measured_on], "value", about_metric)
+    charts += _network_maps(compared, NETWORKS, ["method", "layer1", *results.ways], "value", about_metric)
     note = f"means of {measure(results.value)}, and what compares them" if len(stitches) else "what compares them"
     note += f"; colours span what each map spans, at least {100 * SPAN:g} points or {SPAN}"
     count = max(stitches[ENDS[0]].nunique() * stitches[ENDS[1]].nunique(), compared["networks"].nunique())
@@ -163,11 +163,11 @@ def by_metrics(found: StudyResults) -> Section:
     """Layer x layer maps of what compares networks, one for each metric."""
     charts, every, largest = [], found.comparisons["networks"].nunique(), 0
     parts = [
-        (method, *inputs, group)
+        (method, *asked, group)
         for (method,), of_method in subsets(found.comparisons, ["method"])
-        for inputs, group in subsets(of_method, found.measured_on)
+        for asked, group in subsets(of_method, found.ways)
     ]
-    for method, *inputs, group in parts:
+    for method, *asked, group in parts:
         rows, columns = (list(dict.fromkeys(group[layer])) for layer in ("layer1", "layer2"))
         cells = _Map.of(group, ["layer1", "layer2"], "value", rows, columns)
         chart = cells.chart(LEAST)
@@ -176,10 +176,12 @@ def by_metrics(found: StudyResults) -> Section:
         draw_metric(figure, axes, MEASURES[str(method)], cells.table, *cells.shown, letters=letters)
         finish(axes, y="layer of the first network", x="layer of the second")
         pairs = group.loc[group["value"].notna(), "networks"].nunique()
-        titles = [f"on {one}" for one in inputs] + [f"{pairs} of {every} pairs have a value"] * (pairs != every)
+        titles = [label(found.ways, asked)] * bool(asked) + [f"{pairs} of {every} pairs have a value"] * (
+            pairs != every
+        )
         charts.append({"title": ", ".join(titles), "svg": chart.svg(f"metric-{len(charts)}")})
         largest = max(largest, cells.table.size)
     note = f"means over {every} pairs of networks; framed: most alike in its row"
-    if found.measured_on:
+    if "on" in found.ways:
         note += f"; on {IDENTICAL}: inputs that the layer of the first network cannot tell from the images"
     return {"title": "Comparisons", "note": note + _unlinked(largest), "charts": charts}

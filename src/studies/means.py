@@ -67,10 +67,10 @@ def jackknife(frame: Frame, statistic: Callable[[Frame], Any]) -> tuple[Values, 
 def grouped_comparisons(results: StudyResults, over: str) -> Frame:
     """Means of what compares networks, as `grouped`: over pairs of networks, or, where over is "seeds", of each pair.
 
-    Columns: `networks` of each pair, method, layer1, layer2, n, value, value_low, value_high; `on` before n where not
-    all of it was measured on data.
+    Columns: `networks` of each pair, method, layer1, layer2, n, value, value_low, value_high; before n the
+    columns by which the study compares in several ways.
     """
-    keys = [*(["networks"] if over == "seeds" else []), "method", "layer1", "layer2", *results.measured_on]
+    keys = [*(["networks"] if over == "seeds" else []), "method", "layer1", "layer2", *results.ways]
     frame = results.comparisons.rename(columns=dict(zip(NETWORKS, ENDS, strict=True)))
     mean, half = _spread(_means(frame, list(dict.fromkeys([*ENDS, *keys])), ["value"]), keys, ["value"], over)
     bounded = [metrics.MEASURES[name].range == (0, 1) for name in mean.index.get_level_values("method")]

@@ -115,5 +115,11 @@ def summary(plan: StudyPlan, store: Store, found: StudyResults) -> list[tuple[st
     lines += [("warning", text) for text in device_lines(found.devices)]
     if len(found.comparisons):
         lines.append(("comparisons", ", ".join(found.comparisons["method"].unique())))
-        lines += [("measured on", ", ".join(found.comparisons[column].unique())) for column in found.measured_on]
+        lines += [
+            (
+                f"compared {heading(column)}",
+                ", ".join(dict.fromkeys(key_text(column, value) for value in found.comparisons[column])),
+            )
+            for column in found.ways
+        ]
     return [*lines, *(("left out", f"{count:,}: {reason}") for reason, count in plan.left_out.items())]

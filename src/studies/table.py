@@ -12,7 +12,7 @@ from src.core.errors import UserError
 from src.core.files import atomic_write
 from src.results.text import columns_text
 from src.stitching.naming import setting_text
-from src.studies.frames import ENDS, LAYERS, NETWORKS, Frame, StudyResults
+from src.studies.frames import ASKED, ENDS, LAYERS, NETWORKS, Frame, StudyResults
 from src.studies.means import FEW, grouped, grouped_comparisons
 
 # what tables and charts call our columns; an accuracy is called after its stage or control, any other as it is
@@ -148,6 +148,8 @@ def key_text(key: str, value: Any) -> str:
         return "full" if pd.isna(value) else str(int(value))
     if key.endswith("_layer"):
         return value or "output"
+    if key in ASKED and pd.isna(value):
+        return "usual"
     return setting_text(value)
 
 

@@ -85,7 +85,7 @@ def test_maps_and_tests_between_groups_keep_both_apart() -> None:
     main([*WORK])
     study = collect(make_plan(Study(Path("s.toml"))), Store(Path("results/s")))
     assert [chart["title"] for chart in by_metrics(study)["charts"]] == ["on data", "on iri"] * 2
-    assert ("measured on", "data, iri") in summary(make_plan(Study(Path("s.toml"))), Store(Path("results/s")), study)
+    assert ("compared on", "data, iri") in summary(make_plan(Study(Path("s.toml"))), Store(Path("results/s")), study)
     rows = study.comparisons
     third = rows[rows["network1"] == rows["network1"].iloc[0]]
     third = third.assign(network1="another", networks="another and one", architecture1="other")
@@ -97,12 +97,41 @@ def test_maps_and_tests_between_groups_keep_both_apart() -> None:
     assert {*tested["on"]} == {"data", "iri"} and set(tested["n_group"]) == {1}
 
 
+def test_other_ways_to_compare_are_told_apart_too() -> None:
+    """Of one metric and the same layers, looked at in two views, in groups, and at two splits."""
+    ways = [
+        'view = "images"',
+        'view = "channels"',
+        'view = "images"\ngroup_at = 20',
+        'view = "images"\nsplit = "train"',
+    ]
+    Path("s.toml").write_text(
+        STUDY.partition("\n")[0]
+        + f"\nnetworks = {json.dumps(DIGITS)}\n"
+        + "".join(COMPARE + f"{way}\n" for way in ways)
+    )
+    main([*WORK])
+    study = collect(make_plan(Study(Path("s.toml"))), Store(Path("results/s")))
+    assert study.ways == ["view", "group_at", "split"]
+    means, rows = grouped_comparisons(study, "pairs"), study.comparisons
+    assert len(means) == 4 * 2 * 4 and set(means["n"]) == {2}
+    cells = means[(means["method"] == "cka") & (means["layer1"] == "bn5") & (means["layer2"] == "bn5")]
+    assert cells["value"].nunique() == 4
+    same = rows[(rows["method"] == "cka") & (rows["layer1"] == "bn5") & (rows["layer2"] == "bn5")]
+    assert len(same) == 2 * 4 and 2 * cells["value"].sum() == pytest.approx(same["value"].sum())
+    titles = [chart["title"] for chart in by_metrics(study)["charts"]][:4]
+    assert titles[0] == "view images, group_at usual, split val" and len({*titles}) == 4
+    main(["table", "s.toml"])
+    assert {"view", "group_at", "split"} <= {*pd.read_csv("results/s/comparisons.csv")}
+
+
 def test_without_such_inputs_tables_and_keys_are_as_they_were() -> None:
     Path("s.toml").write_text(STUDY.replace(IRI, ""))
     main([*WORK])
     study = collect(make_plan(Study(Path("s.toml"))), Store(Path("results/s")))
-    assert len(made()) == 2 and "on" not in grouped_comparisons(study, "pairs") and not study.measured_on
+    assert len(made()) == 2 and "on" not in grouped_comparisons(study, "pairs") and not study.ways
     assert by_metrics(study)["charts"][0]["title"] == ""
+    assert {"view", "split"} <= {*study.comparisons}
     assert all({"on", "iri_images", "iri_steps"}.isdisjoint(one["params"]) for one in made().values())
     spec = CompareSpec(("bn1",), ("fc1",), ("cka",))
     names = ("front_layers", "end_layers", "metrics", "view", "group_at", "split")
