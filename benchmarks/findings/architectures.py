@@ -59,17 +59,23 @@ def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
 
 def families(frame: Frame) -> Rows:
     """What is reached at one couple a direction, affine, and how many points the other families gain over it."""
-    rows = [["direction", "layers", "least squares", "affine, trained", *(f"{name} adds" for name in FAMILIES)]]
+    rows = [["direction", "layers", "least squares", "kernel adds", "affine, trained", "kernel adds", "hidden adds"]]
     for title, part in directions(frame):
         affine = part[part["family"] == "affine"]
-        after = part.pivot_table(index=[*ENDS, *ROLES], columns="family", values="after").reset_index()
-        gains = {name: after[name] - after["affine"] for name in FAMILIES if name in after}
-        found = means(after.assign(**gains), ROLES, list(gains)).iloc[0]
         first = means(affine, ROLES, ["before", "after"]).iloc[0]
         couple = ", ".join(f"`{affine[layer].iloc[0]}`" for layer in LAYERS)
-        added = [cell(found, name, signed=True) if name in gains else "" for name in FAMILIES]
-        rows.append([title, couple, cell(first, "before"), cell(first, "after"), *added])
+        before, after = _gains(part, "before"), _gains(part, "after")
+        values = [cell(first, "before"), before["kernel"], cell(first, "after"), *(after[name] for name in FAMILIES)]
+        rows.append([title, couple, *values])
     return rows
+
+
+def _gains(part: Frame, stage: str) -> dict[str, str]:
+    """What each family adds to the affine map of a direction, with its interval; nothing where it was not sewn."""
+    values = part.pivot_table(index=[*ENDS, *ROLES], columns="family", values=stage).reset_index()
+    gains = {name: values[name] - values["affine"] for name in FAMILIES if name in values}
+    found = means(values.assign(**gains), ROLES, list(gains)).iloc[0]
+    return {name: cell(found, name, signed=True) if name in gains else "" for name in FAMILIES}
 
 
 def picture(frames: Mapping[str, Frame]) -> Figure:
