@@ -61,11 +61,11 @@ def both_ways(frame: Frame) -> Frame:
 
 def same_layers(runs: Runs, view: str) -> Frame:
     """The metrics of layers and their namesakes, of each two networks once."""
-    found = one_order(runs.results("metrics", view).comparisons)
-    found = found[found["layer1"] == found["layer2"]]
+    found = one_order(runs.results("metrics").comparisons)
+    found = found[(found["layer1"] == found["layer2"]) & (found["view"] == view)]
     signs = [1 if METRICS[name].higher_is_better else -1 for name in found["method"]]
     names = {network: found[network].map(short_name) for network in NETWORKS}
-    kept = found.assign(value=found["value"] * signs, view=view, layer=found["layer1"], **names)
+    kept = found.assign(value=found["value"] * signs, layer=found["layer1"], **names)
     return kept[[*NETWORKS, "layer", "method", "value", "view"]]
 
 

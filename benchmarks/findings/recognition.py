@@ -43,17 +43,15 @@ def recognised(table: np.ndarray, layers: list[str], *, lower: bool) -> tuple[Co
 
 def reduce(runs: Runs) -> dict[str, Frame]:
     """How many layers each metric finds in each pair of networks."""
-    rows = []
-    for view in VIEWS:
-        found = one_order(runs.results("metrics", view).comparisons)
-        for (one, other, method), part in subsets(found, [*NETWORKS, "method"]):
-            layers = in_order(part["layer1"])
-            table = part.pivot(index="layer1", columns="layer2", values="value").loc[layers, layers].to_numpy(float)
-            counts, chances = recognised(table, layers, lower=not METRICS[method].higher_is_better)
-            names = dict(zip(ENDS, map(short_name, (one, other)), strict=True))
-            missed = [f"{pair} {count}" for pair, count in counts.most_common() if pair != FOUND]
-            kept = {"found": counts[FOUND], "of": counts.total(), "chance": sum(chances), "missed": ", ".join(missed)}
-            rows.append({**names, "view": view, "method": method, **kept})
+    rows, found = [], one_order(runs.results("metrics").comparisons)
+    for (view, one, other, method), part in subsets(found, ["view", *NETWORKS, "method"]):
+        layers = in_order(part["layer1"])
+        table = part.pivot(index="layer1", columns="layer2", values="value").loc[layers, layers].to_numpy(float)
+        counts, chances = recognised(table, layers, lower=not METRICS[method].higher_is_better)
+        names = dict(zip(ENDS, map(short_name, (one, other)), strict=True))
+        missed = [f"{pair} {count}" for pair, count in counts.most_common() if pair != FOUND]
+        kept = {"found": counts[FOUND], "of": counts.total(), "chance": sum(chances), "missed": ", ".join(missed)}
+        rows.append({**names, "view": view, "method": method, **kept})
     return {"": pd.DataFrame(rows)}
 
 

@@ -2,19 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import studies.__main__ as studies
-from src.core.errors import UserError
 from src.studies.frames import StudyResults, collect
 from src.studies.messages import seconds_left
 from src.studies.plan import StudyPlan
 from src.studies.schema import Study
 from src.studies.store import Store
-from tests.paths import ROOT
 
-STUDIES = ROOT / "studies" / "findings"
+STUDIES = Path(__file__).parents[2] / "studies" / "findings"
 # what makes the short studies those of the paper: all images, its epochs, and the published batches and rates
 _SHORT = re.compile(r"^(images|batch_size|lr) = [\d.]+\n", re.MULTILINE)
 _EPOCHS = {"epochs = 4": "epochs = 30", "epochs = 20": "epochs = 30", 'epochs = "2,2"': 'epochs = "10,20"'}
@@ -64,10 +62,9 @@ class Runs:
         left = set(plan.names) - store.done()
         return seconds_left(plan, store, self.workers or 2), len(left), len(plan.names)
 
-    def results(self, name: str, view: str = "") -> StudyResults:
-        """What a study has come to; of comparisons those of one view, where there are several."""
-        plan, store = self.planned(name)
-        return collect(_of_view(plan, view) if view else plan, store)
+    def results(self, name: str) -> StudyResults:
+        """What a study has come to."""
+        return collect(*self.planned(name))
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """The studies that are not whole."""
@@ -77,15 +74,3 @@ class Runs:
             if set(plan.names) - store.done():
                 found.append(name)
         return found
-
-
-def _of_view(plan: StudyPlan, view: str) -> StudyPlan:
-    """The part of a plan that looks at layers one way."""
-    bundles = [
-        replace(bundle, items=items)
-        for bundle in plan.bundles
-        if (items := tuple(item for item in bundle.items if getattr(item.spec, "view", "") == view))
-    ]
-    if not bundles:
-        raise UserError(f"the study compares nothing with a row of {view}")
-    return replace(plan, bundles=bundles)
