@@ -131,7 +131,7 @@ class Bundle:
         half = len(self.items) / 2
         twins = [item.spec.twin if isinstance(item.spec, StitchSpec) else item.spec for item in self.items]
         between = [place for place in range(1, len(twins)) if twins[place - 1] != twins[place]]
-        middle = min(between or range(1, len(twins)), key=lambda place: abs(place - half))
+        middle = min(between or range(1, len(twins)), key=lambda place: abs(place - half), default=0)
         parts = self.items[:middle], self.items[middle:]
         made = [Bundle.of(self.pair, self.settings, part, self.seconds / 2) for part in parts]
         return [replace(one, named=self.named) for one in made]

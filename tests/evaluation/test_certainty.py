@@ -70,7 +70,7 @@ def test_lists_of_layers_have_what_each_pair_has_alone(toy: Path, capsys: pytest
 
 
 def test_too_little_memory_is_said_before_any_work(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(compare_nets, "compare_layers", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(compare_nets, "compare_rows", lambda *_, **__: pytest.fail("work was done"))
     with pytest.raises(SystemExit, match="2"):
         compare_nets.main(["a3.pt", "b3.pt", "conv2", "conv2", "toy", "l2", "--intervals", "--memory", "1e-9"])
     assert "keep all activations" in capsys.readouterr().err
