@@ -42,8 +42,6 @@ def reduce(runs: Runs) -> dict[str, Frame]:
 
 def on_identical(runs: Runs) -> Frame:
     """Agreement of stitches that were trained on identically represented inputs, of the pairs that have some."""
-    if runs.missing([IDENTICAL]):
-        return pd.DataFrame(columns=[*PLACE, IDENTICAL])
     stitches = runs.results(IDENTICAL).stitches
     return both_ways(named(stitches, {"layer": "front_layer", IDENTICAL: "agreement_after"}))
 
