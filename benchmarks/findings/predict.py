@@ -108,22 +108,19 @@ def summary(frame: Frame) -> Frame:
 
     value, half = jackknife(frame, behind)
     rows = rows.assign(behind=value, behind_low=value - half, behind_high=value + half)
-    if len(known := frame.dropna(subset=[IDENTICAL])):
-        rows[IDENTICAL] = within(known, IDENTICAL, metrics)
+    rows[IDENTICAL] = within(frame.dropna(subset=[IDENTICAL]), IDENTICAL, metrics)
     return rows.sort_values("within after", ascending=False, kind="stable")
 
 
 def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
     words = {"within": "within a layer", "overall": "over all layers"}
     head = ["metric", "a row is of", *(f"{words[kind]}, {score}" for kind, score in ASKED)]
-    found = summary(frames[""])
-    identical = IDENTICAL in found
-    rows = [[*head, "behind the best", *["on identically represented inputs"] * identical]]
-    for row in found.to_dict(orient="records"):
+    rows = [[*head, "behind the best", "on identically represented inputs"]]
+    for row in summary(frames[""]).to_dict(orient="records"):
         view, _, name = row["metric"].partition(" ")
         shown = [_spanned(row, f"{kind} {score}") for kind, score in ASKED]
         behind = "is it" if row["behind"] == 0 else _spanned(row, "behind") + " *" * (row["behind_high"] < 0)
-        rows.append([f"`{name}`", view, *shown, behind, *[f"{row[IDENTICAL]:.2f}" for _ in range(identical)]])
+        rows.append([f"`{name}`", view, *shown, behind, f"{row[IDENTICAL]:.2f}"])
     return {"predict": rows}
 
 
