@@ -21,12 +21,12 @@ INTRODUCTION = """# Trained networks
 
 Made by this repository's `train_model.py`, with the commands below. All on a CPU, except six of Tiny10 on CIFAR-10:
 `in1-gn1` to `in4-gn4`, `in1-gn1-f0.5` and `in0-gn0-s1` were trained on a GPU (NVIDIA H200, torch 2.11), with
-convolutions in TF32; such a run need not repeat to the bit. A folder `in<i>-gn<j>` says the seeds of the initial
-weights and of the order of images; beside each weight file lies the log of its training. Accuracy and loss are those
-of all validation images, as `eval_net.py` prints them; the training accuracy is that of the log's last row, on
-augmented images and the labels that training saw. `-f0.1` says that a network saw a tenth of the training images of
-each class, `-s1` that all labels were shuffled among the images. Where the file's iteration is not the last of its
-training, it is the snapshot of that iteration.
+convolutions in TF32; such a run need not repeat to the bit, nor one with `--amp` on another processor. A folder
+`in<i>-gn<j>` says the seeds of the initial weights and of the order of images; beside each weight file lies the log
+of its training. Accuracy and loss are those of all validation images, as `eval_net.py` prints them; the training
+accuracy is that of the log's last row, on augmented images and the labels that training saw. `-f0.1` says that a
+network saw a tenth of the training images of each class, `-s1` that all labels were shuffled among the images. Where
+the file's iteration is not the last of its training, it is the snapshot of that iteration.
 
 This page is written by `python -m model_weights.catalogue`.
 
