@@ -1,8 +1,10 @@
 """What stitches are likely to cost, in seconds and bytes: enough to cut the work, and to say what is ahead."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from src.metrics import METRICS
 from src.stitching import Geometry, StitchSpec
 from src.stitching.cka import can_share, cka_group
 
@@ -10,6 +12,7 @@ START = 3.0  # seconds until a bundle's first batch: networks and images are loa
 TAIL = 0.5  # of the end network runs behind a stitch, as a mean over its layers
 STEP = 8e-4  # seconds that a stitch takes beside the networks, in each training step
 GPU_STEP = 5e-5  # the same on a GPU, where it is one of a chunk and the step is launched as a whole
+PAIRED = 6e3  # float operations that a metric takes for each pair of images, where it holds all against all
 MAPS = 7  # matrices in a result
 HEAD = 12_000  # bytes of a result beside its matrices
 
@@ -73,6 +76,16 @@ def stitch_operations(spec: StitchSpec, geometry: Geometry, images: int) -> floa
 def gram_operations(features: int, images: int) -> float:
     """What the Gram matrices of images of some layers multiply, of `features` together."""
     return float(features) * images**2
+
+
+def paired_operations(metrics: Iterable[str], view: str | None, images: int) -> float:
+    """What metrics take for one pair of layers that hold all images against all: those of features, or of their rows.
+
+    As measured from 250 to 1,000 images, a mean over metrics; decompositions grow faster beyond.
+    """
+    known = [METRICS[name] for name in metrics if name in METRICS]
+    alike = [one for one in known if one.view(view) == "images" and one.needs not in ("gram", "difference")]
+    return PAIRED * len(alike) * images**2
 
 
 def own_bytes(spec: StitchSpec, geometry: Geometry, costs: Costs) -> int:

@@ -29,6 +29,7 @@ from src.studies.estimate import (
     gram_operations,
     own_bytes,
     own_seconds,
+    paired_operations,
     shared_seconds,
 )
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
@@ -165,8 +166,10 @@ class PairWork:
             made = sum(self._alike_seconds(spec, layer, count, about["images"]) for layer in fronts)
         sides = zip(self.sides, (spec.front_layers, spec.end_layers), strict=True)
         features = sum(math.prod(seen.output(layer).shape) for seen, layers in sides for layer in layers)
-        cells = len(fronts) * len(ends) * len(table.metrics)
+        couples = len(fronts) * len(ends)
+        cells = couples * len(table.metrics)
         seconds = count * (self.costs.front + self.costs.end) * (1 + 0.02 * cells)
+        seconds += couples * paired_operations(spec.metrics, spec.view, count) / self.costs.products
         if any(METRICS[name].needs == "gram" for name in spec.metrics if name in METRICS):
             seconds += gram_operations(features, count) * min(1, (spec.group_at or count) / count) / self.costs.products
         size = 4000 + 100 * cells + 4 * features * count * spec.save

@@ -11,7 +11,7 @@ import src.stitching.run
 import src.studies.pair_work
 from src.stitching import Geometry, StitchSpec
 from src.studies.declared import texts_of
-from src.studies.estimate import stitch_operations
+from src.studies.estimate import PAIRED, paired_operations, stitch_operations
 from src.studies.plan import make_plan
 from src.studies.schema import Study
 from src.studies.store import Store
@@ -147,6 +147,14 @@ def test_the_estimate_knows_what_similarity_multiplies() -> None:
     groups = 4_000_000_000 // (4 * 2 * 14_400)  # images of both sides that fit into memory
     flat = stitch_operations(spec, Geometry(wide, wide, flatten=True), 100_000)
     assert flat == pytest.approx(100_000 * groups * 5 * 14_400)
+
+
+def test_metrics_that_hold_all_images_against_all_are_priced_by_their_pairs() -> None:
+    """Gram sums and differences are not, nor what is summed over positions; one of your own has no price."""
+    metrics = ["cka", "l2", "procrustes", "rsa", "mine.py:metric"]
+    assert paired_operations(metrics, "images", 100) == 2 * PAIRED * 100**2
+    assert paired_operations(metrics, "channels", 100) == PAIRED * 100**2  # rsa has no other view
+    assert paired_operations(["cka", "l2"], None, 100) == 0
 
 
 # what is put in place of what in GOOD, and the line about too many
