@@ -48,12 +48,18 @@ def panels(
 
 
 def side_by_side(
-    shown: Mapping[str, tuple[Sequence[str], Sequence[Series]]], *, title: str, x: str, y: str, note: str
+    shown: Mapping[str, tuple[Sequence[str], Sequence[Series]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    note: str,
+    one_scale: bool = True,
 ) -> Figure:
     """Panels of lines over places of their own, {heading: (their names, lines)}, each with its legend."""
     across, down = min(2, len(shown)), math.ceil(len(shown) / 2)
     figure = new_figure(4.8 * across, 0.6 + 3.6 * down, title)
-    grid: Any = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+    grid: Any = figure.subplots(down, across, squeeze=False, sharey=one_scale).ravel()
     for axes, (heading, (names, lines)) in zip(grid, shown.items(), strict=True):
         draw_series(axes, lines)
         axes.set_xticks(range(len(names)), names)

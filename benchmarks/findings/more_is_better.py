@@ -26,9 +26,8 @@ def reduce(runs: Runs) -> dict[str, Frame]:
     Networks of one seed began with the same weights: such pairs are left out, unless their widths differ. An end of
     shuffled labels is no better than chance, so nothing can cost it anything.
     """
-    parts, asked = [], {"fractions": _data, "widths": _width}
-    for study in (name for name in asked if not runs.missing([name])):
-        kind_of = asked[study]
+    parts = []
+    for study, kind_of in {"fractions": _data, "widths": _width}.items():
         found = runs.results(study).stitches
         kinds = {f"{role}_kind": [kind_of(row, role) for row in found.to_dict(orient="records")] for role in ROLES}
         cost = found["accuracy_end"] - found["accuracy_after"]
@@ -114,5 +113,6 @@ def picture(frames: Mapping[str, Frame]) -> Figure:
         title="What a front costs its end, by its data and width",
         x="front",
         y="accuracy lost (points)",
-        note="means over three layers; bars: 95% over networks, from three on",
+        note="means over three layers; bars: 95% over networks, from three on; each panel has its own scale",
+        one_scale=False,
     )

@@ -1,6 +1,7 @@
 """Which measure predicts what a stitch does, and whether so few networks tell the measures apart."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from benchmarks.findings import calibrated
 from benchmarks.findings.drawing import Dots, ladder
 from benchmarks.findings.recognition import VIEWS
 from benchmarks.findings.runs import Runs
-from benchmarks.findings.values import Rows, named, of_correlation, one_order, relative, short_name, spanned
+from benchmarks.findings.values import Rows, named, of_correlation, one_order, plain, relative, short_name, spanned
 from src.metrics import METRICS
 from src.studies.frames import ENDS, NETWORKS, Frame, subsets
 from src.studies.means import jackknife
@@ -21,23 +22,47 @@ PLACE = [*ENDS, "layer"]
 Values = np.ndarray
 
 
+class Group(NamedTuple):
+    """Networks that are held against each other: what they are, and which studies stitch and compare them."""
+
+    title: str
+    stitched: str
+    compared: str
+    layers: str  # as compare_nets.py has them
+
+
+# by what their rows are kept as
+GROUPS = {
+    "": Group("six seeds of Tiny10", "layers", "metrics", "bn*"),
+    "data": Group("Tiny10 of a tenth, half, all images", "fractions", "kinds", "bn3,bn5,bn7"),
+    "widths": Group("ResNet20 of two widths", "widths", "kinds", "layer1.2.add,layer2.2.add,layer3.2.add"),
+}
+STUDIES = tuple(dict.fromkeys((*(name for group in GROUPS.values() for name in group[1:3]), IDENTICAL)))
+
+
 def reduce(runs: Runs) -> dict[str, Frame]:
     """What stitches reach, both ways averaged, and every metric at the same layer: a row a pair and layer.
 
     Columns of metrics are called VIEW METRIC, and their values turned so that more is more alike.
     """
-    stitches = runs.results("layers").stitches
+    identical = on_identical(runs)
+    return {name: _reduce(runs, group).merge(identical, on=PLACE, how="left") for name, group in GROUPS.items()}
+
+
+def _reduce(runs: Runs, group: Group) -> Frame:
+    stitches = runs.results(group.stitched).stitches
     found = both_ways(named(relative(stitches, SCORES.values()), {"layer": "front_layer", **SCORES}))
     files = dict(zip(stitches["front_network"].map(short_name), stitches["front_model"], strict=True))
-    pairs = found[ENDS].drop_duplicates().itertuples(index=False, name=None)
+    comparisons = runs.results(group.compared).comparisons
+    metrics = in_name_order(pd.concat([same_layers(comparisons, view) for view in VIEWS]))
+    metrics = metrics[metrics[ENDS].isin(list(files)).all(axis=1)]
+    pairs = metrics[ENDS].drop_duplicates().itertuples(index=False, name=None)
     known = [(names, (files[names[0]], files[names[1]])) for names in pairs]
-    parts = [same_layers(runs, view) for view in VIEWS]
-    parts.append(calibrated.scores(known, runs.folder / CALIBRATED).assign(view=CALIBRATED))
-    metrics = pd.concat(parts, ignore_index=True)
+    scores = calibrated.scores(known, group.layers, runs.folder / CALIBRATED)
+    metrics = pd.concat([metrics, scores.assign(view=CALIBRATED)], ignore_index=True)
     metrics["column"] = metrics["view"] + " " + metrics["method"]
-    metrics = in_name_order(metrics.rename(columns=dict(zip(NETWORKS, ENDS, strict=True))))
     wide = metrics.pivot(index=PLACE, columns="column", values="value")[list(dict.fromkeys(metrics["column"]))]
-    return {"": found.merge(on_identical(runs), on=PLACE, how="left").merge(wide.reset_index(), on=PLACE)}
+    return found.merge(wide.reset_index(), on=PLACE)
 
 
 def on_identical(runs: Runs) -> Frame:
@@ -57,14 +82,14 @@ def both_ways(frame: Frame) -> Frame:
     return in_name_order(frame).groupby(PLACE, sort=False).mean().reset_index()
 
 
-def same_layers(runs: Runs, view: str) -> Frame:
+def same_layers(comparisons: Frame, view: str) -> Frame:
     """The metrics of layers and their namesakes, of each two networks once."""
-    found = one_order(runs.results("metrics").comparisons)
+    found = one_order(comparisons)
     found = found[(found["layer1"] == found["layer2"]) & (found["view"] == view)]
     signs = [1 if METRICS[name].higher_is_better else -1 for name in found["method"]]
-    names = {network: found[network].map(short_name) for network in NETWORKS}
+    names = {end: found[network].map(short_name) for end, network in zip(ENDS, NETWORKS, strict=True)}
     kept = found.assign(value=found["value"] * signs, layer=found["layer1"], **names)
-    return kept[[*NETWORKS, "layer", "method", "value", "view"]]
+    return kept[[*ENDS, "layer", "method", "value", "view"]]
 
 
 def spearman(scores: Frame, metrics: Frame) -> Values:
@@ -76,10 +101,10 @@ def spearman(scores: Frame, metrics: Frame) -> Values:
 
 
 def within(frame: Frame, score: str, metrics: Sequence[str]) -> Values:
-    """The mean over layers of the correlation between pairs at one layer."""
+    """The mean over layers of the correlation between pairs at one layer; NaN where no layer has one."""
     found = [spearman(part[score], part[metrics]) for _, part in subsets(frame, ["layer"])]
     known = ~np.isnan(found)
-    return np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.where(known.any(0), np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
 
 
 def overall(frame: Frame, score: str, metrics: Sequence[str]) -> Values:
@@ -88,6 +113,7 @@ def overall(frame: Frame, score: str, metrics: Sequence[str]) -> Values:
 
 KINDS = {"within": within, "overall": overall}
 ASKED = [(kind, score) for score in SCORES for kind in KINDS]
+LAST = ("behind the best", "on identically represented inputs")
 
 
 def summary(frame: Frame) -> Frame:
@@ -100,7 +126,7 @@ def summary(frame: Frame) -> Frame:
         rows = rows.assign(
             **{f"{kind} {score}{end}": one for end, one in zip(("", "_low", "_high"), (value, low, high), strict=True)}
         )
-    best = int(rows["within after"].argmax())
+    best = int(np.nanargmax(rows["within after"]))
 
     def behind(part: Frame) -> Values:
         values = within(part, "after", metrics)
@@ -108,20 +134,42 @@ def summary(frame: Frame) -> Frame:
 
     value, half = jackknife(frame, behind)
     rows = rows.assign(behind=value, behind_low=value - half, behind_high=value + half)
-    rows[IDENTICAL] = within(frame.dropna(subset=[IDENTICAL]), IDENTICAL, metrics)
+    known = frame.dropna(subset=[IDENTICAL])
+    rows[IDENTICAL] = within(known, IDENTICAL, metrics) if len(known) else np.nan
     return rows.sort_values("within after", ascending=False, kind="stable")
 
 
 def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
     words = {"within": "within a layer", "overall": "over all layers"}
     head = ["metric", "a row is of", *(f"{words[kind]}, {score}" for kind, score in ASKED)]
-    rows = [[*head, "behind the best", "on identically represented inputs"]]
+    rows = [[*head, *LAST]]
     for row in summary(frames[""]).to_dict(orient="records"):
-        view, _, name = row["metric"].partition(" ")
-        shown = [_spanned(row, f"{kind} {score}") for kind, score in ASKED]
-        behind = "is it" if row["behind"] == 0 else _spanned(row, "behind") + " *" * (row["behind_high"] < 0)
-        rows.append([f"`{name}`", view, *shown, behind, f"{row[IDENTICAL]:.2f}"])
-    return {"predict": rows}
+        rows.append([*_named(row["metric"]), *(_spanned(row, f"{kind} {score}") for kind, score in ASKED), *_last(row)])
+    return {"predict": rows, "predict-others": _others(frames)}
+
+
+def _others(frames: Mapping[str, Frame]) -> Rows:
+    """The same, within a layer, of networks that differ in more than their seed; in the order of the first of them."""
+    found = {
+        name: {row["metric"]: row for row in summary(frames[name]).to_dict(orient="records")} for name in GROUPS if name
+    }
+    rows = [["metric", "a row is of", *(f"{name}: {column}" for name in found for column in (*SCORES, *LAST))]]
+    for metric in next(iter(found.values())):
+        rows.append([*_named(metric)])
+        for row in (part[metric] for part in found.values()):
+            rows[-1] += [*(_spanned(row, f"within {score}") for score in SCORES), *_last(row)]
+    return rows
+
+
+def _named(metric: str) -> tuple[str, str]:
+    """A metric, and what its rows are of."""
+    view, _, name = metric.partition(" ")
+    return f"`{name}`", view
+
+
+def _last(row: Mapping) -> tuple[str, str]:
+    behind = "is it" if row["behind"] == 0 else _spanned(row, "behind") + " *" * (row["behind_high"] < 0)
+    return behind, plain(row[IDENTICAL], scale=1, digits=2)
 
 
 def _spanned(row: Mapping, name: str) -> str:
@@ -129,23 +177,25 @@ def _spanned(row: Mapping, name: str) -> str:
 
 
 def picture(frames: Mapping[str, Frame]) -> Figure:
-    rows = summary(frames[""])
-    names = [f"{name}, {view}" for view, _, name in (metric.partition(" ") for metric in rows["metric"])]
-    titles = {"within": "between pairs at one layer", "overall": "over all layers and pairs"}
-    shown = {
-        title: (
+    """A panel a group of networks, metrics in the order of the first."""
+    summaries = {name: summary(frames[name]).set_index("metric") for name in GROUPS}
+    order = list(summaries[""].index)
+    names = [f"{name}, {view}" for view, _, name in (metric.partition(" ") for metric in order)]
+    shown = {}
+    for name, group in GROUPS.items():
+        rows, frame = summaries[name].reindex(order), frames[name]
+        pairs, layers = len(frame[ENDS].drop_duplicates()), frame["layer"].nunique()
+        shown[f"{group.title}\n{pairs} pairs, {layers} layers"] = (
             names,
             [
-                Dots(f"{score} training", *(list(rows[f"{kind} {score}{end}"]) for end in ("", "_low", "_high")))
+                Dots(f"{score} training", *(list(rows[f"within {score}{end}"]) for end in ("", "_low", "_high")))
                 for score in SCORES
             ],
         )
-        for kind, title in titles.items()
-    }
     return ladder(
         shown,
-        title="How well a metric predicts the accuracy of a stitch, six Tiny10 on CIFAR-10",
+        title="How well a metric predicts the accuracy of a stitch, between pairs at one layer, CIFAR-10",
         x="Spearman's rank correlation",
-        note="15 pairs of networks, both ways averaged, 8 layers; bars: 95% intervals over networks",
+        note="both ways averaged, means over layers; bars: 95% intervals over networks",
         ends=(-1, 1),
     )

@@ -39,7 +39,7 @@ class Section:
     minutes: float = 0.0
 
 
-BLOCKS, MEASURED = ("architectures", "families"), ("layers", "metrics", predict.IDENTICAL)
+BLOCKS, KINDS = ("architectures", "families"), ("fractions", "widths")
 SECTIONS = {
     section.name: section
     for section in (
@@ -47,10 +47,10 @@ SECTIONS = {
         Section(2, "part-ways", ("layers", "objectives"), part_ways.reduce, part_ways.tables, part_ways.picture),
         Section(3, "starts", ("starts",), starts.reduce, starts.tables, starts.picture),
         Section(4, "ranks", ("ranks",), ranks.reduce, ranks.tables, ranks.picture, 3),
-        Section(5, "predict", MEASURED, predict.reduce, predict.tables, predict.picture, 6),
+        Section(5, "predict", predict.STUDIES, predict.reduce, predict.tables, predict.picture, 6),
         Section(6, "architectures", BLOCKS, architectures.reduce, architectures.tables, architectures.picture),
         Section(7, "mislead", (), mislead.reduce, mislead.tables, mislead.picture, 10),
-        Section(8, "data", ("fractions",), more_is_better.reduce, more_is_better.tables, more_is_better.picture),
+        Section(8, "data", KINDS, more_is_better.reduce, more_is_better.tables, more_is_better.picture),
         Section(9, "recognition", ("metrics",), recognition.reduce, recognition.tables, recognition.picture, 15),
     )
 }

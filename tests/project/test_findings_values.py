@@ -73,7 +73,11 @@ def test_a_metric_that_orders_pairs_as_the_score_is_the_best_and_one_that_turns_
     assert list(rows.index) == ["v good", "v turned"]
     assert rows.loc["v good", "within after"] == pytest.approx(1) and rows.loc["v good", "behind"] == 0
     assert rows.loc["v turned", "behind_high"] < 0 and rows.loc["v turned", "within after"] == pytest.approx(-1)
-    assert predict.tables({"": scored()})["predict"][2][6].endswith(" *")
+    tables = predict.tables(dict.fromkeys(predict.GROUPS, scored()))
+    assert tables["predict"][2][6].endswith(" *")
+    head, good, turned = tables["predict-others"]
+    assert good[:2] == ["`good`", "v"] and good[4] == good[8] == "is it" and turned[4] == tables["predict"][2][6]
+    assert head[2:6] == ["data: after", "data: before", "data: behind the best", f"data: {predict.LAST[1]}"]
 
 
 def test_intervals_of_correlations_stay_below_one() -> None:
@@ -122,6 +126,6 @@ def test_calibrated_scores_are_of_layers_with_their_namesakes(tmp_path, monkeypa
     monkeypatch.setattr(calibrated.compare_nets, "main", compare)
     monkeypatch.setattr(calibrated.results, "read", lambda path: {"calibrated": {"frame": frame}})
     for _ in range(2):  # what is there is not made again
-        found = calibrated.scores([(("x", "y"), ("x.pt", "y.pt"))], tmp_path)
+        found = calibrated.scores([(("x", "y"), ("x.pt", "y.pt"))], "a,b", tmp_path)
     assert found[["layer", "value"]].to_numpy().tolist() == [["a", 0.5]] and len(made) == 1
-    assert made[0][:2] == ["x.pt", "y.pt"] and "--calibrate" in made[0]
+    assert made[0][:4] == ["x.pt", "y.pt", "a,b", "a,b"] and "--calibrate" in made[0]
