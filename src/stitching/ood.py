@@ -1,5 +1,6 @@
 """Whether what a stitch hands on looks like what the end network's layers are used to."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,16 +58,16 @@ def _at(cuts: CutNetworks, layer: str, sewn: Mapping[str, Sewn], train: Split, v
     feed([own], train, usual.add_own, title="their usual distances")
     centres = {place: float(np.median(values)) for place, values in usual.own().items()}
     seen = _Distances(reference, dict.fromkeys(sewn))
+    parts = {name: cuts.downstream(layer, stitch)[1] for name, (_, stitch) in sewn.items()}
 
     def look(images: Tensor) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         fronts = cuts.front_activations([spec for spec, _ in sewn.values()], images)
         stitched = {}
         for name, (spec, stitch) in sewn.items():
-            _, part = cuts.downstream(layer, stitch)
             activation = cuts.stitched(spec, stitch, fronts)
             if len(activation) != len(images):
                 activation = activation.expand(len(images), *activation.shape[1:]).contiguous()
-            stitched[name] = dict(zip(places, (activation, *part(activation, images)), strict=True))
+            stitched[name] = dict(zip(places, (activation, *parts[name](activation, images)), strict=True))
         return own(images), stitched
 
     feed([look], val, lambda both: seen.add(*both), title="distances of stitched activations")
@@ -106,20 +107,21 @@ class _Distances:
 
     def __init__(self, reference: _Reference, stitches: Mapping[str, Any]) -> None:
         self.reference = reference
-        self._own: dict[str, list[Tensor]] = {}
-        self._stitched: dict[str, dict[str, list[Tensor]]] = {name: {} for name in stitches}
+        # plain numbers: small tensors, kept between the large ones of each batch, would pin what these have left
+        self._own: dict[str, array] = {}
+        self._stitched: dict[str, dict[str, array]] = {name: {} for name in stitches}
         self._squares: dict[tuple[str, str], Tensor] = {}
         self._spread: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def add_own(self, outputs: Mapping[str, Tensor]) -> None:
         self._add(self._own, outputs)
 
-    def _add(self, kept: dict[str, list[Tensor]], outputs: Mapping[str, Tensor]) -> None:
+    def _add(self, kept: dict[str, array], outputs: Mapping[str, Tensor]) -> None:
         for place, x in outputs.items():
             if place in self.reference.whitening:
-                kept.setdefault(place, []).append(self.reference.distances(place, x))
+                kept.setdefault(place, array("d")).extend(self.reference.distances(place, x).tolist())
             if place == LOGITS:
-                kept.setdefault(ENERGY, []).append(self.reference.task.energy(as_float64(x)))
+                kept.setdefault(ENERGY, array("d")).extend(self.reference.task.energy(as_float64(x)).tolist())
 
     def add(self, own: Mapping[str, Tensor], stitched: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.add_own(own)
@@ -134,12 +136,12 @@ class _Distances:
                 self._squares[name, place] = self._squares.get((name, place), torch.zeros_like(square)) + square
 
     def own(self) -> dict[str, np.ndarray]:
-        return {place: torch.cat(parts).cpu().numpy() for place, parts in self._own.items()}
+        return {place: np.array(values) for place, values in self._own.items()}
 
     def scores(self, name: str, centres: Mapping[str, float]) -> Scores:
         by_place = {}
         for place, own in self.own().items():
-            stitched = torch.cat(self._stitched[name][place]).cpu().numpy()
+            stitched = np.array(self._stitched[name][place])
             own_score, score = np.abs(own - centres[place]), np.abs(stitched - centres[place])
             key = LOGITS if place == ENERGY else place
             total, squares, n = self._spread[key]

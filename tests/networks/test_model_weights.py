@@ -19,6 +19,7 @@ DOWNLOADED = [path for path in FILES if DATASETS[str(checkpoints.load(path).data
 LEAST = {
     "Tiny10/CIFAR10": 0.86,
     "ResNet20_w1/CIFAR10": 0.89,
+    "ResNet20_w2/CIFAR10": 0.91,
     "Tiny10/MNIST": 0.99,
     "LeNet/MNIST": 0.985,
     "Tiny10/Digits": 0.99,
@@ -45,7 +46,7 @@ def name(path: Path) -> str:
 
 def test_the_table_lists_the_files_and_they_are_small() -> None:
     assert list(table()) == FILES
-    assert sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file()) < 20e6
+    assert sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file()) < 30e6
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
