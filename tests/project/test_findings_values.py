@@ -80,6 +80,14 @@ def test_a_metric_that_orders_pairs_as_the_score_is_the_best_and_one_that_turns_
     assert head[2:6] == ["data: after", "data: before", "data: behind the best", f"data: {predict.LAST[1]}"]
 
 
+def test_a_metric_without_a_value_and_inputs_that_were_not_made_have_no_number() -> None:
+    frame = scored().assign(**{"v none": np.nan, predict.IDENTICAL: np.nan})
+    row = predict.summary(frame).set_index("metric").loc["v none"]
+    assert np.isnan(row["within after"]) and np.isnan(row["behind"])
+    none = predict.tables(dict.fromkeys(predict.GROUPS, frame))["predict-others"][3]
+    assert none == ["`none`", "v", *[""] * 8]
+
+
 def test_intervals_of_correlations_stay_below_one() -> None:
     low, high = of_correlation(np.array([0.95, 0.0]), np.array([0.3, 0.1]))
     assert -1 < low[0] < 0.95 < high[0] < 1 and (low[1], high[1]) == pytest.approx((-np.tanh(0.1), np.tanh(0.1)))
