@@ -1,8 +1,6 @@
 """Whether what a stitch hands on looks like what the end network's layers are used to."""
 
-from array import array
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import scipy
@@ -54,10 +52,10 @@ def _at(cuts: CutNetworks, layer: str, sewn: Mapping[str, Sewn], train: Split, v
     reference = _Reference(layers, train.spec.task)
     feed([own], train, reference.learn, title=f"end's activations from {layer or 'output'} on")
     reference.merge()
-    usual = _Distances(reference, {})
+    usual = _Distances(reference, {}, len(train))
     feed([own], train, usual.add_own, title="their usual distances")
-    centres = {place: float(np.median(values)) for place, values in usual.own().items()}
-    seen = _Distances(reference, dict.fromkeys(sewn))
+    centres = {place: float(np.median(values)) for place, values in usual.own.read().items()}
+    seen = _Distances(reference, sewn, len(val))
     parts = {name: cuts.downstream(layer, stitch)[1] for name, (_, stitch) in sewn.items()}
 
     def look(images: Tensor) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -102,26 +100,45 @@ class _Reference:
         return (rows @ self.whitening[name]).square().sum(1).view(len(x), -1).mean(1)
 
 
+class _Kept:
+    """A number of each image at each place, in one tensor a place, made at the first batch.
+
+    Small tensors, kept between the large ones of every batch, would pin what these have left, and plain numbers would
+    wait for the GPU at each.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self._kept: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, place: str, values: Tensor) -> None:
+        kept, seen = self._kept.get(place) or (values.new_empty(self.images), 0)
+        kept[seen : seen + len(values)] = values
+        self._kept[place] = kept, seen + len(values)
+
+    def read(self) -> dict[str, np.ndarray]:
+        return {place: kept[:seen].cpu().numpy() for place, (kept, seen) in self._kept.items()}
+
+
 class _Distances:
     """Distances image by image, of end's own activations and of stitched ones, and how far these are from those."""
 
-    def __init__(self, reference: _Reference, stitches: Mapping[str, Any]) -> None:
+    def __init__(self, reference: _Reference, stitches: Iterable[str], images: int) -> None:
         self.reference = reference
-        # plain numbers: small tensors, kept between the large ones of each batch, would pin what these have left
-        self._own: dict[str, array] = {}
-        self._stitched: dict[str, dict[str, array]] = {name: {} for name in stitches}
+        self.own = _Kept(images)
+        self._stitched = {name: _Kept(images) for name in stitches}
         self._squares: dict[tuple[str, str], Tensor] = {}
         self._spread: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def add_own(self, outputs: Mapping[str, Tensor]) -> None:
-        self._add(self._own, outputs)
+        self._add(self.own, outputs)
 
-    def _add(self, kept: dict[str, array], outputs: Mapping[str, Tensor]) -> None:
+    def _add(self, kept: _Kept, outputs: Mapping[str, Tensor]) -> None:
         for place, x in outputs.items():
             if place in self.reference.whitening:
-                kept.setdefault(place, array("d")).extend(self.reference.distances(place, x).tolist())
+                kept.add(place, self.reference.distances(place, x))
             if place == LOGITS:
-                kept.setdefault(ENERGY, array("d")).extend(self.reference.task.energy(as_float64(x)).tolist())
+                kept.add(ENERGY, self.reference.task.energy(as_float64(x)))
 
     def add(self, own: Mapping[str, Tensor], stitched: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.add_own(own)
@@ -135,13 +152,11 @@ class _Distances:
                 square = (as_float64(x) - as_float64(own[place])).square().flatten(1).mean(1).sum()
                 self._squares[name, place] = self._squares.get((name, place), torch.zeros_like(square)) + square
 
-    def own(self) -> dict[str, np.ndarray]:
-        return {place: np.array(values) for place, values in self._own.items()}
-
     def scores(self, name: str, centres: Mapping[str, float]) -> Scores:
         by_place = {}
-        for place, own in self.own().items():
-            stitched = np.array(self._stitched[name][place])
+        stitched_at = self._stitched[name].read()
+        for place, own in self.own.read().items():
+            stitched = stitched_at[place]
             own_score, score = np.abs(own - centres[place]), np.abs(stitched - centres[place])
             key = LOGITS if place == ENERGY else place
             total, squares, n = self._spread[key]

@@ -155,7 +155,7 @@ def test_distances_from_the_usual(fake) -> None:
     reference, outputs = _Reference(["bn3"], task), {"bn3": torch.zeros(4, 3, 2, 2, device=CUDA)}
     reference.learn(outputs)
     reference.whitening["bn3"] = torch.zeros(3, 3, dtype=torch.float64, device=CUDA)
-    seen = _Distances(reference, {"one": None})
+    seen = _Distances(reference, ["one"], 4)
     outputs[""] = torch.zeros(4, 10, device=CUDA)
     seen.add(outputs, {"one": outputs})
 
@@ -188,7 +188,7 @@ def test_apples_gpus_hand_float32_to_the_processor(fake, monkeypatch: pytest.Mon
         outputs = {"bn3": torch.zeros(4, 3, 2, 2, device="mps"), "": torch.zeros(4, 10, device="mps")}
         reference.sums["bn3"] = Sums(3, "mps")
         reference.whitening["bn3"] = torch.zeros(3, 3, dtype=torch.float64)
-        _Distances(reference, {"one": None}).add(outputs, {"one": outputs})
+        _Distances(reference, ["one"], 4).add(outputs, {"one": outputs})
         geometry = cuts_of(StitchSpec("bn3", "bn3")).geometry(StitchSpec("bn3", "bn3").cut)
         size = geometry.inputs
         own = PairedMoments(size, size, x.device)

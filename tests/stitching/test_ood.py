@@ -18,7 +18,7 @@ from src.metrics.algebra.moments import Affine
 from src.networks.checkpoints import load
 from src.stitching import ConstantStitch, ControlSpec, CutNetworks, StitchLayer, StitchSpec
 from src.stitching.controls import prepare_controls
-from src.stitching.ood import Scores, _Reference, auroc, out_of_distribution
+from src.stitching.ood import Scores, _Kept, _Reference, auroc, out_of_distribution
 from tests.toy import SIZE
 
 SAMPLE = torch.zeros(2, 1, SIZE, SIZE)
@@ -183,3 +183,12 @@ def test_later_layers_are_laid_out_as_was_asked(toy: Path) -> None:
     names, _ = cuts.downstream("bn1")
     assert "conv2" in names
     assert cuts.outputs("end", ["conv2"], SAMPLE)["conv2"].shape == (2, SIZE, 3, SIZE)
+
+
+def test_what_is_kept_of_images_lies_in_one_tensor_a_place() -> None:
+    kept, addresses = _Kept(5), []
+    for images in (2, 2, 1):
+        kept.add("x", torch.full((images,), float(images)))
+        addresses += [values.data_ptr() for values, _ in kept._kept.values()]
+    assert len(addresses) == 3 and len(set(addresses)) == 1
+    assert kept.read()["x"].tolist() == [2, 2, 2, 2, 1]
