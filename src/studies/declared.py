@@ -113,7 +113,8 @@ def check_count(tables: list[Declared]) -> None:
 def _check_pairs(table: Declared) -> None:
     """The same for the pairs of networks alone, before they are made."""
     networks, pairs = len(networks_of(table)), _asked_pairs(table)[1]
-    count = len(pairs) if isinstance(pairs, list) else networks if pairs == "self" else networks * (networks - 1)
+    counts = {"all": networks * (networks - 1), "once": networks * (networks - 1) // 2, "self": networks}
+    count = len(pairs) if isinstance(pairs, list) else counts[pairs]
     if count > MOST:
         each = {"networks": networks, "others of each": networks - 1}
         what = each if pairs == "all" else {"pairs of networks": count}
@@ -186,9 +187,10 @@ def pairs_of(table: Declared) -> Iterator[tuple[Pair, Place]]:
         return
     if len(networks) < 2:
         where = _asked_networks(table)[0]
-        raise table.study.document.complaint(where, 'pairs = "all" needs two networks or more; "self" needs one')
+        raise table.study.document.complaint(where, f'pairs = "{pairs}" needs two networks or more; "self" needs one')
     order = {one: number for number, one in enumerate(networks)}
-    for one, other in itertools.permutations(networks, 2):
+    ordered = itertools.combinations if pairs == "once" else itertools.permutations
+    for one, other in ordered(networks, 2):
         yield (one, other), networks[max(one, other, key=order.__getitem__)]
 
 

@@ -17,7 +17,7 @@ from src.stitching.options import OPTIONS
 from src.stitching.stitch_spec import PRECISIONS
 from src.studies.toml import Document
 
-PAIRS = ("all", "self")
+PAIRS = ("all", "once", "self")
 LAYER_PAIRS = ("all", "zip")
 
 

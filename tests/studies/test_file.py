@@ -9,6 +9,7 @@ import pytest
 
 import src.stitching.run
 import src.studies.pair_work
+from src.core.errors import UserError
 from src.stitching import Geometry, StitchSpec
 from src.studies.declared import texts_of
 from src.studies.estimate import PAIRED, paired_operations, stitch_operations
@@ -217,6 +218,16 @@ def test_networks_of_a_table_stand_in_for_listed_pairs_of_the_study(toy) -> None
     (toy / "s.toml").write_text(text + 'networks = ["b3.pt", "b5.pt"]\n')
     pairs = [bundle.pair for bundle in make_plan(Study(toy / "s.toml")).bundles]
     assert pairs == [("a3.pt", "b3.pt"), ("b3.pt", "b5.pt"), ("b5.pt", "b3.pt")]
+
+
+def test_two_networks_once_are_in_the_order_in_which_they_are_named(toy) -> None:
+    text = 'networks = ["b5.pt", "[ab]3.pt"]\npairs = "once"\n[compare]\nlayers = "bn1"\nmetrics = "cka"\n'
+    (toy / "s.toml").write_text(text)
+    pairs = [bundle.pair for bundle in make_plan(Study(toy / "s.toml")).bundles]
+    assert pairs == [("b5.pt", "a3.pt"), ("b5.pt", "b3.pt"), ("a3.pt", "b3.pt")]
+    (toy / "s.toml").write_text(text.replace(', "[ab]3.pt"', ""))
+    with pytest.raises(UserError, match='pairs = "once" needs two networks or more'):
+        make_plan(Study(toy / "s.toml"))
 
 
 @pytest.mark.parametrize(
