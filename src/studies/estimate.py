@@ -31,15 +31,23 @@ class Costs:
     products: float
     step: float = STEP
 
+    def trained_on(self, spec: StitchSpec) -> int:
+        """How many images a stitch is trained on: all, or the fixed subset that it says."""
+        return min(spec.inputs.images or self.train, self.train)
+
 
 def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
     """What stitches that train together pay once: both networks on the images of all epochs, moments, and scores."""
-    epoch = (costs.train + costs.val) * costs.front
-    moments = costs.train * (costs.front + costs.end) if spec.needs_train_moments else 0.0
-    made = 0.0
-    if spec.inputs.steps:
-        made = alike_seconds(costs, min(spec.inputs.images, costs.train), spec.inputs.steps)
-    return spec.epochs * epoch + moments + made + 2 * costs.val * (costs.front + costs.end)
+    images = costs.trained_on(spec)
+    training = spec.epochs * images * costs.front
+    validation = min(1, _validations(spec)) * costs.val * costs.front  # what comes of it is kept
+    moments = images * (costs.front + costs.end) if spec.needs_train_moments else 0.0
+    return training + validation + moments + 2 * costs.val * (costs.front + costs.end)
+
+
+def _validations(spec: StitchSpec) -> int:
+    """Passes over validation images that are not the final scoring, which stands for the last."""
+    return max(0, spec.epochs - 1)
 
 
 def alike_seconds(costs: Costs, images: int, steps: int) -> float:
@@ -52,12 +60,12 @@ def own_seconds(spec: StitchSpec, costs: Costs, others: int, geometry: Geometry 
 
     geometry: where CKA is asked for.
     """
-    tail = TAIL * costs.end
-    steps = spec.epochs * (costs.train // spec.batch_size) * costs.step
-    training = spec.epochs * costs.train * 3 * tail + steps
+    tail, images = TAIL * costs.end, costs.trained_on(spec)
+    steps = spec.epochs * (images // spec.batch_size) * costs.step
+    training = spec.epochs * images * 3 * tail + steps
     scoring = costs.val * tail
     similarity = stitch_operations(spec, geometry, costs.val) / costs.products if geometry else 0.0
-    return (1 + others) * training + spec.epochs * scoring + (3 + others) * scoring + similarity
+    return (1 + others) * training + (_validations(spec) + 3 + others) * scoring + similarity
 
 
 def stitch_operations(spec: StitchSpec, geometry: Geometry, images: int) -> float:
@@ -90,7 +98,7 @@ def paired_operations(metrics: Iterable[str], view: str | None, images: int) -> 
 
 def own_bytes(spec: StitchSpec, geometry: Geometry, costs: Costs) -> int:
     """The size of a result file: its maps, and those that were kept in training."""
-    steps = costs.train // spec.batch_size
+    steps = costs.trained_on(spec) // spec.batch_size
     kept = 2 + math.ceil(steps / spec.save_frequency) if spec.epochs else 1
     return HEAD + 4 * (MAPS + kept) * (geometry.inputs + 1) * geometry.outputs
 

@@ -124,6 +124,9 @@ class PairWork:
         name = stitch_key(spec, geometry, self.about | {"asked": extras}) if extras else key
         others = self._other_controls(spec, geometry)
         seconds = own_seconds(spec, self.costs, others, geometry if self.settings.similarity else None)
+        if spec.inputs.steps:
+            count, train = self.costs.trained_on(spec), self.about["images"][0]
+            seconds += self._alike_seconds(spec.front_layer, count, spec.iri_steps, train)
         self.items.append(_Priced(Item(name, key, spec), seconds, own_bytes(spec, geometry, self.costs)))
 
     def _check_matched(self, spec: StitchSpec) -> None:
@@ -146,7 +149,7 @@ class PairWork:
 
     def _other_controls(self, spec: StitchSpec, geometry: Geometry) -> int:
         """How many controls are sewn for a stitch that were not for one before it."""
-        sewn = control_specs(geometry, spec, self.settings.controls, self.costs.train)
+        sewn = control_specs(geometry, spec, self.settings.controls, self.costs.trained_on(spec))
         before = len(self.sewn)
         self.sewn.update(one for some in sewn.values() for one in some)
         return len(self.sewn) - before
@@ -162,8 +165,8 @@ class PairWork:
         name, key = spec.names(**about)
         made = 0.0
         if spec.on == IDENTICAL:
-            count = min(count, spec.iri_images)
-            made = sum(self._alike_seconds(spec, layer, count, about["images"]) for layer in fronts)
+            count, (images,) = min(count, spec.iri_images), about["images"]
+            made = sum(self._alike_seconds(layer, count, spec.iri_steps, images) for layer in fronts)
         sides = zip(self.sides, (spec.front_layers, spec.end_layers), strict=True)
         features = sum(math.prod(seen.output(layer).shape) for seen, layers in sides for layer in layers)
         couples = len(fronts) * len(ends)
@@ -188,10 +191,9 @@ class PairWork:
         usual = {"iri_images": IMAGES, "iri_steps": STEPS}
         return {"on": table.on} | {name: usual[name] if value is None else value for name, value in asked.items()}
 
-    def _alike_seconds(self, spec: CompareSpec, layer: str, count: int, images: list[str]) -> float:
+    def _alike_seconds(self, layer: str, count: int, steps: int, images: str) -> float:
         """What inputs take that a layer cannot tell apart, which are made once for all results of a study."""
-        weights, steps = self.about["weights"][0], spec.iri_steps
-        first = self.cache.is_first("iri", weights, layer, count, steps, *images)
+        first = self.cache.is_first("iri", self.about["weights"][0], layer, count, steps, images)
         return alike_seconds(self.costs, count, steps) if first else 0.0
 
     def surroundings(self, split: str) -> tuple[dict[str, Any], int]:
@@ -225,14 +227,15 @@ class PairWork:
         for same in groups.values():
             firsts = {_course(one): one.item.spec for one in same[0]}.values()
             shared = sum(shared_seconds(spec, self.costs) for spec in firsts if isinstance(spec, StitchSpec))
-            spent += shared
+            begun = False  # whether what is shared is paid in the bundle that grows
             for several in same:
                 seconds = sum(one.seconds for one in several)
-                if held and spent + seconds > limit:
+                more = seconds if begun else shared + seconds
+                if held and spent + more > limit:
                     yield Bundle.of(self.pair, self.settings, held, spent)
-                    held, spent = [], START + shared
+                    held, spent, more = [], START, shared + seconds
                 held += [one.item for one in several]
-                spent += seconds
+                spent, begun = spent + more, True
         if held:
             yield Bundle.of(self.pair, self.settings, held, spent)
 

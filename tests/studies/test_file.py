@@ -3,6 +3,7 @@
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ import src.studies.pair_work
 from src.core.errors import UserError
 from src.stitching import Geometry, StitchSpec
 from src.studies.declared import texts_of
-from src.studies.estimate import PAIRED, paired_operations, stitch_operations
+from src.studies.estimate import (
+    PAIRED,
+    START,
+    Costs,
+    own_seconds,
+    paired_operations,
+    shared_seconds,
+    stitch_operations,
+)
 from src.studies.plan import make_plan
 from src.studies.schema import Study
 from src.studies.store import Store
@@ -148,6 +157,28 @@ def test_the_estimate_knows_what_similarity_multiplies() -> None:
     groups = 4_000_000_000 // (4 * 2 * 14_400)  # images of both sides that fit into memory
     flat = stitch_operations(spec, Geometry(wide, wide, flatten=True), 100_000)
     assert flat == pytest.approx(100_000 * groups * 5 * 14_400)
+
+
+def test_the_estimate_counts_the_images_that_a_stitch_is_trained_on() -> None:
+    costs = Costs(1e-3, 2e-3, train=3000, val=500, products=1e9)
+    plain = StitchSpec("", "", epochs=5, target_type="match_later")
+    few = replace(plain, train_on="iri", iri_images=100)
+    for price in (shared_seconds, partial(own_seconds, others=2, geometry=None)):
+        assert price(few, costs=costs) == price(plain, costs=replace(costs, train=100)) < price(plain, costs=costs)
+    assert costs.trained_on(plain) == costs.trained_on(replace(few, iri_images=4000)) == 3000
+    # 5 epochs and moments of none; validation images once, and twice through both networks when all is scored
+    assert shared_seconds(plain, costs) == pytest.approx(5 * 3 + 0.5 + 2 * 1.5)
+
+
+def test_what_stitches_share_is_paid_once_in_each_part_of_the_work(toy, monkeypatch) -> None:
+    for name, seconds in (("shared_seconds", 10.0), ("own_seconds", 1.0)):
+        monkeypatch.setattr(src.studies.pair_work, name, lambda *about, seconds=seconds: seconds)
+    text = 'pairs = [["a3.pt", "b5.pt"]]\nseeds = [0, 1]\n{}[stitch]\nlayers = "bn1"\ninit = ["ps_inv", "random"]\n'
+    found = []
+    for number, minutes in enumerate(("", "minutes = 0.2\n")):
+        Path(f"s{number}.toml").write_text(text.format(minutes))
+        found.append([bundle.seconds for bundle in make_plan(Study(Path(f"s{number}.toml"))).bundles])
+    assert found == [[START + 2 * (10 + 2)], 4 * [START + 10 + 1]]
 
 
 def test_metrics_that_hold_all_images_against_all_are_priced_by_their_pairs() -> None:

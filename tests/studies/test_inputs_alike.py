@@ -156,6 +156,15 @@ def test_a_plan_says_what_it_is_compared_on_and_what_that_takes() -> None:
     assert first[1] != same[1] and first[0] > 10 * same[0]  # the second finds what the first has made
 
 
+def test_of_stitches_that_are_trained_on_the_same_inputs_the_first_is_to_pay_for_them() -> None:
+    one, other = DIGITS
+    table = f'[stitch]\nlayers = "bn5"\ntarget_type = "match_later"\nepochs = 1\ntrain_on = "iri"\n{IRI}'
+    table = table.replace('on = "iri"\niri', "iri").replace("= 3\n", "= 20000\n")
+    Path("s.toml").write_text(f'dataset = "digits"\npairs = {json.dumps([[one, other], [one, one]])}\n{table}')
+    found = {bundle.pair: bundle.seconds for bundle in make_plan(Study(Path("s.toml"))).bundles}
+    assert found[one, other] > 10 * found[one, one]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
