@@ -89,8 +89,8 @@ def ladder(
     ends: tuple[float, float],
 ) -> Figure:
     """Panels side by side: names from top to bottom, and for each its values from left to right, between `ends`."""
-    rows = max(len(names) for names, _ in shown.values())
-    figure = new_figure(4.6 * len(shown) + 1.2, 1.6 + 0.25 * rows, title)
+    rows = max(len(names) * max(2, len(series)) for names, series in shown.values())
+    figure = new_figure(4.6 * len(shown) + 1.2, 1.6 + 0.125 * rows, title)
     grid: Any = figure.subplots(1, len(shown), squeeze=False).ravel()
     entries = {}
     for axes, (heading, (names, series)) in zip(grid, shown.items(), strict=True):

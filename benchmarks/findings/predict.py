@@ -1,6 +1,7 @@
 """Which measure predicts what a stitch does, and whether so few networks tell the measures apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from benchmarks.findings import calibrated
 from benchmarks.findings.drawing import Dots, ladder
 from benchmarks.findings.recognition import VIEWS
 from benchmarks.findings.runs import Runs
-from benchmarks.findings.values import Rows, named, of_correlation, one_order, plain, relative, short_name, spanned
+from benchmarks.findings.values import Rows, named, of_correlation, one_order, relative, short_name, spanned
 from src.metrics import METRICS
 from src.studies.frames import ENDS, NETWORKS, Frame, subsets
 from src.studies.means import jackknife
@@ -113,6 +114,11 @@ def overall(frame: Frame, score: str, metrics: Sequence[str]) -> Values:
 
 KINDS = {"within": within, "overall": overall}
 ASKED = [(kind, score) for score in SCORES for kind in KINDS]
+SHOWN = {
+    "within after": "accuracy\nafter training",
+    "within before": "accuracy\nbefore training",
+    IDENTICAL: "agreement, trained\non identically\nrepresented inputs",
+}
 LAST = ("behind the best", "on identically represented inputs")
 
 
@@ -121,11 +127,7 @@ def summary(frame: Frame) -> Frame:
     metrics = [name for name in frame if " " in name]
     rows = pd.DataFrame({"metric": metrics})
     for kind, score in ASKED:
-        value, half = jackknife(frame, lambda part, kind=kind, score=score: KINDS[kind](part, score, metrics))
-        low, high = of_correlation(value, half)
-        rows = rows.assign(
-            **{f"{kind} {score}{end}": one for end, one in zip(("", "_low", "_high"), (value, low, high), strict=True)}
-        )
+        rows = _with_interval(rows, f"{kind} {score}", frame, partial(KINDS[kind], score=score, metrics=metrics))
     best = int(np.nanargmax(rows["within after"]))
 
     def behind(part: Frame) -> Values:
@@ -135,8 +137,15 @@ def summary(frame: Frame) -> Frame:
     value, half = jackknife(frame, behind)
     rows = rows.assign(behind=value, behind_low=value - half, behind_high=value + half)
     known = frame.dropna(subset=[IDENTICAL])
-    rows[IDENTICAL] = within(known, IDENTICAL, metrics) if len(known) else np.nan
+    rows = _with_interval(rows, IDENTICAL, known, partial(within, score=IDENTICAL, metrics=metrics))
     return rows.sort_values("within after", ascending=False, kind="stable")
+
+
+def _with_interval(rows: Frame, name: str, frame: Frame, statistic: Callable[[Frame], Values]) -> Frame:
+    """One more column of correlations, a metric each, and two of the ends of their intervals over networks."""
+    value, half = jackknife(frame, statistic) if len(frame) else (np.nan, np.nan)
+    low, high = of_correlation(value, half)
+    return rows.assign(**{name: value, f"{name}_low": low, f"{name}_high": high})
 
 
 def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
@@ -169,7 +178,7 @@ def _named(metric: str) -> tuple[str, str]:
 
 def _last(row: Mapping) -> tuple[str, str]:
     behind = "is it" if row["behind"] == 0 else _spanned(row, "behind") + " *" * (row["behind_high"] < 0)
-    return behind, plain(row[IDENTICAL], scale=1, digits=2)
+    return behind, _spanned(row, IDENTICAL)
 
 
 def _spanned(row: Mapping, name: str) -> str:
@@ -188,14 +197,15 @@ def picture(frames: Mapping[str, Frame]) -> Figure:
         shown[f"{group.title}\n{pairs} pairs, {layers} layers"] = (
             names,
             [
-                Dots(f"{score} training", *(list(rows[f"within {score}{end}"]) for end in ("", "_low", "_high")))
-                for score in SCORES
+                Dots(label, *(list(rows[f"{column}{end}"]) for end in ("", "_low", "_high")))
+                for column, label in SHOWN.items()
             ],
         )
     return ladder(
         shown,
-        title="How well a metric predicts the accuracy of a stitch, between pairs at one layer, CIFAR-10",
+        title="How well a metric predicts what a stitch does, between pairs at one layer, CIFAR-10",
         x="Spearman's rank correlation",
-        note="both ways averaged, means over layers; bars: 95% intervals over networks",
+        note="means over layers (trained on identically represented inputs: three of each panel); "
+        "bars: 95% intervals over networks",
         ends=(-1, 1),
     )

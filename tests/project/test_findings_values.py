@@ -73,7 +73,9 @@ def test_a_metric_that_orders_pairs_as_the_score_is_the_best_and_one_that_turns_
     assert list(rows.index) == ["v good", "v turned"]
     assert rows.loc["v good", "within after"] == pytest.approx(1) and rows.loc["v good", "behind"] == 0
     assert rows.loc["v turned", "behind_high"] < 0 and rows.loc["v turned", "within after"] == pytest.approx(-1)
+    assert rows.loc["v good", predict.IDENTICAL] == pytest.approx(1)
     tables = predict.tables(dict.fromkeys(predict.GROUPS, scored()))
+    assert tables["predict"][2][7].startswith("-1.00 [-1.00, -")
     assert tables["predict"][2][6].endswith(" *")
     head, good, turned = tables["predict-others"]
     assert good[:2] == ["`good`", "v"] and good[4] == good[8] == "is it" and turned[4] == tables["predict"][2][6]
