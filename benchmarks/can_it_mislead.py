@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ import torch
 import compare_nets
 import stitch_nets
 import train_model
-from benchmarks.cues import AGREEING, EXPERIMENTS, SETS, Experiment, Front
+from benchmarks.cues import AGREEING, EXPERIMENTS, RUNS, SETS, Experiment, Front
 from benchmarks.pages import table_text, write
 from src import results
 from src.evaluation.evaluate import evaluate
 from src.networks.opening import open_network
 from src.networks.presentation import put_on_dataset
 from src.results.saved_stitch import load_stitch
+from src.studies.frames import subsets
 
 VARIANTS = ("hard", "match_later", "iri")  # the last is match_later on identically represented inputs
 Figures = dict[tuple[str, str, str], float]  # by layer, metric and images
@@ -41,10 +42,10 @@ def quietly(main: Callable[[list[str]], None], words: list[str]) -> None:
 
 
 class Run:
-    """An experiment in a folder: what is there already is not made again."""
+    """One run of an experiment, in a folder that all share: what is there already is not made again."""
 
-    def __init__(self, experiment: Experiment, folder: Path, asked: argparse.Namespace) -> None:
-        self.experiment, self.folder = experiment, folder
+    def __init__(self, experiment: Experiment, folder: Path, asked: argparse.Namespace, number: int) -> None:
+        self.experiment, self.folder, self.networks = experiment, folder, experiment.networks(number)
         self.stitch_epochs = asked.epochs or experiment.stitch_epochs
         self.inputs = ["--iri-images", str(asked.iri_images or experiment.iri_images)]
         self.steps = ["--iri-steps", str(asked.iri_steps)]
@@ -62,18 +63,18 @@ class Run:
             np.savez(path, **arrays)
         return f"arrays:{path}"
 
-    def network(self, name: str, front: Front) -> str:
+    def network(self, front: Front) -> str:
         """A network trained on images of a kind, its weight file."""
-        out = self.folder / f"weights-{name}-{front.seed}"
+        out = self.folder / f"weights-{front.called}-{front.seed}"
         if not list(out.rglob("*.pt")):
             epochs = ["-e", str(self.network_epochs)] if self.network_epochs and front.trains else ["-e", front.epochs]
             how = ["-i", str(front.seed), "-g", str(front.seed), "-s", "1000000", "-o", str(out)]
             quietly(train_model.main, ["-m", "tiny10", "-d", self.dataset(front.kind), *how, *epochs, *front.how])
         return str(max(out.rglob("*.pt"), key=lambda file: int(file.stem)))
 
-    def stitched(self, front: str, name: str, end: str) -> dict[tuple[str, str], Path]:
+    def stitched(self, front: str, out: Path, end: str) -> dict[tuple[str, str], Path]:
         """The results of all variants of a front at all layers, by layer and variant."""
-        out, found, layers = self.folder / f"stitches-{name}", {}, self.experiment.layers
+        found, layers = {}, self.experiment.layers
         for variant in VARIANTS:
             run = out / variant
             if len(list(run.glob("*.pkl"))) < len(layers):
@@ -87,9 +88,9 @@ class Run:
                 found[layer, variant] = next(run.glob(f"{layer}-{layer}*.pkl"))
         return found
 
-    def similarity(self, front: str, name: str, end: str) -> Figures:
+    def similarity(self, front: str, out: Path, end: str) -> Figures:
         """Metrics at each layer on the agreeing images, and on what the front cannot tell from them."""
-        values, out = {}, self.folder / f"stitches-{name}"
+        values = {}
         for layer in self.experiment.layers:
             for on in ("data", "iri"):
                 run = f"cka-{on}-{layer}"
@@ -116,46 +117,51 @@ class Run:
         return evaluate(on_data.networks[0].network, on_data.split("val"), batch_size=64)["acc"]
 
 
-def found(run: Run) -> pd.DataFrame:
-    """A row a front and layer: accuracies (0 to 1) by variant and images, similarities, and the error of iri."""
-    end = run.network(*run.experiment.end)
+def found(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row a run, front and layer: accuracies (0 to 1) by variant and images, similarities, and the error of iri."""
     rows = []
-    for name, about in run.experiment.fronts.items():
-        front = run.network(about.called or name, about)
-        stitches, alike = run.stitched(front, name, end), run.similarity(front, name, end)
-        for layer in run.experiment.layers:
-            row: dict[str, Any] = {"front": name, "layer": layer}
-            for variant in VARIANTS:
-                shares = run.accuracies(stitches[layer, variant])
-                row |= {f"{variant} {kind}": shares[kind] for kind in SETS}
-            row |= {f"{metric} {on}": value for (at, metric, on), value in alike.items() if at == layer}
-            row["error"] = results.read(stitches[layer, "iri"])["identical"]["relative_error"]["mean"]
-            rows.append(row)
-            print(*row.values(), sep=" | ", flush=True)
+    for number, run in enumerate(runs):
+        end = run.network(run.networks.end)
+        for name, about in run.networks.fronts.items():
+            front, out = run.network(about), run.folder / f"stitches-{name}-{about.seed}"
+            stitches, alike = run.stitched(front, out, end), run.similarity(front, out, end)
+            for layer in run.experiment.layers:
+                row: dict[str, Any] = {"run": number, "front": name, "layer": layer}
+                for variant in VARIANTS:
+                    shares = run.accuracies(stitches[layer, variant])
+                    row |= {f"{variant} {kind}": shares[kind] for kind in SETS}
+                row |= {f"{metric} {on}": value for (at, metric, on), value in alike.items() if at == layer}
+                row["error"] = results.read(stitches[layer, "iri"])["identical"]["relative_error"]["mean"]
+                rows.append(row)
+                print(*row.values(), sep=" | ", flush=True)
     return pd.DataFrame(rows)
 
 
 def table(rows: pd.DataFrame, metrics: Mapping[str, str]) -> list[list[str]]:
-    """The same in words; metrics: what the columns of each are called."""
+    """The same in words, from the least of all runs to the most; metrics: what the columns of each are called."""
     variants = [f"{variant} agree / indep. / conflict" for variant in ("hard", "match_later", "match_later on iri")]
     alike = [f"{word}{on}" for word in metrics.values() for on in ("", " on iri")]
     made = [["front", "layer", *variants, *alike, "rel. error of iri"]]
-    for row in rows.to_dict(orient="records"):
-        shares = [" / ".join(f"{100 * row[f'{variant} {kind}']:.1f}" for kind in SETS) for variant in VARIANTS]
-        values = [f"{row[f'{metric} {on}']:.3f}" for metric in metrics for on in ("data", "iri")]
-        made.append([row["front"], row["layer"], *shares, *values, f"{row['error']:.2f}"])
+    for (front, layer), part in subsets(rows, ["front", "layer"]):
+        shares = [" / ".join(span(100 * part[f"{variant} {kind}"]) for kind in SETS) for variant in VARIANTS]
+        values = [span(part[f"{metric} {on}"], 2) for metric in metrics for on in ("data", "iri")]
+        made.append([front, layer, *shares, *values, span(part["error"], 2)])
     return made
 
 
-def networks(run: Run) -> pd.DataFrame:
-    """What each network is right on alone (0 to 1), by the kinds of images."""
-    named = {"end": run.experiment.end}
-    named |= {name: (about.called or name, about) for name, about in run.experiment.fronts.items()}
+def span(values: pd.Series, digits: int = 0) -> str:
+    """From the least to the most, once where they are one as they are written."""
+    return "-".join(dict.fromkeys(f"{value:.{digits}f}" for value in (values.min(), values.max())))
+
+
+def networks(runs: Sequence[Run]) -> pd.DataFrame:
+    """What each network of each run is right on alone (0 to 1), by the kinds of images."""
     rows = []
-    for name, (called, about) in named.items():
-        path = run.network(called, about)
-        rows.append({"network": name, "trained on": about.about, "begins from": about.begins})
-        rows[-1] |= {kind: run.alone(path, kind) for kind in SETS}
+    for number, run in enumerate(runs):
+        for name, about in {"end": run.networks.end, **run.networks.fronts}.items():
+            path = run.network(about)
+            rows.append({"run": number, "network": name, "trained on": about.about, "begins from": about.begins})
+            rows[-1] |= {kind: run.alone(path, kind) for kind in SETS}
     return pd.DataFrame(rows)
 
 
@@ -163,6 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--images", choices=EXPERIMENTS, default="digits", help="which experiment")
+    parser.add_argument("--runs", type=int, choices=range(1, RUNS + 1), default=RUNS, help="each of other networks")
     parser.add_argument("--iri-images", type=int)
     parser.add_argument("--iri-steps", type=int, default=100)
     parser.add_argument("--epochs", type=int, help="of each stitch")
@@ -172,8 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     experiment = EXPERIMENTS[asked.images]
     start = time.monotonic()
     torch.manual_seed(0)
-    run = Run(experiment, asked.folder or Path("results") / experiment.mark, asked)
-    made = table_text(table(found(run), experiment.metrics))
+    folder = asked.folder or Path("results") / experiment.mark
+    runs = [Run(experiment, folder, asked, number) for number in range(asked.runs)]
+    made = table_text(table(found(runs), experiment.metrics))
     print(made)
     if experiment.page:
         write(asked.page or experiment.page, experiment.mark, made)

@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,8 @@ COLOURS = np.array([colorsys.hsv_to_rgb(hue / CLASSES, 1, 0.8) for hue in range(
 AGREEING, INDEPENDENT, CONFLICTING = SETS = ("agreeing", "independent", "conflicting")
 COLOUR, SHAPE, NOISE = "colour", "shape", "noise"  # what a network is trained on, the other at random
 BORDER = 3  # pixels
+SHIPPED = (0, 1, 2, 3, 4, 10)  # seeds of networks of CIFAR-10, two a run
+RUNS = len(SHIPPED) // 2
 PHOTOGRAPHS = {"train": 5_000, "val": 2_000}
 Images = tuple[np.ndarray, np.ndarray]
 
@@ -71,12 +74,12 @@ class Front:
     """A network of an experiment.
 
     about: what it was trained on, in words. kind: its images. epochs, how: words of train_model.py. begins: from which
-    weights, in words. called: in the names of folders, where not as in the table.
+    weights, in words. called: in the names of folders.
     """
 
     about: str
     kind: str
-    seed: int = 1
+    seed: int
     epochs: str = "20"
     how: tuple[str, ...] = ()
     begins: str = "random"
@@ -84,19 +87,26 @@ class Front:
     trains: bool = True
 
 
+class Networks(NamedTuple):
+    """Those of one run of an experiment: an end that knows the shape, and fronts by what they know."""
+
+    end: Front
+    fronts: Mapping[str, Front]
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Images of kinds, an end that knows the shape, fronts, and how they are sewn.
+    """Images of kinds, networks that look at one cue or another, and how they are sewn.
 
     images_of: images and labels of a kind and split. mark: of the table in the page, and the folder below results/.
-    start, stitch_epochs, iri_images: of stitches. metrics: {name: what the table calls it}.
+    networks: those of a run; each run has seeds of its own. start, stitch_epochs, iri_images: of stitches.
+    metrics: {name: what the table calls it}.
     """
 
     mark: str
     page: Path | None
     images_of: Callable[[str, str], Images]
-    end: tuple[str, Front]
-    fronts: Mapping[str, Front]
+    networks: Callable[[int], Networks]
     start: str = "random"
     stitch_epochs: int = 40
     iri_images: int = 300
@@ -104,42 +114,51 @@ class Experiment:
     metrics: Mapping[str, str] = field(default_factory=lambda: {"cka": "CKA"})
 
 
-# at this rate the statistics of BatchNorms settle, and nothing else
-SETTLED = Front("nothing; its BatchNorms settled on the images", AGREEING, 1, "2", ("-lr", "1e-12"), trains=False)
+def settled(seed: int) -> Front:
+    """A network that knows nothing: at its rate the statistics of BatchNorms settle, and nothing else."""
+    words = "nothing; its BatchNorms settled on the images"
+    return Front(words, AGREEING, seed, "2", ("-lr", "1e-12"), trains=False, called="untrained")
 
 
-def shipped(seed: int) -> Front:
+def shipped(number: int) -> Front:
     """A shipped network of CIFAR-10 that has got used to borders of any colour."""
+    seed = SHIPPED[number]
     start = ROOT / "model_weights" / "Tiny10" / "CIFAR10" / f"in{seed}-gn{seed}" / "110000.pt"
     how = ("--init-weights", str(start), "-lr", "0.01")
-    return Front("the photograph; colours at random", SHAPE, seed, "5", how, f"the shipped in{seed}")
+    return Front("the photograph; colours at random", SHAPE, seed, "5", how, f"in{seed}", called=SHAPE)
+
+
+def of_digits(run: int) -> Networks:
+    """All but the end differ from it in their seed, too."""
+    end, seed = 2 * run, 2 * run + 1
+    fronts = {
+        "colour": Front("the colour of the ground; digits at random", COLOUR, seed, called=COLOUR),
+        "both": Front("images in which both agree", AGREEING, seed, called=AGREEING),
+        "shape": Front("the digit; colours at random (another seed than the end's)", SHAPE, seed, called=SHAPE),
+        "noise": Front("ten patterns in noise, without any digit or colour", NOISE, seed, called=NOISE),
+        "untrained": settled(seed),
+    }
+    return Networks(Front("the digit; colours at random", SHAPE, end, called=SHAPE), fronts)
+
+
+def of_photographs(run: int) -> Networks:
+    seed = 2 * run + 1
+    fronts = {
+        "colour": Front("the colour of the border; photographs at random", COLOUR, seed, "10", called=COLOUR),
+        "both": Front("images in which both agree", AGREEING, seed, "10", called=AGREEING),
+        "shape": shipped(2 * run + 1),
+        "untrained": settled(seed),
+    }
+    return Networks(shipped(2 * run), fronts)
 
 
 EXPERIMENTS = {
-    "digits": Experiment(
-        "can_it_mislead",
-        ROOT / "docs" / "can_it_mislead.md",
-        digits,
-        ("shape", Front("the digit; colours at random", SHAPE, 0)),
-        {
-            "colour": Front("the colour of the ground; digits at random", COLOUR),
-            "both": Front("images in which both agree", AGREEING, called="agreeing"),
-            "shape": Front("the digit; colours at random (another seed than the end's)", SHAPE),
-            "noise": Front("ten patterns in noise, without any digit or colour", NOISE),
-            "untrained": SETTLED,
-        },
-    ),
+    "digits": Experiment("can_it_mislead", ROOT / "docs" / "can_it_mislead.md", digits, of_digits),
     "border": Experiment(
         "border",
         None,
         photographs,
-        ("shape", shipped(0)),
-        {
-            "colour": Front("the colour of the border; photographs at random", COLOUR, epochs="10"),
-            "both": Front("images in which both agree", AGREEING, epochs="10", called="agreeing"),
-            "shape": shipped(1),
-            "untrained": SETTLED,
-        },
+        of_photographs,
         stitch_epochs=20,
         iri_images=1000,
         metrics={"cka": "CKA", "mutual_knn": "neighbours"},

@@ -14,12 +14,13 @@ from benchmarks.findings.runs import Runs
 from benchmarks.findings.values import Rows, cell, in_order, means, named, of_correlation, spanned
 from src.results.plots.curves import MARKERS
 from src.results.plots.style import INK, SMALL, finish, new_figure
-from src.studies.frames import Frame, subsets
+from src.studies.frames import ENDS, Frame, subsets
 from src.studies.means import jackknife
 
 MEASURES = ("accuracy", "l2_relative", "cka")
 WORDS = {"accuracy": "accuracy (points)", "l2_relative": "relative l2", "cka": "CKA"}
 OTHERS = ["l2_relative", "cka"]
+FIRST, SHOWN = "hard", ("accuracy", "l2_relative")  # what others are held against, and in what
 
 
 def reduce(runs: Runs) -> dict[str, Frame]:
@@ -52,7 +53,21 @@ def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
         value, half = jackknife(part, correlations)
         shown = [spanned(*one) for one in zip(value, *of_correlation(value, half), strict=True)]
         beside.append([f"`{objective}`", str(len(part)), *shown])
-    return {"part-ways": rows, "part-ways-ranks": beside}
+    return {"part-ways": rows, "part-ways-beside": _beside_labels(changed), "part-ways-ranks": beside}
+
+
+def _beside_labels(changed: Frame) -> Rows:
+    """How much more an objective changes than `hard`, at the same layers of the same pairs."""
+    places = [*ENDS, "layer"]
+    plain = changed.loc[changed["objective"] == FIRST, [*places, *MEASURES]]
+    both = changed.merge(plain, on=places, suffixes=("", "_plain"))
+    more = both.assign(**{name: both[name] - both[f"{name}_plain"] for name in MEASURES})
+    rows = [["trained for", "layer", *(f"{WORDS[name]}, beyond {FIRST}" for name in SHOWN)]]
+    for row in means(more[more["objective"] != FIRST], ["objective", "layer"], SHOWN).to_dict(orient="records"):
+        accuracy = cell(row, "accuracy", signed=True)
+        l2 = cell(row, "l2_relative", scale=1, digits=2, signed=True)
+        rows.append([f"`{row['objective']}`", f"`{row['layer']}`", accuracy, l2])
+    return rows
 
 
 def picture(frames: Mapping[str, Frame]) -> Figure:

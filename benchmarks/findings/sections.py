@@ -49,7 +49,7 @@ SECTIONS = {
         Section(4, "ranks", ("ranks",), ranks.reduce, ranks.tables, ranks.picture, 3),
         Section(5, "predict", predict.STUDIES, predict.reduce, predict.tables, predict.picture, 6),
         Section(6, "architectures", BLOCKS, architectures.reduce, architectures.tables, architectures.picture),
-        Section(7, "mislead", (), mislead.reduce, mislead.tables, mislead.picture, 10),
+        Section(7, "mislead", (), mislead.reduce, mislead.tables, mislead.picture, 30),
         Section(8, "data", KINDS, more_is_better.reduce, more_is_better.tables, more_is_better.picture),
         Section(9, "recognition", ("metrics",), recognition.reduce, recognition.tables, recognition.picture, 15),
     )

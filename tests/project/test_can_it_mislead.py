@@ -1,10 +1,12 @@
 """Images whose colour and shape go together or part: their kinds, and the pages of the experiments."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks.cues import BORDER, CLASSES, COLOURS, bordered, digits, photographs
+from benchmarks.can_it_mislead import VARIANTS, span, table
+from benchmarks.cues import BORDER, CLASSES, COLOURS, EXPERIMENTS, RUNS, SETS, bordered, digits, photographs
 from benchmarks.pages import renew
 from src.dataset import load_split
 from tests.paths import ROOT
@@ -46,6 +48,20 @@ def test_photographs_are_what_they_are_called() -> None:
         assert abs((hue_of(images) == labels).mean() - shared) < 0.03
     assert (kinds["agreeing"][1] == kinds["conflicting"][1]).all()
     assert (kinds["agreeing"][0][:, 5:-5, 5:-5] == kinds["colour"][0][:, 5:-5, 5:-5]).all()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_each_run_has_networks_of_its_own(experiment) -> None:
+    runs = [experiment.networks(number) for number in range(RUNS)]
+    folders = [(front.called, front.seed) for end, fronts in runs for front in (end, *fronts.values())]
+    assert len(folders) == len({*folders}) and all(list(fronts) == list(runs[0].fronts) for _, fronts in runs)
+
+
+def test_a_cell_says_the_least_and_the_most_of_all_runs() -> None:
+    assert [span(pd.Series(values)) for values in ([99.6, 100], [1.4, 0.6], [7, 3, 5])] == ["100", "1", "3-7"]
+    shares = {f"{variant} {kind}": [0.5, 0.25] for variant in VARIANTS for kind in SETS}
+    frame = pd.DataFrame({"front": "f", "layer": "l", **shares, "cka data": 0.5, "cka iri": [0.25, 0.75], "error": 0.1})
+    assert table(frame, {"cka": "CKA"})[1] == ["f", "l", *3 * ["25-50 / 25-50 / 25-50"], "0.50", "0.25-0.75", "0.10"]
 
 
 def test_the_page_has_a_row_for_each_front_and_layer() -> None:
