@@ -283,9 +283,8 @@ def identical_of(
     args: argparse.Namespace, on_data: NetworksOnDataset, split: Split, layers: list[str]
 ) -> dict[str, IdenticalInputs]:
     """For each layer of the first network inputs that it cannot tell from the images."""
-    cache = IdenticalCache(
-        Path(args.out_dir) / CACHE_FOLDER, front_inputs(key_inputs(on_data, [], device=split.device)), cli.notice
-    )
+    folder = None if args.no_save else Path(args.out_dir) / CACHE_FOLDER
+    cache = IdenticalCache(folder, front_inputs(key_inputs(on_data, [], device=split.device)), cli.notice)
     usual = len(split) if split.device.type == "cuda" else IMAGES
     steps = STEPS if args.iri_steps is None else args.iri_steps
     network = on_data.networks[0].network
@@ -338,7 +337,9 @@ def versus(
     )
     if versus_pair.spec.size != on_data.spec.size:
         raise UserError(f"--versus: {spec} sees images of {versus_pair.spec.size} pixels; say --image-size for all")
-    (chosen,) = choose_layers(versus_pair.networks[1].network, layer, versus_pair.sample)
+    chosen, *more = choose_layers(versus_pair.networks[1].network, layer, versus_pair.sample)
+    if more:
+        raise UserError(f"--versus is of one layer of {spec}; {layer} means {len(more) + 1}")
     images = versus_pair.split(args.dataset_type, device=split.device, **arguments.reading(args, cli.notice))
     samples = [
         keep_activations(

@@ -23,7 +23,7 @@ from src.stitching.controls import CONTROLS, choose_controls
 from src.stitching.keys import front_inputs, key_inputs, stitch_keys
 from src.stitching.options import LADDER, OPTIONS, blind_labels, ladder
 from src.stitching.run import Callbacks, Outcome, StitchPlan, stitch
-from src.stitching.states import SET, check_states, resume_states, state_files
+from src.stitching.states import SET, check_same_stitches, check_states, resume_states, state_files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -86,6 +86,7 @@ def plan_of(
     args: argparse.Namespace, on_data: NetworksOnDataset, around: dict[str, Any], *, resume: Any, progress: Any
 ) -> StitchPlan:
     """What is asked for beside the stitches themselves."""
+    cache = None if args.no_save else Path(args.out_dir) / CACHE_FOLDER
     return StitchPlan(
         similarity=not args.no_similarity,
         labelled=on_data.end_labelled,
@@ -97,7 +98,7 @@ def plan_of(
         fresh=lambda seed: on_data.with_preprocessing(untrained(on_data.networks[0], seed), on_data.networks[0]),
         memory=1e9 * args.memory,
         resume=resume,
-        identical=IdenticalCache(Path(args.out_dir) / CACHE_FOLDER, front_inputs(around), cli.notice),
+        identical=IdenticalCache(cache, front_inputs(around), cli.notice),
         callbacks=Callbacks(cli.notice, progress),
     )
 
@@ -142,7 +143,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         train, val = on_data.split("train", **how), scored.split("val", **how)
         around = key_inputs(on_data, [split.digest() for split in (train, val)], device=device)
         keys = stitch_keys(cuts, around)
-        state = resume_states(folder, names, identity(args, on_data, around), cli.tell_resumed) if folder else None
+        about, state = identity(args, on_data, around), None
+        if folder:
+            if not single:
+                check_same_stitches(state_files(folder, names), cuts.specs, about)
+            state = resume_states(folder, names, about, cli.tell_resumed)
         plan = plan_of(args, on_data, around, resume=state, progress=epochs_of(cuts.specs, always=args.debug))
         outcomes = stitch(cuts, train, val, plan)
         params = cli.parameters(args) | on_data.dataset_param

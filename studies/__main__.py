@@ -40,6 +40,8 @@ PURPOSE = {
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     command = words.pop(0) if words and words[0] in COMMANDS else "run"
+    if command == "run" and len(words) > 1 and not words[0].startswith("-") and words[1].endswith(".toml"):
+        parser_of(command).error(f"no command {words[0]!r}; choose from {', '.join(COMMANDS)}, or name the study first")
     parser = parser_of(command)
     args = parser.parse_args(words)
     args.command = command

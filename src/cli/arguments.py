@@ -99,9 +99,8 @@ def add_run_options(parser: argparse.ArgumentParser, *, out_dir: str = "results"
         group.add_argument(
             "--format",
             type=formats,
-            default="png",
             metavar="LIST",
-            help=f"of pictures, with commas: {', '.join(FORMATS)} (default: png)",
+            help=f"of pictures, with commas: {', '.join(FORMATS)} (default: {FORMATS[0]})",
         )
     group.add_argument("--no-save", action="store_true", help="print only: write no result")
     group.add_argument("--json", action="store_true", help="print one JSON document instead of text")

@@ -285,6 +285,8 @@ def result_paths(
     `interrupted` says of a folder whether a run that is gone on with left it: what is there then is of the same run,
     which has made a part of its results, and is made again.
     """
+    if getattr(args, "format", None) and not args.plot:
+        raise UserError("--format is of the pictures that --plot draws")
     if args.no_save:
         for option in ("plot", "resume"):
             if getattr(args, option, False):
@@ -323,7 +325,7 @@ def _naming_ways_out(remedy: str) -> Iterator[None]:
 
 def picture_paths(args: argparse.Namespace, result: Path) -> list[Path]:
     """The pictures of a result: a file for each --format."""
-    return [result.with_suffix(f".{kind}") for kind in getattr(args, "format", ())]
+    return [result.with_suffix(f".{kind}") for kind in args.format or FORMATS[:1]] if hasattr(args, "format") else []
 
 
 def publish(

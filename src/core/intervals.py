@@ -39,18 +39,40 @@ def paired_difference(rr: int, rw: int, wr: int, ww: int) -> tuple[float, float]
     """
     n = rr + rw + wr + ww
     first, second = (rr + rw) / max(1, n), (rr + wr) / max(1, n)
-    (low1, high1), (low2, high2) = wilson(first, n), wilson(second, n)
     agreement = rr * ww - rw * wr
     if agreement > 0:
         agreement = max(0.0, agreement - n / 2)
     scale = math.sqrt((rr + rw) * (wr + ww) * (rr + wr) * (rw + ww))
-    correlation = agreement / scale if scale else 0.0
+    return _difference(first, second, n, agreement / scale if scale else 0.0)
+
+
+def _difference(first: float, second: float, images: int, correlation: float) -> tuple[float, float]:
+    (low1, high1), (low2, high2) = wilson(first, images), wilson(second, images)
 
     def spread(one: float, other: float) -> float:
         return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))
 
     difference = first - second
     return difference - spread(first - low1, high2 - second), difference + spread(high1 - first, second - low2)
+
+
+def of_shares(*shares: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of the mean share of right decisions over images, or of that of the first less the second.
+
+    shares: (images,), 0 to 1 each. By a bootstrap over images. Where these do not differ, it would say that no others
+    do: then it is Wilson's interval, or Newcombe's, as if each image were one decision.
+    """
+    rows = np.stack(shares, 1)
+    apart = rows[:, 0] - rows[:, 1:].sum(1)
+    if (apart != apart[0]).any():
+        return percentiles(bootstrap(rows, lambda means: means[:, 0] - means[:, 1:].sum(1)))
+    n, first, *others = len(rows), *rows.mean(0).clip(0, 1).tolist()
+    if not others:
+        return wilson(first, n)
+    (second,) = others
+    scale = n * math.sqrt(first * (1 - first) * second * (1 - second))
+    correlation = max(0.0, 1 - 0.5 / scale) if scale else 0.0  # 1 but for Newcombe's correction for continuity
+    return _difference(first, second, n, correlation)
 
 
 def bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ from src.core.config import MEMORY, choose_device
 from src.core.errors import UserError
 from src.core.options import FLAG, check_of
 from src.core.task import MULTI_LABEL, SINGLE_LABEL
-from src.core.text import close_to, visible
+from src.core.text import close_to, in_line, visible
 from src.cutting.structure import no_logits, share_structure
 from src.dataset import DATASETS, DatasetSpec
 from src.dataset.split import MemorySplit
@@ -124,7 +124,11 @@ def sew(
         raise UserError(f"controls change images (n, channels, height, width), and these are {tuple(images.shape)}")
     spec = _spec({"batch_size": min(BATCH, len(images))} | options, front_layer, end_layer)
     sample = torch.zeros_like(images[:2])
-    cuts = CutNetworks(*networks, [spec], sample, layouts=layouts)
+    try:
+        cuts = CutNetworks(*networks, [spec], sample, layouts=layouts)
+    except RuntimeError as error:
+        how = f"{tuple(images.shape[1:])}, {str(images.dtype).removeprefix('torch.')}"
+        raise UserError(f"the networks do not take such images ({how}): {in_line(str(error))}") from None
     classes, alike = _classes(cuts, "end"), _classes(cuts, "front") == _classes(cuts, "end")
     _check_teachers(spec, labelled, comparable=alike)
     train, *others = [_split(*given, classes, labelled) for given in splits]
@@ -189,7 +193,11 @@ def _tensors(given: Any, called: str, device: torch.device) -> tuple[Tensor, Ten
         raise UserError(
             f"{called}: images have the shape {tuple(images.shape)}; two or more are needed, each with axes"
         )
-    images = (images.float() if images.is_floating_point() else images).to(device)
+    if images.is_floating_point():
+        images = images.float()
+        if not images.isfinite().all():
+            raise UserError(f"{called}: images hold NaN or infinite values")
+    images = images.to(device)
     if labels is None:
         return images, None
     labels = tensor_of(labels, f"{called}, labels")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.core.intervals import Z95, paired_difference, wilson
+from src.core.intervals import Z95, of_shares, paired_difference, wilson
 from src.core.task import MULTI_LABEL, Task
 
 Interval = tuple[float, float]
@@ -44,11 +44,11 @@ class Functional:
         return min(self.range[1], abs(float(self.each(x, y, labels, task).mean())))
 
     def interval(self, x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Interval:
-        """The 95% interval over images, from counts or their standard deviation."""
-        if self.counted and task is not MULTI_LABEL:
+        """The 95% interval over images, from counts or their standard deviation, whichever says more."""
+        values = self.each(x, y, labels, task)
+        if self.counted and (task is not MULTI_LABEL or bool((values == values[0]).all())):
             low, high = self.counted(x, y, labels, task)
         else:
-            values = self.each(x, y, labels, task)
             mean, half = float(values.mean()), Z95 * float(values.std()) / math.sqrt(len(values))
             low, high = mean - half, mean + half
         if self.paired:
@@ -78,8 +78,14 @@ def disagreement(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Tensor:
 
 def accuracy_difference(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Return each image's share of right decisions of the one less that of the other."""
-    one, other = (task.correct(logits, labels.to(logits.device)).view(len(x), -1).double() for logits in (x, y))
-    return (one - other).mean(1)
+    one, other = _right(x, y, labels, task)
+    return one - other
+
+
+def _right(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Each image's share of right decisions of the one and of the other, (2, images)."""
+    right = [task.correct(logits, labels.to(logits.device)).view(len(x), -1) for logits in (x, y)]
+    return torch.stack(right).double().mean(2)
 
 
 def _disagreeing(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Interval:
@@ -87,7 +93,9 @@ def _disagreeing(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Interval:
 
 
 def _difference(x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Interval:
-    a, b = (task.correct(logits, labels.to(logits.device)).bool() for logits in (x, y))
+    if task is MULTI_LABEL:
+        return of_shares(*_right(x, y, labels, task).cpu().numpy())
+    a, b = _right(x, y, labels, task).bool()
     return paired_difference(*(int(which.sum()) for which in (a & b, a & ~b, ~a & b, ~a & ~b)))
 
 

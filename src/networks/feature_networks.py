@@ -20,9 +20,8 @@ from src.dataset.preprocessing import Preprocessing
 from src.networks.checkpoints import Checkpoint
 from src.networks.opening import open_network
 from src.networks.presentation import put_on_dataset
-from src.networks.source_spec import Named, split_view
+from src.networks.source_spec import PREFIX, Named, split_view
 
-PREFIX = "features:"
 NONE = "none"  # in the place of a data set, where both sides are files
 Side = tuple[FeatureFile, Mapping[str, str]]  # a file, and the layout of each layer
 ROWS = "rows"  # the attribute of a batch of images that says which rows of a file belong to it
@@ -50,7 +49,11 @@ def rows_of(saved: Saved, images: Tensor, order: Tensor | None) -> Tensor:
     first, last = int(rows[0]), int(rows[-1])
     in_a_row = last - first + 1 == len(rows) and torch.equal(rows, torch.arange(first, last + 1))
     index: Any = slice(first, last + 1) if in_a_row else rows.numpy()
-    values = np.ascontiguousarray(saved.read(index), dtype=np.float32)
+    read = saved.read(index)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(read, dtype=np.float32)
+    if read.dtype.itemsize > values.itemsize and (np.isinf(values) & np.isfinite(read)).any():
+        raise UserError(f"{saved.place}: values beyond those of float32, in which metrics take activations")
     return torch.from_numpy(values.copy() if not values.flags.writeable else values).to(images.device)
 
 

@@ -13,6 +13,7 @@ from src.models import canonical_name
 from src.networks.sources import SOURCES
 from src.networks.sources.library import Source
 
+PREFIX = "features:"  # of files of activations, which are no networks
 VIEW = {
     "size": lambda text: _whole(text),
     "mean": lambda text: _numbers(text),

@@ -269,7 +269,8 @@ def stitches_table(results: Sequence[dict[str, Any]]) -> str:
         notes.append(f"{EXACT_MARK}: fitted to fewer rows than unknowns, so it says nothing about the networks")
     if any("minus_data" in result.get("identical", {}) for result in results):
         notes.append(
-            "minus_data: after minus that of the data themselves, points, on inputs that front cannot tell from them"
+            "minus_data: after minus that of the data themselves, points, on inputs that front cannot tell from them; "
+            "error: how far front's activations of these are from those of the images, over their size, on average"
         )
     doubtful = [(result, text) for result in results for text in fit_warnings(result)]
     if doubtful:
@@ -302,8 +303,9 @@ def _figures(result: dict[str, Any]) -> dict[str, str]:
     row |= {"CKA": _number(result["cka_frank"], 0, ".4f"), "l2": _number(result["l2_frank"], 0, ".4f")}
     if "robust" in result:
         row["robust"] = _number(result["robust"]["after"], 0, f".{digits}%")
-    apart = result.get("identical", {}).get("minus_data")
-    return row | ({"minus_data": _points(apart)} if apart else {})
+    if (made := result.get("identical", {})).get("minus_data"):
+        row |= {"minus_data": _points(made["minus_data"]), "error": f"{made['relative_error']['mean']:.2f}"}
+    return row
 
 
 def _between(result: dict[str, Any]) -> dict[str, str]:

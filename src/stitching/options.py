@@ -158,7 +158,7 @@ def combinations(options: Mapping[str, Any], iri_images: Callable[[], int] = lam
     """
     values = {name: options[name] for name in (*(option.field for option in OPTIONS), *PRECISIONS, "debug")}
     values["lr"] = values["lr"] or usual_rate(whiten=values["whiten"])
-    values |= {name: values[name] or usual for name, usual in LATER.items() if name in values}
+    values |= {name: usual for name, usual in LATER.items() if name in values and values[name] is None}
     if IDENTICAL in values["train_on"]:
         values["iri_images"] = values["iri_images"] or iri_images()
     elif values["iri_steps"] != USUAL["iri_steps"]:

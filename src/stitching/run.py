@@ -36,7 +36,7 @@ from src.stitching.start import initial_stitch
 from src.stitching.stitch_spec import DATA, IDENTICAL, ControlSpec, Cut, StitchSpec, TrainingInputs
 from src.stitching.targets import AT_FINAL, AT_STITCH, TARGETS
 from src.stitching.validation import Validation, comes_later, scores_of
-from src.training.loop import DEBUG_STEPS, after, diverged, fit_together, scored
+from src.training.loop import DEBUG_STEPS, after, check_batch, diverged, fit_together, scored
 from src.training.run_state import Course, Resume
 from src.training.train_state import History, TrainState
 from src.training.watch import Watch
@@ -108,6 +108,9 @@ def stitch(cuts: CutNetworks, train: Split, val: Split, plan: StitchPlan | None 
         raise UserError("--adversarial attacks decisions about labels, and these are of other classes than end's")
     for note in [*notes, *check_patches(cuts, cuts.specs, plan.memory)]:
         plan.callbacks.on_message(note)
+    for spec in cuts.specs:
+        if spec.epochs:
+            check_batch(spec.batch_size, spec.trained_on(len(train)))
     groups = list(_groups(cuts, plan, len(train)))
     if len(groups) > 1:
         inputs = len({spec.inputs for spec in cuts.specs})

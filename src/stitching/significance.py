@@ -1,11 +1,11 @@
 """How sure one may be of a stitch: intervals over images, the penalty, and the score between two controls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from src.core.intervals import bootstrap, paired_difference, percentiles, wilson
+from src.core.intervals import bootstrap, of_shares, paired_difference, percentiles, wilson
 from src.evaluation.scores import HITS, AgreementCounter
 
 Interval = tuple[float, float]
@@ -23,7 +23,7 @@ def intervals_of(counts: AgreementCounter, name: str) -> dict[str, Interval]:
         if counts.decisions == counts.images:
             intervals[measure] = wilson(share, counts.images)
         else:  # decisions about one image go together
-            intervals[measure] = _resampled(counts, kind, [name], lambda means: means[:, 0])
+            intervals[measure] = of_shares(_shares(counts, kind, name))
     return intervals
 
 
@@ -40,7 +40,7 @@ def penalty_of(counts: AgreementCounter, name: str) -> dict[str, float] | None:
     if counts.decisions == counts.images:
         low, high = paired_difference(**hits)
     else:
-        low, high = _resampled(counts, "right", [counts.target, name], lambda means: means[:, 0] - means[:, 1])
+        low, high = of_shares(_shares(counts, "right", counts.target), _shares(counts, "right", name))
     return {"value": value, "low": low, "high": high}
 
 
@@ -55,7 +55,7 @@ def paired_shares(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
         hits = dict(zip(HITS, (int(which.sum()) for which in (a & b, a & ~b, ~a & b, ~a & ~b)), strict=True))
         low, high = paired_difference(**hits)
     else:
-        low, high = percentiles(bootstrap(np.stack([one, other], 1), lambda means: means[:, 0] - means[:, 1]))
+        low, high = of_shares(one, other)
     return {"value": value, "low": low, "high": high}
 
 
@@ -83,13 +83,6 @@ def score_of(counts: AgreementCounter, name: str, floor: Sequence[str], ceiling:
         return {"value": None, "low": None, "high": None, "reason": reason}
     low, high = percentiles(drawn[:, 0] / drawn[:, 1])
     return {"value": above / whole, "low": low, "high": high}
-
-
-def _resampled(
-    counts: AgreementCounter, kind: str, names: Sequence[str], statistic: Callable[[np.ndarray], np.ndarray]
-) -> Interval:
-    rows = np.stack([_shares(counts, kind, name) for name in names], 1)
-    return percentiles(bootstrap(rows, statistic))
 
 
 def _shares(counts: AgreementCounter, kind: str, name: str) -> np.ndarray:

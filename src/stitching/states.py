@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from src.core.errors import UserError
 from src.stitching.stitch_spec import StitchSpec
-from src.training.run_state import Resume
+from src.training.run_state import Resume, read_state
 
 SET = "stitches"  # what the files of several stitches together are called
+STITCHES = "stitches"  # in what identifies a state: the keys of those that train together
 
 
 def state_files(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -36,6 +38,19 @@ def check_states(folder: Path, names: Sequence[str], *, resume: bool, overwrite:
     return None
 
 
+def check_same_stitches(files: Sequence[Path], specs: Sequence[StitchSpec], about: dict[str, Any]) -> None:
+    """Raise UserError about a state of several stitches that are not all among these: it would be thrown away.
+
+    `about` as in `resume_states`.
+    """
+    keys = {spec.key(**about) for spec in specs}
+    for file in files:
+        before = read_state(file)["identity"].get(STITCHES)
+        if not (isinstance(before, list | tuple) and keys.issuperset(map(str, before))):
+            reason = "it was started with other options, layers, networks or images"
+            raise UserError(f"cannot resume from {file}: {reason}; --overwrite starts anew")
+
+
 def resume_states(
     folder: Path,
     names: Sequence[str],
@@ -56,7 +71,7 @@ def resume_states(
             file, identity = folder / f"{names[0]}.resume.pt", together[0].identity() | about
         else:
             keys = [spec.key(**about) for spec in together]
-            file, identity = folder / f"{SET}-{keys[0][:16]}.resume.pt", {"stitches": keys}
+            file, identity = folder / f"{SET}-{keys[0][:16]}.resume.pt", {STITCHES: keys}
         return Resume(file, identity, lambda done: told and told(done, epochs), every)
 
     return state

@@ -142,6 +142,10 @@ class StitchSpec:
             return TrainingInputs(DATA, self.iri_images)
         return TrainingInputs(self.train_on, self.iri_images, self.iri_steps, self.front_layer)
 
+    def trained_on(self, images: int) -> int:
+        """How many of so many images it is trained on: all, or its fixed subset."""
+        return min(self.inputs.images or images, images)
+
     @property
     def twin(self) -> "StitchSpec":
         """The same stitch of the data: itself, where it is trained on these."""

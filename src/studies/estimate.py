@@ -10,6 +10,7 @@ from src.stitching.cka import can_share, cka_group
 
 START = 3.0  # seconds until a bundle's first batch: networks and images are loaded, layers cut
 TAIL = 0.5  # of the end network runs behind a stitch, as a mean over its layers
+REACHED = 0.5  # of the front network runs up to a layer that inputs are to be alike at, likewise
 STEP = 8e-4  # seconds that a stitch takes beside the networks, in each training step
 GPU_STEP = 5e-5  # the same on a GPU, where it is one of a chunk and the step is launched as a whole
 PAIRED = 6e3  # float operations that a metric takes for each pair of images, where it holds all against all
@@ -33,7 +34,7 @@ class Costs:
 
     def trained_on(self, spec: StitchSpec) -> int:
         """How many images a stitch is trained on: all, or the fixed subset that it says."""
-        return min(spec.inputs.images or self.train, self.train)
+        return spec.trained_on(self.train)
 
 
 def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
@@ -52,7 +53,7 @@ def _validations(spec: StitchSpec) -> int:
 
 def alike_seconds(costs: Costs, images: int, steps: int) -> float:
     """What so many inputs take that a layer of the front network cannot tell from images: forth and back, each step."""
-    return 3 * costs.front * images * steps
+    return 3 * REACHED * costs.front * images * steps
 
 
 def own_seconds(spec: StitchSpec, costs: Costs, others: int, geometry: Geometry | None) -> float:

@@ -34,6 +34,7 @@ from src.studies.estimate import (
 )
 from src.studies.jobs import Bundle, CompareSpec, Item, Settings
 from src.studies.network_cache import CachedNetwork, NetworkCache
+from src.training.loop import check_batch
 
 
 class _Priced(NamedTuple):
@@ -98,6 +99,9 @@ class PairWork:
         specs, left_out = draft
         teachers = teachers_of(spec.target_type for spec in specs)
         self.on_data.require_for(teachers, batch_dependent=self.settings.batch_dependent)
+        for spec in specs:
+            if spec.epochs:
+                check_batch(spec.batch_size, self.costs.trained_on(spec))
         for front, end in self.couples(table):
             for reason, count in left_out.items():
                 self.left_out[reason] += count

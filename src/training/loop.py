@@ -179,10 +179,15 @@ def _steps(courses: Sequence[Course], batch_size: int, epochs: int) -> int:
     if len(counts) != 1:
         raise UserError(f"what trains together has epochs of one length, not {sorted(counts)} batches")
     steps = counts.pop()
-    if steps == 0 and epochs:
-        images = len(courses[0].split)
-        raise UserError(f"batch size {batch_size} exceeds the {images} training images; lower --batch-size")
+    if epochs:
+        check_batch(batch_size, len(courses[0].split))
     return steps
+
+
+def check_batch(batch_size: int, images: int) -> None:
+    """Raise UserError where no whole batch can be made of so many training images."""
+    if batch_size > images:
+        raise UserError(f"batch size {batch_size} exceeds the {images} training images; lower --batch-size")
 
 
 def _add_scores(train_states: Sequence[TrainState], rows: Rows, validate: Validate, where: str) -> None:

@@ -171,6 +171,13 @@ def test_an_interrupted_run_is_neither_thrown_away_nor_begun_anew_in_silence(toy
     assert not state.exists()
 
 
+def test_words_that_would_be_ignored_are_refused(toy, capsys) -> None:
+    np.save("x.npy", np.ones((4, 3)))
+    assert "saved activations are for compare_nets.py" in refused(capsys, "features:x.npy", "b5.pt", "bn1", "bn1")
+    command = ("a3.pt", "b5.pt", "bn1", "bn1", "-e", "0", "-i", "ps_inv")
+    assert "--format is of the pictures that --plot draws" in refused(capsys, *command, "--format", "pdf")
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize(("front", "end"), [("a3", "b5"), ("b5", "a3"), ("a3", "b3")])
 def test_an_orthogonal_stitch_of_any_shape_trains_and_stays_orthogonal(toy, front, end, optimizer) -> None:

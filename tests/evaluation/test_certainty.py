@@ -152,3 +152,6 @@ def test_a_layer_of_a_third_network_is_compared_on_the_same_images(
     with pytest.raises(SystemExit):
         compare_nets.main(["a3.pt", "b3.pt", "all", "bn1", "toy", "cka", "--versus", "b5.pt", "bn1", "--no-save"])
     assert "--versus is of one pair of layers" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as refused:
+        compare_nets.main(["a3.pt", "b3.pt", "bn1", "bn1", "toy", "cka", "--versus", "b5.pt", "bn1,conv2", "--no-save"])
+    assert refused.value.code == 2 and "--versus is of one layer of b5.pt; bn1,conv2 means 2" in capsys.readouterr().err

@@ -159,6 +159,9 @@ def test_networks_need_not_see_pictures() -> None:
         ({"data": (data()[0], torch.full((IMAGES,), 7))}, "labels go from 7 to 7, and end has 3 classes"),
         ({"data": (data()[0], torch.zeros(5))}, "48 images and labels of the shape (5,)"),
         ({"data": torch.zeros(4)}, "images have the shape (4,)"),
+        ({"data": (data()[0] * torch.nan, data()[1])}, "images hold NaN or infinite values"),
+        ({"data": (data()[0].byte(), data()[1])}, "the networks do not take such images (("),
+        ({"data": (data()[0].repeat(1, 2, 1, 1), data()[1])}, "the networks do not take such images ((2, "),
         (
             {"end": nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU())},
             "the end network returns values of the shape",

@@ -290,6 +290,11 @@ BAD: dict[str, tuple[Callable[[], Any], str, str]] = {
         "is damaged, or no .safetensors",
     ),
     "NaN": (lambda: np.save("x.npy", np.where(GOOD > 2, np.nan, GOOD)), "x.npy", "NaN or infinite values"),
+    "beyond float32": (
+        lambda: np.save("x.npy", 1e300 * GOOD.astype(float)),
+        "x.npy",
+        "x.npy: values beyond those of float32",
+    ),
     "a size behind the ?": (lambda: np.save("x.npy", GOOD), "x.npy?size=3", "size says nothing of saved activations"),
 }
 

@@ -183,6 +183,12 @@ def test_a_set_killed_in_training_is_resumed_to_the_same(
     with pytest.raises(SystemExit):
         stitch_nets.main([*COMMAND, "--run-name", "cut"])
     assert "is of an interrupted run; --resume goes on" in capsys.readouterr().err
+    kept = {path: path.read_bytes() for path in Path("results/cut").glob("*.resume.pt")}
+    for other in (["-e", "1"], ["--seed", "5,6"], ["-lr", "0.5"]):  # the last of an option counts
+        with pytest.raises(SystemExit):
+            stitch_nets.main([*COMMAND, "--run-name", "cut", "--resume", *other])
+        assert "it was started with other options, layers" in capsys.readouterr().err
+    assert kept == {path: path.read_bytes() for path in Path("results/cut").glob("*.resume.pt")}
     stitch_nets.main([*COMMAND, "--run-name", "cut", "--resume"])
     assert last == [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 2 of 2")]
     names = sorted(path.name for path in Path("results/whole").glob("*.pkl"))

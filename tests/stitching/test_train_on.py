@@ -1,5 +1,6 @@
 """What a stitch is trained on: the data, or inputs that its front cannot tell from them."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import compare_nets
 import eval_stitch
 import stitch_nets
 from src import results
@@ -115,6 +117,8 @@ def test_options_of_a_command() -> None:
     assert (iri.train_on, iri.iri_images, iri.iri_steps) == ("iri", 7, 9)
     (part,) = specs("--iri-images", "5")
     assert part.iri_images == 5 and part.train_on == "data"
+    (noise,) = specs("--train-on", "iri", "--iri-steps", "0", "--target-type", "match")
+    assert noise.iri_steps == 0
     with pytest.raises(UserError, match="--iri-steps 9 is of --train-on iri"):
         specs("--iri-steps", "9")
 
@@ -123,7 +127,7 @@ def test_the_script_says_and_keeps_it_and_goes_on(toy: Path, capsys: pytest.Capt
     more = ["--train-on", "data,iri", "--iri-images", "32", "--iri-steps", "3", "--controls", "untrained"]
     stitch_nets.main([*PAIR, *more])
     captured = capsys.readouterr()
-    assert "train_on" in captured.out and "minus_data" in captured.out
+    assert "train_on" in captured.out and re.search(r"minus_data +error\n", captured.out)
     assert "note: --train-on iri with --target-type hard" in captured.err
     assert "32 inputs alike at bn1, 3 steps each: about 1 s" in captured.err
     files = {path.name: path for path in Path("results/r").glob("*.pkl")}
@@ -140,3 +144,19 @@ def test_the_script_says_and_keeps_it_and_goes_on(toy: Path, capsys: pytest.Capt
     alone = results.read(Path("results/s/bn1-bn1.pkl"))
     assert alone["key"] == iri["key"]
     assert_same(alone["trans_m"], iri["trans_m"])
+
+
+def test_a_batch_larger_than_the_inputs_is_refused_before_any_is_made(toy: Path, capsys) -> None:
+    words = [*PAIR[:-1], "s", "--train-on", "iri", "--iri-images", "32", "--iri-steps", "3", "-b", "33"]
+    with pytest.raises(SystemExit) as refused:
+        stitch_nets.main(words)
+    assert refused.value.code == 2 and "batch size 33 exceeds the 32 training images" in capsys.readouterr().err
+    assert not Path("results").exists() or not list(Path("results").iterdir())
+
+
+def test_nothing_is_saved_where_nothing_is_to_be(toy: Path) -> None:
+    where = PAIR.index("--run-name")
+    words = [*PAIR[:where], *PAIR[where + 2 :], "--train-on", "iri", "--iri-images", "32", "--iri-steps", "1"]
+    stitch_nets.main([*words, "--no-save"])
+    compare_nets.main([*PAIR[:4], "toy", "cka", "--on", "iri", "--iri-images", "32", "--iri-steps", "1", "--no-save"])
+    assert not Path("results").exists()

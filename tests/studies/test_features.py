@@ -12,6 +12,7 @@ import pytest
 import compare_nets
 from src import results
 from src.dataset.feature_files import read_features
+from src.studies.frames import collect
 from src.studies.jobs import from_record, to_record
 from src.studies.plan import make_plan
 from src.studies.schema import Study
@@ -111,6 +112,8 @@ def test_ids_align_and_are_kept() -> None:
     Path("s.toml").write_text(study)
     main([*WORKER])
     assert np.allclose(values(), 1, atol=1e-6) and len(values()) == 2
+    compared = collect(make_plan(Study(Path("s.toml"))), Store(Path("results/s"))).comparisons
+    assert compared[["train_fraction1", "shuffle_labels2"]].isna().all(axis=None)  # nobody says so
     kept = [read_features(path).ids for path in Path("results/s").glob("*.safetensors")]
     assert sorted(kept, key=repr) == sorted([tuple(ids), tuple(ids[order])], key=repr)
 

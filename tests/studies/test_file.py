@@ -40,7 +40,7 @@ low_rank = [
     1,
     "full",
 ]
-
+batch_size = 16
 [compare]
 layers = "bn1"
 metrics = "cka"
@@ -70,6 +70,7 @@ BAD = {
     "one network": (', "b3.pt"', "", 's.toml:1: networks: pairs = "all" needs two networks or more'),
     "pairs of three": ("seeds = [0, 1]", 'pairs = [["a3.pt", "b3.pt", "b5.pt"]]', "s.toml:3: pairs: a list of pairs"),
     "a control that is none": ("seeds = [0, 1]", 'controls = ["slef"]', "s.toml:3: controls: unknown control 'slef'"),
+    "a batch of more": ("batch_size = 16", "batch_size = 49", "s.toml:5: stitch: batch size 49 exceeds the 48"),
     "options that exclude each other": ("init = [", "orthogonal = true\nmask = 'semi-match'\ninit = [", "s.toml:5: "),
     "a rank that no layer has": ("    1,\n    \"full\",", "    9", "s.toml:5: stitch: nothing is left to do: "),
     "a rate that is no number": ("init = [", "lr = 'fast'\ninit = [", "s.toml:7: stitch.lr: 'fast' is not a "),
@@ -90,6 +91,12 @@ def test_a_bad_file_gets_its_line(name, toy, capsys) -> None:
     assert stop.value.code == 2 and captured.out == ""
     assert captured.err.startswith(f"error: {expected}"), captured.err
     assert captured.err.count("\n") == 1 and not (toy / "results").exists()
+
+
+def test_a_word_that_is_no_command_is_said(toy, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["tabel", "s.toml"])
+    assert stop.value.code == 2 and "no command 'tabel'; choose from status, table" in capsys.readouterr().err
 
 
 def test_no_file_and_no_text(toy, capsys) -> None:
@@ -173,7 +180,8 @@ def test_the_estimate_counts_the_images_that_a_stitch_is_trained_on() -> None:
 def test_what_stitches_share_is_paid_once_in_each_part_of_the_work(toy, monkeypatch) -> None:
     for name, seconds in (("shared_seconds", 10.0), ("own_seconds", 1.0)):
         monkeypatch.setattr(src.studies.pair_work, name, lambda *about, seconds=seconds: seconds)
-    text = 'pairs = [["a3.pt", "b5.pt"]]\nseeds = [0, 1]\n{}[stitch]\nlayers = "bn1"\ninit = ["ps_inv", "random"]\n'
+    text = 'pairs = [["a3.pt", "b5.pt"]]\nseeds = [0, 1]\n{}'
+    text += '[stitch]\nbatch_size = 16\nlayers = "bn1"\ninit = ["ps_inv", "random"]\n'
     found = []
     for number, minutes in enumerate(("", "minutes = 0.2\n")):
         Path(f"s{number}.toml").write_text(text.format(minutes))
@@ -234,6 +242,7 @@ def test_planning_takes_little_for_each_stitch(toy) -> None:
 def test_a_table_may_name_networks_and_pairs_of_its_own(toy) -> None:
     text = GOOD.replace("[[stitch]]", '[[stitch]]\nnetworks = ["a3.pt", "b5.pt"]\npairs = "self"').replace("full", "2")
     text += 'pairs = [["b5.pt", "a3.pt"]]\n[[stitch]]\nfront_layers = "bn1"\nend_layers = "conv2"\nseed = 7\n'
+    text += "batch_size = 16\n"
     text = text.replace('"2"', "2").replace("[compare]", "[[compare]]")
     (toy / "s.toml").write_text(text)
     bundles = make_plan(Study(toy / "s.toml")).bundles
@@ -245,7 +254,9 @@ def test_a_table_may_name_networks_and_pairs_of_its_own(toy) -> None:
 
 
 def test_networks_of_a_table_stand_in_for_listed_pairs_of_the_study(toy) -> None:
-    text = 'pairs = [["a3.pt", "b3.pt"]]\n[[stitch]]\nlayers = "bn1"\n[[stitch]]\nlayers = "bn1"\n'
+    text = (
+        'pairs = [["a3.pt", "b3.pt"]]\n[[stitch]]\nlayers = "bn1"\nepochs = 0\n[[stitch]]\nlayers = "bn1"\nepochs = 0\n'
+    )
     (toy / "s.toml").write_text(text + 'networks = ["b3.pt", "b5.pt"]\n')
     pairs = [bundle.pair for bundle in make_plan(Study(toy / "s.toml")).bundles]
     assert pairs == [("a3.pt", "b3.pt"), ("b3.pt", "b5.pt"), ("b5.pt", "b3.pt")]
