@@ -194,7 +194,8 @@ def open_sides(args: argparse.Namespace) -> NetworksOnDataset | FeaturePair:
         raise UserError("--image-size is of images, and two files see none")
     for option, default in (("on", DATA), ("versus", None), ("model1", None), ("model2", None), ("images", None)):
         if getattr(args, option) not in (default, None):
-            raise UserError(f"features: excludes --{option}: a file has no network that could be asked")
+            reason = "is of all its images" if option == "images" else "has no network that could be asked"
+            raise UserError(f"features: excludes --{option}: a file {reason}")
     return cli.show(open_files(specs, args.dataset, size=args.image_size, on_message=cli.notice))
 
 

@@ -42,7 +42,7 @@ class FeatureWork(PairWork):
         self.pair, self.settings, self.on_data = pair, settings, on_data
         self.cache, self.left_out = cache, left_out
         if settings.images is not None and on_data.shown:
-            raise UserError(f"images = {settings.images} leaves out images of which {self._file} has activations")
+            raise UserError(f"images excludes {self._file}, which is of all images of a split")
         self.sides = self._cached(0), self._cached(1)
         self.costs = Costs(self.sides[0].seconds, self.sides[1].seconds, 0, 0, cache.products)
         self.items, self.sewn, self.matched = [], set(), {}

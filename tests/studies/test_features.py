@@ -143,7 +143,7 @@ OTHER = 'front_layers = "bn1"\nend_layers = "{}"\nmetrics = "cka"'
             r"s.toml:4: stitch: features:a.safetensors has no network that could be stitched; give this table pairs",
         ),
         (f"[compare]\n{PLAIN}", "a.safetensors", "s.toml:4: compare: .* has no layer 'bn1'"),
-        (f"images = 8\n[compare]\n{PLAIN}", "a.safetensors", "s.toml:2: pairs: images = 8 leaves out images of which"),
+        (f"images = 8\n[compare]\n{PLAIN}", "a.safetensors", "s.toml:2: pairs: images excludes features:a.safetensors"),
         (f"[compare]\n{PLAIN}\nsave = 1", "a.safetensors", "s.toml:7: compare.save: 1 is none of True, False"),
         (f"[compare]\n{OTHER.format('few')}", "few.npy", "s.toml:4: compare: few.npy has 9 images, toy .val. 48"),
         (f"[compare]\n{OTHER.format('cube')}", "cube.npy", "s.toml:2: pairs: .* may be tokens or channels"),
