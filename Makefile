@@ -5,7 +5,7 @@
 # make fuzz N=100000  spoils so many files of every kind and reads them (SEED=1 chooses others): anything but "read" or
 #             one line is a failure
 # make bench  times the suite against the plain way, an hour or more on a quiet machine
-# make findings  docs/findings.md anew: two hours on two cores, gone on from where it was; needs CIFAR-10
+# make findings  docs/findings.md anew: two and a half hours on two cores, gone on from where it was; needs CIFAR-10
 # make docs   the tables of README and docs from the parsers, and the pages as a site that opens from site/index.html
 # make check  what continuous integration runs: formatting, types, layers, shell scripts, tests
 #
