@@ -37,6 +37,7 @@ controls = ["constant"]
 layers = "bn1"
 init = ["ps_inv", "random"]
 epochs = 1
+batch_size = 16
 lr = [1e-3, 2e-3]
 [[compare]]
 layers = ["bn1", "conv2"]

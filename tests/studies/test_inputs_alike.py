@@ -150,7 +150,7 @@ def test_a_plan_says_what_it_is_compared_on_and_what_that_takes() -> None:
     Path("s.toml").write_text(STUDY.replace("iri_images = 32\niri_steps = 3\n", ""))
     spec = make_plan(Study(Path("s.toml"))).bundles[1].items[0].spec
     assert isinstance(spec, CompareSpec) and (spec.iri_images, spec.iri_steps) == (5000, usual.iri_steps)
-    long = IRI.replace("= 3\n", "= 2000\n")
+    long = IRI.replace("= 3\n", "= 20000\n")
     Path("s.toml").write_text(STUDY.replace(IRI, long) + COMPARE.replace("l2", "lr") + long)
     first, same, *_ = [(one.seconds, one.items[0].spec) for one in make_plan(Study(Path("s.toml"))).bundles[1:]]
     assert first[1] != same[1] and first[0] > 10 * same[0]  # the second finds what the first has made
@@ -158,8 +158,8 @@ def test_a_plan_says_what_it_is_compared_on_and_what_that_takes() -> None:
 
 def test_of_stitches_that_are_trained_on_the_same_inputs_the_first_is_to_pay_for_them() -> None:
     one, other = DIGITS
-    table = f'[stitch]\nlayers = "bn5"\ntarget_type = "match_later"\nepochs = 1\ntrain_on = "iri"\n{IRI}'
-    table = table.replace('on = "iri"\niri', "iri").replace("= 3\n", "= 20000\n")
+    table = '[stitch]\nlayers = "bn5"\ntarget_type = "match_later"\nepochs = 1\nbatch_size = 16\ntrain_on = "iri"\n'
+    table = (table + IRI).replace('on = "iri"\niri', "iri").replace("= 3\n", "= 20000\n")
     Path("s.toml").write_text(f'dataset = "digits"\npairs = {json.dumps([[one, other], [one, one]])}\n{table}')
     found = {bundle.pair: bundle.seconds for bundle in make_plan(Study(Path("s.toml"))).bundles}
     assert found[one, other] > 10 * found[one, one]

@@ -397,6 +397,7 @@ def test_a_stitch_that_comes_later_is_held_against_its_twin_that_is_there(toy) -
 
 def test_what_sizes_and_networks_exclude_is_left_out_of_a_plan(toy) -> None:
     text = 'pairs = [["a3.pt", "b5.pt"]]\n[stitch]\nlayers = ["bn1", "fc1"]\nlayer_pairs = "zip"\ninit = "ps_inv"\n'
+    text += "epochs = 0\n"
     plan = make_plan(study(text + "hidden = [4, 6]\n"))
     assert len(plan.names) == 2 and any("--hidden 4 cannot start" in why for why in plan.left_out)
     with pytest.raises(UserError, match="nothing is left to do: --train-end-norm: Toy has no BatchNorm behind bn1"):
