@@ -154,7 +154,8 @@ def _add_differences(outcomes: Mapping[StitchSpec, Outcome], right: Mapping[Stit
     """Say beside each stitch of identically represented inputs what it reaches minus what its twin of the data does."""
     for spec, outcome in outcomes.items():
         if isinstance(outcome, dict) and spec.train_on == IDENTICAL and spec in right and spec.twin in right:
-            outcome["identical"] |= {"minus_data": paired_shares(right[spec], right[spec.twin])}
+            apart = paired_shares(right[spec], right[spec.twin])
+            outcome["identical"] = outcome["identical"] | {"minus_data": apart}  # what it was is of all on these inputs
 
 
 def _groups(cuts: CutNetworks, plan: StitchPlan, images: int) -> Iterator[list[StitchSpec]]:

@@ -23,6 +23,7 @@ from src.stitching import CutNetworks, StitchSpec
 from src.stitching.options import combinations
 from src.stitching.run import StitchPlan, stitch
 from src.stitching.significance import paired_shares
+from tests.paths import ROOT
 from tests.same import assert_same
 
 SAMPLE = torch.zeros(2, 1, 8, 8)
@@ -152,6 +153,23 @@ def test_a_batch_larger_than_the_inputs_is_refused_before_any_is_made(toy: Path,
         stitch_nets.main(words)
     assert refused.value.code == 2 and "batch size 33 exceeds the 32 training images" in capsys.readouterr().err
     assert not Path("results").exists() or not list(Path("results").iterdir())
+
+
+def test_each_stitch_of_the_same_inputs_has_a_difference_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    networks = [f"{ROOT}/model_weights/Tiny10/Digits/{name}/440.pt" for name in ("in0-gn0", "in1-gn1")]
+    words = [*networks, "bn3", "bn3,bn5", "-e", "0", "-i", "ps_inv", "--resize", "--train-on", "data,iri"]
+    stitch_nets.main([*words, "--iri-images", "64", "--iri-steps", "2", "--run-name", "r"])
+    found = {path.stem: results.read(path) for path in Path("results/r").glob("*.pkl")}
+    apart = {}
+    for end in ("bn3", "bn5"):
+        data, iri = (found[f"bn3-{end},train_on={kind}"] for kind in ("data", "iri"))
+        apart[end] = iri["identical"]["minus_data"]["value"]
+        shares = [one["model_results"]["trans"]["acc"] for one in (iri, data)]
+        assert apart[end] == pytest.approx(shares[0] - shares[1]), end
+    assert apart["bn3"] != apart["bn5"]
 
 
 def test_nothing_is_saved_where_nothing_is_to_be(toy: Path) -> None:
