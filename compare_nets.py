@@ -36,10 +36,11 @@ from src.metrics.algebra.products import described
 from src.metrics.certainty.uncertainty import Difference, difference
 from src.metrics.engine.plan import Pair
 from src.metrics.own import load_own
-from src.networks.feature_networks import NONE, FeaturePair, is_features
+from src.networks.feature_networks import NONE, FeaturePair
 from src.networks.feature_networks import open_sides as open_files
 from src.networks.opening import Named, open_network
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
+from src.networks.source_spec import is_features
 from src.results import plots, provenance
 from src.results import text as report
 from src.results.comparison_text import (

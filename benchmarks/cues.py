@@ -16,6 +16,7 @@ CLASSES = 10
 COLOURS = np.array([colorsys.hsv_to_rgb(hue / CLASSES, 1, 0.8) for hue in range(CLASSES)])
 AGREEING, INDEPENDENT, CONFLICTING = SETS = ("agreeing", "independent", "conflicting")
 COLOUR, SHAPE, NOISE = "colour", "shape", "noise"  # what a network is trained on, the other at random
+UNTRAINED = "untrained"
 BORDER = 3  # pixels
 SHIPPED = (0, 1, 2, 3, 4, 10)  # seeds of networks of CIFAR-10, two a run
 RUNS = len(SHIPPED) // 2
@@ -74,7 +75,7 @@ class Front:
     """A network of an experiment.
 
     about: what it was trained on, in words. kind: its images. epochs, how: words of train_model.py. begins: from which
-    weights, in words. called: in the names of folders.
+    weights, in words.
     """
 
     about: str
@@ -83,8 +84,12 @@ class Front:
     epochs: str = "20"
     how: tuple[str, ...] = ()
     begins: str = "random"
-    called: str = ""
     trains: bool = True
+
+    @property
+    def called(self) -> str:
+        """In the names of folders."""
+        return self.kind if self.trains else UNTRAINED
 
 
 class Networks(NamedTuple):
@@ -117,7 +122,7 @@ class Experiment:
 def settled(seed: int) -> Front:
     """A network that knows nothing: at its rate the statistics of BatchNorms settle, and nothing else."""
     words = "nothing; its BatchNorms settled on the images"
-    return Front(words, AGREEING, seed, "2", ("-lr", "1e-12"), trains=False, called="untrained")
+    return Front(words, AGREEING, seed, "2", ("-lr", "1e-12"), trains=False)
 
 
 def shipped(number: int) -> Front:
@@ -125,29 +130,29 @@ def shipped(number: int) -> Front:
     seed = SHIPPED[number]
     start = ROOT / "model_weights" / "Tiny10" / "CIFAR10" / f"in{seed}-gn{seed}" / "110000.pt"
     how = ("--init-weights", str(start), "-lr", "0.01")
-    return Front("the photograph; colours at random", SHAPE, seed, "5", how, f"in{seed}", called=SHAPE)
+    return Front("the photograph; colours at random", SHAPE, seed, "5", how, f"in{seed}")
 
 
 def of_digits(run: int) -> Networks:
     """All but the end differ from it in their seed, too."""
     end, seed = 2 * run, 2 * run + 1
     fronts = {
-        "colour": Front("the colour of the ground; digits at random", COLOUR, seed, called=COLOUR),
-        "both": Front("images in which both agree", AGREEING, seed, called=AGREEING),
-        "shape": Front("the digit; colours at random (another seed than the end's)", SHAPE, seed, called=SHAPE),
-        "noise": Front("ten patterns in noise, without any digit or colour", NOISE, seed, called=NOISE),
-        "untrained": settled(seed),
+        "colour": Front("the colour of the ground; digits at random", COLOUR, seed),
+        "both": Front("images in which both agree", AGREEING, seed),
+        "shape": Front("the digit; colours at random (another seed than the end's)", SHAPE, seed),
+        "noise": Front("ten patterns in noise, without any digit or colour", NOISE, seed),
+        UNTRAINED: settled(seed),
     }
-    return Networks(Front("the digit; colours at random", SHAPE, end, called=SHAPE), fronts)
+    return Networks(Front("the digit; colours at random", SHAPE, end), fronts)
 
 
 def of_photographs(run: int) -> Networks:
     seed = 2 * run + 1
     fronts = {
-        "colour": Front("the colour of the border; photographs at random", COLOUR, seed, "10", called=COLOUR),
-        "both": Front("images in which both agree", AGREEING, seed, "10", called=AGREEING),
+        "colour": Front("the colour of the border; photographs at random", COLOUR, seed, "10"),
+        "both": Front("images in which both agree", AGREEING, seed, "10"),
         "shape": shipped(2 * run + 1),
-        "untrained": settled(seed),
+        UNTRAINED: settled(seed),
     }
     return Networks(shipped(2 * run), fronts)
 

@@ -54,7 +54,7 @@ def picture(frames: Mapping[str, Frame]) -> Figure:
         title="front knows", handlelength=3,
     )  # fmt: skip
     note = "images scored: colour agrees with the photograph, has nothing to do with it, or always says another class"
-    note += "\nlines: means of three runs, bars: from the least to the most; grey: chance"
+    note += f"\nlines: means of {RUNS} runs, bars: from the least to the most; grey: chance"
     figure.supxlabel(note, fontsize=SMALL, color=INK)
     return figure
 

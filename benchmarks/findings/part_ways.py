@@ -59,9 +59,9 @@ def tables(frames: Mapping[str, Frame]) -> dict[str, Rows]:
 def _beside_labels(changed: Frame) -> Rows:
     """How much more an objective changes than `hard`, at the same layers of the same pairs."""
     places = [*ENDS, "layer"]
-    plain = changed.loc[changed["objective"] == FIRST, [*places, *MEASURES]]
+    plain = changed.loc[changed["objective"] == FIRST, [*places, *SHOWN]]
     both = changed.merge(plain, on=places, suffixes=("", "_plain"))
-    more = both.assign(**{name: both[name] - both[f"{name}_plain"] for name in MEASURES})
+    more = both.assign(**{name: both[name] - both[f"{name}_plain"] for name in SHOWN})
     rows = [["trained for", "layer", *(f"{WORDS[name]}, beyond {FIRST}" for name in SHOWN)]]
     for row in means(more[more["objective"] != FIRST], ["objective", "layer"], SHOWN).to_dict(orient="records"):
         accuracy = cell(row, "accuracy", signed=True)

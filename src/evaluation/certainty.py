@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from src.core.config import MEMORY
 from src.core.progress import bar
-from src.core.task import MULTI_LABEL, Task
+from src.core.task import Task
 from src.dataset import Split
 from src.evaluation.activations import keep_activations
 from src.metrics.certainty.uncertainty import Sample, Uncertainty, intervals, nulls, threshold
@@ -101,7 +101,7 @@ def _add_functional(
     first, second, labels, task = outputs
     if with_intervals:
         certainty.intervals[measure.name] = measure.interval(*outputs)
-        is_counted = measure.counted and task is not MULTI_LABEL
+        is_counted = measure.counting(measure.each(*outputs), task)
         certainty.how[f"intervals of {measure.name}"] = "counted images" if is_counted else "spread over images"
     if permutations and measure.paired:
         generator = torch.Generator().manual_seed(0)

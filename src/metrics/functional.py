@@ -12,6 +12,7 @@ from src.core.intervals import Z95, of_shares, paired_difference, wilson
 from src.core.task import MULTI_LABEL, Task
 
 Interval = tuple[float, float]
+Counted = Callable[[Tensor, Tensor, Tensor, Task], Interval]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Functional:
     higher_is_better: bool = False
     more_alike: Literal["higher", "lower"] = "lower"
     paired: bool = True
-    counted: Callable[[Tensor, Tensor, Tensor, Task], Interval] | None = None
+    counted: Counted | None = None
     needs_labels: bool = False
 
     def number(self, value: float) -> float:
@@ -43,11 +44,15 @@ class Functional:
         """The measure itself."""
         return min(self.range[1], abs(float(self.each(x, y, labels, task).mean())))
 
+    def counting(self, values: Tensor, task: Task) -> Counted | None:
+        """What makes the interval of the mean of each image's value of counts; None: it is of their deviation."""
+        return self.counted if task is not MULTI_LABEL or bool((values == values[0]).all()) else None
+
     def interval(self, x: Tensor, y: Tensor, labels: Tensor, task: Task) -> Interval:
         """The 95% interval over images, from counts or their standard deviation, whichever says more."""
         values = self.each(x, y, labels, task)
-        if self.counted and (task is not MULTI_LABEL or bool((values == values[0]).all())):
-            low, high = self.counted(x, y, labels, task)
+        if count := self.counting(values, task):
+            low, high = count(x, y, labels, task)
         else:
             mean, half = float(values.mean()), Z95 * float(values.std()) / math.sqrt(len(values))
             low, high = mean - half, mean + half

@@ -20,7 +20,7 @@ from src.dataset.preprocessing import Preprocessing
 from src.networks.checkpoints import Checkpoint
 from src.networks.opening import open_network
 from src.networks.presentation import put_on_dataset
-from src.networks.source_spec import PREFIX, Named, split_view
+from src.networks.source_spec import PREFIX, Named, is_features, split_view
 
 NONE = "none"  # in the place of a data set, where both sides are files
 Side = tuple[FeatureFile, Mapping[str, str]]  # a file, and the layout of each layer
@@ -49,11 +49,11 @@ def rows_of(saved: Saved, images: Tensor, order: Tensor | None) -> Tensor:
     first, last = int(rows[0]), int(rows[-1])
     in_a_row = last - first + 1 == len(rows) and torch.equal(rows, torch.arange(first, last + 1))
     index: Any = slice(first, last + 1) if in_a_row else rows.numpy()
-    read = saved.read(index)
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(read, dtype=np.float32)
-    if read.dtype.itemsize > values.itemsize and (np.isinf(values) & np.isfinite(read)).any():
-        raise UserError(f"{saved.place}: values beyond those of float32, in which metrics take activations")
+    try:
+        with np.errstate(over="raise"):
+            values = np.ascontiguousarray(saved.read(index), dtype=np.float32)
+    except FloatingPointError:
+        raise UserError(f"{saved.place}: values beyond those of float32, in which metrics take activations") from None
     return torch.from_numpy(values.copy() if not values.flags.writeable else values).to(images.device)
 
 
@@ -190,10 +190,6 @@ class FeaturePair:
         labels = torch.from_numpy(values.astype(np.int64))
         order = getattr(self.networks[self.files.index(labelled)].network, "order_of_images", None)
         return labels if order is None else labels[order]
-
-
-def is_features(spec: str | Named) -> bool:
-    return str(spec).startswith(PREFIX)
 
 
 def path_of(spec: str) -> Path:

@@ -15,7 +15,7 @@ from src.networks import checkpoints
 from src.networks.architectures import architecture, canonical_model, own_preprocessing, seen_as_asked
 from src.networks.checkpoints import Checkpoint
 from src.networks.class_names import classes_of
-from src.networks.source_spec import PREFIX, Asker, Named, NetworkSpec, parse_spec
+from src.networks.source_spec import Asker, Named, NetworkSpec, is_features, parse_spec
 from src.networks.sources.library import LibraryModel, NotHere, check_forward
 from src.networks.sources.offline import offline
 from src.networks.state_dicts import fill_body
@@ -59,7 +59,7 @@ def _open(
     asker: Asker,
     bare: bool,
 ) -> Checkpoint:
-    if str(text).startswith(PREFIX):
+    if is_features(text):
         raise UserError(f"{text}: saved activations are for compare_nets.py, and no network")
     spec, is_named = parse_spec(str(text)), isinstance(text, Named)
     if "weights" in spec.view and spec.record and not (spec.weights and spec.weights != spec.record.word):

@@ -13,7 +13,7 @@ from src.models import canonical_name
 from src.networks.sources import SOURCES
 from src.networks.sources.library import Source
 
-PREFIX = "features:"  # of files of activations, which are no networks
+PREFIX = "features:"  # of the names of saved activations
 VIEW = {
     "size": lambda text: _whole(text),
     "mean": lambda text: _numbers(text),
@@ -38,6 +38,11 @@ class Named:
 
     def __str__(self) -> str:
         return self.text
+
+
+def is_features(spec: str | Named) -> bool:
+    """Whether a text names saved activations, in the place of a network."""
+    return str(spec).startswith(PREFIX)
 
 
 @dataclass(frozen=True, slots=True)

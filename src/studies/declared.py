@@ -12,8 +12,7 @@ from typing import Any
 
 from src.core.errors import UserError
 from src.evaluation.identical import IMAGES
-from src.networks.feature_networks import PREFIX, is_features
-from src.networks.source_spec import parse_spec
+from src.networks.source_spec import PREFIX, is_features, parse_spec
 from src.stitching import StitchSpec, usual_rate
 from src.stitching.options import spec_of
 from src.stitching.stitch_spec import IDENTICAL

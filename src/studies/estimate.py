@@ -32,14 +32,10 @@ class Costs:
     products: float
     step: float = STEP
 
-    def trained_on(self, spec: StitchSpec) -> int:
-        """How many images a stitch is trained on: all, or the fixed subset that it says."""
-        return spec.trained_on(self.train)
-
 
 def shared_seconds(spec: StitchSpec, costs: Costs) -> float:
     """What stitches that train together pay once: both networks on the images of all epochs, moments, and scores."""
-    images = costs.trained_on(spec)
+    images = spec.trained_on(costs.train)
     training = spec.epochs * images * costs.front
     validation = min(1, _validations(spec)) * costs.val * costs.front  # what comes of it is kept
     moments = images * (costs.front + costs.end) if spec.needs_train_moments else 0.0
@@ -61,7 +57,7 @@ def own_seconds(spec: StitchSpec, costs: Costs, others: int, geometry: Geometry 
 
     geometry: where CKA is asked for.
     """
-    tail, images = TAIL * costs.end, costs.trained_on(spec)
+    tail, images = TAIL * costs.end, spec.trained_on(costs.train)
     steps = spec.epochs * (images // spec.batch_size) * costs.step
     training = spec.epochs * images * 3 * tail + steps
     scoring = costs.val * tail
@@ -99,7 +95,7 @@ def paired_operations(metrics: Iterable[str], view: str | None, images: int) -> 
 
 def own_bytes(spec: StitchSpec, geometry: Geometry, costs: Costs) -> int:
     """The size of a result file: its maps, and those that were kept in training."""
-    steps = costs.trained_on(spec) // spec.batch_size
+    steps = spec.trained_on(costs.train) // spec.batch_size
     kept = 2 + math.ceil(steps / spec.save_frequency) if spec.epochs else 1
     return HEAD + 4 * (MAPS + kept) * (geometry.inputs + 1) * geometry.outputs
 

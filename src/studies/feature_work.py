@@ -8,7 +8,8 @@ from tqdm import tqdm
 from src.core.errors import UserError
 from src.dataset.feature_files import digest_of_features
 from src.evaluation.identical import DATA
-from src.networks.feature_networks import FeaturePair, is_features
+from src.networks.feature_networks import FeaturePair
+from src.networks.source_spec import is_features
 from src.stitching.keys import key_inputs
 from src.studies.declared import Declared, Pair
 from src.studies.estimate import Costs

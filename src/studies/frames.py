@@ -13,7 +13,7 @@ import pandas as pd
 from src import results
 from src.core.errors import UserError
 from src.evaluation.identical import DATA
-from src.networks.feature_networks import is_features
+from src.networks.source_spec import is_features
 from src.results.frame import NETWORK
 from src.results.titles import network_name, told_apart
 from src.stitching import StitchSpec, usual_rate
@@ -172,8 +172,9 @@ def _comparison(result: dict[str, Any], pair: tuple[str, str], spec: CompareSpec
     frame, facts = result["frame"], {name: getattr(spec, name) for name in ASKED}
     for i, (called, network) in enumerate(zip(pair, result["networks"], strict=True), start=1):
         facts |= {f"spec{i}": called, f"network{i}": network_name(network)}
-        known = [fact for fact in FACTS if fact == "architecture" or not is_features(called)]
-        facts |= {f"{fact}{i}": network.get(NETWORK[fact]) if fact in known else None for fact in FACTS}
+        facts |= {f"{fact}{i}": network.get(NETWORK[fact]) for fact in FACTS}
+        if is_features(called):  # nobody says how the network of a file was trained
+            facts |= dict.fromkeys(f"{fact}{i}" for fact in FACTS if fact != "architecture")
     return frame[frame["method"].isin(spec.metrics)].assign(**facts)[COMPARED]
 
 

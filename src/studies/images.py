@@ -9,8 +9,9 @@ import torch
 from src.dataset import Split
 from src.dataset.split import MemorySplit
 from src.networks import opening as sources
-from src.networks.feature_networks import FeaturePair, is_features, open_sides, place_of
+from src.networks.feature_networks import FeaturePair, open_sides, place_of
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
+from src.networks.source_spec import is_features
 from src.studies.jobs import Bundle
 
 Arrays = dict[tuple, tuple[np.ndarray, np.ndarray]]  # images and labels, by what they are of

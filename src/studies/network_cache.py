@@ -16,9 +16,9 @@ from src.dataset.feature_files import digest_of_features
 from src.metrics.algebra.products import times
 from src.networks import opening as sources
 from src.networks.checkpoints import Checkpoint, weights_digest
-from src.networks.feature_networks import FeaturePair, is_features, open_sides, place_of
+from src.networks.feature_networks import FeaturePair, open_sides, place_of
 from src.networks.presentation import NetworksOnDataset, put_on_dataset
-from src.networks.source_spec import Named
+from src.networks.source_spec import Named, is_features
 
 CPU = torch.device("cpu")
 SIDE, GPU_SIDE = 512, 2048  # rows of the matrix whose products are timed

@@ -101,7 +101,7 @@ class PairWork:
         self.on_data.require_for(teachers, batch_dependent=self.settings.batch_dependent)
         for spec in specs:
             if spec.epochs:
-                check_batch(spec.batch_size, self.costs.trained_on(spec))
+                check_batch(spec.batch_size, spec.trained_on(self.costs.train))
         for front, end in self.couples(table):
             for reason, count in left_out.items():
                 self.left_out[reason] += count
@@ -129,7 +129,7 @@ class PairWork:
         others = self._other_controls(spec, geometry)
         seconds = own_seconds(spec, self.costs, others, geometry if self.settings.similarity else None)
         if spec.inputs.steps:
-            count, train = self.costs.trained_on(spec), self.about["images"][0]
+            count, train = spec.trained_on(self.costs.train), self.about["images"][0]
             seconds += self._alike_seconds(spec.front_layer, count, spec.iri_steps, train)
         self.items.append(_Priced(Item(name, key, spec), seconds, own_bytes(spec, geometry, self.costs)))
 
@@ -153,7 +153,7 @@ class PairWork:
 
     def _other_controls(self, spec: StitchSpec, geometry: Geometry) -> int:
         """How many controls are sewn for a stitch that were not for one before it."""
-        sewn = control_specs(geometry, spec, self.settings.controls, self.costs.trained_on(spec))
+        sewn = control_specs(geometry, spec, self.settings.controls, spec.trained_on(self.costs.train))
         before = len(self.sewn)
         self.sewn.update(one for some in sewn.values() for one in some)
         return len(self.sewn) - before

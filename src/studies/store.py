@@ -17,7 +17,8 @@ from src.core.files import atomic_write, make_folder, remove_leftovers
 from src.core.records import LINES, NATURAL, TEXT, check, read_json
 from src.metrics.own import is_own
 from src.networks.architectures import files_of
-from src.networks.feature_networks import features_files, is_features
+from src.networks.feature_networks import features_files
+from src.networks.source_spec import is_features
 from src.studies.deaths import Death
 from src.studies.declared import metrics_of, texts_of
 from src.studies.jobs import to_record

@@ -33,7 +33,6 @@ KEPT = {
     "epochs": NATURAL,
     "learners": Several(_LEARNER),
 }  # what a state of a training holds beside what run it is of
-_BROKEN = "cannot resume from {}: {{}}; without that file training starts anew"
 DEAR = 50  # times as long as a state takes to be written, training goes on before the next one, where states are rare
 
 
@@ -143,7 +142,7 @@ class Run:
             take_snapshots(self.train_states, 0)
 
     def load(self, resume: Resume) -> None:
-        broken, record = _BROKEN.format(resume.file), read_state(resume.file)
+        record = read_state(resume.file)
         for key in sorted(map(str, record["identity"].keys() | resume.identity.keys())):
             before, now = record["identity"].get(key), resume.identity.get(key)
             if not _are_same(before, now):
@@ -161,20 +160,23 @@ class Run:
             for set_state, state in zip((torch.set_rng_state, self._set_drawn), record["dropout"], strict=False):
                 set_state(state)
         except UserError as error:
-            raise UserError(broken.format(f"it does not fit this training: {in_line(str(error))}")) from None
+            raise _broken(resume.file, f"it does not fit this training: {in_line(str(error))}") from None
         except Exception as error:  # torch raises anything at all for what it did not write
-            raise UserError(broken.format(f"it does not fit this training ({type(error).__name__})")) from None
+            raise _broken(resume.file, f"it does not fit this training ({type(error).__name__})") from None
+
+
+def _broken(file: Path, reason: str) -> UserError:
+    return UserError(f"cannot resume from {file}: {reason}; without that file training starts anew")
 
 
 def read_state(file: Path) -> dict[str, Any]:
     """What a file of a training's state holds, unchecked but for its `identity`; raises UserError for no such file."""
-    broken = _BROKEN.format(file)
     try:
         record = parse_tensors(read_bytes(file))
     except ValueError as error:
-        raise UserError(broken.format(error)) from None
+        raise _broken(file, str(error)) from None
     if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
-        raise UserError(broken.format("it is no state of a training"))
+        raise _broken(file, "it is no state of a training")
     return record
 
 

@@ -94,8 +94,12 @@ def test_what_networks_decide_has_intervals_over_images() -> None:
 def test_that_no_decision_differs_is_not_certain_of_few_images() -> None:
     x, labels = torch.eye(4).repeat(5, 1), torch.arange(20) % 4
     for name in ("disagreement", "abs_acc_diff"):
-        low, high = FUNCTIONAL[name].interval(x, x, labels, SINGLE_LABEL)
-        assert low == 0 and 0.05 < high < 0.25, name
+        for task, truth in ((SINGLE_LABEL, labels), (MULTI_LABEL, x)):
+            low, high = FUNCTIONAL[name].interval(x, x, truth, task)
+            assert low == 0 and 0.05 < high < 0.25, (name, task)
+        values = FUNCTIONAL[name].each(x, -x, x, MULTI_LABEL)
+        assert FUNCTIONAL[name].counting(values, MULTI_LABEL) and not FUNCTIONAL[name].counting(labels, MULTI_LABEL)
+    assert FUNCTIONAL["jsd"].counting(torch.zeros(20), SINGLE_LABEL) is None
 
 
 WORDS = ["a3.pt", "b3.pt", "bn1", "bn1", "toy", "cka"]

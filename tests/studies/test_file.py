@@ -172,7 +172,7 @@ def test_the_estimate_counts_the_images_that_a_stitch_is_trained_on() -> None:
     few = replace(plain, train_on="iri", iri_images=100)
     for price in (shared_seconds, partial(own_seconds, others=2, geometry=None)):
         assert price(few, costs=costs) == price(plain, costs=replace(costs, train=100)) < price(plain, costs=costs)
-    assert costs.trained_on(plain) == costs.trained_on(replace(few, iri_images=4000)) == 3000
+    assert plain.trained_on(3000) == replace(few, iri_images=4000).trained_on(3000) == 3000
     # 5 epochs and moments of none; validation images once, and twice through both networks when all is scored
     assert shared_seconds(plain, costs) == pytest.approx(5 * 3 + 0.5 + 2 * 1.5)
 
